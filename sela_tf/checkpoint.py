@@ -1,0 +1,77 @@
+"""The state of a run on disk: one directory a save, there whole or not at all.
+
+checkpoints/step-00000234/state.npz      arrays by name: "model/0007", "optimizer/0003", "table/labels", …
+checkpoints/step-00000234/meta.json      step, digest of state.npz, and whatever else the trainer gives
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_PREFIX, _UNFINISHED = "step-", ".unfinished-"
+
+
+class Checkpoint(NamedTuple):
+    """A save that was read back and found whole."""
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+def save(directory: pathlib.Path, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, keep: int) -> None:
+    """Writes a save beside the others, then removes all but the `keep` newest.
+
+    The directory appears under its final name by one rename, after its files have reached the disk.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.glob(_UNFINISHED + "*"):
+        shutil.rmtree(leftover)
+    name = f"{_PREFIX}{step:08d}"
+    unfinished = directory / (_UNFINISHED + name)
+    unfinished.mkdir()
+    np.savez(unfinished / "state.npz", **arrays)  # type: ignore[arg-type]
+    digest = hashlib.sha256((unfinished / "state.npz").read_bytes()).hexdigest()
+    (unfinished / "meta.json").write_text(json.dumps({**meta, "step": step, "sha256": digest}, indent=1) + "\n")
+    for file in (unfinished / "state.npz", unfinished / "meta.json", unfinished):
+        _to_disk(file)
+    if (directory / name).exists():
+        shutil.rmtree(directory / name)
+    unfinished.rename(directory / name)
+    _to_disk(directory)
+    for old in sorted(directory.glob(_PREFIX + "*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_newest(directory: pathlib.Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole save, or None where there is none; and what was passed over, in words."""
+    passed_over: list[str] = []
+    for path in sorted(directory.glob(_PREFIX + "*"), reverse=True):
+        try:
+            meta = json.loads((path / "meta.json").read_text())
+            data = (path / "state.npz").read_bytes()
+            if hashlib.sha256(data).hexdigest() != meta["sha256"]:
+                raise ValueError("its state.npz is not the one that was written")
+            with np.load(path / "state.npz", allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            return Checkpoint(int(meta["step"]), arrays, meta), passed_over
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            passed_over.append(f"{path.name} is damaged ({error})")
+    return None, passed_over
+
+
+def _to_disk(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

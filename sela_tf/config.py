@@ -1,0 +1,130 @@
+"""Every number of a run once: the paper's ImageNet setting is the default, a config file holds what departs from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A number that cannot be; the message names it and the way out."""
+
+
+def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), shown: bool = False) -> Any:
+    """A field that is also a flag. `shown`: it changes what is shown or kept, not what is computed."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "shown": shown})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelaConfig:
+    """The settings of a run. Sources: P the paper (arXiv 1911.05371), R its reference code."""
+
+    # data
+    dataset: str = _option("", "Training images: digits, idx:DIR, folder:DIR, npz:FILE, or a TFDS name such as cifar10.")
+    eval_dataset: str = _option("", "Images to evaluate on; by default the data set's own test split, or a share of it.")
+    eval_fraction: float = _option(0.1, "Share of the images held out for evaluation where there is no test split.")
+    data_dir: str = _option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.", shown=True)
+    download: bool = _option(False, "Let TFDS download what is missing. Nothing is downloaded without it.", shown=True)
+    classes: str = _option("auto", "none ignores class labels, which serve evaluation only.", choices=("auto", "none"))
+    skip_bad_images: bool = _option(False, "Leave out damaged images of a folder instead of refusing it.")
+    memory_limit: float = _option(4.0, "GiB that decoded images may take in memory.", shown=True)
+    image_size: int = _option(0, "Side of the square that the network sees; 0 for the images' own size.")
+    # network
+    backbone: str = _option("resnet20", "Network: see sela_tf.models.BACKBONES.")
+    width: int = _option(16, "Channels of the backbone's first stage (He et al. 2016).")
+    hidden_units: int = _option(0, "Width of a hidden layer between the embedding and the heads; 0 for none.")
+    num_heads: int = _option(10, "Heads T, each with labels of its own (P: 1 or 10).")
+    num_clusters: int = _option(3000, "Clusters K of each head (P: 3000 on ImageNet, 128 on CIFAR).")
+    sync_batch_norm: bool = _option(False, "Batch statistics over all devices.")
+    # views (R: its ImageNet augmentation)
+    crop_scale: float = _option(0.08, "Smallest share of the area that a random resized crop keeps.")
+    flip_probability: float = _option(0.5, "Of a horizontal flip.")
+    brightness: float = _option(0.4, "Strength of the jitter.")
+    contrast: float = _option(0.4, "Strength of the jitter.")
+    saturation: float = _option(0.4, "Strength of the jitter; colour images only.")
+    hue: float = _option(0.4, "Strength of the jitter, at most 0.5; colour images only.")
+    grayscale_probability: float = _option(0.2, "Of a gray view; colour images only.")
+    blur_probability: float = _option(0.0, "Of a Gaussian blur.")
+    # representation learning (P section 4.1)
+    epochs: int = _option(400, "Passes over the training images.")
+    batch_size: int = _option(256, "Images of an optimizer step, over all devices.")
+    learning_rate: float = _option(0.05, "Of SGD, before any drop.")
+    momentum: float = _option(0.9, "Of SGD, without Nesterov's correction.")
+    weight_decay: float = _option(1e-5, "Added to the gradient, times the weight (coupled); all variables.")
+    lr_schedule: str = _option("step", "How the learning rate falls.", choices=("step", "cosine"))
+    lr_drops: tuple[float, ...] = _option(
+        (0.375, 0.75, 0.875), "Shares of the epochs after which step divides by 10 (P: 150, 300, 350 of 400)."
+    )
+    # self-labelling (P section 3)
+    lam: float = _option(25.0, "Inverse strength of the entropic regularisation (P: 25 on ImageNet, 10 on CIFAR).")
+    num_relabellings: int = _option(80, "Times that labels are recomputed (P: 80 is best).")
+    relabel_spacing: str = _option(
+        "quadratic", "Of the relabellings over the training (R: linear on CIFAR).", choices=("quadratic", "linear")
+    )
+    label_view: str = _option(
+        "clean", "Images as the label pass sees them: clean, or augmented with batch statistics (R).", choices=("clean", "training")
+    )
+    transport_tolerance: float = _option(1e-3, "L1 error of the clusters' marginals at which the transport is solved.")
+    transport_max_iterations: int = _option(10_000, "Passes after which a transport is given up, and the labels of before kept.")
+    # machine
+    seed: int = _option(0, "Of weights, initial labels, permutations and views.")
+    mixed_precision: str = _option("none", "Number format of the network's inside.", choices=("none", "bfloat16", "float16"))
+    xla: bool = _option(False, "Compile the training step with XLA; one device only.")
+    logical_cpus: int = _option(0, "Split the CPU into so many logical devices, to try several devices without GPUs.")
+    # shown and kept
+    log_every_steps: int = _option(50, "Steps between two rows of the loss in metrics.jsonl and TensorBoard.", shown=True)
+    monitor_examples: int = _option(10_000, "Training images that the kNN of each epoch looks among; 0 for no kNN.", shown=True)
+    keep_checkpoints: int = _option(2, "Newest checkpoints that are kept.", shown=True)
+
+    def __post_init__(self) -> None:
+        if not self.dataset:
+            raise ConfigError("--dataset is missing: digits, idx:DIR, folder:DIR, npz:FILE, or a TFDS name")
+        at_least = {
+            "width": 1, "hidden_units": 0, "num_heads": 1, "num_clusters": 2, "epochs": 1, "batch_size": 2, "num_relabellings": 0,
+            "transport_max_iterations": 1, "logical_cpus": 0, "log_every_steps": 1, "monitor_examples": 0, "keep_checkpoints": 1,
+            "image_size": 0, "seed": 0, "weight_decay": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"--{name} must be at least {least}. Received: --{name}={getattr(self, name)}")
+        if self.image_size == 1:
+            raise ConfigError("--image_size must be 0 or at least 2. Received: --image_size=1")
+        between = {
+            "eval_fraction": (0, 1), "crop_scale": (0, 1), "flip_probability": (0, 1), "grayscale_probability": (0, 1),
+            "blur_probability": (0, 1), "brightness": (0, 1), "contrast": (0, 1), "saturation": (0, 1), "hue": (0, 0.5),
+            "momentum": (0, 1), "learning_rate": (0, math.inf), "lam": (0, math.inf), "memory_limit": (0, math.inf),
+            "transport_tolerance": (1e-6, 2),
+        }  # fmt: skip
+        for name, (low, high) in between.items():
+            value = getattr(self, name)
+            positive = name in ("eval_fraction", "crop_scale", "learning_rate", "lam", "memory_limit")
+            below_one = name in ("eval_fraction", "momentum")
+            if not (math.isfinite(value) and low <= value <= high) or (positive and value == 0) or (below_one and value == 1):
+                bounds = f"{'above' if positive else 'at least'} {low}" + (
+                    "" if high == math.inf else f" and {'below' if below_one else 'at most'} {high}"
+                )
+                raise ConfigError(f"--{name} must be {bounds}. Received: --{name}={value}")
+        for field in dataclasses.fields(self):
+            choices = field.metadata["choices"]
+            if choices and getattr(self, field.name) not in choices:
+                raise ConfigError(f"--{field.name} must be one of {', '.join(choices)}. Received: {getattr(self, field.name)!r}")
+        if not all(0 < share <= 1 for share in self.lr_drops) or list(self.lr_drops) != sorted(self.lr_drops):
+            raise ConfigError(f"--lr_drops must be increasing shares of the epochs. Received: {self.lr_drops}")
+
+    def absolute(self) -> SelaConfig:
+        """With absolute paths, so that the same settings mean the same data elsewhere."""
+
+        def resolve(dataset: str) -> str:
+            kind, colon, path = dataset.partition(":")
+            if kind not in ("idx", "folder", "npz") or not path:
+                return dataset
+            return f"{kind}{colon}{os.path.abspath(os.path.expanduser(path))}"
+
+        return dataclasses.replace(
+            self,
+            dataset=resolve(self.dataset),
+            eval_dataset=resolve(self.eval_dataset),
+            data_dir=self.data_dir and os.path.abspath(os.path.expanduser(self.data_dir)),
+        )

@@ -1,0 +1,147 @@
+"""Random views of images, whole batches at a time. Every function is pure: the randomness comes in as uniform draws.
+
+Pixels are float32 in [0, 255]; the same code serves gray (C = 1) and colour (C = 3), where gray images skip what has no meaning
+for them (saturation, hue, grayscale).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Augmentation(NamedTuple):
+    """Strengths; torchvision's meaning of each number. The defaults are the reference's for ImageNet."""
+
+    crop_scale: float = 0.08
+    """Smallest share of the image's area that a random resized crop keeps; 1 for no crop. Aspect ratios 3/4 to 4/3."""
+    flip_probability: float = 0.5
+    brightness: float = 0.4
+    """Factor drawn from [1 - brightness, 1 + brightness]; likewise contrast and saturation."""
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.4
+    """Turn of the colour circle drawn from [-hue, hue], at most .5."""
+    grayscale_probability: float = 0.2
+    blur_probability: float = 0.0
+    """Gaussian blur of a standard deviation between .1 and 2 pixels, over a tenth of the image's side (SimCLR)."""
+
+
+NUM_DRAWS = 12
+"""Uniform numbers in [0, 1) that one view of one image takes."""
+_AREA, _RATIO, _TOP, _LEFT, _FLIP, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA = range(NUM_DRAWS)
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def crop_boxes(draws: tf.Tensor, aspect: tf.Tensor | float, augmentation: Augmentation) -> tf.Tensor:
+    """Boxes of random resized crops, [B, 4] as (top, left, bottom, right) in shares of the image's sides.
+
+    Args:
+        draws: [B, NUM_DRAWS].
+        aspect: width over height of the images, scalar or [B].
+        augmentation: its crop scale and probability of a flip. A flipped box has left > right.
+    """
+    area = augmentation.crop_scale + draws[:, _AREA] * (1.0 - augmentation.crop_scale)
+    ratio = tf.exp((2.0 * draws[:, _RATIO] - 1.0) * math.log(4 / 3)) if augmentation.crop_scale < 1 else tf.ones_like(area) * aspect
+    height = tf.minimum(1.0, tf.sqrt(area / ratio * aspect))
+    width = tf.minimum(1.0, tf.sqrt(area * ratio / aspect))
+    top = draws[:, _TOP] * (1.0 - height)
+    left = draws[:, _LEFT] * (1.0 - width)
+    flip = draws[:, _FLIP] < augmentation.flip_probability
+    right = left + width
+    return tf.stack([top, tf.where(flip, right, left), top + height, tf.where(flip, left, right)], axis=1)
+
+
+def centre_boxes(aspect: tf.Tensor, target_aspect: float) -> tf.Tensor:
+    """The largest centred box of the target's shape, [B, 4]: the clean view. `aspect` [B] is width over height."""
+    height = tf.minimum(1.0, aspect / target_aspect)
+    width = tf.minimum(1.0, target_aspect / aspect)
+    return tf.stack([0.5 - height / 2, 0.5 - width / 2, 0.5 + height / 2, 0.5 + width / 2], axis=1)
+
+
+def crop_batch(images: tf.Tensor, indices: tf.Tensor, boxes: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Crops `boxes` [B, 4] out of `images[indices]`, all of one size, and resizes them to `size`: float32 [B, height, width, C].
+
+    Bilinear between pixel centres, so that the whole image at its own size comes back as it is. A reversed box is a flip.
+    """
+
+    def corners(low: tf.Tensor, high: tf.Tensor, source: int, target: int) -> tuple[tf.Tensor, tf.Tensor]:
+        # crop_and_resize samples from corner to corner in units of (source - 1); the first and the last sample are half a
+        # target pixel inside the box. What lies outside the centres of the border pixels takes the border's value.
+        inset = 0.5 * (high - low) / target
+        scale = max(source - 1, 1)
+        return tuple(tf.clip_by_value((edge * source - 0.5) / scale, 0.0, 1.0) for edge in (low + inset, high - inset))
+
+    top, left, bottom, right = tf.unstack(boxes, axis=1)
+    y1, y2 = corners(top, bottom, images.shape[1], size[0])
+    x1, x2 = corners(left, right, images.shape[2], size[1])
+    if size[0] == 1 or size[1] == 1:
+        raise ValueError(f"`size` must be at least 2 x 2. Received: size={size}")
+    return tf.image.crop_and_resize(images, tf.stack([y1, x1, y2, x2], axis=1), tf.cast(indices, tf.int32), size)
+
+
+def crop_one(image: tf.Tensor, box: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Crops `box` [4] out of one image [h, w, C] of any size and resizes it with antialiasing: float32 [height, width, C]."""
+    sides = tf.cast(tf.shape(image)[:2], tf.float32)
+    flipped = box[1] > box[3]
+    low = tf.stack([box[0], tf.minimum(box[1], box[3])])
+    high = tf.stack([box[2], tf.maximum(box[1], box[3])])
+    first = tf.cast(tf.round(low * sides), tf.int32)
+    last = tf.maximum(first + 1, tf.cast(tf.round(high * sides), tf.int32))
+    first = tf.minimum(first, last - 1)
+    crop = image[first[0] : last[0], first[1] : last[1]]
+    crop = tf.clip_by_value(tf.image.resize(crop, size, antialias=True), 0.0, 255.0)
+    return tf.cond(flipped, lambda: tf.reverse(crop, [1]), lambda: crop)
+
+
+def recolour(images: tf.Tensor, draws: tf.Tensor, augmentation: Augmentation) -> tf.Tensor:
+    """Brightness, contrast, saturation, hue, grayscale and blur of [B, H, W, C], in this order; each image has its draws [B, D]."""
+
+    def draw(column: int) -> tf.Tensor:
+        return draws[:, column, tf.newaxis, tf.newaxis, tf.newaxis]
+
+    def factor(column: int, strength: float) -> tf.Tensor:
+        return 1.0 + strength * (2.0 * draw(column) - 1.0)
+
+    def blend(images: tf.Tensor, base: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+        return tf.clip_by_value(base + factor * (images - base), 0.0, 255.0)
+
+    colour = images.shape[-1] == 3
+    if augmentation.brightness:
+        images = tf.clip_by_value(images * factor(_BRIGHTNESS, augmentation.brightness), 0.0, 255.0)
+    if augmentation.contrast:
+        mean = tf.reduce_mean(_gray(images), axis=[1, 2, 3], keepdims=True)
+        images = blend(images, mean, factor(_CONTRAST, augmentation.contrast))
+    if augmentation.saturation and colour:
+        images = blend(images, _gray(images), factor(_SATURATION, augmentation.saturation))
+    if augmentation.hue and colour:
+        hue, saturation, value = tf.unstack(tf.image.rgb_to_hsv(images / 255.0), axis=-1)
+        turn = augmentation.hue * (2.0 * draw(_HUE)[..., 0] - 1.0)
+        images = 255.0 * tf.image.hsv_to_rgb(tf.stack([tf.math.floormod(hue + turn, 1.0), saturation, value], axis=-1))
+    if augmentation.grayscale_probability and colour:
+        images = tf.where(draw(_GRAY) < augmentation.grayscale_probability, _gray(images), images)
+    if augmentation.blur_probability:
+        blurred = _blur(images, 0.1 + 1.9 * draw(_SIGMA))
+        images = tf.where(draw(_BLUR) < augmentation.blur_probability, blurred, images)
+    return images
+
+
+def _gray(images: tf.Tensor) -> tf.Tensor:
+    """[B, H, W, 1]."""
+    return images if images.shape[-1] == 1 else tf.reduce_sum(images * tf.constant(_LUMA), axis=-1, keepdims=True)
+
+
+def _blur(images: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+    """Gaussian blur with a standard deviation of its own for each image, sigma [B, 1, 1, 1], as sums of shifted copies."""
+    for axis, size in ((1, images.shape[1]), (2, images.shape[2])):
+        radius = max(1, size // 20)
+        weights = [tf.exp(-0.5 * tf.square(offset / sigma)) for offset in range(-radius, radius + 1)]
+        total = tf.add_n(weights)
+        padding = [[0, 0]] * 4
+        padding[axis] = [radius, radius]
+        padded = tf.pad(images, padding, mode="SYMMETRIC")
+        shifted = [padded[:, i : i + size] if axis == 1 else padded[:, :, i : i + size] for i in range(2 * radius + 1)]
+        images = tf.add_n([weight / total * copy for weight, copy in zip(weights, shifted, strict=True)])
+    return images

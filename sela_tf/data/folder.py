@@ -1,0 +1,128 @@
+"""A directory of images, of any depth, sizes and modes."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from sela_tf.data.decoding import BadImageError, ImageInfo, UnreadableFormatError, check_image
+from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceError, Splits
+
+_SHOWN = 5
+
+
+class _File(NamedTuple):
+    path: pathlib.Path
+    name: str
+    """Relative to the root, with forward slashes."""
+    info: ImageInfo | None = None
+    problem: BadImageError | None = None
+
+    @property
+    def top(self) -> str:
+        """The top-level directory in lower case, or nothing."""
+        return self.name.split("/")[0].lower() if "/" in self.name else ""
+
+
+def load_folder(root: pathlib.Path, *, name: str, skip_bad_images: bool = False) -> Splits:
+    """Every jpeg, png, gif and bmp below `root`, in the order of their names; hidden files are not looked at.
+
+    Each file is read and decoded in full once, so that the damaged one is found before training. Top-level directories named train,
+    val or test (and the like) are splits; the parent directory's name is the class where there are two or more such names.
+
+    Raises:
+        SourceError: no image, or damaged ones and not `skip_bad_images`; with names and counts.
+    """
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        files = list(pool.map(lambda path: _look(root, path), paths))
+    images = [file for file in files if file.info is not None]
+    foreign = [file for file in files if isinstance(file.problem, UnreadableFormatError)]
+    damaged = [file for file in files if file.problem is not None and not isinstance(file.problem, UnreadableFormatError)]
+    others = len(files) - len(images) - len(foreign) - len(damaged)
+    if damaged and not skip_bad_images:
+        raise SourceError(
+            f"--dataset={name}: {len(damaged)} of {len(files) - others} images cannot be read: {_listed(damaged)}. "
+            "Repair or remove them, or leave them out with --skip_bad_images"
+        )
+    if not images:
+        rejected = _listed(foreign + damaged)
+        raise SourceError(
+            f"--dataset={name}: no jpeg, png, gif or bmp image in {str(root)!r} or below it; {len(files)} other files"
+            + (f" ({rejected})" if rejected else "")
+        )
+    kinds = collections.Counter(file.info.kind for file in images if file.info)
+    report = [f"{len(images)} images in {str(root)!r}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())]
+    if foreign:
+        report.append(f"left out, {len(foreign)} images of a format that is not read: {_listed(foreign)}")
+    if damaged:
+        report.append(f"left out, {len(damaged)} damaged images: {_listed(damaged)}")
+    if others:
+        report.append(f"left out, {others} files that are no images")
+
+    tops = {file.top for file in images}
+    if not tops & set(TRAIN_NAMES):
+        return Splits(_image_set(name, images, images, depth=0), None, tuple(report))
+    train = [file for file in images if file.top in TRAIN_NAMES]
+    held_out = [file for file in images if file.top in EVAL_NAMES]
+    if len(train) + len(held_out) < len(images):
+        elsewhere = ", ".join(sorted(top or "the folder itself" for top in tops - {*TRAIN_NAMES, *EVAL_NAMES})[:_SHOWN])
+        report.append(f"left out, {len(images) - len(train) - len(held_out)} images outside the splits, in {elsewhere}")
+    both = train + held_out
+    return Splits(
+        _image_set(name, train, both, depth=1),
+        _image_set(name, held_out, both, depth=1) if held_out else None,
+        tuple(report),
+    )
+
+
+def _look(root: pathlib.Path, path: pathlib.Path) -> _File:
+    name = path.relative_to(root).as_posix()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return _File(path, name, problem=BadImageError(f"cannot be read: {error.strerror}"))
+    try:
+        return _File(path, name, info=check_image(data))
+    except BadImageError as error:
+        # what is not called an image and does not begin like one is no image
+        is_meant = isinstance(error, UnreadableFormatError) or path.suffix.lower() in (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+        return _File(path, name, problem=error if is_meant or error.began_as_image else None)
+
+
+def _image_set(name: str, files: list[_File], all_files: list[_File], *, depth: int) -> ImageSet:
+    """One split; what holds for all splits (channels, classes) is decided by `all_files`. Classes lie below `depth` directories."""
+    infos = [file.info for file in files if file.info is not None]
+    # one colour image makes it a colour set, so that nothing is lost
+    channels = 3 if any(file.info is not None and file.info.channels >= 3 for file in all_files) else 1
+    sizes = {(info.height, info.width) for info in infos}
+    class_names = _class_names(all_files, depth)
+    return ImageSet(
+        name=name,
+        channels=channels,
+        paths=tuple(str(file.path) for file in files),
+        names=tuple(file.name for file in files),
+        classes=np.array([class_names.index(file.path.parent.name) for file in files], np.int64) if class_names else None,
+        class_names=class_names,
+        image_size=sizes.pop() if len(sizes) == 1 else None,
+    )
+
+
+def _class_names(files: Iterable[_File], depth: int) -> tuple[str, ...] | None:
+    """The names of the images' directories; None where there is only one, or where images lie beside the classes."""
+    parents = [file.name.split("/")[:-1] for file in files]
+    if any(len(parent) <= depth for parent in parents):
+        return None
+    names = sorted({parent[-1] for parent in parents})
+    return tuple(names) if len(names) >= 2 else None
+
+
+def _listed(files: list[_File]) -> str:
+    shown = "; ".join(f"{file.name} ({file.problem})" for file in files[:_SHOWN])
+    return shown + (f"; and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")

@@ -1,0 +1,77 @@
+"""What every source becomes: arrays in memory, or files by path."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+TRAIN_NAMES = ("train", "training")
+EVAL_NAMES = ("val", "valid", "validation", "test", "eval")
+
+
+class SourceError(ValueError):
+    """A data set that cannot be used as it is; the message names it and the way out."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSet:
+    """N images of one split. Exactly one of `images` and `paths` is given."""
+
+    name: str
+    channels: int
+    """1 for gray, 3 for colour."""
+    images: np.ndarray | None = None
+    """uint8 [N, H, W, C]."""
+    paths: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
+    """Of each image, unique: paths relative to the folder. Splits and later matches of labels go by them."""
+    classes: np.ndarray | None = None
+    """int64 [N], for evaluation only."""
+    class_names: tuple[str, ...] | None = None
+    image_size: tuple[int, int] | None = None
+    """(height, width) where all images agree."""
+
+    def __len__(self) -> int:
+        return len(self.images if self.images is not None else self.paths or ())
+
+    @property
+    def num_classes(self) -> int | None:
+        return None if self.classes is None else int(self.classes.max()) + 1
+
+    def take(self, indices: np.ndarray) -> ImageSet:
+        """The images at `indices`, in that order."""
+
+        def pick(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+            return None if values is None else tuple(values[i] for i in indices)
+
+        return dataclasses.replace(
+            self,
+            images=None if self.images is None else self.images[indices],
+            paths=pick(self.paths),
+            names=pick(self.names),
+            classes=None if self.classes is None else self.classes[indices],
+        )
+
+    def fingerprint(self) -> str:
+        """Changes when an image is added, removed, moved or changed (of a file: its name or its size)."""
+        digest = hashlib.sha256(f"{len(self)} {self.channels}".encode())
+        if self.images is not None:
+            digest.update(str(self.images.shape).encode())
+            digest.update(np.ascontiguousarray(self.images).data)
+        else:
+            for name, path in zip(self.names or (), self.paths or (), strict=True):
+                digest.update(f"{name}\0{os.path.getsize(path)}\0".encode())
+        return digest.hexdigest()
+
+
+class Splits(NamedTuple):
+    """A source's images, and what it holds back for evaluation where it says so itself."""
+
+    train: ImageSet
+    eval: ImageSet | None
+    report: tuple[str, ...] = ()
+    """Lines about what was found and what was left out."""

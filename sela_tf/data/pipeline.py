@@ -1,0 +1,179 @@
+"""From an ImageSet to batches of (image, example index), a pure function of (data, seed, stream, pass).
+
+The index is all that the training step gets to know of an image's label: the loss looks the label up (see self_labelling), so a
+relabelling reaches the very next batch, however many batches are prefetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from sela_tf.data import augment
+from sela_tf.data.augment import Augmentation
+from sela_tf.data.decoding import decode_image
+from sela_tf.data.image_set import ImageSet
+
+# The streams that randomness is keyed on, with the seed, the pass and the example's index.
+_TRAINING, _LABELLING = 1, 2
+
+
+def training_batches(
+    images: ImageSet,
+    *,
+    size: tuple[int, int],
+    augmentation: Augmentation,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+) -> tf.data.Dataset:
+    """Training views for the steps from `first_step` up to, not including, `last_step`.
+
+    Each epoch has its own permutation, and each image its own draws in each epoch. The last partial batch is left out; another
+    epoch's permutation has its images elsewhere.
+
+    Yields:
+        (float32 [batch_size, height, width, C] in [0, 255], int64 [batch_size]).
+    """
+    steps_per_epoch = len(images) // batch_size
+    first_epoch = first_step // steps_per_epoch
+    last_epoch = -(-last_step // steps_per_epoch)
+
+    def epoch_indices(epoch: tf.Tensor) -> tf.data.Dataset:
+        order, draws = _keyed(seed, _TRAINING, epoch, len(images))
+
+        def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            indices = order[step * batch_size : (step + 1) * batch_size]
+            return tf.ensure_shape(indices, [batch_size]), tf.gather(draws, indices)
+
+        return tf.data.Dataset.range(steps_per_epoch).map(batch)
+
+    steps = tf.data.Dataset.range(first_epoch, last_epoch).flat_map(epoch_indices)
+    steps = steps.skip(first_step - first_epoch * steps_per_epoch).take(last_step - first_step)
+    return _with_views(images, steps, size, augmentation)
+
+
+def inference_batches(
+    images: ImageSet,
+    *,
+    size: tuple[int, int],
+    batch_size: int,
+    seed: int = 0,
+    augmentation: Augmentation | None = None,
+    number: int = 0,
+) -> tf.data.Dataset:
+    """Every image once, in an order of its own: clean views, or training views where an augmentation is given.
+
+    Batches are as equal as they can be, so that none is too small for the batch statistics that a label pass may use.
+
+    Args:
+        images: N of them.
+        size: (height, width).
+        batch_size: upper bound.
+        seed: with `number`, the pass, the key of order and views.
+        augmentation: None for the clean view: the largest centred box of the target's shape.
+        number: of the pass.
+
+    Yields:
+        (float32 [b, height, width, C] in [0, 255], int64 [b]).
+    """
+    order, draws = _keyed(seed, _LABELLING, tf.constant(number, tf.int64), len(images))
+    num_batches = -(-len(images) // batch_size)
+    bounds = tf.constant([i * len(images) // num_batches for i in range(num_batches + 1)], tf.int64)
+
+    def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        indices = order[bounds[step] : bounds[step + 1]]
+        return indices, tf.gather(draws, indices)
+
+    return _with_views(images, tf.data.Dataset.range(num_batches).map(batch), size, augmentation)
+
+
+def channel_statistics(
+    images: ImageSet, *, size: tuple[int, int], seed: int = 0, at_most: int = 10_000
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of each channel over the clean views of (at most) so many images, in [0, 255]: two float64 [C]."""
+    if len(images) > at_most:
+        images = images.take(np.random.default_rng(seed).permutation(len(images))[:at_most])
+    total = np.zeros((2, images.channels))
+    pixels = 0
+    for batch, _ in inference_batches(images, size=size, batch_size=500):
+        values = batch.numpy().astype(np.float64).reshape(-1, images.channels)
+        total += [values.sum(axis=0), np.square(values).sum(axis=0)]
+        pixels += len(values)
+    mean = total[0] / pixels
+    # a constant channel carries nothing; dividing by 1 keeps it finite
+    variance = total[1] / pixels - mean**2
+    return mean, np.where(variance > 1e-6, variance, 1.0)
+
+
+def _keyed(seed: int, stream: int, number: tf.Tensor, num_examples: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The permutation int64 [N] of a pass, and the draws [N, D] of its views, the i-th row for example i."""
+    key = tf.random.fold_in(tf.constant([seed, stream], tf.int64), number)
+    order = tf.random.experimental.stateless_shuffle(
+        tf.range(num_examples, dtype=tf.int64), seed=tf.random.fold_in(key, 0), alg="philox"
+    )
+    draws = tf.random.stateless_uniform([num_examples, augment.NUM_DRAWS], seed=tf.random.fold_in(key, 1), alg="philox")
+    return order, draws
+
+
+def _with_views(
+    images: ImageSet, steps: tf.data.Dataset, size: tuple[int, int], augmentation: Augmentation | None
+) -> tf.data.Dataset:
+    """(indices, draws) to (views, indices)."""
+    crops = (
+        _crops_of_arrays(images, size, augmentation) if images.images is not None else _crops_of_files(images, size, augmentation)
+    )
+
+    def view(indices: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        pixels = tf.ensure_shape(crops(indices, draws), [None, *size, images.channels])
+        return pixels if augmentation is None else augment.recolour(pixels, draws, augmentation), indices
+
+    return steps.map(view, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _crops_of_arrays(
+    images: ImageSet, size: tuple[int, int], augmentation: Augmentation | None
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Whole batches straight out of the array: images of one size."""
+    with tf.device("CPU"):
+        pixels = tf.constant(images.images)
+    aspect = pixels.shape[2] / pixels.shape[1]
+
+    def crop(indices: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+        if augmentation is not None:
+            boxes = augment.crop_boxes(draws, aspect, augmentation)
+        elif tuple(pixels.shape[1:3]) == size:
+            return tf.cast(tf.gather(pixels, indices), tf.float32)
+        else:
+            boxes = augment.centre_boxes(tf.fill(tf.shape(indices), tf.constant(aspect, tf.float32)), size[1] / size[0])
+        return augment.crop_batch(pixels, indices, boxes, size)
+
+    return crop
+
+
+def _crops_of_files(
+    images: ImageSet, size: tuple[int, int], augmentation: Augmentation | None
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Each file read, decoded and cropped at its own size, as PyTorch does."""
+    with tf.device("CPU"):
+        paths = tf.constant(images.paths)
+
+    def crop(indices: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+        def one(args: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            path, draw = args
+            image = decode_image(tf.io.read_file(path), images.channels)
+            sides = tf.cast(tf.shape(image), tf.float32)
+            aspect = (sides[1] / sides[0])[tf.newaxis]
+            if augmentation is None:
+                boxes = augment.centre_boxes(aspect, size[1] / size[0])
+            else:
+                boxes = augment.crop_boxes(draw[tf.newaxis], aspect, augmentation)
+            return augment.crop_one(image, boxes[0], size)
+
+        signature = tf.TensorSpec([*size, images.channels], tf.float32)
+        return tf.map_fn(one, (tf.gather(paths, indices), draws), fn_output_signature=signature)
+
+    return crop

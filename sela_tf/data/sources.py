@@ -1,0 +1,244 @@
+"""Where images come from: every `--dataset` becomes an ImageSet, arrays in memory or files by path."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import os
+import pathlib
+import struct
+import zlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from sela_tf.data.folder import load_folder
+from sela_tf.data.image_set import TRAIN_NAMES, ImageSet, SourceError, Splits
+
+_SHOWN = 5
+
+
+def load_source(
+    dataset: str,
+    *,
+    data_dir: str = "",
+    download: bool = False,
+    use_classes: bool = True,
+    skip_bad_images: bool = False,
+    memory_limit: int = 4 * 2**30,
+) -> Splits:
+    """Loads what `--dataset` names.
+
+    Args:
+        dataset: "digits" (bundled with scikit-learn), "idx:DIR" (MNIST's format), "folder:DIR", "npz:FILE", or a TFDS name such as
+            "cifar10" or "fashion_mnist:3.*.*".
+        data_dir: where TFDS keeps its data sets.
+        download: let TFDS download what is not there.
+        use_classes: False to ignore class labels.
+        skip_bad_images: leave out damaged files of a folder instead of refusing it.
+        memory_limit: bytes that decoded images may take.
+
+    Raises:
+        SourceError: it is unknown, empty, damaged or too large.
+    """
+    kind, _, rest = dataset.partition(":")
+    if kind in ("idx", "folder", "npz"):
+        path = pathlib.Path(rest).expanduser()
+        if not rest or not path.exists():
+            raise SourceError(f"--dataset={dataset}: there is no {'file' if kind == 'npz' else 'directory'} {str(path)!r}")
+        if (kind == "npz") == path.is_dir():
+            raise SourceError(f"--dataset={dataset}: {str(path)!r} is {'a directory' if path.is_dir() else 'not a directory'}")
+    if kind == "folder":
+        splits = load_folder(path, name=dataset, skip_bad_images=skip_bad_images)
+    elif kind == "idx":
+        splits = _idx(dataset, path)
+    elif kind == "npz":
+        splits = _npz(dataset, path)
+    elif dataset == "digits":
+        splits = _digits()
+    else:
+        splits = _tfds(dataset, data_dir, download, memory_limit)
+    for part in (splits.train, splits.eval):
+        if part is not None and part.images is not None and part.images.nbytes > memory_limit:
+            raise SourceError(_too_large(dataset, part.images.nbytes, memory_limit))
+    if not use_classes:
+        splits = splits._replace(
+            train=dataclasses.replace(splits.train, classes=None, class_names=None),
+            eval=splits.eval and dataclasses.replace(splits.eval, classes=None, class_names=None),
+        )
+    return splits
+
+
+def hold_out(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
+    """Splits off a share for evaluation by a hash of the name, or of the index where there are no names.
+
+    By name, an image stays on its side when others are added or removed.
+
+    Raises:
+        SourceError: one of the two parts would be empty.
+    """
+    keys = images.names or tuple(str(i) for i in range(len(images)))
+    threshold = fraction * 2**32
+    held = np.array([zlib.crc32(hashlib.sha256(key.encode()).digest()) < threshold for key in keys])
+    if not held.any() or held.all():
+        raise SourceError(
+            f"--eval_fraction={fraction} leaves {int((~held).sum())} of {len(images)} images of {images.name} for training and "
+            f"{int(held.sum())} for evaluation: choose another, or give --eval_dataset"
+        )
+    return images.take(np.flatnonzero(~held)), images.take(np.flatnonzero(held))
+
+
+def match_channels(images: ImageSet, channels: int) -> ImageSet:
+    """`images` with 1 or 3 channels, so that an evaluation set fits a network trained on the other kind."""
+    if images.channels == channels or images.images is None:
+        return dataclasses.replace(images, channels=channels)
+    if channels == 3:
+        pixels = np.repeat(images.images, 3, axis=-1)
+    else:
+        pixels = np.rint(images.images @ np.array([0.2989, 0.587, 0.114]))[..., np.newaxis].astype(np.uint8)
+    return dataclasses.replace(images, images=pixels, channels=channels)
+
+
+def _array_set(name: str, images: np.ndarray, classes: np.ndarray | None, class_names: Iterable[str] | None = None) -> ImageSet:
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+        raise SourceError(
+            f"--dataset={name}: images must be uint8 [N, H, W] or [N, H, W, C] with C = 1 or 3 and N > 0. "
+            f"Received: {images.dtype} {list(images.shape)}"
+        )
+    if classes is not None and (classes.shape != images.shape[:1] or classes.dtype.kind not in "iu" or classes.min() < 0):
+        raise SourceError(
+            f"--dataset={name}: classes must be {len(images)} integers from 0. Received: {classes.dtype} {list(classes.shape)}"
+        )
+    return ImageSet(
+        name=name,
+        channels=images.shape[-1],
+        images=images,
+        classes=None if classes is None else classes.astype(np.int64),
+        class_names=None if class_names is None else tuple(class_names),
+        image_size=images.shape[1:3],
+    )
+
+
+def _digits() -> Splits:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return Splits(_array_set("digits", pixels, digits.target, [str(digit) for digit in range(10)]), None)
+
+
+def _idx(dataset: str, directory: pathlib.Path) -> Splits:
+    def part(stem: str) -> ImageSet | None:
+        def read(suffix: str) -> np.ndarray | None:
+            for name in (f"{stem}-{suffix}-ubyte.gz", f"{stem}-{suffix}-ubyte", f"{stem}-{suffix.replace('-', '.')}-ubyte"):
+                if (directory / name).is_file():
+                    return _read_idx(dataset, directory / name)
+            return None
+
+        images = read("images-idx3")
+        return None if images is None else _array_set(dataset, images, read("labels-idx1"))
+
+    train = part("train")
+    if train is None:
+        found = ", ".join(sorted(os.listdir(directory))[:_SHOWN]) or "nothing"
+        raise SourceError(f"--dataset={dataset}: no train-images-idx3-ubyte[.gz] in {str(directory)!r} (it holds {found})")
+    return Splits(train, part("t10k"))
+
+
+def _read_idx(dataset: str, path: pathlib.Path) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        zero, kind, rank = struct.unpack(">HBB", data[:4])
+        shape = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
+        if (zero, kind) != (0, 8):
+            raise SourceError(f"--dataset={dataset}: {str(path)!r} is not an idx file of unsigned bytes")
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"--dataset={dataset}: {str(path)!r} is cut or damaged ({error})") from error
+
+
+def _npz(dataset: str, path: pathlib.Path) -> Splits:
+    """`images`, `classes`, `eval_images`, `eval_classes`; or the names of Keras' mnist.npz: x_train, y_train, x_test, y_test."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, zlib.error, EOFError, KeyError, AttributeError) as error:
+        raise SourceError(f"--dataset={dataset}: {str(path)!r} is not a whole npz file ({error})") from error
+    named = {"x_train": "images", "y_train": "classes", "x_test": "eval_images", "y_test": "eval_classes"}
+    arrays = {named.get(key, key): value for key, value in arrays.items()}
+    if "images" not in arrays:
+        raise SourceError(f"--dataset={dataset}: {str(path)!r} has no array 'images' or 'x_train' (it has {', '.join(arrays)})")
+
+    def part(prefix: str) -> ImageSet | None:
+        if prefix + "images" not in arrays:
+            return None
+        classes = arrays.get(prefix + "classes")
+        return _array_set(dataset, arrays[prefix + "images"], None if classes is None else classes.reshape(-1))
+
+    train = part("")
+    if train is None:
+        raise SourceError(f"--dataset={dataset}: no images")
+    return Splits(train, part("eval_"))
+
+
+def _tfds(dataset: str, data_dir: str, download: bool, memory_limit: int) -> Splits:
+    import tensorflow_datasets as tfds
+
+    where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    try:
+        builder = tfds.builder(dataset, data_dir=data_dir or None)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError) as error:
+        raise SourceError(
+            f"--dataset={dataset}: unknown. Use digits, idx:DIR, folder:DIR, npz:FILE, or the name of a TFDS data set, "
+            f"registered or prepared in {where}"
+        ) from error
+    if download:
+        builder.download_and_prepare()
+    if not builder.info.splits or not pathlib.Path(str(builder.data_dir)).is_dir():
+        raise SourceError(f"--dataset={dataset}: TFDS has not prepared it in {where}. Add --download, or --data_dir where it is")
+    features = builder.info.features
+    image_key = next((key for key, feature in features.items() if isinstance(feature, tfds.features.Image)), None)
+    class_key = next((key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)), None)
+    if image_key is None:
+        raise SourceError(f"--dataset={dataset}: it has no image feature (it has {', '.join(features)})")
+    splits = builder.info.splits
+    train_name = next((name for name in TRAIN_NAMES if name in splits), None)
+    eval_name = next((name for name in ("test", "validation", "val", "eval") if name in splits), None)
+    if train_name is None:
+        raise SourceError(f"--dataset={dataset}: it has no split 'train' (it has {', '.join(splits)})")
+
+    def part(split: str) -> ImageSet:
+        images: list[np.ndarray] = []
+        classes: list[int] = []
+        size = 0
+        # one file at a time, so that an example's index does not depend on timing
+        options = tfds.ReadConfig(interleave_cycle_length=1)
+        for example in tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False, read_config=options)):
+            images.append(example[image_key])
+            size += images[-1].nbytes
+            if images[-1].shape != images[0].shape:
+                raise SourceError(
+                    f"--dataset={dataset}: its images have many sizes ({images[0].shape}, {images[-1].shape}, …). "
+                    "Write them to a directory, and use --dataset=folder:DIR"
+                )
+            if size > memory_limit:
+                raise SourceError(_too_large(dataset, size, memory_limit))
+            if class_key is not None:
+                classes.append(example[class_key])
+        names = features[class_key].names if class_key is not None else None
+        return _array_set(dataset, np.stack(images), np.array(classes, np.int64) if class_key is not None else None, names)
+
+    return Splits(part(train_name), part(eval_name) if eval_name else None)
+
+
+def _too_large(dataset: str, size: int, limit: int) -> str:
+    return (
+        f"--dataset={dataset}: its decoded images take more than {size / 2**30:.1f} GiB, --memory_limit={limit / 2**30:g} GiB. "
+        "Raise it, or write the images to a directory and use --dataset=folder:DIR, which reads them as they are needed"
+    )

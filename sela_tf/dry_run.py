@@ -1,0 +1,78 @@
+"""What a run would take, found out by doing a little of everything; writes nothing."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from sela_tf.config import SelaConfig
+from sela_tf.data.pipeline import training_batches
+from sela_tf.loop import step_function
+from sela_tf.models import EMBEDDING
+from sela_tf.self_labelling.label_table import LabelTable
+from sela_tf.self_labelling.schedule import relabel_steps
+from sela_tf.trainer import augmentation, check_before_loading, compiled_model, load_data, prepare_devices
+from sela_tf.transport.sinkhorn import sinkhorn
+
+
+def dry_run(config: SelaConfig) -> None:
+    """Builds the model at its real size, takes one step on 8 images, solves one transport of 2K rows, and prints an estimate."""
+    config = config.absolute()
+    strategy = prepare_devices(config)
+    check_before_loading(config, strategy)
+    data = load_data(config)
+    num_examples, few = len(data.train), 8
+    model = compiled_model(
+        config, data, LabelTable(config.num_heads, config.num_clusters, num_examples, seed=config.seed), strategy
+    )
+    print(f"{model.name}: {model.count_params():,} parameters, images {data.size[0]} x {data.size[1]} x {data.train.channels}")
+    for layer in model.layers:
+        if layer.name in ("stem", "stage1", "stage2", "stage3", EMBEDDING, "hidden", "heads"):
+            print(f"  {layer.name}: {tuple(layer.output.shape[1:])}")
+
+    step = step_function(model, strategy, config.xla)
+    batches = training_batches(
+        data.train, size=data.size, augmentation=augmentation(config), batch_size=few, seed=config.seed, first_step=0, last_step=2
+    )
+    distributed = iter(strategy.experimental_distribute_dataset(batches))
+    loss = float(step(next(distributed))["loss"])
+    # the second time without compilation
+    start = time.perf_counter()
+    float(step(next(distributed))["loss"])
+    step_seconds = time.perf_counter() - start
+    print(f"one step on {few} images: loss {loss:.4f} (ln K = {np.log(config.num_clusters):.4f}), {step_seconds:.3f} s")
+
+    rows = 2 * config.num_clusters
+    log_probs = np.random.default_rng(config.seed).normal(size=(rows, config.num_clusters)).astype(np.float32)
+    options = {"lam": config.lam, "tolerance": config.transport_tolerance}
+    sinkhorn(log_probs, **options, max_iterations=1)
+    start = time.perf_counter()
+    solved = sinkhorn(log_probs, **options, max_iterations=config.transport_max_iterations)
+    transport_seconds = time.perf_counter() - start
+    print(
+        f"one transport of {rows} x {config.num_clusters}: {solved.num_iterations} iterations, marginal error "
+        f"{solved.marginal_error:.1e}, {transport_seconds:.2f} s"
+    )
+
+    steps_per_epoch = num_examples // config.batch_size
+    relabellings = len(
+        relabel_steps(
+            config.num_relabellings, epochs=config.epochs, steps_per_epoch=steps_per_epoch, spacing=config.relabel_spacing
+        )
+    )
+    epoch_hours = step_seconds / few * config.batch_size * steps_per_epoch / 3600
+    # a pass forward is about a third of a step
+    pass_hours = epoch_hours / 3 + config.num_heads * transport_seconds * num_examples / rows / 3600
+    print(
+        f"the run: {config.epochs} epochs of {steps_per_epoch} steps, {relabellings} relabellings of {config.num_heads} head(s): "
+        f"about {config.epochs * epoch_hours + relabellings * pass_hours:.2g} hours here, likely less (small batches are slow)"
+    )
+    sizes = {
+        "images": 0 if data.train.images is None else data.train.images.nbytes,
+        "labels": 2 * 8 * config.num_heads * num_examples,
+        "features": 4 * model.get_layer("heads").input.shape[-1] * num_examples,
+        "transport": 3 * 4 * config.num_clusters * num_examples,
+        "network, gradients and momentum": 3 * 4 * model.count_params(),
+    }
+    print("memory besides activations: " + ", ".join(f"{name} {size / 2**30:.3g} GiB" for name, size in sizes.items() if size))

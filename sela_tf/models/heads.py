@@ -1,0 +1,71 @@
+"""T linear classification heads over K clusters, as one matrix product."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable("sela_tf")
+class MultiHead(keras.layers.Layer):
+    """Heads h_1 … h_T of the method: features [B, D] to logits [B, T, K], float32 under every precision policy.
+
+    Args:
+        num_heads: T, at least 1; 10 in the paper's best settings.
+        num_clusters: K, at least 2; 3000 on ImageNet, 128 on CIFAR.
+
+    The kernel [D, T, K] starts from N(0, 0.01) and the bias [T, K] from zero (reference code).
+    """
+
+    def __init__(self, num_heads: int, num_clusters: int, **kwargs):
+        super().__init__(**kwargs)
+        if num_heads < 1:
+            raise ValueError(f"`num_heads` must be at least 1. Received: num_heads={num_heads}")
+        if num_clusters < 2:
+            raise ValueError(f"`num_clusters` must be at least 2. Received: num_clusters={num_clusters}")
+        self.num_heads = int(num_heads)
+        self.num_clusters = int(num_clusters)
+
+    def build(self, input_shape: tuple) -> None:
+        if len(input_shape) != 2:
+            raise ValueError(f"MultiHead takes features [B, D]: pool or flatten first. Received: input_shape={tuple(input_shape)}")
+        self.kernel = self.add_weight(
+            shape=(int(input_shape[-1]), self.num_heads, self.num_clusters),
+            initializer=keras.initializers.RandomNormal(stddev=0.01),
+            name="kernel",
+        )
+        self.bias = self.add_weight(shape=(self.num_heads, self.num_clusters), initializer="zeros", name="bias")
+        super().build(input_shape)
+
+    def call(self, features: tf.Tensor) -> tf.Tensor:
+        kernel = tf.reshape(tf.convert_to_tensor(self.kernel), [-1, self.num_heads * self.num_clusters])
+        logits = tf.matmul(features, tf.cast(kernel, features.dtype))
+        logits = tf.reshape(logits, [-1, self.num_heads, self.num_clusters])
+        return tf.cast(logits, tf.float32) + tf.cast(self.bias, tf.float32)
+
+    def head_logits(self, features: tf.Tensor, head: int) -> tf.Tensor:
+        """Logits [B, K] of one head alone, for label passes that cannot hold all T at once."""
+        kernel = tf.cast(self.kernel, tf.float32)[:, head]
+        return tf.matmul(tf.cast(features, tf.float32), kernel) + tf.cast(self.bias, tf.float32)[head]
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return (input_shape[0], self.num_heads, self.num_clusters)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "num_heads": self.num_heads, "num_clusters": self.num_clusters}
+
+
+def find_multi_head(model: keras.Model) -> MultiHead:
+    """The one MultiHead layer of `model`.
+
+    Raises:
+        ValueError: there is none, or more than one: which labels which cannot be guessed.
+    """
+    heads = [layer for layer in model.layers if isinstance(layer, MultiHead)]
+    if len(heads) != 1:
+        names = ", ".join(layer.name for layer in (heads or model.layers))
+        raise ValueError(
+            f"The model must have exactly one sela_tf.MultiHead layer at its top level. Received: {len(heads)} among the layers "
+            f"of {model.name!r} ({names})"
+        )
+    return heads[0]

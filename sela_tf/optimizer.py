@@ -1,0 +1,55 @@
+"""SGD as the method's figures were found with: PyTorch's form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable("sela_tf")
+class CoupledSGD(keras.optimizers.Optimizer):
+    """g <- gradient + weight_decay w; v <- momentum v + g; w <- w - learning_rate v.
+
+    Keras' SGD differs twice: its `weight_decay` is decoupled from the gradient, which at momentum .9 acts ten times weaker, and its
+    velocity holds the learning rate, so that a drop takes effect over several steps. Decay applies to all variables, biases and
+    batch normalisation included, as in the reference.
+    """
+
+    def __init__(
+        self, learning_rate=0.05, momentum: float = 0.9, coupled_weight_decay: float = 0.0, name: str = "coupled_sgd", **kwargs
+    ):
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.momentum = momentum
+        self.coupled_weight_decay = coupled_weight_decay
+
+    def build(self, variables: Sequence) -> None:
+        if self.built:
+            return
+        super().build(variables)
+        self.velocities = [self.add_variable_from_reference(variable, "velocity") for variable in variables]
+
+    def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
+        velocity = self.velocities[self._get_variable_index(variable)]
+        gradient = tf.cast(gradient, variable.dtype) + self.coupled_weight_decay * tf.convert_to_tensor(variable)
+        moved = self.momentum * tf.convert_to_tensor(velocity) + gradient
+        self.assign(velocity, moved)
+        self.assign_sub(variable, tf.cast(learning_rate, variable.dtype) * moved)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "momentum": self.momentum, "coupled_weight_decay": self.coupled_weight_decay}
+
+
+def learning_rate_schedule(
+    learning_rate: float, *, schedule: str, epochs: int, steps_per_epoch: int, drops: Sequence[float]
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """ "step" divides by 10 at the whole epochs that the shares `drops` round up to; "cosine" falls to 0 at the end."""
+    if schedule == "cosine":
+        return keras.optimizers.schedules.CosineDecay(learning_rate, decay_steps=epochs * steps_per_epoch)
+    # a whisker less before rounding up, so that .3 of 10 is 3 although .3 * 10 is not
+    boundaries = [math.ceil(share * epochs - 1e-9) * steps_per_epoch for share in drops]
+    values = [learning_rate * 0.1**i for i in range(len(boundaries) + 1)]
+    # Keras keeps the earlier value on the boundary itself: the step before is the last one at the old rate
+    return keras.optimizers.schedules.PiecewiseConstantDecay([boundary - 1 for boundary in boundaries], values)

@@ -1,0 +1,133 @@
+"""The Keras callback that recomputes labels during training."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+
+import keras
+import tensorflow as tf
+
+from sela_tf.models.features import FeatureExtractor
+from sela_tf.models.heads import find_multi_head
+from sela_tf.self_labelling.label_pass import Assign, HeadLabels, cut_at_heads, relabel
+from sela_tf.self_labelling.label_table import LabelTable
+from sela_tf.transport.sinkhorn import sinkhorn
+
+
+class SelfLabelling(keras.callbacks.Callback):
+    """Recomputes the labels of every head before given optimizer steps (arXiv 1911.05371, section 3.1).
+
+    Works in `model.fit` and in any loop that calls callbacks. The step is the optimizer's own count, so a second `fit` and a
+    restored optimizer go on where they were.
+
+    Args:
+        labels: the table that the model's `SelfLabelLoss` reads.
+        inference_dataset: yields (images, example indices), each index once, in any order. Or a function that takes the step and
+            returns such a data set, for views that differ from one relabelling to the next.
+        relabel_steps: optimizer steps before which labels are recomputed; see `sela_tf.relabel_steps`.
+        lam: of the default transport.
+        assign: assigns labels to log-probabilities [N, K]; by default `sela_tf.sinkhorn` with `lam`.
+        batch_statistics: run the pass with batch statistics, as the reference does. Otherwise the network is in inference mode,
+            but for a relabelling before the first step, when the moving statistics are still empty.
+        log: called with (step, outcome of each head) after the labels were written.
+
+    A head whose transport did not converge keeps its labels, and a line says so.
+
+    Raises:
+        ValueError: when training starts and the model is not functional, has no or several MultiHead layers, or heads or clusters
+            other than the table's; during training when the loss becomes NaN or infinite, naming an index outside the table where
+            that is the cause.
+    """
+
+    def __init__(
+        self,
+        labels: LabelTable,
+        inference_dataset: tf.data.Dataset | Callable[[int], tf.data.Dataset],
+        *,
+        relabel_steps: Iterable[int],
+        lam: float = 25.0,
+        assign: Assign | None = None,
+        batch_statistics: bool = False,
+        log: Callable[[int, list[HeadLabels]], None] | None = None,
+    ):
+        super().__init__()
+        self.labels = labels
+        self.inference_dataset = inference_dataset
+        self.relabel_steps = sorted(set(relabel_steps))
+        if self.relabel_steps and self.relabel_steps[0] < 0:
+            raise ValueError(f"`relabel_steps` must not be negative. Received: {self.relabel_steps[0]}")
+        self.assign: Assign = assign or functools.partial(sinkhorn, lam=lam)
+        self.batch_statistics = batch_statistics
+        self.log = log
+        self._pending: list[int] = []
+        self._extractor: FeatureExtractor | None = None
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        heads = find_multi_head(self.model)
+        if (heads.num_heads, heads.num_clusters) != (self.labels.num_heads, self.labels.num_clusters):
+            raise ValueError(
+                f"The model has {heads.num_heads} heads of {heads.num_clusters} clusters, the label table "
+                f"{self.labels.num_heads} of {self.labels.num_clusters}"
+            )
+        strategy = self.model.distribute_strategy
+        self._extractor = FeatureExtractor(cut_at_heads(self.model), strategy)
+        # a relabelling at a step that was already taken has happened
+        self._pending = [step for step in self.relabel_steps if step >= self._step()]
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        step = self._step()
+        if self._pending and self._pending[0] <= step:
+            # steps_per_execution may have jumped over several; one relabelling serves them
+            self._pending = [later for later in self._pending if later > step]
+            self.relabel(step)
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is None or math.isfinite(loss):
+            return
+        stray = self.labels.index_outside
+        if stray is not None:
+            raise ValueError(
+                f"The training data set yielded the example index {stray}, outside the label table of {self.labels.num_examples} "
+                "images (0 is the first)"
+            )
+        raise ValueError(f"The loss became {float(loss)} by step {self._step()}: training diverged. Lower the learning rate")
+
+    def relabel(self, step: int) -> list[HeadLabels]:
+        """Recomputes all heads' labels now, and writes them when all are known."""
+        batches = self.inference_dataset(step) if callable(self.inference_dataset) else self.inference_dataset
+        outcome = relabel(
+            self.model,
+            batches,
+            self.labels,
+            assign=self.assign,
+            batch_statistics=self.batch_statistics or step == 0,
+            extractor=self._extractor,
+        )
+        for head in outcome:
+            if head.assignment.converged:
+                self.labels.assign(head.head, head.assignment.labels, head.assignment.potentials)
+            print(describe(step, head), flush=True)
+        if self.log is not None:
+            self.log(step, outcome)
+        return outcome
+
+    def _step(self) -> int:
+        # a loss-scaling optimizer wraps the one that counts
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        return int(optimizer.iterations)
+
+
+def describe(step: int, head: HeadLabels) -> str:
+    """One line for the person watching."""
+    metrics = head.metrics
+    iterations = f"{metrics['num_iterations']} iterations, " if metrics["num_iterations"] is not None else ""
+    line = (
+        f"relabel step {step} head {head.head}: {iterations}{metrics['changed']:.1%} changed, objective "
+        f"{metrics['objective_before']:.4f} -> {metrics['objective_after']:.4f}, {head.seconds:.1f} s"
+    )
+    if metrics["converged"]:
+        return line
+    return line + f"; NOT CONVERGED (marginal error {metrics['marginal_error']}): the labels of before are kept"

@@ -1,0 +1,1 @@
+"""Optimal transport of images onto equally large clusters; knows nothing of data or models."""

@@ -1,0 +1,133 @@
+"""The directory of a run: which run it belongs to, and the files that others read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from sela_tf import flags
+from sela_tf.config import ConfigError, SelaConfig
+
+FLAGS, WEIGHTS, LABELS, RESULTS = "flags.cfg", "model.weights.h5", "labels.npz", "results.json"
+METRICS, TIMINGS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "timings.jsonl", "checkpoints", "tensorboard"
+
+
+class Workdir:
+    """The files of one run.
+
+    Args:
+        path: of a directory; made if missing. One that is in use is accepted only if it holds the same run: settings may differ
+            in a larger `epochs` and in what is only shown.
+        config: of the run.
+
+    Raises:
+        ConfigError: the path is a file, cannot be written, or holds something else; with what differs, old and new.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: SelaConfig):
+        self.path = pathlib.Path(path).expanduser().absolute()
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"--workdir={path} is a file: name a directory")
+        flagfile = self.path / FLAGS
+        if flagfile.exists():
+            _refuse_other_run(self.path, flags.from_flagfile(flagfile), config)
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            found = ", ".join(sorted(os.listdir(self.path))[:3])
+            raise ConfigError(f"--workdir={path} holds other files ({found}) and no run: name a new or an empty directory")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._replace(FLAGS, flags.to_flagfile(config))
+        except OSError as error:
+            raise ConfigError(f"--workdir={path} cannot be written: {error.strerror or error}") from error
+        self._writer: tf.summary.SummaryWriter | None = None
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """Where the state of the run is saved."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the results of a training to the present `epochs` are there."""
+        return (self.path / RESULTS).exists()
+
+    def start(self, step: int) -> None:
+        """Begins writing at `step`: rows of later steps, which will be taken again, are removed, and so are old results."""
+        (self.path / RESULTS).unlink(missing_ok=True)
+        for name in (METRICS, TIMINGS):
+            file = self.path / name
+            if file.exists():
+                # a row of a relabelling belongs before its step, the others after it
+                rows = [row for row in map(_row, file.read_text().splitlines()) if row]
+                kept = [row for row in rows if row["step"] < step or (row["step"] == step and row["kind"] != "relabel")]
+                self._replace(name, "".join(json.dumps(row) + "\n" for row in kept))
+        self._writer = tf.summary.create_file_writer(str(self.path / TENSORBOARD))
+
+    def write_metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """A row of repeatable numbers, in metrics.jsonl and TensorBoard."""
+        self._append(METRICS, kind, step, values)
+        if self._writer is not None:
+            head = f"/head{values['head']}" if "head" in values else ""
+            with self._writer.as_default(step):
+                for name, value in values.items():
+                    if isinstance(value, int | float) and name not in ("head", "epoch"):
+                        tf.summary.scalar(f"{kind}{head}/{name}", float(value))
+
+    def write_timings(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """A row of wall-clock values, in timings.jsonl."""
+        self._append(TIMINGS, kind, step, values)
+
+    def write_labels(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """labels.npz."""
+        unfinished = self.path / f".unfinished-{LABELS}"
+        np.savez(unfinished, **arrays)  # type: ignore[arg-type]
+        os.replace(unfinished, self.path / LABELS)
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """results.json, the last file of a run to be written."""
+        if self._writer is not None:
+            self._writer.flush()
+        self._replace(RESULTS, json.dumps(results, indent=1) + "\n")
+
+    def read_results(self) -> dict[str, Any]:
+        """What `write_results` wrote."""
+        return json.loads((self.path / RESULTS).read_text())
+
+    def _append(self, name: str, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        with open(self.path / name, "a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        unfinished = self.path / f".unfinished-{name}"
+        unfinished.write_text(text)
+        os.replace(unfinished, self.path / name)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """None for a line that was cut when the machine stopped."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _refuse_other_run(path: pathlib.Path, old: SelaConfig, new: SelaConfig) -> None:
+    different = [
+        f"--{field.name} was {getattr(old, field.name)!r}, is {getattr(new, field.name)!r}"
+        for field in dataclasses.fields(SelaConfig)
+        if getattr(old, field.name) != getattr(new, field.name)
+        and not field.metadata["shown"]
+        and not (field.name == "epochs" and new.epochs > old.epochs)
+    ]
+    if different:
+        raise ConfigError(
+            f"--workdir={path} holds another run: {'; '.join(different)}. Name another directory, or repeat the run's own settings "
+            "(more --epochs may be asked for)"
+        )
