@@ -348,7 +348,9 @@ def _finish(
     untrained = compiled_model(config, data, labels, strategy)
     results = {
         "trained": evaluate_network(model, data.train, data.held_out, size=data.size, strategy=strategy),
-        "untrained": evaluate_network(untrained, data.train, data.held_out, size=data.size, strategy=strategy),
+        "untrained": evaluate_network(
+            untrained, data.train, data.held_out, size=data.size, strategy=strategy, batch_statistics=True
+        ),
         "chance": evaluate_chance(data.held_out.classes, config.num_clusters, seed=config.seed),
         "training_labels": evaluate_labels(labels.labels, data.train.classes),
         "config": dataclasses.asdict(config),

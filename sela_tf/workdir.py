@@ -23,7 +23,7 @@ class Workdir:
     """The files of one run.
 
     Args:
-        path: of a directory; made if missing. One that is in use is accepted only if it holds the same run: settings may differ
+        path: of a directory; made by `start`, if missing. One that is in use is accepted only if it holds the same run: settings may differ
             in a larger `epochs` and in what is only shown.
         config: of the run.
 
@@ -41,11 +41,10 @@ class Workdir:
         elif self.path.is_dir() and any(self.path.iterdir()):
             found = ", ".join(sorted(os.listdir(self.path))[:3])
             raise ConfigError(f"--workdir={path} holds other files ({found}) and no run: name a new or an empty directory")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._replace(FLAGS, flags.to_flagfile(config))
-        except OSError as error:
-            raise ConfigError(f"--workdir={path} cannot be written: {error.strerror or error}") from error
+        there = next(parent for parent in (self.path, *self.path.parents) if parent.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise ConfigError(f"--workdir={path} cannot be written: {there} is no directory that you may write to")
+        self.config = config
         self._writer: tf.summary.SummaryWriter | None = None
 
     @property
@@ -59,7 +58,15 @@ class Workdir:
         return (self.path / RESULTS).exists()
 
     def start(self, step: int) -> None:
-        """Begins writing at `step`: rows of later steps, which will be taken again, are removed, and so are old results."""
+        """Makes the directory this run's own, and begins writing at `step`.
+
+        Rows of later steps, which will be taken again, are removed, and so are old results.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._replace(FLAGS, flags.to_flagfile(self.config))
+        except OSError as error:
+            raise ConfigError(f"--workdir={self.path} cannot be written: {error.strerror or error}") from error
         (self.path / RESULTS).unlink(missing_ok=True)
         for name in (METRICS, TIMINGS):
             file = self.path / name

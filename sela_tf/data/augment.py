@@ -32,6 +32,7 @@ class Augmentation(NamedTuple):
 NUM_DRAWS = 12
 """Uniform numbers in [0, 1) that one view of one image takes."""
 _AREA, _RATIO, _TOP, _LEFT, _FLIP, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA = range(NUM_DRAWS)
+_MARGIN = 2e-6
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -67,12 +68,13 @@ def crop_batch(images: tf.Tensor, indices: tf.Tensor, boxes: tf.Tensor, size: tu
     Bilinear between pixel centres, so that the whole image at its own size comes back as it is. A reversed box is a flip.
     """
 
-    def corners(low: tf.Tensor, high: tf.Tensor, source: int, target: int) -> tuple[tf.Tensor, tf.Tensor]:
-        # crop_and_resize samples from corner to corner in units of (source - 1); the first and the last sample are half a
-        # target pixel inside the box. What lies outside the centres of the border pixels takes the border's value.
+    def corners(low: tf.Tensor, high: tf.Tensor, source: int, target: int) -> list[tf.Tensor]:
+        # crop_and_resize samples from corner to corner in units of (source - 1); the first and the last sample are half a target
+        # pixel inside the box. What lies outside the centres of the border pixels takes the border's value. A sample that rounding
+        # puts a hair outside would come out black, hence a margin that is larger than float32's error.
         inset = 0.5 * (high - low) / target
-        scale = max(source - 1, 1)
-        return tuple(tf.clip_by_value((edge * source - 0.5) / scale, 0.0, 1.0) for edge in (low + inset, high - inset))
+        edges = (low + inset, high - inset)
+        return [tf.clip_by_value((edge * source - 0.5) / max(source - 1, 1), _MARGIN, 1.0 - _MARGIN) for edge in edges]
 
     top, left, bottom, right = tf.unstack(boxes, axis=1)
     y1, y2 = corners(top, bottom, images.shape[1], size[0])

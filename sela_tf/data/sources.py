@@ -8,6 +8,7 @@ import hashlib
 import os
 import pathlib
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterable
 
@@ -166,10 +167,10 @@ def _read_idx(dataset: str, path: pathlib.Path) -> np.ndarray:
 def _npz(dataset: str, path: pathlib.Path) -> Splits:
     """`images`, `classes`, `eval_images`, `eval_classes`; or the names of Keras' mnist.npz: x_train, y_train, x_test, y_test."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, zlib.error, EOFError, KeyError, AttributeError) as error:
-        raise SourceError(f"--dataset={dataset}: {str(path)!r} is not a whole npz file ({error})") from error
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, AttributeError) as error:
+        raise SourceError(f"--dataset={dataset}: {str(path)!r} is not an npz file, or not a whole one") from error
     named = {"x_train": "images", "y_train": "classes", "x_test": "eval_images", "y_test": "eval_classes"}
     arrays = {named.get(key, key): value for key, value in arrays.items()}
     if "images" not in arrays:

@@ -29,26 +29,32 @@ def evaluate_network(
     *,
     size: tuple[int, int],
     strategy: tf.distribute.Strategy | None = None,
+    batch_statistics: bool = False,
 ) -> dict[str, Any]:
     """KNN and linear probe of the embedding, and each head's plain argmax against the classes, on the held-out images.
 
-    What needs classes is None where there are none, with a `reason`.
+    A network before its first step is done justice with `batch_statistics`: its moving ones are still empty. What needs classes is
+    None where there are none, with a `reason`.
     """
     logits = FeatureExtractor(keras.Model(model.inputs, keras.layers.Flatten()(model.output)), strategy)
-    outputs = logits.collect(inference_batches(held_out, size=size, batch_size=_BATCH), len(held_out))
+
+    def collect(extractor: FeatureExtractor, images: ImageSet) -> np.ndarray:
+        batches = inference_batches(images, size=size, batch_size=_BATCH)
+        return extractor.collect(batches, len(images), batch_statistics=batch_statistics)
+
+    outputs = collect(logits, held_out)
     num_clusters = model.output.shape[-1]
     clusters = outputs.reshape(len(held_out), -1, num_clusters).argmax(axis=2).T
     if train.classes is None or held_out.classes is None:
         return {"knn": None, "linear_probe": None, **evaluate_labels(clusters, None), "reason": _NO_CLASSES}
     embedding = FeatureExtractor(keras.Model(model.inputs, model.get_layer(EMBEDDING).output), strategy)
-    bank = embedding.collect(inference_batches(train, size=size, batch_size=_BATCH), len(train))
-    features = embedding.collect(inference_batches(held_out, size=size, batch_size=_BATCH), len(held_out))
+    bank, features = collect(embedding, train), collect(embedding, held_out)
     return {
         "knn": knn_accuracy(bank, train.classes, features, held_out.classes, k=KNN_NEIGHBOURS),
         "linear_probe": linear_probe_accuracy(bank, train.classes, features, held_out.classes),
         **evaluate_labels(clusters, held_out.classes),
         "protocol": (
-            f"{len(held_out)} held-out images, clean view, inference mode. knn: k = {KNN_NEIGHBOURS}, cosine, votes weighted "
+            f"{len(held_out)} held-out images, clean view, {'batch statistics' if batch_statistics else 'inference mode'}. knn: k = {KNN_NEIGHBOURS}, cosine, votes weighted "
             f"exp(similarity / .1), among all {len(train)} training images. linear_probe: scikit-learn's logistic regression on "
             f"the standardised embedding of {bank.shape[1]} values. nmi, ami, ari, hungarian: plain argmax of each head, "
             f"K = {num_clusters}."

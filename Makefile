@@ -1,0 +1,62 @@
+# make demo: environment and the main job on bundled images.   make test: environment, lint, types, tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+FLAGS ?=
+
+.PHONY: demo test test-slow lint format system-deps lock wheel clean help
+
+help:
+	@sed -n 's/^# //p' Makefile
+	@echo 'make test-slow, lint, format, system-deps, lock, wheel, clean: see BUILD.md'
+
+demo: $(VENV)/.core
+	$(BIN)/python -m sela_tf.train --flagfile=configs/digits.cfg --workdir=runs/digits $(FLAGS)
+
+test: lint
+	$(BIN)/python -m pytest $(FLAGS)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow $(FLAGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Fashion-MNIST, as idx files under /usr/share/datasets. Debian and Ubuntu only, and only root can.
+system-deps:
+	@if [ -e /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz ]; then echo 'Fashion-MNIST is there'; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update && apt-get install -y --no-install-recommends dataset-fashion-mnist; \
+	else echo 'Fashion-MNIST is missing. As root on Debian or Ubuntu: apt-get install dataset-fashion-mnist' >&2; fi
+
+lock: $(VENV)/.dev
+	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade -c requirements.lock --extra dev pyproject.toml -o requirements-dev.lock
+
+wheel: $(VENV)/.dev
+	rm -rf build dist
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.python: tools/check_python.py
+	@command -v $(PYTHON) >/dev/null || { echo 'error: there is no $(PYTHON). Name a Python 3.11, 3.12 or 3.13: make demo PYTHON=/path/to/python3' >&2; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) tools/check_python.py
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.python requirements.lock pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.python requirements-dev.lock pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@ $(VENV)/.core

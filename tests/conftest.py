@@ -1,0 +1,76 @@
+"""What every test may need. TensorFlow is imported here, once, with its start-up lines off."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist() -> pathlib.Path:
+    """Debian's Fashion-MNIST. A laptop may lack it; CI may not."""
+    if not FASHION_MNIST.is_dir():
+        reason = f"Fashion-MNIST is not in {FASHION_MNIST}: make system-deps"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return FASHION_MNIST
+
+
+class Door(NamedTuple):
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+_DOORS = """
+import contextlib, io, json, sys
+from sela_tf.train import main
+for argv in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["sela_tf.train", *argv])
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
+def run_doors(commands: Sequence[Sequence[str]]) -> list[Door]:
+    """Several commands, one after another, in one process of their own: TensorFlow is loaded once."""
+    process = subprocess.run(
+        [sys.executable, "-c", _DOORS],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=600,
+        check=False,
+    )
+    doors = [Door(*json.loads(line)) for line in process.stdout.splitlines()]
+    assert len(doors) == len(commands), process.stderr
+    return doors
+
+
+def run_door(*args: str, **kwargs) -> subprocess.CompletedProcess[str]:
+    """python -m sela_tf.train as a user's shell would run it."""
+    command = [sys.executable, "-m", "sela_tf.train", *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False, **kwargs)

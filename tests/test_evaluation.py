@@ -1,0 +1,132 @@
+"""Figures against scikit-learn and against cases worked out by hand."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.neighbors import KNeighborsClassifier
+
+from sela_tf.data.image_set import ImageSet
+from sela_tf.evaluation.clustering import cluster_metrics
+from sela_tf.evaluation.knn import knn_accuracy
+from sela_tf.evaluation.linear_probe import linear_probe_accuracy
+from sela_tf.evaluation.monitors import KNNMonitor
+from sela_tf.evaluation.summary import evaluate_chance, evaluate_labels, evaluate_network, table
+from sela_tf.models import build_model
+
+
+@pytest.fixture
+def blobs(rng):
+    """(features, classes) of three overlapping blobs, for training and for evaluation."""
+    centres = rng.normal(size=(3, 5))
+
+    def draw(count):
+        classes = rng.integers(0, 3, count)
+        return (centres[classes] + 0.8 * rng.normal(size=(count, 5))).astype(np.float32), classes
+
+    return *draw(1200), *draw(2300)
+
+
+@pytest.mark.parametrize("k", [1, 10, 50])
+def test_knn_is_scikit_learns_with_these_weights(blobs, k):
+    bank, bank_classes, queries, classes = blobs
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    # of unit vectors, cosine similarity is 1 - d^2 / 2
+    peer = KNeighborsClassifier(k, weights=lambda distance: np.exp((1 - distance**2 / 2) / 0.1)).fit(unit(bank), bank_classes)
+    expected = peer.score(unit(queries), classes)
+    assert knn_accuracy(bank, bank_classes, queries, classes, k=k) == pytest.approx(expected, abs=0.002)
+
+
+def test_knn_with_fewer_images_than_neighbours(blobs):
+    bank, bank_classes, queries, classes = blobs
+    assert 0 < knn_accuracy(bank[:5], bank_classes[:5], queries, classes, k=10) <= 1
+    with pytest.raises(ValueError, match="k=0"):
+        knn_accuracy(bank, bank_classes, queries, classes, k=0)
+
+
+def test_linear_probe_does_not_care_for_scale(blobs):
+    bank, bank_classes, queries, classes = blobs
+    accuracy = linear_probe_accuracy(bank, bank_classes, queries, classes)
+    scale = np.array([1e-3, 1.0, 1e3, 10.0, 0.1], np.float32)
+    assert accuracy == pytest.approx(linear_probe_accuracy(bank * scale, bank_classes, queries * scale, classes), abs=1e-3)
+    assert accuracy > 0.7
+
+
+def test_cluster_metrics_by_hand():
+    classes = np.array([0, 0, 0, 1, 1, 1])
+    assert cluster_metrics(classes, 1 - classes) == (1.0, 1.0, 1.0, 1.0)
+    # clusters of classes 0 0 | 0 | 1 1 1: class 0 is matched with the larger part, five of six count
+    metrics = cluster_metrics(classes, np.array([2, 2, 0, 1, 1, 1]))
+    assert metrics.hungarian == pytest.approx(5 / 6)
+    entropy = -(2 / 6 * np.log(2 / 6) + 1 / 6 * np.log(1 / 6) + 3 / 6 * np.log(3 / 6))
+    assert metrics.nmi == pytest.approx(np.log(2) / ((np.log(2) + entropy) / 2))
+    assert cluster_metrics(classes, np.zeros(6, int)).nmi == 0
+
+
+def test_chance_is_that_of_random_labels(rng):
+    classes = rng.integers(0, 10, 5000)
+    chance = evaluate_chance(classes, 128, seed=0)
+    assert chance["knn"] == np.bincount(classes).max() / 5000
+    assert abs(chance["ami"][0]) < 0.01
+    assert 0 < chance["nmi"][0] < 0.1
+
+
+class TestNetwork:
+    @pytest.fixture
+    def images(self, rng):
+        """Bright and dark images: any network tells them apart."""
+        classes = np.arange(60) % 2
+        pixels = (rng.integers(0, 100, (60, 8, 8, 1)) + 150 * classes[:, None, None, None]).astype(np.uint8)
+        return ImageSet(name="bright", channels=1, images=pixels, classes=classes)
+
+    @staticmethod
+    def network():
+        keras.utils.set_random_seed(0)
+        return build_model("resnet8", image_shape=(8, 8, 1), num_heads=2, num_clusters=4, width=4, mean=[120.0], variance=[9e3])
+
+    def test_all_figures(self, images):
+        model = self.network()
+        results = evaluate_network(model, images, images, size=(8, 8))
+        assert results["knn"] == 1.0
+        assert results["linear_probe"] == 1.0
+        clusters = model(images.images.astype(np.float32)).numpy().argmax(axis=2)
+        assert results["nmi"] == [cluster_metrics(images.classes, clusters[:, head]).nmi for head in range(2)]
+        assert results["clusters_used"] == [len(np.unique(clusters[:, head])) for head in range(2)]
+        assert "K = 4" in results["protocol"]
+
+    def test_without_classes_the_rest_works_and_says_why(self, images):
+        nameless = ImageSet(name="x", channels=1, images=images.images)
+        results = evaluate_network(self.network(), nameless, nameless, size=(8, 8))
+        assert results["knn"] is None
+        assert results["nmi"] is None
+        assert results["reason"] == "the images have no class labels"
+        assert len(results["clusters_used"]) == 2
+        text = table({"trained": results, "config": {"num_clusters": 4}})
+        assert "are left out" in text
+
+    def test_table(self, images):
+        trained = evaluate_network(self.network(), images, images, size=(8, 8))
+        chance = evaluate_chance(images.classes, 4, seed=0)
+        text = table({"trained": trained, "untrained": trained, "chance": chance, "config": {"num_clusters": 4}})
+        rows = {line[:26].strip(): line[26:].split() for line in text.splitlines() if line}
+        assert rows["kNN accuracy"] == ["1.000", "1.000", "0.500"]
+        assert len(rows["NMI, head 1"]) == 3
+
+    def test_monitor_gives_knn_to_the_callbacks_that_follow(self, images):
+        model = self.network()
+        batches = tf.data.Dataset.from_tensor_slices((images.images.astype(np.float32), np.arange(60))).batch(20)
+        model.compile("sgd", loss=lambda y, logits: tf.reduce_mean(logits**2))
+        monitor = KNNMonitor("embedding", batches, images.classes, batches, images.classes)
+        history = model.fit(batches, epochs=2, shuffle=False, verbose=0, callbacks=[monitor])
+        assert history.history["knn"] == [1.0, 1.0]
+
+
+def test_labels_without_classes():
+    labels = np.array([[0, 1, 1], [0, 0, 0]])
+    assert evaluate_labels(labels, None)["clusters_used"] == [2, 1]
+    assert evaluate_labels(labels, None)["nmi"] is None

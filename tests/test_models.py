@@ -1,0 +1,251 @@
+"""One battery over every backbone; the layers of our own against Keras' and against plain formulas."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sela_tf.models import BACKBONES, EMBEDDING, build_model
+from sela_tf.models.batch_norm import FusedBatchNormalization
+from sela_tf.models.features import FeatureExtractor
+from sela_tf.models.heads import MultiHead, find_multi_head
+
+SHAPE = (12, 10, 3)
+
+
+def small(backbone: str, **options) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    settings = {
+        "image_shape": SHAPE,
+        "num_heads": 2,
+        "num_clusters": 5,
+        "width": 4,
+        "hidden_units": 6,
+        "mean": [100.0],
+        "variance": [900.0],
+    }
+    return build_model(backbone, **{**settings, **options})
+
+
+@pytest.fixture
+def images(rng) -> np.ndarray:
+    return rng.integers(0, 256, (6, *SHAPE)).astype(np.float32)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+class TestConformance:
+    def test_logits_embedding_and_stages(self, backbone, images):
+        model = small(backbone)
+        assert model(images).shape == (6, 2, 5)
+        assert model.output.dtype == "float32"
+        assert model.get_layer(EMBEDDING).output.shape == (None, 16)
+        assert model.get_layer("hidden").output.shape == (None, 6)
+        stages = [model.get_layer(name).output.shape for name in ("stem", "stage1", "stage2", "stage3")]
+        assert stages == [(None, 12, 10, 4), (None, 12, 10, 4), (None, 6, 5, 8), (None, 3, 3, 16)]
+        assert find_multi_head(model).name == "heads"
+        with pytest.raises(ValueError, match="hidden"):
+            small(backbone, hidden_units=0).get_layer("hidden")
+
+    def test_xla_equals_eager(self, backbone, images):
+        model = small(backbone)
+        compiled = tf.function(lambda x: model(x, training=False), jit_compile=True)(images)
+        np.testing.assert_allclose(compiled, model(images, training=False), atol=1e-4)
+
+    def test_saved_and_exported_equal_the_call(self, backbone, images, tmp_path):
+        model = small(backbone)
+        expected = model(images, training=False).numpy()
+        model.save(tmp_path / "model.keras")
+        np.testing.assert_allclose(keras.models.load_model(tmp_path / "model.keras")(images), expected, atol=1e-6)
+        model.export(tmp_path / "exported", verbose=False)
+        np.testing.assert_allclose(tf.saved_model.load(tmp_path / "exported").serve(images), expected, atol=1e-5)
+
+    def test_mixed_precision_keeps_float32_logits(self, backbone, images):
+        model = small(backbone, dtype="mixed_bfloat16")
+        assert model.get_layer("stage3").output.dtype == "bfloat16"
+        logits = model(images, training=True)
+        assert logits.dtype == tf.float32
+        np.testing.assert_allclose(logits, small(backbone)(images, training=True), atol=0.05)
+
+    def test_every_variable_learns_and_the_same_seed_is_the_same_network(self, backbone, images):
+        model, twin = small(backbone), small(backbone)
+        for a, b in zip(model.weights, twin.weights, strict=True):
+            np.testing.assert_array_equal(a, b)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(images, training=True) - tf.reshape(tf.range(60.0), [6, 2, 5])))
+        for variable, gradient in zip(model.trainable_variables, tape.gradient(loss, model.trainable_variables), strict=True):
+            assert gradient is not None, variable.path
+            assert np.abs(gradient).max() > 0, variable.path
+
+
+def test_parameter_counts_of_the_published_networks():
+    """He et al. 2016, table 6: 0.27 M for 20 layers, 0.85 M for 56, with ten classes (option A, which has no projections)."""
+    for backbone, millions in (("resnet20", 0.27), ("resnet56", 0.85)):
+        model = build_model(backbone, image_shape=(32, 32, 3), num_heads=1, num_clusters=10)
+        projections = sum(layer.count_params() for layer in model.layers if "shortcut" in layer.name)
+        assert (model.count_params() - projections) / 1e6 == pytest.approx(millions, abs=0.01)
+        weighted = [
+            layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D | MultiHead) and "shortcut" not in layer.name
+        ]
+        assert len(weighted) == int(backbone.removeprefix("resnet"))
+
+
+def test_convolutions_start_from_he_fan_out():
+    kernel = (
+        build_model("resnet8", image_shape=(8, 8, 3), num_heads=1, num_clusters=2, width=64)
+        .get_layer("stage3_block1_b_conv")
+        .kernel
+    )
+    assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 256)), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "vgg"}, "resnet8, resnet20, resnet56.*'vgg'"),
+        ({"width": 0}, "width=0"),
+        ({"hidden_units": -1}, "hidden_units=-1"),
+        ({"num_clusters": 1}, "num_clusters=1"),
+        ({"num_heads": 0}, "num_heads=0"),
+        ({"image_shape": (8, 8)}, r"\(8, 8\)"),
+    ],
+)
+def test_build_model_refuses_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        small(**{"backbone": "resnet8", **options})
+
+
+class TestMultiHead:
+    def test_is_so_many_dense_layers(self, rng):
+        features = rng.normal(size=(7, 4)).astype(np.float32)
+        heads = MultiHead(3, 5)
+        heads.build((None, 4))
+        heads.bias.assign(rng.normal(size=(3, 5)))
+        for head in range(3):
+            expected = features @ np.asarray(heads.kernel)[:, head] + np.asarray(heads.bias)[head]
+            np.testing.assert_allclose(heads(features)[:, head], expected, atol=1e-6)
+            np.testing.assert_allclose(heads.head_logits(features, head), expected, atol=1e-6)
+        assert np.std(MultiHead(10, 100)(np.eye(50, dtype=np.float32))) == pytest.approx(0.01, rel=0.05)
+
+    def test_config_round_trip(self):
+        twin = MultiHead.from_config(MultiHead(3, 5, name="mine").get_config())
+        assert (twin.num_heads, twin.num_clusters, twin.name) == (3, 5, "mine")
+
+    def test_refuses_images(self):
+        with pytest.raises(ValueError, match="pool or flatten"):
+            MultiHead(1, 2)(np.zeros((2, 3, 3, 4), np.float32))
+
+    def test_none_or_two_are_refused(self):
+        inputs = keras.Input((4,))
+        with pytest.raises(ValueError, match="Received: 0"):
+            find_multi_head(keras.Model(inputs, keras.layers.Dense(2)(inputs)))
+        with pytest.raises(ValueError, match="Received: 2"):
+            find_multi_head(keras.Model(inputs, [MultiHead(1, 2)(inputs), MultiHead(1, 2)(inputs)]))
+
+
+class TestFusedBatchNormalization:
+    """Against `keras.layers.BatchNormalization` with the same constants."""
+
+    @pytest.fixture(params=[(8, 5, 4, 3), (16, 3)], ids=["images", "vectors"])
+    def inputs(self, request, rng) -> tf.Tensor:
+        return tf.constant(rng.normal(2.0, 3.0, request.param).astype(np.float32))
+
+    @staticmethod
+    def pair(inputs, **options):
+        layers = FusedBatchNormalization(**options), keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **options)
+        for layer in layers:
+            layer.build(inputs.shape)
+            layer.gamma.assign([0.5, 1.5, 2.5])
+            layer.beta.assign([1.0, 0.0, -1.0])
+            layer.moving_mean.assign([0.1, 0.2, 0.3])
+            layer.moving_variance.assign([1.1, 1.2, 1.3])
+        return layers
+
+    def test_training(self, inputs):
+        ours, theirs = self.pair(inputs)
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(inputs)
+            results = [layer(inputs, training=True) for layer in (ours, theirs)]
+            losses = [tf.reduce_sum(tf.sin(result)) for result in results]
+        np.testing.assert_allclose(*results, atol=1e-4)
+        np.testing.assert_allclose(*[tape.gradient(loss, inputs) for loss in losses], atol=1e-4)
+        for name in ("gamma", "beta"):
+            gradients = [tape.gradient(loss, getattr(layer, name)) for loss, layer in zip(losses, (ours, theirs), strict=True)]
+            np.testing.assert_allclose(*gradients, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(ours.moving_mean, theirs.moving_mean, atol=1e-5)
+
+    def test_moving_variance_is_unbiased(self, inputs):
+        """n/(n-1), as in PyTorch; Keras' own is biased."""
+        ours, theirs = self.pair(inputs)
+        ours(inputs, training=True)
+        theirs(inputs, training=True)
+        values = np.asarray(inputs, np.float64).reshape(-1, 3)
+        expected = 0.9 * np.array([1.1, 1.2, 1.3]) + 0.1 * values.var(axis=0, ddof=1)
+        np.testing.assert_allclose(ours.moving_variance, expected, rtol=1e-5)
+        assert np.abs(np.asarray(theirs.moving_variance) - expected).max() > 1e-3
+
+    def test_inference_frozen_and_masked(self, inputs):
+        ours, theirs = self.pair(inputs)
+        np.testing.assert_allclose(ours(inputs, training=False), theirs(inputs, training=False), atol=1e-5)
+        if inputs.shape.rank == 2:
+            mask = tf.constant([True] * 9 + [False] * 7)
+            np.testing.assert_allclose(ours(inputs, training=True, mask=mask), theirs(inputs, training=True, mask=mask), atol=1e-4)
+            np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance, atol=1e-4)
+        ours.trainable = theirs.trainable = False
+        before = np.asarray(ours.moving_mean).copy()
+        np.testing.assert_allclose(ours(inputs, training=True), theirs(inputs, training=True), atol=1e-5)
+        np.testing.assert_array_equal(ours.moving_mean, before)
+
+    def test_mixed_precision_and_synchronised(self, inputs):
+        ours, theirs = self.pair(inputs, dtype="mixed_bfloat16")
+        half = tf.cast(inputs, tf.bfloat16)
+        result = ours(half, training=True)
+        assert result.dtype == tf.bfloat16
+        np.testing.assert_allclose(tf.cast(result, tf.float32), tf.cast(theirs(half, training=True), tf.float32), atol=0.05)
+        ours, theirs = self.pair(inputs, synchronized=True)
+        np.testing.assert_allclose(ours(inputs, training=True), theirs(inputs, training=True), atol=1e-6)
+
+    def test_config_and_refusals(self):
+        layer = FusedBatchNormalization.from_config(FusedBatchNormalization(momentum=0.8).get_config())
+        assert (layer.momentum, layer.epsilon) == (0.8, 1e-5)
+        with pytest.raises(ValueError, match="axis"):
+            FusedBatchNormalization(axis=1)
+        with pytest.raises(ValueError, match="input_shape"):
+            FusedBatchNormalization().build((None, 3, 4))
+
+
+class TestFeatureExtractor:
+    @staticmethod
+    def model() -> keras.Model:
+        inputs = keras.Input((3,))
+        x = keras.layers.Dropout(0.5)(FusedBatchNormalization()(inputs))
+        return keras.Model(inputs, x)
+
+    def test_rows_follow_the_index(self, rng):
+        values = rng.normal(size=(50, 3)).astype(np.float32)
+        model = self.model()
+        order = rng.permutation(50)
+        batches = tf.data.Dataset.from_tensor_slices((values[order], order)).batch(7)
+        np.testing.assert_allclose(FeatureExtractor(model).collect(batches, 50), model(values), atol=1e-6)
+
+    def test_batch_statistics_are_used_and_nothing_is_changed(self, rng):
+        values = rng.normal(5.0, 2.0, size=(64, 3)).astype(np.float32)
+        model = self.model()
+        before = [np.asarray(variable).copy() for variable in model.variables]
+        batches = tf.data.Dataset.from_tensor_slices((values, np.arange(64))).batch(64)
+        features = FeatureExtractor(model).collect(batches, 64, batch_statistics=True)
+        normalised = (values - values.mean(axis=0)) / values.std(axis=0)
+        kept = features != 0  # dropout
+        np.testing.assert_allclose(features[kept], 2 * normalised[kept], atol=1e-3)
+        for variable, value in zip(model.variables, before, strict=True):
+            np.testing.assert_array_equal(variable, value, err_msg=variable.path)
+
+    @pytest.mark.parametrize(
+        ("indices", "message"),
+        [([0, 1, 2, 2], "1 missing .*3.*1 repeated .*2"), ([0, 1, 2], "1 missing"), ([0, 1, 2, 9], "9"), ([0, 1, -1, 2], "-1")],
+    )
+    def test_refuses_indices_that_are_not_each_once(self, indices, message):
+        values = np.zeros((len(indices), 3), np.float32)
+        with pytest.raises(ValueError, match=message):
+            FeatureExtractor(self.model()).collect(tf.data.Dataset.from_tensor_slices((values, indices)).batch(2), 4)

@@ -1,0 +1,193 @@
+"""Config, flags, config files, optimizer and schedules, checkpoints, and the directory of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+from absl import flags as absl_flags
+from conftest import ROOT
+
+from sela_tf import checkpoint, flags
+from sela_tf.config import ConfigError, SelaConfig
+from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
+from sela_tf.workdir import Workdir
+
+
+def parsed(*argv: str) -> SelaConfig:
+    values = absl_flags.FlagValues()
+    flags.define(values)
+    flags.parse(values, ["door", *argv])
+    return flags.config(values)
+
+
+class TestFlags:
+    def test_defaults_are_the_configs(self):
+        assert parsed("--dataset=digits") == SelaConfig(dataset="digits")
+
+    def test_flagfile_round_trip(self, tmp_path):
+        config = parsed(
+            "--dataset=digits", "--xla", "--lr_drops=0.25,0.5", "--lam=10", "--epochs=7", "--weight_decay=5e-4", "--nodownload"
+        )
+        (tmp_path / "flags.cfg").write_text(flags.to_flagfile(config))
+        assert flags.from_flagfile(tmp_path / "flags.cfg") == config
+        assert config.lr_drops == (0.25, 0.5)
+
+    def test_paths_become_absolute(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        config = parsed("--dataset=folder:images", "--data_dir=x")
+        assert config.dataset == f"folder:{tmp_path}/images"
+        assert config.data_dir == f"{tmp_path}/x"
+        assert parsed("--dataset=fashion_mnist:3.*.*").dataset == "fashion_mnist:3.*.*"
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (["--dataset=digits", "--epocs=3"], "'epocs'. Did you mean: epochs"),
+            (["--dataset=digits", "--epochs=three"], "--epochs=three"),
+            (["--dataset=digits", "epochs=3"], "'epochs=3' is no flag"),
+            (["--dataset=digits", "--lr_schedule=linear"], "<step|cosine>"),
+            (["--dataset=digits", "--lr_drops=a,b"], r"\['a', 'b'\]"),
+            (["--dataset=digits", "--lr_drops=0.5,0.2"], "increasing"),
+            (["--flagfile=/none.cfg"], "/none.cfg"),
+            ([], "--dataset is missing"),
+        ],
+    )
+    def test_bad_lines_are_named(self, argv, message):
+        with pytest.raises(ConfigError, match=message):
+            parsed(*argv)
+
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            {"num_clusters": 1}, {"num_heads": 0}, {"epochs": 0}, {"batch_size": 1}, {"lam": 0.0}, {"lam": float("nan")}, {"crop_scale": 0.0},
+            {"hue": 0.6}, {"momentum": 1.0}, {"eval_fraction": 1.0}, {"learning_rate": float("inf")}, {"seed": -1}, {"image_size": 1},
+            {"transport_tolerance": 1e-9}, {"mixed_precision": "int8"}, {"num_relabellings": -1}, {"flip_probability": 1.5},
+        ],
+    )  # fmt: skip
+    def test_values_out_of_range_are_named(self, setting):
+        (name, value), *_ = setting.items()
+        with pytest.raises(ConfigError, match=f"--{name} must be .*{value}"):
+            SelaConfig(**{"dataset": "digits", **setting})
+
+    @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.name)
+    def test_config_files(self, path):
+        """Each parses, says in its head what it is, and holds only what departs from the defaults."""
+        config = parsed(f"--flagfile={path}")
+        text = path.read_text()
+        for word in ("Source:", "Command:", "Expected:", "Measured:", "Time:", f"--flagfile=configs/{path.name}"):
+            assert word in text, word
+        settings = [line.split("=")[0].removeprefix("--") for line in text.splitlines() if line.startswith("--")]
+        defaults = {field.name: field.default for field in dataclasses.fields(SelaConfig)}
+        assert len(set(settings)) == len(settings)
+        assert [name for name in settings if getattr(config, name) == defaults[name]] == []
+
+
+class TestOptimizer:
+    def test_is_pytorchs_sgd(self, rng):
+        weight = keras.Variable(rng.normal(size=(4, 3)).astype(np.float32))
+        expected, velocity = np.asarray(weight, np.float64).copy(), np.zeros((4, 3))
+        schedule = learning_rate_schedule(0.1, schedule="step", epochs=4, steps_per_epoch=5, drops=(0.5,))
+        optimizer = CoupledSGD(schedule, momentum=0.9, coupled_weight_decay=0.01)
+        for step in range(20):
+            gradient = rng.normal(size=(4, 3)).astype(np.float32)
+            optimizer.apply_gradients([(gradient, weight)])
+            velocity = 0.9 * velocity + gradient + 0.01 * expected
+            expected = expected - (0.1 if step < 10 else 0.01) * velocity
+            np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-5)
+
+    def test_drops_at_whole_epochs(self):
+        """150, 300, 350 of 400; and 4, 8, 9 of 10."""
+        for epochs, drops in ((400, (150, 300, 350)), (10, (4, 8, 9))):
+            rate = learning_rate_schedule(1.0, schedule="step", epochs=epochs, steps_per_epoch=3, drops=(0.375, 0.75, 0.875))
+            for i, drop in enumerate(drops):
+                assert float(rate(3 * drop - 1)) == pytest.approx(0.1**i)
+                assert float(rate(3 * drop)) == pytest.approx(0.1 ** (i + 1))
+
+    def test_cosine(self):
+        rate = learning_rate_schedule(0.2, schedule="cosine", epochs=10, steps_per_epoch=10, drops=())
+        assert [float(rate(step)) for step in (0, 50, 100)] == pytest.approx([0.2, 0.1, 0.0], abs=1e-6)
+
+    def test_config_round_trip(self):
+        twin = CoupledSGD.from_config(CoupledSGD(0.3, momentum=0.8, coupled_weight_decay=0.02).get_config())
+        assert (twin.momentum, twin.coupled_weight_decay, float(twin.learning_rate)) == pytest.approx((0.8, 0.02, 0.3))
+
+
+class TestCheckpoint:
+    def test_round_trip_and_keep(self, tmp_path, rng):
+        for step in (5, 10, 15):
+            checkpoint.save(tmp_path, step, {"a/b": rng.normal(size=3), "n": np.arange(step)}, {"note": "x"}, keep=2)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
+        newest, passed_over = checkpoint.load_newest(tmp_path)
+        assert (newest.step, newest.meta["note"], passed_over) == (15, "x", [])
+        np.testing.assert_array_equal(newest.arrays["n"], np.arange(15))
+        assert set(newest.arrays) == {"a/b", "n"}
+
+    def test_none(self, tmp_path):
+        assert checkpoint.load_newest(tmp_path / "none") == (None, [])
+
+    @pytest.mark.parametrize("damage", ["cut", "flip", "no meta", "cut meta"])
+    def test_a_damaged_save_is_passed_over_and_named(self, tmp_path, damage):
+        for step in (1, 2):
+            checkpoint.save(tmp_path, step, {"n": np.arange(1000) * step}, {}, keep=2)
+        state, meta = (tmp_path / "step-00000002" / name for name in ("state.npz", "meta.json"))
+        data = bytearray(state.read_bytes())
+        if damage == "cut":
+            state.write_bytes(data[:-10])
+        elif damage == "flip":
+            data[500] ^= 1
+            state.write_bytes(data)
+        elif damage == "no meta":
+            meta.unlink()
+        else:
+            meta.write_text(meta.read_text()[:9])
+        newest, passed_over = checkpoint.load_newest(tmp_path)
+        assert newest.step == 1
+        assert len(passed_over) == 1
+        assert "step-00000002" in passed_over[0]
+
+    def test_what_a_kill_left_is_no_save(self, tmp_path):
+        checkpoint.save(tmp_path, 1, {"n": np.arange(3)}, {}, keep=2)
+        (tmp_path / ".unfinished-step-00000002").mkdir()
+        assert checkpoint.load_newest(tmp_path)[0].step == 1
+        checkpoint.save(tmp_path, 2, {"n": np.arange(3)}, {}, keep=2)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+class TestWorkdir:
+    config = SelaConfig(dataset="digits", num_clusters=10, epochs=3)
+
+    def test_belongs_to_one_run(self, tmp_path):
+        path = tmp_path / "a" / "run"
+        Workdir(path, self.config)
+        assert not path.exists()
+        Workdir(path, self.config).start(0)
+        Workdir(path, dataclasses.replace(self.config, epochs=5, log_every_steps=7)).start(0)
+        with pytest.raises(ConfigError, match="--epochs was 5, is 4"):
+            Workdir(path, dataclasses.replace(self.config, epochs=4))
+        with pytest.raises(ConfigError, match=r"--seed was 0, is 1; --lam was 25.0, is 3|--lam was 25.0, is 3.*--seed was 0, is 1"):
+            Workdir(path, dataclasses.replace(self.config, epochs=5, seed=1, lam=3.0))
+
+    def test_refuses_files_and_other_peoples_directories(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ConfigError, match="is a file"):
+            Workdir(tmp_path / "file", self.config)
+        with pytest.raises(ConfigError, match=r"holds other files \(file\)"):
+            Workdir(tmp_path, self.config)
+        with pytest.raises(ConfigError, match="no directory that you may write to"):
+            Workdir(tmp_path / "file" / "below", self.config)
+
+    def test_rows_that_will_be_taken_again_are_removed(self, tmp_path):
+        run = Workdir(tmp_path / "run", self.config)
+        run.start(0)
+        for step in (5, 10):
+            run.write_metrics("relabel", step, {"head": 0, "changed": 0.5})
+            run.write_metrics("train", step, {"loss": 1.0})
+        with open(run.path / "metrics.jsonl", "a") as file:
+            file.write('{"kind": "train", "st')
+        run.start(5)
+        rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+        assert [(row["kind"], row["step"]) for row in rows] == [("train", 5)]

@@ -1,0 +1,184 @@
+"""The transport against a float64 log-domain oracle, and against what it promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from sela_tf.transport import sinkhorn as module
+from sela_tf.transport.sinkhorn import sinkhorn
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_clusters", "lam"), [(3000, 32, 25.0), (2000, 64, 10.0), (300, 7, 100.0), (130, 128, 25.0)]
+)
+def test_agrees_with_the_float64_optimum(rng, num_rows, num_clusters, lam):
+    log_probs = oracle.log_probs(rng, num_rows, num_clusters)
+    result = sinkhorn(log_probs, lam=lam, tolerance=1e-4)
+    best = oracle.sinkhorn(log_probs, lam)
+    assert result.converged
+    assert (result.labels == (lam * log_probs + best).argmax(axis=1)).mean() >= 0.999
+    scores = lam * log_probs.astype(np.float64)
+    assert oracle.dual(scores, best) - oracle.dual(scores, result.potentials.astype(np.float64)) < 1e-4
+
+
+def test_marginal_error_is_that_of_the_potentials(rng):
+    log_probs = oracle.log_probs(rng, 1000, 20)
+    for iterations in (1, 3, 1000):
+        result = sinkhorn(log_probs, max_iterations=iterations)
+        mass = oracle.marginals(25.0 * log_probs.astype(np.float64), result.potentials.astype(np.float64))
+        assert result.marginal_error == pytest.approx(np.abs(mass - 1 / 20).sum(), rel=1e-3, abs=1e-5)
+        assert abs(result.potentials.mean()) < 1e-4
+        np.testing.assert_array_equal(result.labels, (np.float32(25.0) * log_probs + result.potentials).argmax(axis=1))
+    assert result.converged
+    assert result.marginal_error <= 1e-3
+    assert not sinkhorn(log_probs, max_iterations=1).converged
+
+
+def test_clusters_are_nearly_balanced(rng):
+    result = sinkhorn(oracle.log_probs(rng, 6400, 64))
+    sizes = np.bincount(result.labels, minlength=64)
+    assert sizes.min() > 80
+    assert sizes.max() < 120
+
+
+def test_strong_lambda_reaches_the_exact_transport(rng):
+    """At lambda 1000 the labels' objective comes close to that of scipy's assignment, which is the unregularised optimum."""
+    num_rows, num_clusters = 120, 6
+    log_probs = oracle.log_probs(rng, num_rows, num_clusters)
+    columns = np.repeat(np.arange(num_clusters), num_rows // num_clusters)
+    rows, places = linear_sum_assignment(-log_probs[:, columns])
+    best = log_probs[rows, columns[places]].sum()
+    result = sinkhorn(log_probs, lam=1000.0)
+    soft = (result.plan(log_probs).q * log_probs).sum() * num_rows
+    assert soft == pytest.approx(best, rel=0.01)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), shift=st.floats(-50, 50))
+def test_a_number_added_to_a_row_changes_nothing_and_columns_may_be_permuted(seed, shift):
+    rng = np.random.default_rng(seed)
+    log_probs = oracle.log_probs(rng, 256, 8)
+    result = sinkhorn(log_probs)
+    shifted = sinkhorn(log_probs + np.float32(shift) * rng.random((256, 1)).astype(np.float32))
+    assert (shifted.labels == result.labels).mean() > 0.98  # float32 rounds the shifted rows
+    order = rng.permutation(8)
+    permuted = sinkhorn(log_probs[:, order])
+    np.testing.assert_array_equal(order[permuted.labels], result.labels)
+
+
+@pytest.mark.parametrize("scale", [30.0, 1000.0])
+def test_underflow_does_not_matter(rng, scale):
+    """P^lam is 0 almost everywhere in float32, and in float64 too; a third of the clusters win no row at first."""
+    log_probs = oracle.log_probs(rng, 1000, 16, spread=scale / 4)
+    log_probs[:, :5] -= np.float32(scale)
+    result = sinkhorn(log_probs, lam=25.0, max_iterations=50_000)
+    assert result.converged
+    assert np.isfinite(result.potentials).all()
+    sizes = np.bincount(result.labels, minlength=16)
+    assert sizes.min() > 0
+
+
+def test_minus_infinity_is_a_forbidden_cluster(rng):
+    log_probs = oracle.log_probs(rng, 400, 4)
+    log_probs[:100, 0] = -np.inf
+    result = sinkhorn(log_probs)
+    assert result.converged
+    assert (result.labels[:100] != 0).all()
+    assert (result.plan(log_probs).q[:100, 0] == 0).all()
+
+
+def test_plan_is_the_scaled_kernel(rng):
+    log_probs = oracle.log_probs(rng, 500, 10)
+    result = sinkhorn(log_probs, tolerance=1e-5)
+    plan = result.plan(log_probs)
+    np.testing.assert_allclose(plan.q.sum(axis=1), 1 / 500, rtol=1e-12)
+    np.testing.assert_allclose(plan.q.sum(axis=0), 1 / 10, atol=1e-5)
+    kernel = np.exp(log_probs.astype(np.float64)) ** 25.0
+    np.testing.assert_allclose(plan.q, plan.alpha * kernel * plan.beta[:, np.newaxis], rtol=1e-9)
+
+
+def test_warm_start_takes_fewer_iterations(rng):
+    log_probs = oracle.log_probs(rng, 4000, 64)
+    cold = sinkhorn(log_probs)
+    again = sinkhorn(log_probs, initial_potentials=cold.potentials)
+    assert again.num_iterations == 1
+    moved = log_probs + rng.normal(scale=0.01, size=log_probs.shape).astype(np.float32)
+    warm = sinkhorn(moved, initial_potentials=cold.potentials)
+    assert warm.num_iterations < sinkhorn(moved).num_iterations
+    assert (warm.labels == sinkhorn(moved).labels).mean() > 0.99
+
+
+def test_compiled_once_for_many_row_counts(rng):
+    sinkhorn(oracle.log_probs(rng, 8300, 8))
+    before = module._solve.experimental_get_tracing_count()
+    for num_rows in (8200, 8345, 8500, 8999, 9200):
+        sinkhorn(oracle.log_probs(rng, num_rows, 8), lam=17.0, tolerance=0.01)
+    assert module._solve.experimental_get_tracing_count() == before
+
+
+def test_padding_is_not_seen(rng):
+    """The same rows give the same potentials whether they fill their blocks or not."""
+    log_probs = oracle.log_probs(rng, 129, 8)
+    few = sinkhorn(log_probs, tolerance=1e-5)
+    twice = sinkhorn(np.concatenate([log_probs, log_probs]), tolerance=1e-5)
+    np.testing.assert_allclose(few.potentials, twice.potentials, atol=1e-2)
+    np.testing.assert_array_equal(few.labels, twice.labels[:129])
+
+
+def test_one_cluster_and_one_row():
+    assert sinkhorn(np.zeros((5, 1), np.float32)).labels.tolist() == [0] * 5
+    assert sinkhorn(np.zeros((1, 3), np.float32)).converged
+
+
+def test_takes_tensors_and_other_precisions(rng):
+    log_probs = oracle.log_probs(rng, 300, 5)
+    expected = sinkhorn(log_probs).labels
+    np.testing.assert_array_equal(sinkhorn(tf.constant(log_probs)).labels, expected)
+    np.testing.assert_array_equal(sinkhorn(log_probs.astype(np.float64)).labels, expected)
+    assert sinkhorn(tf.cast(log_probs, tf.bfloat16)).converged
+
+
+def _with(value: float, where: tuple) -> np.ndarray:
+    log_probs = np.zeros((6, 3), np.float32)
+    log_probs[where] = value
+    return log_probs
+
+
+@pytest.mark.parametrize(
+    ("log_probs", "message"),
+    [
+        (_with(np.nan, (4, 1)), "nan at row 4, column 1"),
+        (_with(np.inf, (2, 0)), "inf at row 2, column 0"),
+        (_with(-np.inf, (3, slice(None))), "row 3 is all -inf"),
+        (_with(-np.inf, (slice(None), 2)), "column 2 is all -inf"),
+        (_with(3e38, (0, 0)), "overflows float32"),
+        (np.zeros((0, 3), np.float32), r"\(0, 3\)"),
+        (np.zeros((3,), np.float32), r"\(3,\)"),
+        (np.zeros((3, 3), np.int64), "int64"),
+    ],
+)
+def test_refuses_bad_values_by_name(log_probs, message):
+    with pytest.raises(ValueError, match=message):
+        sinkhorn(log_probs)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"lam": 0.0},
+        {"lam": float("nan")},
+        {"tolerance": 1e-9},
+        {"tolerance": float("inf")},
+        {"max_iterations": 0},
+        {"initial_potentials": [0.0]},
+    ],
+)
+def test_refuses_bad_arguments_by_name(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        sinkhorn(np.zeros((4, 2), np.float32), **arguments)

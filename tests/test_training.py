@@ -1,0 +1,372 @@
+"""The door and the trainer: real processes on real images, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, run_door, run_doors
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import sela_tf
+from sela_tf.config import ConfigError
+
+SMALL = (
+    "--dataset=digits", "--eval_fraction=0.25", "--backbone=resnet8", "--width=8", "--num_heads=2", "--num_clusters=16", "--batch_size=64",
+    "--flip_probability=0", "--crop_scale=0.5", "--hue=0", "--epochs=2", "--learning_rate=0.1", "--num_relabellings=4", "--log_every_steps=1",
+)  # fmt: skip
+
+
+def rows(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess[str]]:
+    """A whole small run."""
+    workdir = tmp_path_factory.mktemp("run") / "digits"
+    return workdir, run_door(*SMALL, f"--workdir={workdir}")
+
+
+class TestFinishedRun:
+    def test_prints_a_line_a_relabelling_and_the_table(self, finished):
+        workdir, process = finished
+        assert process.returncode == 0, process.stderr
+        assert process.stderr == ""
+        relabel = re.compile(r"relabel step \d+ head [01]: \d+ iterations, [\d.]+% changed, objective [\d.]+ -> [\d.]+, [\d.]+ s$")
+        assert sum(bool(relabel.match(line)) for line in process.stdout.splitlines()) == 2 * (3 + 1)
+        assert (
+            len(re.findall(r"^epoch \d/2: loss [\d.]+, kNN [\d.]+, \d+ images/s, waiting \d+%$", process.stdout, re.MULTILINE)) == 2
+        )
+        assert "linear probe" in process.stdout
+        assert str(workdir) in process.stdout.splitlines()[-1]
+
+    def test_files(self, finished):
+        workdir, _ = finished
+        names = {
+            "flags.cfg",
+            "model.weights.h5",
+            "labels.npz",
+            "metrics.jsonl",
+            "results.json",
+            "timings.jsonl",
+            "checkpoints",
+            "tensorboard",
+        }
+        assert {path.name for path in workdir.iterdir()} == names
+        assert [path.name for path in sorted((workdir / "checkpoints").iterdir())] == ["step-00000021", "step-00000042"]
+        assert list((workdir / "tensorboard").iterdir())
+        with np.load(workdir / "labels.npz") as labels:
+            assert labels["labels"].shape == labels["training_labels"].shape == labels["num_changes"].shape == (2, 1344)
+            assert labels["potentials"].shape == (2, 16)
+            assert float(labels["lam"]) == 25.0
+            assert len(str(labels["data_fingerprint"])) == 64
+            # three relabellings and the last one; the first does not count as a change
+            assert labels["num_changes"].max() <= 3
+            sizes = np.stack([np.bincount(head, minlength=16) for head in labels["labels"]])
+        assert sizes.min() > 1344 / 16 * 0.8
+        assert sizes.max() < 1344 / 16 * 1.2
+
+    def test_results(self, finished):
+        workdir, _ = finished
+        results = json.loads((workdir / "results.json").read_text())
+        assert set(results) == {"trained", "untrained", "chance", "training_labels", "config", "data"}
+        for network in ("trained", "untrained"):
+            assert set(results[network]) == {"knn", "linear_probe", "nmi", "ami", "ari", "hungarian", "clusters_used", "protocol"}
+            assert len(results[network]["nmi"]) == 2
+        assert results["trained"]["knn"] > 0.8
+        assert results["trained"]["ami"][0] > 0.2
+        assert results["config"]["num_clusters"] == 16
+
+    def test_metrics_are_repeatable_numbers_and_timings_are_apart(self, finished):
+        workdir, _ = finished
+        metrics, timings = rows(workdir), rows(workdir, "timings.jsonl")
+        assert not any("second" in key for row in metrics for key in row)
+        relabel = [row for row in metrics if row["kind"] == "relabel"]
+        assert {row["step"] for row in relabel} == {0, 8, 29, 42}
+        for row in relabel:
+            assert row["converged"]
+            assert row["marginal_error"] <= 1e-3
+            assert 0 < row["smallest_cluster"] <= 1344 / 16 <= row["largest_cluster"]
+            assert 0 <= row["nmi_with_previous"] <= 1
+            assert row["information_share"] == pytest.approx(row["information"] / np.log(16))
+        assert [row["step"] for row in metrics if row["kind"] == "train"] == list(range(1, 43))
+        epochs = [row for row in metrics if row["kind"] == "epoch"]
+        assert [row["step"] for row in epochs] == [21, 42]
+        mean = np.mean([row["loss"] for row in metrics if row["kind"] == "train"][:21])
+        assert epochs[0]["loss"] == pytest.approx(mean, rel=1e-5)
+        assert {row["kind"] for row in timings} == {"relabel", "epoch"}
+
+    def test_load_run_gives_the_trained_network(self, finished):
+        workdir, _ = finished
+        model = sela_tf.load_run(workdir)
+        digits = load_digits()
+        embedding = keras.Model(model.input, model.get_layer("embedding").output)
+        images = np.rint(digits.images * (255 / 16))[..., np.newaxis].astype(np.float32)
+        assert embedding.predict(images, verbose=0).shape == (1797, 32)
+        # the labels of the run follow from its network and its potentials
+        with np.load(workdir / "labels.npz") as labels:
+            from sela_tf.data.sources import hold_out, load_source
+
+            train, _ = hold_out(load_source("digits").train, 0.25)
+            logits = model.predict(train.images.astype(np.float32), verbose=0)
+            again = (25.0 * logits + labels["potentials"]).argmax(axis=2).T
+            assert (again == labels["labels"]).mean() > 0.999
+
+    def test_flags_rerun_the_same_thing(self, finished, tmp_path):
+        """The same command twice on one device: the same bits."""
+        workdir, _ = finished
+        again = run_door(f"--flagfile={workdir / 'flags.cfg'}", f"--workdir={tmp_path / 'again'}")
+        assert again.returncode == 0, again.stderr
+        for name in ("metrics.jsonl", "results.json", "flags.cfg", "model.weights.h5", "labels.npz"):
+            assert (tmp_path / "again" / name).read_bytes() == (workdir / name).read_bytes(), name
+
+    def test_the_same_command_says_so_and_other_settings_are_refused(self, finished):
+        workdir, _ = finished
+        before = (workdir / "results.json").read_bytes()
+        again, other = run_doors([[*SMALL, f"--workdir={workdir}"], [*SMALL, f"--workdir={workdir}", "--lam=10"]])
+        assert again.returncode == 0
+        assert "finished" in again.stdout
+        assert "linear probe" in again.stdout
+        assert other.returncode == 2
+        assert "--lam was 25.0, is 10.0" in other.stderr
+        assert (workdir / "results.json").read_bytes() == before
+
+    def test_load_run_of_what_is_no_finished_run(self, finished, tmp_path):
+        with pytest.raises(ConfigError, match="holds no run"):
+            sela_tf.load_run(tmp_path)
+        (tmp_path / "flags.cfg").write_bytes((finished[0] / "flags.cfg").read_bytes())
+        with pytest.raises(ConfigError, match="not finished"):
+            sela_tf.load_run(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_saves_and_the_same_command_continues(finished, tmp_path, number):
+    """Stopped within the first epoch, continued: the labels and losses of the run that was left alone."""
+    command = [sys.executable, "-m", "sela_tf.train", *SMALL, f"--workdir={tmp_path / 'run'}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (metrics.exists() and '"train", "step": 3' in metrics.read_text()):
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 128 + number, err
+    stopped = re.search(r"stopped and saved at step (\d+)", out)
+    assert stopped, out
+    assert 3 <= int(stopped[1]) < 42
+    assert f"--workdir={tmp_path / 'run'}" in out.splitlines()[-1]
+    continued = run_door(*SMALL, f"--workdir={tmp_path / 'run'}")
+    assert continued.returncode == 0, continued.stderr
+    assert f"continues at step {stopped[1]}" in continued.stdout
+    interrupted, whole = rows(tmp_path / "run"), rows(finished[0])
+    assert [(row["kind"], row["step"]) for row in interrupted] == [(row["kind"], row["step"]) for row in whole]
+    for a, b in zip(interrupted, whole, strict=True):
+        if a["kind"] == "train":
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4), a["step"]
+
+
+def test_more_epochs_continue_a_finished_run(finished, tmp_path):
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", finished[0], workdir], check=True)
+    longer = run_door(*SMALL, f"--workdir={workdir}", "--epochs=3")
+    assert longer.returncode == 0, longer.stderr
+    assert "continues at step 42" in longer.stdout
+    assert max(row["step"] for row in rows(workdir)) == 63
+    assert json.loads((workdir / "results.json").read_text())["config"]["epochs"] == 3
+
+
+def test_changed_images_are_not_continued(tmp_path, rng):
+    for i in range(2):
+        np.savez(tmp_path / f"{i}.npz", images=rng.integers(0, 256, (200, 8, 8), dtype=np.uint8))
+    os.replace(tmp_path / "0.npz", tmp_path / "x.npz")
+    flags = (*SMALL, f"--dataset=npz:{tmp_path / 'x.npz'}", "--epochs=1", f"--workdir={tmp_path / 'run'}")
+    assert run_door(*flags).returncode == 0
+    os.replace(tmp_path / "1.npz", tmp_path / "x.npz")
+    process = run_door(*flags)
+    assert process.returncode == 2
+    assert "not the same any more" in process.stderr
+
+
+def test_folder_of_many_sizes_without_classes(tmp_path, rng):
+    """Everything but what needs classes; and the images that are no images are named."""
+    root = tmp_path / "images"
+    root.mkdir()
+    for i in range(150):
+        size = tuple(rng.integers(9, 40, 2))
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).convert("RGB" if i % 2 else "L").save(
+            root / f"{i}.{'jpg' if i % 3 else 'png'}"
+        )
+    (root / "notes.txt").write_text("hello")
+    folder = (*SMALL, f"--dataset=folder:{root}", "--num_clusters=8", "--hue=0.1", "--epochs=1", f"--workdir={tmp_path / 'run'}")
+    asked, process = run_doors([folder, (*folder, "--image_size=16")])
+    assert process.returncode == 0, process.stderr
+    assert "100 jpeg, 50 png" in process.stdout
+    assert "left out, 1 files that are no images" in process.stdout
+    assert "The images have no class labels: kNN, linear probe, NMI" in process.stdout
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["trained"]["knn"] is None
+    assert results["trained"]["reason"] == "the images have no class labels"
+    with np.load(tmp_path / "run" / "labels.npz") as labels:
+        assert labels["names"].shape == (labels["labels"].shape[1],)
+    assert asked.returncode == 2
+    assert "many sizes" in asked.stderr
+    assert "--image_size" in asked.stderr
+
+
+def test_other_ways_to_train(tmp_path):
+    ways = [
+        ["--mixed_precision=bfloat16"],
+        ["--mixed_precision=float16"],
+        ["--xla"],
+        ["--label_view=training", "--lr_schedule=cosine"],
+    ]
+    common = [*SMALL, "--epochs=1", "--num_relabellings=1", "--hidden_units=16"]
+    for way, process in zip(ways, run_doors([[*common, *way, f"--workdir={tmp_path / way[0]}"] for way in ways]), strict=True):
+        assert process.returncode == 0, (way, process.stderr)
+        losses = [row["loss"] for row in rows(tmp_path / way[0]) if row["kind"] == "train"]
+        assert losses[0] == pytest.approx(np.log(16), rel=0.02), way
+        assert np.mean(losses[-3:]) < losses[0] - 0.05, way
+
+
+def test_dry_run_writes_nothing(tmp_path):
+    process = run_door(*SMALL, "--dry_run", f"--workdir={tmp_path / 'run'}")
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"sela_resnet8: [\d,]+ parameters", process.stdout)
+    assert "one step on 8 images: loss 2.77" in process.stdout
+    assert re.search(r"one transport of 32 x 16: \d+ iterations", process.stdout)
+    assert "hours" in process.stdout
+    assert "memory" in process.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_version_and_help():
+    version = run_door("--version")
+    assert version.returncode == 0
+    assert re.match(rf"sela_tf {sela_tf.__version__}, TensorFlow 2\.\d+\.\d+, Keras 3\.\d+\.\d+, devices .*CPU:0", version.stdout)
+    assert version.stderr == ""
+    text = run_door("--help").stdout
+    assert "--num_clusters" in text
+    assert "--workdir" in text
+
+
+def test_bad_input_is_one_clear_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "corrupt").mkdir()
+    (tmp_path / "corrupt" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "bad.cfg").write_text("# a comment\n--num_cluster=3\n")
+    cases = {
+        ("--dataset=digitz",): "--dataset=digitz: unknown",
+        (f"--dataset=folder:{tmp_path}/empty",): f"no jpeg, png, gif or bmp image in '{tmp_path}/empty'",
+        (f"--dataset=folder:{tmp_path}/corrupt",): "1 of 1 images cannot be read: a.png (a damaged or cut png)",
+        ("--num_clusters=2000",): "--num_clusters=2000 exceeds the 1344 training images",
+        ("--num_clusters=1",): "--num_clusters must be at least 2. Received: --num_clusters=1",
+        ("--batch_size=2000",): "--batch_size=2000 exceeds the 1344 training images",
+        ("--backbone=vgg",): "--backbone must be one of resnet8, resnet20, resnet56. Received: 'vgg'",
+        (f"--workdir={tmp_path}/file",): f"--workdir={tmp_path}/file is a file",
+        ("--epocs=3",): "Unknown command line flag 'epocs'. Did you mean: epochs",
+        (f"--flagfile={tmp_path}/bad.cfg",): "Unknown command line flag 'num_cluster'",
+        (f"--flagfile={tmp_path}/none.cfg",): f"{tmp_path}/none.cfg",
+        ("--learning_rate=1e30", "--epochs=4", f"--workdir={tmp_path}/diverged"): "Lower the learning rate",
+    }
+    for (args, message), door in zip(
+        cases.items(), run_doors([[*SMALL, f"--workdir={tmp_path}/run", *args] for args in cases]), strict=True
+    ):
+        _is_one_line(door, message)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--logical_cpus=2", "--xla"), "--xla works on one device only"),
+        (("--logical_cpus=2", "--batch_size=63"), "--batch_size=63 cannot be shared equally by 2 devices"),
+    ],
+)
+def test_what_two_devices_cannot_do_is_one_clear_line(tmp_path, args, message):
+    process = run_door(*SMALL, *args, f"--workdir={tmp_path}/run")
+    assert "Traceback" not in process.stdout
+    _is_one_line(process, message)
+
+
+def _is_one_line(process, message: str) -> None:
+    assert process.returncode == 2, process
+    lines = process.stderr.splitlines()
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith("sela_tf.train: error: ")
+    assert message in lines[0]
+
+
+def test_a_missing_workdir_is_asked_for():
+    process = run_door("--dataset=digits", "--num_clusters=10")
+    assert process.returncode == 2
+    assert "--workdir is missing" in process.stderr
+
+
+@pytest.mark.slow
+def test_two_devices_are_one(tmp_path):
+    """Synchronised batch norm, same seed: losses of the first 20 steps, labels of the first relabelling."""
+    runs = {}
+    for devices in (1, 2):
+        workdir = tmp_path / str(devices)
+        process = run_door(
+            *SMALL, "--sync_batch_norm", f"--logical_cpus={devices}", "--epochs=1", "--num_relabellings=1", f"--workdir={workdir}",
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr
+        assert f"on {devices} device(s)" in process.stdout
+        with np.load(workdir / "labels.npz") as labels:
+            runs[devices] = [row["loss"] for row in rows(workdir) if row["kind"] == "train"][:20], labels["training_labels"]
+    np.testing.assert_allclose(runs[1][0], runs[2][0], rtol=1e-4)
+    assert (runs[1][1] == runs[2][1]).mean() >= 0.999
+
+
+@pytest.mark.slow
+def test_the_demo_learns(tmp_path):
+    """configs/digits.cfg: kNN above the untrained network's by 2 points or at 98 %, AMI above it by .15."""
+    process = run_door("--flagfile=configs/digits.cfg", f"--workdir={tmp_path / 'run'}")
+    assert process.returncode == 0, process.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    trained, untrained = results["trained"], results["untrained"]
+    assert trained["knn"] >= min(untrained["knn"] + 0.02, 0.98)
+    assert np.mean(trained["ami"]) >= np.mean(untrained["ami"]) + 0.15
+    assert np.min(trained["ami"]) > results["chance"]["ami"][0] + 0.3
+
+
+@pytest.mark.slow
+def test_fashion_mnist_as_a_folder_without_classes_learns(tmp_path, fashion_mnist, rng):
+    """A tenth of Fashion-MNIST written as gray and colour images of many sizes: labels that agree with classes never shown."""
+    from sela_tf.data.sources import load_source
+    from sela_tf.evaluation.clustering import cluster_metrics
+
+    train = load_source(f"idx:{fashion_mnist}").train
+    root = tmp_path / "images"
+    root.mkdir()
+    for i in range(4000):
+        image = Image.fromarray(train.images[i, :, :, 0])
+        side = int(rng.integers(24, 64))
+        image = image.resize((side, side), Image.Resampling.BICUBIC).convert("RGB" if i % 2 else "L")
+        image.save(root / f"{i:05d}.{('png', 'jpg', 'bmp')[i % 3]}")
+    process = run_door(
+        "--flagfile=configs/fashion_mnist.cfg",
+        f"--dataset=folder:{root}",
+        "--num_clusters=32",
+        "--epochs=8",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert process.returncode == 0, process.stderr
+    with np.load(tmp_path / "run" / "labels.npz") as labels:
+        classes = train.classes[[int(name[:5]) for name in labels["names"]]]
+        assert cluster_metrics(classes, labels["labels"][0]).ami > 0.3
