@@ -23,8 +23,8 @@ class Workdir:
     """The files of one run.
 
     Args:
-        path: of a directory; made by `start`, if missing. One that is in use is accepted only if it holds the same run: settings may differ
-            in a larger `epochs` and in what is only shown.
+        path: of a directory; made by `start`, if missing. One that is in use is accepted only if it holds the same run: settings
+            may differ in a larger `epochs` and in what is only shown.
         config: of the run.
 
     Raises:

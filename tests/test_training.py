@@ -280,8 +280,8 @@ def test_bad_input_is_one_clear_line(tmp_path):
         (f"--flagfile={tmp_path}/none.cfg",): f"{tmp_path}/none.cfg",
         ("--learning_rate=1e30", "--epochs=4", f"--workdir={tmp_path}/diverged"): "Lower the learning rate",
     }
-    for (args, message), door in zip(
-        cases.items(), run_doors([[*SMALL, f"--workdir={tmp_path}/run", *args] for args in cases]), strict=True
+    for message, door in zip(
+        cases.values(), run_doors([[*SMALL, f"--workdir={tmp_path}/run", *args] for args in cases]), strict=True
     ):
         _is_one_line(door, message)
     assert (tmp_path / "file").read_text() == "mine"

@@ -54,10 +54,10 @@ def evaluate_network(
         "linear_probe": linear_probe_accuracy(bank, train.classes, features, held_out.classes),
         **evaluate_labels(clusters, held_out.classes),
         "protocol": (
-            f"{len(held_out)} held-out images, clean view, {'batch statistics' if batch_statistics else 'inference mode'}. knn: k = {KNN_NEIGHBOURS}, cosine, votes weighted "
-            f"exp(similarity / .1), among all {len(train)} training images. linear_probe: scikit-learn's logistic regression on "
-            f"the standardised embedding of {bank.shape[1]} values. nmi, ami, ari, hungarian: plain argmax of each head, "
-            f"K = {num_clusters}."
+            f"{len(held_out)} held-out images, clean view, {'batch statistics' if batch_statistics else 'inference mode'}. "
+            f"knn: k = {KNN_NEIGHBOURS}, cosine, votes weighted exp(similarity / .1), among all {len(train)} training images. "
+            f"linear_probe: scikit-learn's logistic regression on the standardised embedding of {bank.shape[1]} values. "
+            f"nmi, ami, ari, hungarian: plain argmax of each head, K = {num_clusters}."
         ),
     }
 
