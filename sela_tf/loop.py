@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
+from sela_tf.models.features import read
 from sela_tf.workdir import Workdir
 
 
@@ -81,8 +82,8 @@ def step_function(model: keras.Model, strategy: tf.distribute.Strategy, xla: boo
     @tf.function
     def step(batch: Any) -> dict[str, tf.Tensor]:
         logs = strategy.run(replica_step, args=(batch,))
-        # metrics are aggregated over replicas when they are read, so that each replica has the same
-        return {name: strategy.experimental_local_results(value)[0] for name, value in logs.items()}
+        # each replica has the mean of its own, equally large share of the batch
+        return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}
 
     return step
 
@@ -199,4 +200,4 @@ class Progress(keras.callbacks.Callback):
             self._bar.close()
 
     def _iterations(self) -> int:
-        return int(getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer).iterations)
+        return int(read(getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer).iterations))

@@ -18,11 +18,12 @@ from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import channel_statistics, inference_batches, training_batches
-from sela_tf.data.sources import hold_out, load_source, match_channels
+from sela_tf.data.sources import hold_out, load_source, match_channels, match_classes
 from sela_tf.evaluation.monitors import KNNMonitor
 from sela_tf.evaluation.summary import evaluate_chance, evaluate_labels, evaluate_network
 from sela_tf.loop import Clock, Progress, signals_noted, train
 from sela_tf.models import BACKBONES, EMBEDDING, build_model
+from sela_tf.models.features import read
 from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
 from sela_tf.self_labelling.callback import SelfLabelling
 from sela_tf.self_labelling.label_pass import HeadLabels
@@ -107,6 +108,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
     def save(step: int) -> None:
         meta = {"data_fingerprint": fingerprint, "num_examples": len(data.train)}
+        directory.flush()
         checkpoint.save(directory.checkpoints, step, _state(model, labels), meta, keep=config.keep_checkpoints)
 
     with signals_noted() as stop:
@@ -221,7 +223,7 @@ def load_data(config: SelaConfig) -> Data:
     if min(size) < 2:
         raise ConfigError(f"the images of --dataset={config.dataset} are {size[0]} x {size[1]}: give a larger --image_size")
     mean, variance = channel_statistics(train, size=size, seed=config.seed)
-    return Data(train, match_channels(held_out, train.channels), size, mean, variance)
+    return Data(train, match_classes(match_channels(held_out, train.channels), train), size, mean, variance)
 
 
 def augmentation(config: SelaConfig) -> Augmentation:
@@ -296,7 +298,7 @@ def _log_relabelling(directory: Workdir, step: int, outcome: list[HeadLabels]) -
 def _state(model: keras.Model, labels: LabelTable) -> dict[str, np.ndarray]:
     """Everything that training changes."""
     variables = {"model": model.variables, "optimizer": model.optimizer.variables}
-    arrays = {f"{kind}/{i:04d}": np.asarray(value) for kind, values in variables.items() for i, value in enumerate(values)}
+    arrays = {f"{kind}/{i:04d}": read(value) for kind, values in variables.items() for i, value in enumerate(values)}
     return {**arrays, **{f"table/{name}": value for name, value in labels.state().items()}}
 
 

@@ -91,6 +91,11 @@ class Workdir:
         """A row of wall-clock values, in timings.jsonl."""
         self._append(TIMINGS, kind, step, values)
 
+    def flush(self) -> None:
+        """What TensorBoard is to see reaches the disk."""
+        if self._writer is not None:
+            self._writer.flush()
+
     def write_labels(self, arrays: Mapping[str, np.ndarray]) -> None:
         """labels.npz."""
         unfinished = self.path / f".unfinished-{LABELS}"
@@ -99,8 +104,7 @@ class Workdir:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """results.json, the last file of a run to be written."""
-        if self._writer is not None:
-            self._writer.flush()
+        self.flush()
         self._replace(RESULTS, json.dumps(results, indent=1) + "\n")
 
     def read_results(self) -> dict[str, Any]:

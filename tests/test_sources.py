@@ -15,7 +15,7 @@ from PIL import Image
 
 from sela_tf.data.decoding import BadImageError, check_image, decode_image
 from sela_tf.data.image_set import SourceError
-from sela_tf.data.sources import hold_out, load_source, match_channels
+from sela_tf.data.sources import hold_out, load_source, match_channels, match_classes
 
 
 def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
@@ -241,6 +241,21 @@ class TestDecoding:
 
 
 class TestSplitsAndChannels:
+    def test_match_classes_goes_by_name(self, folder, rng, tmp_path):
+        for name in ("dogs", "cats", "apes"):
+            (tmp_path / "eval" / name).mkdir(parents=True)
+            picture(rng).save(tmp_path / "eval" / name / "a.png")
+        train = load_source(f"folder:{folder}").train
+        with pytest.raises(SourceError, match="does not have: apes"):
+            match_classes(load_source(f"folder:{tmp_path / 'eval'}").train, train)
+        (tmp_path / "eval" / "apes").rename(tmp_path / "eval" / "zebras")
+        more = load_source(f"folder:{tmp_path / 'eval'}").train
+        assert match_classes(train, more).classes.tolist() == train.classes.tolist()
+        (tmp_path / "eval" / "cats" / "a.png").unlink()
+        only = load_source(f"folder:{tmp_path / 'eval'}").train
+        wider = match_classes(only.take(np.array([0])), more)
+        assert wider.classes.tolist() == [more.class_names.index("dogs")]
+
     def test_hold_out_by_hash_of_the_index_or_name(self, folder):
         digits = load_source("digits").train
         train, held_out = hold_out(digits, 0.25)

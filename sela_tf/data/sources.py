@@ -101,6 +101,24 @@ def match_channels(images: ImageSet, channels: int) -> ImageSet:
     return dataclasses.replace(images, images=pixels, channels=channels)
 
 
+def match_classes(images: ImageSet, like: ImageSet) -> ImageSet:
+    """`images` with its classes numbered as those of `like`, where both have names for them.
+
+    Raises:
+        SourceError: a class has no counterpart.
+    """
+    if images.class_names is None or like.class_names is None or images.class_names == like.class_names:
+        return images
+    unknown = sorted(set(images.class_names) - set(like.class_names))
+    if unknown or images.classes is None:
+        raise SourceError(
+            f"{images.name} has classes that {like.name} does not have: {', '.join(unknown[:_SHOWN])}. "
+            "Name them alike, or leave the classes out with --classes=none"
+        )
+    numbers = np.array([like.class_names.index(name) for name in images.class_names])
+    return dataclasses.replace(images, classes=numbers[images.classes], class_names=like.class_names)
+
+
 def _array_set(name: str, images: np.ndarray, classes: np.ndarray | None, class_names: Iterable[str] | None = None) -> ImageSet:
     if images.ndim == 3:
         images = images[..., np.newaxis]

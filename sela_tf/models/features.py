@@ -9,6 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 
+def read(variable: keras.Variable) -> np.ndarray:
+    """The value of a variable; the first replica's where it is mirrored, which NumPy cannot read by itself."""
+    return tf.convert_to_tensor(variable).numpy()
+
+
 class FeatureExtractor:
     """Runs a functional model, on every replica of its strategy, without changing any of its variables.
 
@@ -36,7 +41,7 @@ class FeatureExtractor:
         """
         trainable = {id(variable) for variable in self.model.trainable_variables}
         state = [variable for variable in self.model.variables if id(variable) not in trainable] if batch_statistics else []
-        before = [np.asarray(variable) for variable in state]
+        before = [read(variable) for variable in state]
         seen = np.zeros(num_examples, np.int64)
         features: np.ndarray | None = None
         try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterable
 
 import keras
 import tensorflow as tf
+from tqdm import tqdm
 
-from sela_tf.models.features import FeatureExtractor
+from sela_tf.models.features import FeatureExtractor, read
 from sela_tf.models.heads import find_multi_head
 from sela_tf.self_labelling.label_pass import Assign, HeadLabels, cut_at_heads, relabel
 from sela_tf.self_labelling.label_table import LabelTable
@@ -109,7 +111,9 @@ class SelfLabelling(keras.callbacks.Callback):
         for head in outcome:
             if head.assignment.converged:
                 self.labels.assign(head.head, head.assignment.labels, head.assignment.potentials)
-            print(describe(step, head), flush=True)
+            # above a progress bar, if there is one
+            tqdm.write(describe(step, head))
+        sys.stdout.flush()
         if self.log is not None:
             self.log(step, outcome)
         return outcome
@@ -117,7 +121,7 @@ class SelfLabelling(keras.callbacks.Callback):
     def _step(self) -> int:
         # a loss-scaling optimizer wraps the one that counts
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        return int(optimizer.iterations)
+        return int(read(optimizer.iterations))
 
 
 def describe(step: int, head: HeadLabels) -> str:

@@ -1,0 +1,208 @@
+"""The package as others get it: layers, public face, wheel, README, and the check of the interpreter."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+
+import pytest
+from conftest import ROOT
+
+import sela_tf
+
+# Imports go downwards only. What stands on one line knows nothing of its neighbours, but for the doors' and the trainer's own parts.
+LAYERS = [
+    {"train"},
+    {"dry_run"},
+    {"trainer"},
+    {"loop"},
+    {"workdir", "checkpoint"},
+    {"flags", "optimizer"},
+    {"config"},
+    {"self_labelling", "evaluation"},
+    {"data", "models", "transport"},
+]
+
+
+def _layer(module: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if module in layer)
+
+
+def _own_imports(path: pathlib.Path) -> set[str]:
+    """The first part below sela_tf of everything that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "sela_tf":
+            found |= {alias.name for alias in node.names} - {"__version__"}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sela_tf."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("sela_tf.")}
+    return found
+
+
+def test_imports_go_downwards():
+    for path in sorted((ROOT / "sela_tf").rglob("*.py")):
+        if path.name == "__init__.py" and path.parent.name == "sela_tf":
+            continue
+        here = path.relative_to(ROOT / "sela_tf").parts[0].removesuffix(".py")
+        for other in _own_imports(path):
+            assert other == here or _layer(other) > _layer(here), f"{path} imports sela_tf.{other}"
+
+
+def test_only_flags_and_doors_know_absl_and_only_the_top_knows_the_config():
+    for path in (ROOT / "sela_tf").rglob("*.py"):
+        text = path.read_text()
+        if "absl" in text:
+            assert path.name in ("flags.py", "train.py"), path
+        if "SelaConfig" in text and path.parent.name != "sela_tf":
+            pytest.fail(f"{path} knows the config: functions take the numbers that they need")
+
+
+class TestPublicFace:
+    def test_every_name_is_there(self):
+        assert set(sela_tf._HOMES) | {"__version__"} == set(sela_tf.__all__)
+        for name in sela_tf.__all__:
+            assert getattr(sela_tf, name) is not None
+            assert name in dir(sela_tf)
+        with pytest.raises(AttributeError, match="no_such_name"):
+            _ = sela_tf.no_such_name
+
+    def test_type_checkers_see_the_same_names(self):
+        tree = ast.parse((ROOT / "sela_tf" / "__init__.py").read_text())
+        block = next(node for node in tree.body if isinstance(node, ast.If))
+        seen = {alias.name: node.module.removeprefix("sela_tf.") for node in block.body for alias in node.names}
+        assert seen == sela_tf._HOMES
+
+    def test_importing_is_light(self):
+        code = "import sys, sela_tf; print(sorted({'tensorflow', 'keras', 'sklearn', 'absl'} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
+        assert done.stderr == ""
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> pathlib.Path:
+    """Built from a copy of what git knows, so that nothing lying about gets in."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, listed):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    subprocess.run(build, check=True, capture_output=True, timeout=300)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def readme_example() -> str:
+    """The program of README.md."""
+    text = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"<!-- example: run by tests/test_package.py from the wheel -->\n```python\n(.*?)```", text, re.DOTALL)
+    return example
+
+
+def run_example(python: pathlib.Path, directory: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    """With warnings as errors, in a directory outside the checkout."""
+    check = "\nimport pathlib\nassert 'site-packages' in pathlib.Path(sela_tf.__file__).parts, sela_tf.__file__\n"
+    (directory / "example.py").write_text(readme_example() + check)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(python), "-W", "error", "example.py"]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+
+class TestWheel:
+    def test_holds_the_library_alone(self, wheel):
+        names = zipfile.ZipFile(wheel).namelist()
+        tops = {name.split("/")[0] for name in names}
+        assert tops == {"sela_tf", f"sela_tf-{sela_tf.__version__}.dist-info"}
+        assert "sela_tf/py.typed" in names
+        assert any(name.endswith("LICENSE") for name in names)
+        modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sela_tf").rglob("*.py")}
+        assert modules <= set(names)
+
+    def test_readme_example_runs_from_it_with_warnings_as_errors(self, wheel, tmp_path):
+        """Dependencies come from this environment, the library from the wheel."""
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+        packages = pathlib.Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "env")}))
+        zipfile.ZipFile(wheel).extractall(packages)
+        (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        done = run_example(tmp_path / "env" / "bin" / "python", tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "(2, 1797)"
+        assert re.match(r"relabel step 0 head 0: ", done.stdout)
+
+    @pytest.mark.slow
+    def test_installs_and_works_in_a_clean_environment(self, wheel, tmp_path):
+        uv = pathlib.Path(sysconfig.get_path("scripts")) / "uv"
+        python = tmp_path / "env" / "bin" / "python"
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "env"], check=True)
+        install = [uv, "pip", "install", "--quiet", "--python", python, "--constraint", ROOT / "requirements.lock", wheel]
+        subprocess.run(install, check=True, timeout=600)
+        done = run_example(python, tmp_path)
+        assert done.returncode == 0, done.stderr
+        door = subprocess.run(
+            [python, "-m", "sela_tf.train", "--version"], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert door.stdout.startswith(f"sela_tf {sela_tf.__version__}, ")
+
+
+class TestPythonCheck:
+    script = ROOT / "tools" / "check_python.py"
+
+    def test_this_python_will_do(self):
+        subprocess.run([sys.executable, self.script], check=True)
+
+    @pytest.mark.parametrize(
+        ("version", "has_venv", "message"),
+        [
+            ((3, 10), True, "too old"),
+            ((2, 7), True, "too old"),
+            ((3, 14), True, "too new"),
+            ((3, 12), False, "apt install python3.12-venv"),
+        ],
+    )
+    def test_says_what_is_wrong_and_the_way_out(self, version, has_venv, message):
+        spec = importlib.util.spec_from_file_location("check_python", self.script)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert message in module.complaint(version, has_venv)
+        assert "make demo PYTHON=" in module.complaint(version, has_venv)
+        assert module.complaint((3, 12), True) is None
+
+    def test_make_names_a_python_that_is_not_there(self, tmp_path):
+        shutil.copy(ROOT / "Makefile", tmp_path)
+        shutil.copytree(ROOT / "tools", tmp_path / "tools")
+        done = subprocess.run(["make", "demo", "PYTHON=python9"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "there is no python9" in done.stderr
+
+
+def test_locks_hold_what_pyproject_asks_for():
+    """Every direct dependency is bounded, and pinned in the lock file; the locks agree."""
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def pins(name: str) -> set[tuple[str, str]]:
+        lines = [line for line in (ROOT / name).read_text().splitlines() if re.match(r"[a-zA-Z]", line)]
+        wanted = map(Requirement, lines)
+        return {(pin.name.replace("_", "-").lower(), str(pin.specifier).removeprefix("==")) for pin in wanted}
+
+    core, dev = pins("requirements.lock"), pins("requirements-dev.lock")
+    assert core <= dev
+    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        wanted = Requirement(text)
+        versions = {version for name, version in dev if name == wanted.name.replace("_", "-").lower()}
+        assert versions, text
+        assert all(wanted.specifier.contains(version) for version in versions), text
