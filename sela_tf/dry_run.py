@@ -10,9 +10,9 @@ from sela_tf.config import SelaConfig
 from sela_tf.data.pipeline import training_batches
 from sela_tf.loop import step_function
 from sela_tf.models import EMBEDDING
+from sela_tf.parts import augmentation, check_before_loading, compiled_model, load_data, prepare_devices
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.schedule import relabel_steps
-from sela_tf.trainer import augmentation, check_before_loading, compiled_model, load_data, prepare_devices
 from sela_tf.transport.sinkhorn import sinkhorn
 
 

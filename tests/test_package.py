@@ -18,12 +18,11 @@ from conftest import ROOT
 
 import sela_tf
 
-# Imports go downwards only. What stands on one line knows nothing of its neighbours, but for the doors' and the trainer's own parts.
+# Imports go downwards only. What stands on one line knows nothing of its neighbours.
 LAYERS = [
     {"train"},
-    {"dry_run"},
-    {"trainer"},
-    {"loop"},
+    {"trainer", "dry_run"},
+    {"loop", "parts"},
     {"workdir", "checkpoint"},
     {"flags", "optimizer"},
     {"config"},

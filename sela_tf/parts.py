@@ -1,0 +1,147 @@
+"""What a run is made of, each from the settings: devices, images, network."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sela_tf.config import ConfigError, SelaConfig
+from sela_tf.data.augment import Augmentation
+from sela_tf.data.image_set import ImageSet
+from sela_tf.data.pipeline import channel_statistics
+from sela_tf.data.sources import hold_out, load_source, match_channels, match_classes
+from sela_tf.models import BACKBONES, build_model
+from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
+from sela_tf.self_labelling.label_table import LabelTable
+from sela_tf.self_labelling.loss import SelfLabelLoss
+
+
+class Data(NamedTuple):
+    """The images of a run, and what the network has to know of them."""
+
+    train: ImageSet
+    held_out: ImageSet
+    size: tuple[int, int]
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+def prepare_devices(config: SelaConfig) -> tf.distribute.Strategy:
+    """Seeds, determinism, and a strategy over all devices that are visible."""
+    try:
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+        if config.logical_cpus:
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * config.logical_cpus)
+    except RuntimeError as error:
+        if config.logical_cpus != len(tf.config.list_logical_devices("CPU")):
+            raise ConfigError(f"--logical_cpus={config.logical_cpus} comes too late: TensorFlow is already running") from error
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(config.seed)
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    # one device: the default strategy, which costs nothing
+    return tf.distribute.MirroredStrategy([device.name for device in devices]) if len(devices) > 1 else tf.distribute.get_strategy()
+
+
+def check_before_loading(config: SelaConfig, strategy: tf.distribute.Strategy) -> None:
+    """Refuses what cannot work whatever the images are.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if config.backbone not in BACKBONES:
+        raise ConfigError(f"--backbone must be one of {', '.join(BACKBONES)}. Received: {config.backbone!r}")
+    if config.xla and replicas > 1:
+        raise ConfigError(f"--xla works on one device only, and {replicas} are visible: leave it off, or hide devices")
+    if config.batch_size % replicas:
+        raise ConfigError(f"--batch_size={config.batch_size} cannot be shared equally by {replicas} devices")
+
+
+def load_data(config: SelaConfig) -> Data:
+    """The images for training, those held out, and what the network has to know of them.
+
+    Raises:
+        ValueError: they cannot be loaded (SourceError), or the settings do not fit them (ConfigError).
+    """
+    options: dict[str, Any] = {
+        "data_dir": config.data_dir,
+        "download": config.download,
+        "use_classes": config.classes == "auto",
+        "skip_bad_images": config.skip_bad_images,
+        "memory_limit": int(config.memory_limit * 2**30),
+    }
+    splits = load_source(config.dataset, **options)
+    for line in splits.report:
+        print(line, flush=True)
+    if config.eval_dataset:
+        other = load_source(config.eval_dataset, **options)
+        train, held_out = splits.train, other.eval or other.train
+    elif splits.eval is not None:
+        train, held_out = splits.train, splits.eval
+    else:
+        train, held_out = hold_out(splits.train, config.eval_fraction)
+    if config.num_clusters > len(train):
+        raise ConfigError(f"--num_clusters={config.num_clusters} exceeds the {len(train)} training images: choose fewer")
+    if config.batch_size > len(train):
+        raise ConfigError(f"--batch_size={config.batch_size} exceeds the {len(train)} training images: choose a smaller one")
+    if config.image_size:
+        size = (config.image_size, config.image_size)
+    elif train.image_size is not None:
+        size = (int(train.image_size[0]), int(train.image_size[1]))
+    else:
+        raise ConfigError(
+            f"the images of --dataset={config.dataset} have many sizes: say which one the network sees with --image_size"
+        )
+    if min(size) < 2:
+        raise ConfigError(f"the images of --dataset={config.dataset} are {size[0]} x {size[1]}: give a larger --image_size")
+    mean, variance = channel_statistics(train, size=size, seed=config.seed)
+    return Data(train, match_classes(match_channels(held_out, train.channels), train), size, mean, variance)
+
+
+def augmentation(config: SelaConfig) -> Augmentation:
+    """The settings that are strengths of the training views."""
+    return Augmentation(**{name: getattr(config, name) for name in Augmentation._fields})
+
+
+def network(config: SelaConfig, image_shape: list[int], mean: list[float], variance: list[float]) -> keras.Model:
+    """The network that the settings describe, for images [height, width, channels] of this mean and variance."""
+    return build_model(
+        config.backbone,
+        image_shape=image_shape,
+        num_heads=config.num_heads,
+        num_clusters=config.num_clusters,
+        width=config.width,
+        hidden_units=config.hidden_units,
+        mean=mean,
+        variance=variance,
+        synchronized=config.sync_batch_norm,
+        dtype=None if config.mixed_precision == "none" else f"mixed_{config.mixed_precision}",
+    )
+
+
+def compiled_model(config: SelaConfig, data: Data, labels: LabelTable, strategy: tf.distribute.Strategy) -> keras.Model:
+    """The network before its first step, the same for the same seed."""
+    keras.utils.set_random_seed(config.seed)
+    with strategy.scope():
+        model = network(config, [*data.size, data.train.channels], data.mean.tolist(), data.variance.tolist())
+        optimizer: keras.optimizers.Optimizer = CoupledSGD(
+            learning_rate_schedule(
+                config.learning_rate,
+                schedule=config.lr_schedule,
+                epochs=config.epochs,
+                steps_per_epoch=len(data.train) // config.batch_size,
+                drops=config.lr_drops,
+            ),
+            momentum=config.momentum,
+            coupled_weight_decay=config.weight_decay,
+        )
+        if config.mixed_precision == "float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer.build(model.trainable_variables)
+        model.compile(optimizer, loss=SelfLabelLoss(labels), jit_compile=False)
+    return model
