@@ -46,22 +46,23 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         return _refuse(error, debug=values.is_parsed() and values["debug"].value)
 
-    _load_tensorflow()
-    from sela_tf.dry_run import dry_run
-    from sela_tf.evaluation.summary import table
-    from sela_tf.loop import TrainingInterrupted
-    from sela_tf.trainer import run
-
     try:
+        _load_tensorflow()
+        from sela_tf.dry_run import dry_run
+        from sela_tf.evaluation.summary import table
+        from sela_tf.loop import TrainingInterrupted
+        from sela_tf.trainer import run
+
         if values["dry_run"].value:
             dry_run(config)
             return 0
-        results = run(config, workdir)
-    except TrainingInterrupted as stopped:
-        print(f"{stopped}. The same command continues:\n  python -m sela_tf.train {shlex.join(argv[1:])}", flush=True)
-        return 128 + stopped.signal_number
+        try:
+            results = run(config, workdir)
+        except TrainingInterrupted as stopped:
+            print(f"{stopped}. The same command continues:\n  python -m sela_tf.train {shlex.join(argv[1:])}", flush=True)
+            return 128 + stopped.signal_number
     except KeyboardInterrupt:
-        print("stopped; the same command continues from the last checkpoint, if there is one", file=sys.stderr)
+        print("\nsela_tf.train: stopped; the same command continues from the last checkpoint, if there is one", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         return _refuse(error, debug=values["debug"].value)

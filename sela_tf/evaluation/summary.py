@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -112,7 +113,7 @@ def table(results: Mapping[str, Any]) -> str:
             rows.append([name, *(_number([value], 0) for value in values)])
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join(cell.ljust(widths[0]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row)) for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", results["trained"]["protocol"]])
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *textwrap.wrap(results["trained"]["protocol"], 100)])
 
 
 def _number(values: Sequence[float], head: int) -> str:
