@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ class Checkpoint(NamedTuple):
 
 
 def save(directory: pathlib.Path, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, keep: int) -> None:
-    """Writes a save beside the others, then removes all but the `keep` newest.
+    """Writes a save beside the others, then removes all but the `keep` newest, and any of later steps, which will be taken again.
 
     The directory appears under its final name by one rename, after its files have reached the disk.
     """
@@ -48,14 +49,15 @@ def save(directory: pathlib.Path, step: int, arrays: Mapping[str, np.ndarray], m
         shutil.rmtree(directory / name)
     unfinished.rename(directory / name)
     _to_disk(directory)
-    for old in sorted(directory.glob(_PREFIX + "*"))[:-keep]:
-        shutil.rmtree(old)
+    saves = _saves(directory)
+    for path in [path for path in saves if path.name > name] + [path for path in saves if path.name <= name][:-keep]:
+        shutil.rmtree(path)
 
 
 def load_newest(directory: pathlib.Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole save, or None where there is none; and what was passed over, in words."""
     passed_over: list[str] = []
-    for path in sorted(directory.glob(_PREFIX + "*"), reverse=True):
+    for path in reversed(_saves(directory)):
         try:
             meta = json.loads((path / "meta.json").read_text())
             data = (path / "state.npz").read_bytes()
@@ -64,9 +66,14 @@ def load_newest(directory: pathlib.Path) -> tuple[Checkpoint | None, list[str]]:
             with np.load(path / "state.npz", allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             return Checkpoint(int(meta["step"]), arrays, meta), passed_over
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             passed_over.append(f"{path.name} is damaged ({error})")
     return None, passed_over
+
+
+def _saves(directory: pathlib.Path) -> list[pathlib.Path]:
+    """In the order of their steps; what a user put beside them is not looked at."""
+    return sorted(path for path in directory.glob(_PREFIX + "*") if re.fullmatch(_PREFIX + r"\d{8,}", path.name) and path.is_dir())
 
 
 def _to_disk(path: pathlib.Path) -> None:

@@ -79,22 +79,23 @@ class SelaConfig:
     keep_checkpoints: int = _option(2, "Newest checkpoints that are kept.", shown=True)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "lr_drops", tuple(float(share) for share in self.lr_drops))
         if not self.dataset:
             raise ConfigError("--dataset is missing: digits, idx:DIR, folder:DIR, npz:FILE, or a TFDS name")
         at_least = {
             "width": 1, "hidden_units": 0, "num_heads": 1, "num_clusters": 2, "epochs": 1, "batch_size": 2, "num_relabellings": 0,
             "transport_max_iterations": 1, "logical_cpus": 0, "log_every_steps": 1, "monitor_examples": 0, "keep_checkpoints": 1,
-            "image_size": 0, "seed": 0, "weight_decay": 0,
+            "image_size": 0, "seed": 0,
         }  # fmt: skip
         for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"--{name} must be at least {least}. Received: --{name}={getattr(self, name)}")
+            if not least <= getattr(self, name) < 2**31:
+                raise ConfigError(f"--{name} must be at least {least} and below 2**31. Received: --{name}={getattr(self, name)}")
         if self.image_size == 1:
             raise ConfigError("--image_size must be 0 or at least 2. Received: --image_size=1")
         between = {
             "eval_fraction": (0, 1), "crop_scale": (0, 1), "flip_probability": (0, 1), "grayscale_probability": (0, 1),
             "blur_probability": (0, 1), "brightness": (0, 1), "contrast": (0, 1), "saturation": (0, 1), "hue": (0, 0.5),
-            "momentum": (0, 1), "learning_rate": (0, math.inf), "lam": (0, math.inf), "memory_limit": (0, math.inf),
+            "momentum": (0, 1), "learning_rate": (0, math.inf), "weight_decay": (0, math.inf), "lam": (0, math.inf), "memory_limit": (0, math.inf),
             "transport_tolerance": (1e-6, 2),
         }  # fmt: skip
         for name, (low, high) in between.items():

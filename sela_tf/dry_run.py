@@ -22,7 +22,9 @@ def dry_run(config: SelaConfig) -> None:
     strategy = prepare_devices(config)
     check_before_loading(config, strategy)
     data = load_data(config)
-    num_examples, few = len(data.train), 8
+    num_examples = len(data.train)
+    replicas = strategy.num_replicas_in_sync
+    few = max(min(8, num_examples) // replicas, 1) * replicas
     model = compiled_model(
         config, data, LabelTable(config.num_heads, config.num_clusters, num_examples, seed=config.seed), strategy
     )

@@ -43,7 +43,7 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
     """
     try:
         rest = values(argv)[1:]
-    except flags.Error as error:
+    except (flags.Error, UnicodeDecodeError, OSError) as error:
         files = [arg for arg in argv if arg.lstrip("-").startswith("flagfile")]
         raise ConfigError(" ".join(str(error).split()) + (f" (also read: {' '.join(files)})" if files else "")) from error
     if rest:

@@ -147,6 +147,7 @@ def train(
         elif stop.signal_number is not None:
             save(step + 1)
         if stop.signal_number is not None:
+            hooks.on_train_end()
             raise TrainingInterrupted(stop.signal_number, step + 1)
     hooks.on_train_end()
 

@@ -48,6 +48,8 @@ def learning_rate_schedule(
     """ "step" divides by 10 at the whole epochs that the shares `drops` round up to; "cosine" falls to 0 at the end."""
     if schedule == "cosine":
         return keras.optimizers.schedules.CosineDecay(learning_rate, decay_steps=epochs * steps_per_epoch)
+    if not drops:
+        return keras.optimizers.schedules.PolynomialDecay(learning_rate, decay_steps=1, end_learning_rate=learning_rate)
     # a whisker less before rounding up, so that .3 of 10 is 3 although .3 * 10 is not
     boundaries = [math.ceil(share * epochs - 1e-9) * steps_per_epoch for share in drops]
     values = [learning_rate * 0.1**i for i in range(len(boundaries) + 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import keras
@@ -76,15 +77,21 @@ def load_data(config: SelaConfig) -> Data:
         "memory_limit": int(config.memory_limit * 2**30),
     }
     splits = load_source(config.dataset, **options)
-    for line in splits.report:
-        print(line, flush=True)
+    report = list(splits.report)
     if config.eval_dataset:
-        other = load_source(config.eval_dataset, **options)
+        other = load_source(config.eval_dataset, flag="--eval_dataset", **options)
+        report += other.report
         train, held_out = splits.train, other.eval or other.train
     elif splits.eval is not None:
         train, held_out = splits.train, splits.eval
     else:
         train, held_out = hold_out(splits.train, config.eval_fraction)
+    train, held_out = match_classes(train, held_out)
+    if train.classes is not None and len(np.unique(train.classes)) < 2:
+        report.append("all training images have the same class label, so class labels are not used")
+        train = dataclasses.replace(train, classes=None, class_names=None)
+    for line in report:
+        print(line, flush=True)
     if config.num_clusters > len(train):
         raise ConfigError(f"--num_clusters={config.num_clusters} exceeds the {len(train)} training images: choose fewer")
     if config.batch_size > len(train):
@@ -100,7 +107,7 @@ def load_data(config: SelaConfig) -> Data:
     if min(size) < 2:
         raise ConfigError(f"the images of --dataset={config.dataset} are {size[0]} x {size[1]}: give a larger --image_size")
     mean, variance = channel_statistics(train, size=size, seed=config.seed)
-    return Data(train, match_classes(match_channels(held_out, train.channels), train), size, mean, variance)
+    return Data(train, match_channels(held_out, train.channels), size, mean, variance)
 
 
 def augmentation(config: SelaConfig) -> Augmentation:

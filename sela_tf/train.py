@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         _load_tensorflow()
+        import tensorflow as tf
+
         from sela_tf.dry_run import dry_run
         from sela_tf.evaluation.summary import table
         from sela_tf.loop import TrainingInterrupted
@@ -64,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nsela_tf.train: stopped; the same command continues from the last checkpoint, if there is one", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, tf.errors.OpError) as error:
+        # an image file that was removed or changed meanwhile comes as an OpError, with its path in the first line
         return _refuse(error, debug=values["debug"].value)
     print(
         f"\n{table(results)}\n\nThe run lies in {workdir}: results.json, labels.npz, model.weights.h5, metrics.jsonl, tensorboard/"
@@ -75,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 def _refuse(error: Exception, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    print(f"sela_tf.train: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"sela_tf.train: error: {' '.join(str(getattr(error, 'message', error)).split())}", file=sys.stderr)
     return 2
 
 

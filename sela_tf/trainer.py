@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from typing import Any
@@ -27,7 +26,7 @@ from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.transport.sinkhorn import sinkhorn
-from sela_tf.workdir import FLAGS, RESULTS, WEIGHTS, Workdir
+from sela_tf.workdir import FLAGS, RESULTS, WEIGHTS, Workdir, read_results
 
 _PASS_BATCH = 1000
 """Images of a batch of a label pass: the reference's number, large enough for steady batch statistics."""
@@ -44,6 +43,9 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     strategy = prepare_devices(config)
     check_before_loading(config, strategy)
     directory = Workdir(workdir, config)
+    if directory.is_finished:
+        print(f"This run is finished ({config.epochs} epochs). More: a larger --epochs.", flush=True)
+        return directory.read_results()
     data = load_data(config)
     steps_per_epoch = len(data.train) // config.batch_size
     last_step = config.epochs * steps_per_epoch
@@ -52,9 +54,6 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     model = compiled_model(config, data, labels, strategy)
     fingerprint = data.train.fingerprint()
     step = _continue_from(directory, config, model, labels, fingerprint)
-    if step >= last_step and directory.is_finished:
-        print(f"This run is finished ({config.epochs} epochs). More: a larger --epochs.", flush=True)
-        return directory.read_results()
     shape = " x ".join(map(str, (*data.size, data.train.channels)))
     print(
         f"{len(data.train)} training images, {len(data.held_out)} held out, {shape}; "
@@ -62,8 +61,6 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         + (f"; continues at step {step}" if step else ""),
         flush=True,
     )
-    directory.start(step)
-
     views = augmentation(config)
     label_view = views if config.label_view == "training" else None
     labelling = SelfLabelling(
@@ -97,22 +94,26 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         directory.flush()
         checkpoint.save(directory.checkpoints, step, _state(model, labels), meta, keep=config.keep_checkpoints)
 
-    with signals_noted() as stop:
-        train(
-            model,
-            batches,
-            strategy=strategy,
-            xla=config.xla,
-            callbacks=callbacks,
-            clock=clock,
-            first_step=step,
-            last_step=last_step,
-            steps_per_epoch=steps_per_epoch,
-            log_every_steps=config.log_every_steps,
-            save=save,
-            stop=stop,
-        )
-    return _finish(directory, config, data, model, labels, labelling, strategy, last_step)
+    directory.start(step)
+    try:
+        with signals_noted() as stop:
+            train(
+                model,
+                batches,
+                strategy=strategy,
+                xla=config.xla,
+                callbacks=callbacks,
+                clock=clock,
+                first_step=step,
+                last_step=last_step,
+                steps_per_epoch=steps_per_epoch,
+                log_every_steps=config.log_every_steps,
+                save=save,
+                stop=stop,
+            )
+        return _finish(directory, config, data, model, labels, labelling, strategy, last_step)
+    finally:
+        directory.close()
 
 
 def load_run(workdir: str | os.PathLike[str]) -> keras.Model:
@@ -129,7 +130,7 @@ def load_run(workdir: str | os.PathLike[str]) -> keras.Model:
     if not (path / RESULTS).exists():
         raise ConfigError(f"the run in {str(path)!r} is not finished: repeat its command to continue it")
     config = flags.from_flagfile(path / FLAGS)
-    data = json.loads((path / RESULTS).read_text())["data"]
+    data = read_results(path)["data"]
     model = network(config, data["image_shape"], data["mean"], data["variance"])
     model.load_weights(path / WEIGHTS)
     return model
@@ -171,6 +172,10 @@ def _continue_from(directory: Workdir, config: SelaConfig, model: keras.Model, l
     for line in passed_over:
         print(f"checkpoint passed over: {line}", flush=True)
     if saved is None:
+        if passed_over or directory.has_results:
+            raise ConfigError(
+                f"--workdir={directory.path}: its checkpoints are gone or damaged, so the run cannot be continued: name another directory"
+            )
         return 0
     if saved.meta["data_fingerprint"] != fingerprint:
         raise ConfigError(
@@ -196,7 +201,7 @@ def _finish(
 ) -> dict[str, Any]:
     """One more transport on the final weights, the figures, and the files that others read."""
     training_labels = labels.labels
-    labelling.relabel(last_step)
+    final = labelling.relabel(last_step)
     model.save_weights(directory.path / WEIGHTS)
     names = {} if data.train.names is None else {"names": np.array(data.train.names)}
     directory.write_labels(
@@ -205,6 +210,7 @@ def _finish(
             "training_labels": training_labels,
             "potentials": labels.potentials,
             "lam": np.array(config.lam, np.float32),
+            "converged": np.array([head.assignment.converged for head in final]),
             "num_changes": labels.num_changes,
             "data_fingerprint": np.array(data.train.fingerprint()),
             **names,
@@ -216,7 +222,10 @@ def _finish(
         "untrained": evaluate_network(
             untrained, data.train, data.held_out, size=data.size, strategy=strategy, batch_statistics=True
         ),
-        "chance": evaluate_chance(data.held_out.classes, config.num_clusters, seed=config.seed),
+        "chance": evaluate_chance(
+            None if data.train.classes is None else data.held_out.classes, config.num_clusters, seed=config.seed
+        ),
+        "transport": {name: [head.metrics[name] for head in final] for name in ("converged", "marginal_error", "num_iterations")},
         "training_labels": evaluate_labels(labels.labels, data.train.classes),
         "config": dataclasses.asdict(config),
         "data": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -36,8 +37,13 @@ class Workdir:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"--workdir={path} is a file: name a directory")
         flagfile = self.path / FLAGS
+        self.previous: SelaConfig | None = None
         if flagfile.exists():
-            _refuse_other_run(self.path, flags.from_flagfile(flagfile), config)
+            try:
+                self.previous = flags.from_flagfile(flagfile)
+            except ConfigError as error:
+                raise ConfigError(f"{flagfile} is damaged ({error}): name another directory") from error
+            _refuse_other_run(self.path, self.previous, config)
         elif self.path.is_dir() and any(self.path.iterdir()):
             found = ", ".join(sorted(os.listdir(self.path))[:3])
             raise ConfigError(f"--workdir={path} holds other files ({found}) and no run: name a new or an empty directory")
@@ -46,6 +52,7 @@ class Workdir:
             raise ConfigError(f"--workdir={path} cannot be written: {there} is no directory that you may write to")
         self.config = config
         self._writer: tf.summary.SummaryWriter | None = None
+        self._descriptor: int | None = None
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -53,17 +60,23 @@ class Workdir:
         return self.path / CHECKPOINTS
 
     @property
-    def is_finished(self) -> bool:
-        """Whether the results of a training to the present `epochs` are there."""
+    def has_results(self) -> bool:
+        """Whether a training ended here, perhaps a shorter one."""
         return (self.path / RESULTS).exists()
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether it was the one that is asked for."""
+        return self.has_results and self.previous is not None and self.previous.epochs == self.config.epochs
+
     def start(self, step: int) -> None:
-        """Makes the directory this run's own, and begins writing at `step`.
+        """Makes the directory this run's own, and begins writing at `step`; `close` lets go of it.
 
         Rows of later steps, which will be taken again, are removed, and so are old results.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
             self._replace(FLAGS, flags.to_flagfile(self.config))
         except OSError as error:
             raise ConfigError(f"--workdir={self.path} cannot be written: {error.strerror or error}") from error
@@ -72,10 +85,30 @@ class Workdir:
             file = self.path / name
             if file.exists():
                 # a row of a relabelling belongs before its step, the others after it
-                rows = [row for row in map(_row, file.read_text().splitlines()) if row]
+                rows = [row for row in map(_row, file.read_text(errors="replace").splitlines()) if row]
                 kept = [row for row in rows if row["step"] < step or (row["step"] == step and row["kind"] != "relabel")]
                 self._replace(name, "".join(json.dumps(row) + "\n" for row in kept))
         self._writer = tf.summary.create_file_writer(str(self.path / TENSORBOARD))
+
+    def close(self) -> None:
+        """Lets another process use the directory."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _lock(self) -> None:
+        """Two processes that write one run would destroy it. The lock is the kernel's and ends with the process."""
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise ConfigError(
+                f"--workdir={self.path} is in use by another process: stop that, or name another directory"
+            ) from error
 
     def write_metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """A row of repeatable numbers, in metrics.jsonl and TensorBoard."""
@@ -109,7 +142,7 @@ class Workdir:
 
     def read_results(self) -> dict[str, Any]:
         """What `write_results` wrote."""
-        return json.loads((self.path / RESULTS).read_text())
+        return read_results(self.path)
 
     def _append(self, name: str, kind: str, step: int, values: Mapping[str, Any]) -> None:
         with open(self.path / name, "a") as file:
@@ -121,12 +154,30 @@ class Workdir:
         os.replace(unfinished, self.path / name)
 
 
+def read_results(path: pathlib.Path) -> dict[str, Any]:
+    """results.json of the run in `path`.
+
+    Raises:
+        ConfigError: the file is not as `write_results` wrote it.
+    """
+    try:
+        results = json.loads((path / RESULTS).read_text())
+        if not {"trained", "untrained", "chance", "config", "data"} <= set(results):
+            raise ValueError("keys are missing")
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path / RESULTS} is damaged ({error}): remove it and repeat the command, which writes it anew"
+        ) from error
+    return results
+
+
 def _row(line: str) -> dict[str, Any] | None:
     """None for a line that was cut when the machine stopped."""
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except ValueError:
         return None
+    return row if isinstance(row, dict) and {"kind", "step"} <= set(row) else None
 
 
 def _refuse_other_run(path: pathlib.Path, old: SelaConfig, new: SelaConfig) -> None:

@@ -59,7 +59,8 @@ class TestConformance:
         model.save(tmp_path / "model.keras")
         np.testing.assert_allclose(keras.models.load_model(tmp_path / "model.keras")(images), expected, atol=1e-6)
         model.export(tmp_path / "exported", verbose=False)
-        np.testing.assert_allclose(tf.saved_model.load(tmp_path / "exported").serve(images), expected, atol=1e-5)
+        loaded = tf.saved_model.load(tmp_path / "exported")
+        np.testing.assert_allclose(loaded.serve(images), expected, atol=1e-5)
 
     def test_mixed_precision_keeps_float32_logits(self, backbone, images):
         model = small(backbone, dtype="mixed_bfloat16")
@@ -243,9 +244,23 @@ class TestFeatureExtractor:
 
     @pytest.mark.parametrize(
         ("indices", "message"),
-        [([0, 1, 2, 2], "1 missing .*3.*1 repeated .*2"), ([0, 1, 2], "1 missing"), ([0, 1, 2, 9], "9"), ([0, 1, -1, 2], "-1")],
+        [
+            ([0, 1, 2, 2], "1 missing .*3.*1 repeated .*2"),
+            ([0, 1, 2], "1 missing"),
+            ([0, 1, 2, 9], "9"),
+            ([0, 1, -1, 2], "-1"),
+            ([0.0, 1.0, 2.0, 3.0], "float"),
+        ],
     )
     def test_refuses_indices_that_are_not_each_once(self, indices, message):
         values = np.zeros((len(indices), 3), np.float32)
         with pytest.raises(ValueError, match=message):
             FeatureExtractor(self.model()).collect(tf.data.Dataset.from_tensor_slices((values, indices)).batch(2), 4)
+
+    def test_refuses_what_does_not_end_or_is_no_pair(self):
+        pairs = tf.data.Dataset.from_tensor_slices((np.zeros((4, 3), np.float32), np.arange(4)))
+        extractor = FeatureExtractor(self.model())
+        with pytest.raises(ValueError, match="repeated"):
+            extractor.collect(pairs.batch(2).repeat(), 4)
+        with pytest.raises(ValueError, match="must yield pairs"):
+            extractor.collect(pairs.map(lambda x, i: x).batch(2), 4)

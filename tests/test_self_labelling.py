@@ -91,8 +91,11 @@ class TestLabelTable:
         twin.restore(table.state())
         for name, value in table.state().items():
             np.testing.assert_array_equal(twin.state()[name], value)
-        with pytest.raises(ValueError, match="saved"):
-            LabelTable(2, 3, 10).restore(table.state())
+        for other in (LabelTable(2, 3, 10), LabelTable(2, 2, 9)):
+            before = other.labels
+            with pytest.raises(ValueError, match="saved labels"):
+                other.restore(table.state())
+            np.testing.assert_array_equal(other.labels, before)
 
 
 class TestSelfLabelLoss:
@@ -332,6 +335,8 @@ class TestSelfLabelling:
         other = LabelTable(T, K + 1, N)
         with pytest.raises(ValueError, match="2 heads of 4 clusters, the label table 2 of 5"):
             self.fit(make_model(), table, SelfLabelling(other, batches(values), relabel_steps=[0]), values)
+        with pytest.raises(ValueError, match="another LabelTable"):
+            self.fit(make_model(), table, SelfLabelling(LabelTable(T, K, N), batches(values), relabel_steps=[0]), values)
 
     def test_the_training_view_uses_batch_statistics_and_changes_nothing(self, values):
         table = LabelTable(T, K, N)

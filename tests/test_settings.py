@@ -14,7 +14,7 @@ from conftest import ROOT
 from sela_tf import checkpoint, flags
 from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
-from sela_tf.workdir import Workdir
+from sela_tf.workdir import Workdir, read_results
 
 
 def parsed(*argv: str) -> SelaConfig:
@@ -35,6 +35,10 @@ class TestFlags:
         (tmp_path / "flags.cfg").write_text(flags.to_flagfile(config))
         assert flags.from_flagfile(tmp_path / "flags.cfg") == config
         assert config.lr_drops == (0.25, 0.5)
+
+    def test_a_list_of_drops_reads_back_too(self, tmp_path):
+        (tmp_path / "flags.cfg").write_text(flags.to_flagfile(SelaConfig(dataset="digits", lr_drops=[0.5])))
+        assert flags.from_flagfile(tmp_path / "flags.cfg").lr_drops == (0.5,)
 
     def test_paths_become_absolute(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -65,7 +69,7 @@ class TestFlags:
         [
             {"num_clusters": 1}, {"num_heads": 0}, {"epochs": 0}, {"batch_size": 1}, {"lam": 0.0}, {"lam": float("nan")}, {"crop_scale": 0.0},
             {"hue": 0.6}, {"momentum": 1.0}, {"eval_fraction": 1.0}, {"learning_rate": float("inf")}, {"seed": -1}, {"image_size": 1},
-            {"transport_tolerance": 1e-9}, {"mixed_precision": "int8"}, {"num_relabellings": -1}, {"flip_probability": 1.5},
+            {"transport_tolerance": 1e-9}, {"mixed_precision": "int8"}, {"num_relabellings": -1}, {"weight_decay": float("nan")}, {"seed": 2**40}, {"flip_probability": 1.5},
         ],
     )  # fmt: skip
     def test_values_out_of_range_are_named(self, setting):
@@ -106,6 +110,10 @@ class TestOptimizer:
             for i, drop in enumerate(drops):
                 assert float(rate(3 * drop - 1)) == pytest.approx(0.1**i)
                 assert float(rate(3 * drop)) == pytest.approx(0.1 ** (i + 1))
+
+    def test_no_drops(self):
+        rate = learning_rate_schedule(0.2, schedule="step", epochs=10, steps_per_epoch=10, drops=())
+        assert [float(rate(step)) for step in (0, 50, 99)] == pytest.approx([0.2] * 3)
 
     def test_cosine(self):
         rate = learning_rate_schedule(0.2, schedule="cosine", epochs=10, steps_per_epoch=10, drops=())
@@ -149,6 +157,16 @@ class TestCheckpoint:
         assert len(passed_over) == 1
         assert "step-00000002" in passed_over[0]
 
+    def test_going_on_from_an_older_save_drops_the_later_ones_and_spares_what_is_no_save(self, tmp_path):
+        for step in (100, 200):
+            checkpoint.save(tmp_path, step, {"n": np.arange(3)}, {}, keep=2)
+        (tmp_path / "step-00000200" / "state.npz").write_bytes(b"x")
+        (tmp_path / "step-00000100-mine").mkdir()
+        (tmp_path / "step-00000300.zip").write_bytes(b"")
+        checkpoint.save(tmp_path, 150, {"n": np.arange(3)}, {}, keep=1)
+        assert checkpoint.load_newest(tmp_path)[0].step == 150
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000100-mine", "step-00000150", "step-00000300.zip"]
+
     def test_what_a_kill_left_is_no_save(self, tmp_path):
         checkpoint.save(tmp_path, 1, {"n": np.arange(3)}, {}, keep=2)
         (tmp_path / ".unfinished-step-00000002").mkdir()
@@ -164,12 +182,26 @@ class TestWorkdir:
         path = tmp_path / "a" / "run"
         Workdir(path, self.config)
         assert not path.exists()
-        Workdir(path, self.config).start(0)
-        Workdir(path, dataclasses.replace(self.config, epochs=5, log_every_steps=7)).start(0)
+        first = Workdir(path, self.config)
+        first.start(0)
+        longer = Workdir(path, dataclasses.replace(self.config, epochs=5, log_every_steps=7))
+        with pytest.raises(ConfigError, match="in use by another process"):
+            longer.start(0)
+        first.close()
+        longer.start(0)
+        longer.close()
         with pytest.raises(ConfigError, match="--epochs was 5, is 4"):
             Workdir(path, dataclasses.replace(self.config, epochs=4))
         with pytest.raises(ConfigError, match=r"--seed was 0, is 1; --lam was 25.0, is 3|--lam was 25.0, is 3.*--seed was 0, is 1"):
             Workdir(path, dataclasses.replace(self.config, epochs=5, seed=1, lam=3.0))
+
+    def test_damaged_files_are_named(self, tmp_path):
+        (tmp_path / "flags.cfg").write_bytes(b"\xff\xfe")
+        with pytest.raises(ConfigError, match="flags.cfg is damaged"):
+            Workdir(tmp_path, self.config)
+        (tmp_path / "results.json").write_text("{}")
+        with pytest.raises(ConfigError, match="results.json is damaged"):
+            read_results(tmp_path)
 
     def test_refuses_files_and_other_peoples_directories(self, tmp_path):
         (tmp_path / "file").write_text("")
@@ -187,7 +219,8 @@ class TestWorkdir:
             run.write_metrics("relabel", step, {"head": 0, "changed": 0.5})
             run.write_metrics("train", step, {"loss": 1.0})
         with open(run.path / "metrics.jsonl", "a") as file:
-            file.write('{"kind": "train", "st')
+            file.write('5\n{"a": 1}\n{"kind": "train", "st')
+        run.close()
         run.start(5)
         rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
         assert [(row["kind"], row["step"]) for row in rows] == [("train", 5)]

@@ -176,6 +176,9 @@ def test_refuses_bad_values_by_name(log_probs, message):
         {"tolerance": 1e-9},
         {"tolerance": float("inf")},
         {"max_iterations": 0},
+        {"max_iterations": 50.0},
+        {"max_iterations": 2**31},
+        {"lam": 1e-46},
         {"initial_potentials": [0.0]},
     ],
 )

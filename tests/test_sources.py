@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import os
 import pathlib
 import struct
 import subprocess
@@ -113,7 +115,14 @@ class TestDigitsIdxNpz:
         np.savez(tmp_path / "x.npz", images=np.zeros((30, 9, 9), np.uint8))
         (tmp_path / "cut.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:500])
         (tmp_path / "text.npz").write_text("hello")
-        for name, message in (("cut", "not an npz file"), ("text", "not an npz file"), ("none", "there is no file")):
+        np.save(tmp_path / "array.npy", np.zeros(3))
+        (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+        for name, message in (
+            ("cut", "not an npz file"),
+            ("text", "not an npz file"),
+            ("array", "not an npz file"),
+            ("none", "there is no file"),
+        ):
             with pytest.raises(SourceError, match=message):
                 load_source(f"npz:{tmp_path / name}.npz")
 
@@ -138,7 +147,38 @@ class TestFolder:
         assert load_source(f"folder:{folder}", use_classes=False).train.classes is None
         assert load_source(f"folder:{folder / 'dogs'}").train.classes is None
         picture(rng).save(folder / "beside.png")  # an image beside the directories has no class, so there are none
-        assert load_source(f"folder:{folder}").train.classes is None
+        splits = load_source(f"folder:{folder}")
+        assert splits.train.classes is None
+        assert "because 1 images lie beside them: beside.png" in splits.report[-1]
+
+    def test_a_class_may_be_called_train_and_evaluation_images_alone_are_refused(self, folder, rng):
+        (folder / "cats").rename(folder / "train")
+        assert load_source(f"folder:{folder}").train.class_names == ("dogs", "train")
+        (folder / "val").mkdir()
+        (folder / "train").rename(folder / "val" / "cats")
+        (folder / "dogs").rename(folder / "val" / "dogs")
+        with pytest.raises(SourceError, match="images only in val, which is for evaluation"):
+            load_source(f"folder:{folder}")
+
+    def test_links_are_followed_once_and_hidden_directories_are_not_looked_at(self, folder, tmp_path, rng):
+        (tmp_path / "birds").mkdir()
+        picture(rng).save(tmp_path / "birds" / "a.png")
+        (folder / "birds").symlink_to(tmp_path / "birds")
+        (folder / "dogs" / "loop").symlink_to(folder)
+        (folder / ".thumbnails").mkdir()
+        picture(rng).save(folder / ".thumbnails" / "a.png")
+        train = load_source(f"folder:{folder}").train
+        assert train.class_names == ("birds", "cats", "dogs")
+        assert len(train) == 6
+
+    def test_a_name_that_is_no_utf8_is_refused(self, folder, rng):
+        picture(rng).save(os.path.join(os.fsencode(folder), b"\xff.png"), format="png")
+        with pytest.raises(SourceError, match=r"udcff.png"):
+            load_source(f"folder:{folder}")
+
+    def test_a_bmp_with_a_palette_is_left_out_by_name(self, folder, rng):
+        picture(rng).convert("P").save(folder / "dogs" / "p.bmp")
+        assert "dogs/p.bmp (bmp with a palette: convert it to png)" in load_source(f"folder:{folder}").report[1]
 
     def test_splits(self, folder, rng):
         for split, count in (("train", 3), ("val", 2), ("other", 1)):
@@ -242,19 +282,30 @@ class TestDecoding:
 
 class TestSplitsAndChannels:
     def test_match_classes_goes_by_name(self, folder, rng, tmp_path):
-        for name in ("dogs", "cats", "apes"):
+        for name in ("dogs", "apes"):
             (tmp_path / "eval" / name).mkdir(parents=True)
             picture(rng).save(tmp_path / "eval" / name / "a.png")
         train = load_source(f"folder:{folder}").train
-        with pytest.raises(SourceError, match="does not have: apes"):
-            match_classes(load_source(f"folder:{tmp_path / 'eval'}").train, train)
-        (tmp_path / "eval" / "apes").rename(tmp_path / "eval" / "zebras")
-        more = load_source(f"folder:{tmp_path / 'eval'}").train
-        assert match_classes(train, more).classes.tolist() == train.classes.tolist()
-        (tmp_path / "eval" / "cats" / "a.png").unlink()
-        only = load_source(f"folder:{tmp_path / 'eval'}").train
-        wider = match_classes(only.take(np.array([0])), more)
-        assert wider.classes.tolist() == [more.class_names.index("dogs")]
+        apes_dogs = load_source(f"folder:{tmp_path / 'eval'}", flag="--eval_dataset").train
+        with pytest.raises(SourceError, match="--eval_dataset=.* does not have: apes"):
+            match_classes(train, apes_dogs)
+        dogs = match_classes(
+            dataclasses.replace(train, class_names=("apes", "bears", "dogs"), classes=np.array([0, 0, 1, 2, 2])), apes_dogs
+        )[1]
+        assert dogs.classes.tolist() == [0, 2]
+
+    def test_classes_without_names_are_numbered_from_0(self, tmp_path, rng):
+        images = rng.integers(0, 256, (6, 5, 4), dtype=np.uint8)
+        np.savez(
+            tmp_path / "x.npz",
+            images=images,
+            classes=np.array([7, 2**40, 7, 9, 9, 7]),
+            eval_images=images[:2],
+            eval_classes=np.array([9, 3]),
+        )
+        train, held_out = match_classes(*load_source(f"npz:{tmp_path / 'x.npz'}")[:2])
+        assert train.classes.tolist() == [1, 3, 1, 2, 2, 1]
+        assert held_out.classes.tolist() == [2, 0]
 
     def test_hold_out_by_hash_of_the_index_or_name(self, folder):
         digits = load_source("digits").train

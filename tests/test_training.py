@@ -80,7 +80,8 @@ class TestFinishedRun:
     def test_results(self, finished):
         workdir, _ = finished
         results = json.loads((workdir / "results.json").read_text())
-        assert set(results) == {"trained", "untrained", "chance", "training_labels", "config", "data"}
+        assert set(results) == {"trained", "untrained", "chance", "training_labels", "transport", "config", "data"}
+        assert results["transport"]["converged"] == [True, True]
         for network in ("trained", "untrained"):
             assert set(results[network]) == {"knn", "linear_probe", "nmi", "ami", "ari", "hungarian", "clusters_used", "protocol"}
             assert len(results[network]["nmi"]) == 2
@@ -184,6 +185,35 @@ def test_more_epochs_continue_a_finished_run(finished, tmp_path):
     assert "continues at step 42" in longer.stdout
     assert max(row["step"] for row in rows(workdir)) == 63
     assert json.loads((workdir / "results.json").read_text())["config"]["epochs"] == 3
+
+
+def test_a_run_without_its_checkpoints_is_kept_and_not_trained_anew(finished, tmp_path):
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", finished[0], workdir], check=True)
+    subprocess.run(["rm", "-r", workdir / "checkpoints"], check=True)
+    before = (workdir / "metrics.jsonl").read_bytes(), (workdir / "results.json").read_bytes()
+    same, longer = run_doors([[*SMALL, f"--workdir={workdir}"], [*SMALL, f"--workdir={workdir}", "--epochs=3"]])
+    assert same.returncode == 0
+    assert "finished" in same.stdout
+    _is_one_line(longer, "its checkpoints are gone or damaged")
+    assert ((workdir / "metrics.jsonl").read_bytes(), (workdir / "results.json").read_bytes()) == before
+
+
+def test_one_class_and_few_images(tmp_path, rng):
+    """What has one class only is evaluated as if it had none; a dry run takes as many images as there are."""
+    images = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "one.npz", images=images, classes=np.zeros(40, int))
+    np.savez(tmp_path / "few.npz", images=images[:6], eval_images=images)
+    tiny = [*SMALL, "--num_clusters=2", "--batch_size=4", "--epochs=1"]
+    one, dry = run_doors(
+        [
+            [*tiny, f"--dataset=npz:{tmp_path}/one.npz", f"--workdir={tmp_path}/run"],
+            [*tiny, f"--dataset=npz:{tmp_path}/few.npz", "--dry_run"],
+        ]
+    )
+    assert one.returncode == 0, one.stderr
+    assert "all training images have the same class label" in one.stdout
+    assert dry.returncode == 0, dry.stderr
 
 
 def test_changed_images_are_not_continued(tmp_path, rng):

@@ -33,10 +33,6 @@ class ImageInfo(NamedTuple):
 class BadImageError(ValueError):
     """A file that does not decode to an image."""
 
-    def __init__(self, message: str, *, began_as_image: bool = False):
-        super().__init__(message)
-        self.began_as_image = began_as_image
-
 
 class UnreadableFormatError(BadImageError):
     """An image, of a format that tf.io does not read."""
@@ -66,14 +62,17 @@ def check_image(data: bytes) -> ImageInfo:
     if kind is None:
         raise BadImageError("no image" if data else "an empty file")
     if kind not in _SIGNATURES.values():
-        raise UnreadableFormatError(f"{kind}: convert it to jpeg, png, gif or bmp", began_as_image=True)
+        raise UnreadableFormatError(f"{kind}: convert it to jpeg, png, gif or bmp")
+    if kind == "bmp" and len(data) >= 30 and int.from_bytes(data[28:30], "little") <= 8:
+        # tf.io takes the indices for gray values
+        raise UnreadableFormatError("bmp with a palette: convert it to png")
     try:
         height, width = _header_size(kind, data)
         if height * width > MAX_PIXELS:
-            raise BadImageError(f"{height} x {width} pixels; at most {MAX_PIXELS:,} are decoded", began_as_image=True)
+            raise BadImageError(f"{height} x {width} pixels; at most {MAX_PIXELS:,} are decoded")
         shape = tf.io.decode_image(data, channels=3 if kind == "jpeg" and _is_cmyk(data) else 0, expand_animations=False).shape
     except (tf.errors.InvalidArgumentError, struct.error) as error:
-        raise BadImageError(f"a damaged or cut {kind}", began_as_image=True) from error
+        raise BadImageError(f"a damaged or cut {kind}") from error
     return ImageInfo(kind, int(shape[0]), int(shape[1]), int(shape[2]))
 
 

@@ -6,12 +6,11 @@ import collections
 import concurrent.futures
 import os
 import pathlib
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from sela_tf.data.decoding import BadImageError, ImageInfo, UnreadableFormatError, check_image
+from sela_tf.data.decoding import BadImageError, ImageInfo, UnreadableFormatError, check_image, image_kind
 from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceError, Splits
 
 _SHOWN = 5
@@ -39,7 +38,7 @@ def load_folder(root: pathlib.Path, *, name: str, skip_bad_images: bool = False)
     Raises:
         SourceError: no image, or damaged ones and not `skip_bad_images`; with names and counts.
     """
-    paths = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+    paths = _walk(root, name)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         files = list(pool.map(lambda path: _look(root, path), paths))
     images = [file for file in files if file.info is not None]
@@ -48,13 +47,13 @@ def load_folder(root: pathlib.Path, *, name: str, skip_bad_images: bool = False)
     others = len(files) - len(images) - len(foreign) - len(damaged)
     if damaged and not skip_bad_images:
         raise SourceError(
-            f"--dataset={name}: {len(damaged)} of {len(files) - others} images cannot be read: {_listed(damaged)}. "
+            f"{name}: {len(damaged)} of {len(files) - others} images cannot be read: {_listed(damaged)}. "
             "Repair or remove them, or leave them out with --skip_bad_images"
         )
     if not images:
         rejected = _listed(foreign + damaged)
         raise SourceError(
-            f"--dataset={name}: no jpeg, png, gif or bmp image in {str(root)!r} or below it; {len(files)} other files"
+            f"{name}: no jpeg, png, gif or bmp image in {str(root)!r} or below it; {len(files)} other files"
             + (f" ({rejected})" if rejected else "")
         )
     kinds = collections.Counter(file.info.kind for file in images if file.info)
@@ -67,42 +66,70 @@ def load_folder(root: pathlib.Path, *, name: str, skip_bad_images: bool = False)
         report.append(f"left out, {others} files that are no images")
 
     tops = {file.top for file in images}
-    if not tops & set(TRAIN_NAMES):
-        return Splits(_image_set(name, images, images, depth=0), None, tuple(report))
+    has_train, has_eval = bool(tops & set(TRAIN_NAMES)), bool(tops & set(EVAL_NAMES))
+    if has_eval and not has_train and tops <= set(EVAL_NAMES):
+        raise SourceError(
+            f"{name}: images only in {', '.join(sorted(tops))}, which is for evaluation. To train on them, name that folder"
+        )
+    # a directory `train` beside others, none of them for evaluation, is a class: of vehicles, say
+    if not (has_train and (has_eval or tops == tops & set(TRAIN_NAMES))):
+        return Splits(_image_set(name, images, images, 0, report), None, tuple(report))
     train = [file for file in images if file.top in TRAIN_NAMES]
     held_out = [file for file in images if file.top in EVAL_NAMES]
     if len(train) + len(held_out) < len(images):
         elsewhere = ", ".join(sorted(top or "the folder itself" for top in tops - {*TRAIN_NAMES, *EVAL_NAMES})[:_SHOWN])
         report.append(f"left out, {len(images) - len(train) - len(held_out)} images outside the splits, in {elsewhere}")
     both = train + held_out
-    return Splits(
-        _image_set(name, train, both, depth=1),
-        _image_set(name, held_out, both, depth=1) if held_out else None,
-        tuple(report),
-    )
+    training_set = _image_set(name, train, both, 1, report)
+    return Splits(training_set, _image_set(name, held_out, both, 1, []) if held_out else None, tuple(report))
+
+
+def _walk(root: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """All files below `root` but hidden ones and those in hidden directories, sorted; links are followed, each directory once."""
+
+    def refuse(error: OSError) -> None:
+        raise SourceError(f"{name}: {error.filename!r} cannot be read: {error.strerror}") from error
+
+    paths, visited = [], set()
+    for directory, directories, files in os.walk(root, followlinks=True, onerror=refuse):
+        real = os.path.realpath(directory)
+        directories[:] = [] if real in visited else sorted(each for each in directories if not each.startswith("."))
+        if real not in visited:
+            paths += [pathlib.Path(directory, file) for file in files if not file.startswith(".")]
+        visited.add(real)
+    paths = sorted(path for path in paths if path.is_file())
+    odd = [ascii(str(path)) for path in paths if not str(path).isprintable() or any("\ud800" <= c <= "\udfff" for c in str(path))]
+    if odd:
+        raise SourceError(f"{name}: {len(odd)} file names are not UTF-8, or not printable: {', '.join(odd[:_SHOWN])}. Rename them")
+    return paths
 
 
 def _look(root: pathlib.Path, path: pathlib.Path) -> _File:
     name = path.relative_to(root).as_posix()
+    is_called_image = path.suffix.lower() in (".jpg", ".jpeg", ".png", ".gif", ".bmp")
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(16)
+            if image_kind(data) is None:  # which need not be read whole
+                return _File(
+                    path, name, problem=BadImageError("no image" if data else "an empty file") if is_called_image else None
+                )
+            data += file.read()
     except OSError as error:
         return _File(path, name, problem=BadImageError(f"cannot be read: {error.strerror}"))
     try:
         return _File(path, name, info=check_image(data))
     except BadImageError as error:
-        # what is not called an image and does not begin like one is no image
-        is_meant = isinstance(error, UnreadableFormatError) or path.suffix.lower() in (".jpg", ".jpeg", ".png", ".gif", ".bmp")
-        return _File(path, name, problem=error if is_meant or error.began_as_image else None)
+        return _File(path, name, problem=error)
 
 
-def _image_set(name: str, files: list[_File], all_files: list[_File], *, depth: int) -> ImageSet:
+def _image_set(name: str, files: list[_File], all_files: list[_File], depth: int, report: list[str]) -> ImageSet:
     """One split; what holds for all splits (channels, classes) is decided by `all_files`. Classes lie below `depth` directories."""
     infos = [file.info for file in files if file.info is not None]
     # one colour image makes it a colour set, so that nothing is lost
     channels = 3 if any(file.info is not None and file.info.channels >= 3 for file in all_files) else 1
     sizes = {(info.height, info.width) for info in infos}
-    class_names = _class_names(all_files, depth)
+    class_names = _class_names(all_files, depth, report)
     return ImageSet(
         name=name,
         channels=channels,
@@ -114,13 +141,16 @@ def _image_set(name: str, files: list[_File], all_files: list[_File], *, depth: 
     )
 
 
-def _class_names(files: Iterable[_File], depth: int) -> tuple[str, ...] | None:
-    """The names of the images' directories; None where there is only one, or where images lie beside the classes."""
+def _class_names(files: list[_File], depth: int, report: list[str]) -> tuple[str, ...] | None:
+    """The names of the images' directories; None where there is only one, or where images lie beside the directories."""
     parents = [file.name.split("/")[:-1] for file in files]
-    if any(len(parent) <= depth for parent in parents):
-        return None
-    names = sorted({parent[-1] for parent in parents})
-    return tuple(names) if len(names) >= 2 else None
+    names = sorted({parent[-1] for parent in parents if len(parent) > depth})
+    beside = [file.name for file, parent in zip(files, parents, strict=True) if len(parent) <= depth]
+    if beside and names:
+        report.append(
+            f"no classes are taken from the directories, because {len(beside)} images lie beside them: {', '.join(beside[:_SHOWN])}"
+        )
+    return tuple(names) if len(names) >= 2 and not beside else None
 
 
 def _listed(files: list[_File]) -> str:

@@ -23,6 +23,7 @@ _SHOWN = 5
 def load_source(
     dataset: str,
     *,
+    flag: str = "--dataset",
     data_dir: str = "",
     download: bool = False,
     use_classes: bool = True,
@@ -34,6 +35,7 @@ def load_source(
     Args:
         dataset: "digits" (bundled with scikit-learn), "idx:DIR" (MNIST's format), "folder:DIR", "npz:FILE", or a TFDS name such as
             "cifar10" or "fashion_mnist:3.*.*".
+        flag: what messages call it.
         data_dir: where TFDS keeps its data sets.
         download: let TFDS download what is not there.
         use_classes: False to ignore class labels.
@@ -43,26 +45,27 @@ def load_source(
     Raises:
         SourceError: it is unknown, empty, damaged or too large.
     """
+    name = f"{flag}={dataset}"
     kind, _, rest = dataset.partition(":")
     if kind in ("idx", "folder", "npz"):
         path = pathlib.Path(rest).expanduser()
         if not rest or not path.exists():
-            raise SourceError(f"--dataset={dataset}: there is no {'file' if kind == 'npz' else 'directory'} {str(path)!r}")
+            raise SourceError(f"{name}: there is no {'file' if kind == 'npz' else 'directory'} {str(path)!r}")
         if (kind == "npz") == path.is_dir():
-            raise SourceError(f"--dataset={dataset}: {str(path)!r} is {'a directory' if path.is_dir() else 'not a directory'}")
+            raise SourceError(f"{name}: {str(path)!r} is {'a directory' if path.is_dir() else 'not a directory'}")
     if kind == "folder":
-        splits = load_folder(path, name=dataset, skip_bad_images=skip_bad_images)
+        splits = load_folder(path, name=name, skip_bad_images=skip_bad_images)
     elif kind == "idx":
-        splits = _idx(dataset, path)
+        splits = _idx(name, path)
     elif kind == "npz":
-        splits = _npz(dataset, path)
+        splits = _npz(name, path)
     elif dataset == "digits":
         splits = _digits()
     else:
-        splits = _tfds(dataset, data_dir, download, memory_limit)
+        splits = _tfds(name, dataset, data_dir, download, memory_limit)
     for part in (splits.train, splits.eval):
         if part is not None and part.images is not None and part.images.nbytes > memory_limit:
-            raise SourceError(_too_large(dataset, part.images.nbytes, memory_limit))
+            raise SourceError(_too_large(name, part.images.nbytes, memory_limit))
     if not use_classes:
         splits = splits._replace(
             train=dataclasses.replace(splits.train, classes=None, class_names=None),
@@ -101,22 +104,30 @@ def match_channels(images: ImageSet, channels: int) -> ImageSet:
     return dataclasses.replace(images, images=pixels, channels=channels)
 
 
-def match_classes(images: ImageSet, like: ImageSet) -> ImageSet:
-    """`images` with its classes numbered as those of `like`, where both have names for them.
+def match_classes(train: ImageSet, held_out: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Both with classes numbered alike, from 0 without gaps: by name where they have names, else by their numbers.
 
     Raises:
-        SourceError: a class has no counterpart.
+        SourceError: an evaluation class has no counterpart in training.
     """
-    if images.class_names is None or like.class_names is None or images.class_names == like.class_names:
-        return images
-    unknown = sorted(set(images.class_names) - set(like.class_names))
-    if unknown or images.classes is None:
-        raise SourceError(
-            f"{images.name} has classes that {like.name} does not have: {', '.join(unknown[:_SHOWN])}. "
-            "Name them alike, or leave the classes out with --classes=none"
-        )
-    numbers = np.array([like.class_names.index(name) for name in images.class_names])
-    return dataclasses.replace(images, classes=numbers[images.classes], class_names=like.class_names)
+    if train.classes is None or held_out.classes is None:
+        return train, held_out
+    if train.class_names and held_out.class_names and train.class_names != held_out.class_names:
+        unknown = sorted(set(held_out.class_names) - set(train.class_names))
+        if unknown:
+            raise SourceError(
+                f"{held_out.name} has classes that {train.name} does not have: {', '.join(unknown[:_SHOWN])}. "
+                "Name them alike, or leave the classes out with --classes=none"
+            )
+        numbers = np.array([train.class_names.index(name) for name in held_out.class_names])
+        held_out = dataclasses.replace(held_out, classes=numbers[held_out.classes], class_names=train.class_names)
+    if train.class_names and held_out.class_names:
+        return train, held_out
+    _, both = np.unique(np.concatenate([train.classes, held_out.classes]), return_inverse=True)
+    return (
+        dataclasses.replace(train, classes=both[: len(train)], class_names=None),
+        dataclasses.replace(held_out, classes=both[len(train) :], class_names=None),
+    )
 
 
 def _array_set(name: str, images: np.ndarray, classes: np.ndarray | None, class_names: Iterable[str] | None = None) -> ImageSet:
@@ -124,13 +135,13 @@ def _array_set(name: str, images: np.ndarray, classes: np.ndarray | None, class_
         images = images[..., np.newaxis]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         raise SourceError(
-            f"--dataset={name}: images must be uint8 [N, H, W] or [N, H, W, C] with C = 1 or 3 and N > 0. "
+            f"{name}: images must be uint8 [N, H, W] or [N, H, W, C] with C = 1 or 3 and N > 0. "
             f"Received: {images.dtype} {list(images.shape)}"
         )
-    if classes is not None and (classes.shape != images.shape[:1] or classes.dtype.kind not in "iu" or classes.min() < 0):
-        raise SourceError(
-            f"--dataset={name}: classes must be {len(images)} integers from 0. Received: {classes.dtype} {list(classes.shape)}"
-        )
+    if classes is not None and (
+        classes.shape != images.shape[:1] or classes.dtype.kind not in "iu" or classes.min() < 0 or classes.max() >= 2**63
+    ):
+        raise SourceError(f"{name}: classes must be {len(images)} integers from 0. Received: {classes.dtype} {list(classes.shape)}")
     return ImageSet(
         name=name,
         channels=images.shape[-1],
@@ -146,91 +157,93 @@ def _digits() -> Splits:
 
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return Splits(_array_set("digits", pixels, digits.target, [str(digit) for digit in range(10)]), None)
+    return Splits(_array_set("--dataset=digits", pixels, digits.target, [str(digit) for digit in range(10)]), None)
 
 
-def _idx(dataset: str, directory: pathlib.Path) -> Splits:
+def _idx(name: str, directory: pathlib.Path) -> Splits:
     def part(stem: str) -> ImageSet | None:
         def read(suffix: str) -> np.ndarray | None:
-            for name in (f"{stem}-{suffix}-ubyte.gz", f"{stem}-{suffix}-ubyte", f"{stem}-{suffix.replace('-', '.')}-ubyte"):
-                if (directory / name).is_file():
-                    return _read_idx(dataset, directory / name)
+            for file in (f"{stem}-{suffix}-ubyte.gz", f"{stem}-{suffix}-ubyte", f"{stem}-{suffix.replace('-', '.')}-ubyte"):
+                if (directory / file).is_file():
+                    return _read_idx(name, directory / file)
             return None
 
         images = read("images-idx3")
-        return None if images is None else _array_set(dataset, images, read("labels-idx1"))
+        return None if images is None else _array_set(name, images, read("labels-idx1"))
 
     train = part("train")
     if train is None:
         found = ", ".join(sorted(os.listdir(directory))[:_SHOWN]) or "nothing"
-        raise SourceError(f"--dataset={dataset}: no train-images-idx3-ubyte[.gz] in {str(directory)!r} (it holds {found})")
+        raise SourceError(f"{name}: no train-images-idx3-ubyte[.gz] in {str(directory)!r} (it holds {found})")
     return Splits(train, part("t10k"))
 
 
-def _read_idx(dataset: str, path: pathlib.Path) -> np.ndarray:
+def _read_idx(name: str, path: pathlib.Path) -> np.ndarray:
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
         zero, kind, rank = struct.unpack(">HBB", data[:4])
         shape = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
         if (zero, kind) != (0, 8):
-            raise SourceError(f"--dataset={dataset}: {str(path)!r} is not an idx file of unsigned bytes")
+            raise SourceError(f"{name}: {str(path)!r} is not an idx file of unsigned bytes")
         return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         if isinstance(error, SourceError):
             raise
-        raise SourceError(f"--dataset={dataset}: {str(path)!r} is cut or damaged ({error})") from error
+        raise SourceError(f"{name}: {str(path)!r} is cut or damaged ({error})") from error
 
 
-def _npz(dataset: str, path: pathlib.Path) -> Splits:
+def _npz(name: str, path: pathlib.Path) -> Splits:
     """`images`, `classes`, `eval_images`, `eval_classes`; or the names of Keras' mnist.npz: x_train, y_train, x_test, y_test."""
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("not an archive")
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, AttributeError) as error:
-        raise SourceError(f"--dataset={dataset}: {str(path)!r} is not an npz file, or not a whole one") from error
+        raise SourceError(f"{name}: {str(path)!r} is not an npz file, or not a whole one") from error
     named = {"x_train": "images", "y_train": "classes", "x_test": "eval_images", "y_test": "eval_classes"}
     arrays = {named.get(key, key): value for key, value in arrays.items()}
     if "images" not in arrays:
-        raise SourceError(f"--dataset={dataset}: {str(path)!r} has no array 'images' or 'x_train' (it has {', '.join(arrays)})")
+        raise SourceError(f"{name}: {str(path)!r} has no array 'images' or 'x_train' (it has {', '.join(arrays)})")
 
     def part(prefix: str) -> ImageSet | None:
         if prefix + "images" not in arrays:
             return None
         classes = arrays.get(prefix + "classes")
-        return _array_set(dataset, arrays[prefix + "images"], None if classes is None else classes.reshape(-1))
+        return _array_set(name, arrays[prefix + "images"], None if classes is None else classes.reshape(-1))
 
     train = part("")
     if train is None:
-        raise SourceError(f"--dataset={dataset}: no images")
+        raise SourceError(f"{name}: no images")
     return Splits(train, part("eval_"))
 
 
-def _tfds(dataset: str, data_dir: str, download: bool, memory_limit: int) -> Splits:
+def _tfds(name: str, dataset: str, data_dir: str, download: bool, memory_limit: int) -> Splits:
     import tensorflow_datasets as tfds
 
-    where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    kept_in = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     try:
         builder = tfds.builder(dataset, data_dir=data_dir or None)
     except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError) as error:
         raise SourceError(
-            f"--dataset={dataset}: unknown. Use digits, idx:DIR, folder:DIR, npz:FILE, or the name of a TFDS data set, "
-            f"registered or prepared in {where}"
+            f"{name}: unknown. Use digits, idx:DIR, folder:DIR, npz:FILE, or the name of a TFDS data set, "
+            f"registered or prepared in {kept_in}"
         ) from error
     if download:
         builder.download_and_prepare()
     if not builder.info.splits or not pathlib.Path(str(builder.data_dir)).is_dir():
-        raise SourceError(f"--dataset={dataset}: TFDS has not prepared it in {where}. Add --download, or --data_dir where it is")
+        raise SourceError(f"{name}: TFDS has not prepared it in {kept_in}. Add --download, or --data_dir where it is")
     features = builder.info.features
     image_key = next((key for key, feature in features.items() if isinstance(feature, tfds.features.Image)), None)
     class_key = next((key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)), None)
     if image_key is None:
-        raise SourceError(f"--dataset={dataset}: it has no image feature (it has {', '.join(features)})")
+        raise SourceError(f"{name}: it has no image feature (it has {', '.join(features)})")
     splits = builder.info.splits
     train_name = next((name for name in TRAIN_NAMES if name in splits), None)
     eval_name = next((name for name in ("test", "validation", "val", "eval") if name in splits), None)
     if train_name is None:
-        raise SourceError(f"--dataset={dataset}: it has no split 'train' (it has {', '.join(splits)})")
+        raise SourceError(f"{name}: it has no split 'train' (it has {', '.join(splits)})")
 
     def part(split: str) -> ImageSet:
         images: list[np.ndarray] = []
@@ -243,21 +256,21 @@ def _tfds(dataset: str, data_dir: str, download: bool, memory_limit: int) -> Spl
             size += images[-1].nbytes
             if images[-1].shape != images[0].shape:
                 raise SourceError(
-                    f"--dataset={dataset}: its images have many sizes ({images[0].shape}, {images[-1].shape}, …). "
+                    f"{name}: its images have many sizes ({images[0].shape}, {images[-1].shape}, …). "
                     "Write them to a directory, and use --dataset=folder:DIR"
                 )
             if size > memory_limit:
-                raise SourceError(_too_large(dataset, size, memory_limit))
+                raise SourceError(_too_large(name, size, memory_limit))
             if class_key is not None:
                 classes.append(example[class_key])
-        names = features[class_key].names if class_key is not None else None
-        return _array_set(dataset, np.stack(images), np.array(classes, np.int64) if class_key is not None else None, names)
+        class_names = features[class_key].names if class_key is not None else None
+        return _array_set(name, np.stack(images), np.array(classes, np.int64) if class_key is not None else None, class_names)
 
     return Splits(part(train_name), part(eval_name) if eval_name else None)
 
 
-def _too_large(dataset: str, size: int, limit: int) -> str:
+def _too_large(name: str, size: int, limit: int) -> str:
     return (
-        f"--dataset={dataset}: its decoded images take more than {size / 2**30:.1f} GiB, --memory_limit={limit / 2**30:g} GiB. "
+        f"{name}: its decoded images take more than {size / 2**30:.1f} GiB, --memory_limit={limit / 2**30:g} GiB. "
         "Raise it, or write the images to a directory and use --dataset=folder:DIR, which reads them as they are needed"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,6 +13,23 @@ import tensorflow as tf
 def read(variable: keras.Variable) -> np.ndarray:
     """The value of a variable; the first replica's where it is mirrored, which NumPy cannot read by itself."""
     return tf.convert_to_tensor(variable).numpy()
+
+
+def _pair(batch: Any, num_examples: int) -> tuple[tf.Tensor, np.ndarray]:
+    """(images, indices [b]) of a batch, refused where it is anything else."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"The inference dataset must yield pairs (images, example indices). Received: {type(batch).__name__}")
+    images, indices = batch
+    rows = np.asarray(indices).reshape(-1)
+    if rows.dtype.kind not in "iu" or len(rows) != len(images):
+        raise ValueError(
+            f"The inference dataset must yield batches of images with as many integer indices. Received: {len(images)} images, "
+            f"indices {rows.dtype} {np.shape(indices)}"
+        )
+    outside = rows[(rows < 0) | (rows >= num_examples)]
+    if len(outside):
+        raise ValueError(f"The inference dataset must yield indices from 0 to {num_examples - 1}. Received: {outside[0]}")
+    return images, rows
 
 
 class FeatureExtractor:
@@ -45,13 +63,8 @@ class FeatureExtractor:
         seen = np.zeros(num_examples, np.int64)
         features: np.ndarray | None = None
         try:
-            for images, indices in batches:
-                rows = np.asarray(indices).reshape(-1)
-                outside = rows[(rows < 0) | (rows >= num_examples)]
-                if len(outside):
-                    raise ValueError(
-                        f"The inference dataset must yield indices from 0 to {num_examples - 1}. Received: {outside[0]}"
-                    )
+            for batch in batches:
+                images, rows = _pair(batch, num_examples)
                 outputs = self._forward(self._split(images), batch_statistics)
                 outputs = np.concatenate(
                     [np.asarray(part, np.float32) for part in self._strategy.experimental_local_results(outputs)]
@@ -60,6 +73,8 @@ class FeatureExtractor:
                     features = np.empty((num_examples, outputs.shape[-1]), np.float32)
                 features[rows] = outputs
                 np.add.at(seen, rows, 1)
+                if seen[rows].max(initial=0) > 1:
+                    break  # of a data set that repeats there would be no end
         finally:
             for variable, value in zip(state, before, strict=True):
                 variable.assign(value)

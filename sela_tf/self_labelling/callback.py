@@ -15,6 +15,7 @@ from sela_tf.models.features import FeatureExtractor, read
 from sela_tf.models.heads import find_multi_head
 from sela_tf.self_labelling.label_pass import Assign, HeadLabels, cut_at_heads, relabel
 from sela_tf.self_labelling.label_table import LabelTable
+from sela_tf.self_labelling.loss import SelfLabelLoss
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -72,6 +73,11 @@ class SelfLabelling(keras.callbacks.Callback):
             raise ValueError(
                 f"The model has {heads.num_heads} heads of {heads.num_clusters} clusters, the label table "
                 f"{self.labels.num_heads} of {self.labels.num_clusters}"
+            )
+        loss = getattr(self.model, "loss", None)
+        if isinstance(loss, SelfLabelLoss) and loss.labels is not self.labels:
+            raise ValueError(
+                "The model's SelfLabelLoss reads another LabelTable than the one that this callback rewrites: give both one"
             )
         strategy = self.model.distribute_strategy
         self._extractor = FeatureExtractor(cut_at_heads(self.model), strategy)

@@ -111,8 +111,12 @@ class LabelTable:
         Raises:
             ValueError: it belongs to a table of another shape.
         """
-        if state["labels"].shape != (self.num_heads, self.num_examples):
-            raise ValueError(f"The labels saved are {state['labels'].shape}, this table {(self.num_heads, self.num_examples)}")
+        for name, value in self.state().items():
+            if name not in state or state[name].shape != value.shape:
+                found = state[name].shape if name in state else "nothing"
+                raise ValueError(f"`{name}` of the saved labels must have the shape {value.shape}. Received: {found}")
+        if state["labels"].min() < 0 or state["labels"].max() >= self.num_clusters:
+            raise ValueError(f"The saved labels must be from 0 to {self.num_clusters - 1}. Received: {state['labels'].max()}")
         self._variable.assign(state["labels"])
         self.potentials = np.array(state["potentials"])
         self.num_changes = np.array(state["num_changes"])

@@ -102,12 +102,12 @@ def sinkhorn(
     log_probs = _as_matrix(log_probs)
     num_rows, num_clusters = log_probs.shape
     for name, value, valid in (
-        ("lam", lam, np.isfinite(lam) and lam > 0),
+        ("lam", lam, 0 < np.float32(lam) < np.inf),
         ("tolerance", tolerance, np.isfinite(tolerance) and tolerance >= _MIN_TOLERANCE),
-        ("max_iterations", max_iterations, max_iterations >= 1),
+        ("max_iterations", max_iterations, isinstance(max_iterations, int | np.integer) and 1 <= max_iterations < 2**31),
     ):
         if not valid:
-            bound = {"lam": "a positive number", "tolerance": f"at least {_MIN_TOLERANCE:g}", "max_iterations": "at least 1"}
+            bound = {"lam": "a positive float32", "tolerance": f"at least {_MIN_TOLERANCE:g}", "max_iterations": "a positive int32"}
             raise ValueError(f"`{name}` must be {bound[name]}. Received: {name}={value}")
     if initial_potentials is None:
         potentials = tf.zeros([num_clusters])
@@ -126,7 +126,7 @@ def sinkhorn(
         tf.constant(num_rows),
         tf.constant(lam, tf.float32),
         tf.constant(tolerance, tf.float32),
-        tf.constant(max_iterations),
+        tf.constant(max_iterations, tf.int32),
         potentials,
         block_rows,
     )
