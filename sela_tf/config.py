@@ -88,8 +88,10 @@ class SelaConfig:
             "image_size": 0, "seed": 0,
         }  # fmt: skip
         for name, least in at_least.items():
-            if not least <= getattr(self, name) < 2**31:
-                raise ConfigError(f"--{name} must be at least {least} and below 2**31. Received: --{name}={getattr(self, name)}")
+            value = getattr(self, name)
+            if not least <= value < 2**31:
+                bound = f"at least {least}" if value < least else "below 2**31"
+                raise ConfigError(f"--{name} must be {bound}. Received: --{name}={value}")
         if self.image_size == 1:
             raise ConfigError("--image_size must be 0 or at least 2. Received: --image_size=1")
         between = {
