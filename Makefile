@@ -7,7 +7,7 @@ FLAGS ?=
 .PHONY: demo test test-slow lint format system-deps lock wheel clean help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '1s/^# //p' Makefile
 	@echo 'make test-slow, lint, format, system-deps, lock, wheel, clean: see BUILD.md'
 
 demo: $(VENV)/.core
@@ -47,8 +47,8 @@ clean:
 
 $(VENV)/.python: tools/check_python.py
 	@command -v $(PYTHON) >/dev/null || { echo 'error: there is no $(PYTHON). Name a Python 3.11, 3.12 or 3.13: make demo PYTHON=/path/to/python3' >&2; exit 1; }
-	@[ -x $(BIN)/python ] || $(PYTHON) tools/check_python.py
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@[ -x $(BIN)/pip ] || $(PYTHON) tools/check_python.py
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/.core: $(VENV)/.python requirements.lock pyproject.toml

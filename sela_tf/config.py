@@ -29,7 +29,7 @@ class SelaConfig:
     download: bool = _option(False, "Let TFDS download what is missing. Nothing is downloaded without it.", shown=True)
     classes: str = _option("auto", "none ignores class labels, which serve evaluation only.", choices=("auto", "none"))
     skip_bad_images: bool = _option(False, "Leave out damaged images of a folder instead of refusing it.")
-    memory_limit: float = _option(4.0, "GiB that decoded images may take in memory.", shown=True)
+    memory_limit: float = _option(4.0, "GiB that decoded images may take; TensorFlow keeps a copy besides.", shown=True)
     image_size: int = _option(0, "Side of the square that the network sees; 0 for the images' own size.")
     # network
     backbone: str = _option("resnet20", "Network: see sela_tf.models.BACKBONES.")
@@ -70,7 +70,11 @@ class SelaConfig:
     transport_max_iterations: int = _option(10_000, "Passes after which a transport is given up, and the labels of before kept.")
     # machine
     seed: int = _option(0, "Of weights, initial labels, permutations and views.")
-    mixed_precision: str = _option("none", "Number format of the network's inside.", choices=("none", "bfloat16", "float16"))
+    mixed_precision: str = _option(
+        "none",
+        "Number format inside; float16 skips steps that overflow, and relabelling does not count them.",
+        choices=("none", "bfloat16", "float16"),
+    )
     xla: bool = _option(False, "Compile the training step with XLA; one device only.")
     logical_cpus: int = _option(0, "Split the CPU into so many logical devices, to try several devices without GPUs.")
     # shown and kept

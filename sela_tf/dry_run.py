@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import numpy as np
@@ -18,7 +19,8 @@ from sela_tf.transport.sinkhorn import sinkhorn
 
 def dry_run(config: SelaConfig) -> None:
     """Builds the model at its real size, takes one step on 8 images, solves one transport of 2K rows, and prints an estimate."""
-    config = config.absolute()
+    # which would be written
+    config = dataclasses.replace(config.absolute(), download=False)
     strategy = prepare_devices(config)
     check_before_loading(config, strategy)
     data = load_data(config)
@@ -71,7 +73,7 @@ def dry_run(config: SelaConfig) -> None:
         f"about {config.epochs * epoch_hours + relabellings * pass_hours:.2g} hours here, likely less (small batches are slow)"
     )
     sizes = {
-        "images": 0 if data.train.images is None else data.train.images.nbytes,
+        "images": 0 if data.train.images is None else 2 * data.train.images.nbytes,
         "labels": 2 * 8 * config.num_heads * num_examples,
         "features": 4 * model.get_layer("heads").input.shape[-1] * num_examples,
         "transport": 3 * 4 * config.num_clusters * num_examples,

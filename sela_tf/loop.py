@@ -15,7 +15,6 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
-from sela_tf.models.features import read
 from sela_tf.workdir import Workdir
 
 
@@ -41,6 +40,8 @@ class Clock:
     waiting: float = 0.0
     stepping: float = 0.0
     steps: int = 0
+    step: int = 0
+    """Steps taken since the run began."""
 
     @property
     def waiting_share(self) -> float:
@@ -114,6 +115,7 @@ def train(
     step_of = step_function(model, strategy, xla)
     distributed = strategy.experimental_distribute_dataset(batches) if strategy.num_replicas_in_sync > 1 else batches
     hooks = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=last_step // steps_per_epoch, steps=steps_per_epoch)
+    clock.step = first_step
     hooks.on_train_begin()
     iterator = iter(distributed)
     losses: list[tuple[float, int]] = []
@@ -131,24 +133,26 @@ def train(
         start = time.perf_counter()
         values = step_of(batch)
         since += 1
+        stopping = stop.signal_number
         logs: dict[str, float] = {}
-        if (position + 1) % log_every_steps == 0 or position + 1 == steps_per_epoch or stop.signal_number is not None:
+        if (position + 1) % log_every_steps == 0 or position + 1 == steps_per_epoch or stopping is not None:
             logs = {name: float(value) for name, value in values.items()}
             losses.append((logs["loss"], since))
             model.reset_metrics()
             since = 0
         clock.stepping += time.perf_counter() - start
         clock.steps += 1
+        clock.step = step + 1
         hooks.on_train_batch_end(position, logs)
         if position + 1 == steps_per_epoch:
             mean = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
             hooks.on_epoch_end(epoch, {"loss": mean})
             save(step + 1)
-        elif stop.signal_number is not None:
+        elif stopping is not None:
             save(step + 1)
-        if stop.signal_number is not None:
+        if stopping is not None:
             hooks.on_train_end()
-            raise TrainingInterrupted(stop.signal_number, step + 1)
+            raise TrainingInterrupted(stopping, step + 1)
     hooks.on_train_end()
 
 
@@ -164,7 +168,7 @@ class Progress(keras.callbacks.Callback):
         self._loss = float("nan")
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        taken = self._iterations()
+        taken = self.clock.step
         # on a terminal only: a log file has the lines of the epochs
         total = self.epochs * self.params["steps"]
         self._bar = tqdm(total=total, initial=taken, disable=None, unit="step", dynamic_ncols=True, smoothing=0.05, leave=False)
@@ -176,7 +180,7 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         if logs:
             self._loss = logs["loss"]
-            step = self._iterations()
+            step = self.clock.step
             row = {"epoch": self._epoch, "loss": self._loss, "learning_rate": float(self.model.optimizer.learning_rate)}
             self.directory.write_metrics("train", step, row)
         if self._bar is not None:
@@ -188,7 +192,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         logs = logs or {}
-        step = self._iterations()
+        step = self.clock.step
         rate, share = self.clock.rate(self.batch_size), self.clock.waiting_share
         self.directory.write_metrics("epoch", step, {"epoch": epoch, **logs})
         self.directory.write_timings("epoch", step, {"epoch": epoch, "images_per_second": rate, "waiting_share": share})
@@ -199,6 +203,3 @@ class Progress(keras.callbacks.Callback):
     def on_train_end(self, logs: dict | None = None) -> None:
         if self._bar is not None:
             self._bar.close()
-
-    def _iterations(self) -> int:
-        return int(read(getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer).iterations))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -32,15 +33,17 @@ class Data(NamedTuple):
 
 def prepare_devices(config: SelaConfig) -> tf.distribute.Strategy:
     """Seeds, determinism, and a strategy over all devices that are visible."""
-    try:
-        for gpu in tf.config.list_physical_devices("GPU"):
+    for gpu in tf.config.list_physical_devices("GPU"):
+        # where TensorFlow runs already, as in a notebook, its owner has decided
+        with contextlib.suppress(RuntimeError):
             tf.config.experimental.set_memory_growth(gpu, True)
-        if config.logical_cpus:
-            cpu = tf.config.list_physical_devices("CPU")[0]
+    if config.logical_cpus:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        try:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * config.logical_cpus)
-    except RuntimeError as error:
-        if config.logical_cpus != len(tf.config.list_logical_devices("CPU")):
-            raise ConfigError(f"--logical_cpus={config.logical_cpus} comes too late: TensorFlow is already running") from error
+        except RuntimeError as error:
+            if config.logical_cpus != len(tf.config.list_logical_devices("CPU")):
+                raise ConfigError(f"--logical_cpus={config.logical_cpus} comes too late: TensorFlow is already running") from error
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
@@ -76,6 +79,8 @@ def load_data(config: SelaConfig) -> Data:
         "skip_bad_images": config.skip_bad_images,
         "memory_limit": int(config.memory_limit * 2**30),
     }
+    if config.dataset.startswith("folder:"):
+        print(f"reading and checking every image of {config.dataset.removeprefix('folder:')!r}", flush=True)
     splits = load_source(config.dataset, **options)
     report = list(splits.report)
     if config.eval_dataset:

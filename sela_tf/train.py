@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import traceback
+from types import FrameType
 
 from absl import flags as absl_flags
 
@@ -46,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         return _refuse(error, debug=values.is_parsed() and values["debug"].value)
 
+    # while training runs, the loop saves on a signal; at other times there is nothing to save but the line to say
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         _load_tensorflow()
         import tensorflow as tf
@@ -55,24 +59,32 @@ def main(argv: list[str] | None = None) -> int:
         from sela_tf.loop import TrainingInterrupted
         from sela_tf.trainer import run
 
-        if values["dry_run"].value:
-            dry_run(config)
-            return 0
+        # an image file that was removed or changed meanwhile comes as an OpError, with its path in the first line
         try:
+            if values["dry_run"].value:
+                dry_run(config)
+                return 0
             results = run(config, workdir)
         except TrainingInterrupted as stopped:
             print(f"{stopped}. The same command continues:\n  python -m sela_tf.train {shlex.join(argv[1:])}", flush=True)
             return 128 + stopped.signal_number
-    except KeyboardInterrupt:
+        except (ValueError, OSError, tf.errors.OpError) as error:
+            return _refuse(error, debug=values["debug"].value)
+    except KeyboardInterrupt as stopped:
         print("\nsela_tf.train: stopped; the same command continues from the last checkpoint, if there is one", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, tf.errors.OpError) as error:
-        # an image file that was removed or changed meanwhile comes as an OpError, with its path in the first line
-        return _refuse(error, debug=values["debug"].value)
+        return 128 + (signal.SIGTERM if isinstance(stopped, _Terminated) else signal.SIGINT)
     print(
         f"\n{table(results)}\n\nThe run lies in {workdir}: results.json, labels.npz, model.weights.h5, metrics.jsonl, tensorboard/"
     )
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    pass
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
 
 
 def _refuse(error: Exception, *, debug: bool) -> int:

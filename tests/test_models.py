@@ -67,6 +67,9 @@ class TestConformance:
         assert model.get_layer("stage3").output.dtype == "bfloat16"
         logits = model(images, training=True)
         assert logits.dtype == tf.float32
+        heads = model.get_layer("heads")
+        features = keras.Model(model.input, heads.input)(images)
+        np.testing.assert_allclose(model(images)[:, 1], heads.head_logits(features, 1), atol=1e-5)
         np.testing.assert_allclose(logits, small(backbone)(images, training=True), atol=0.05)
 
     def test_every_variable_learns_and_the_same_seed_is_the_same_network(self, backbone, images):

@@ -39,6 +39,7 @@ def _own_imports(path: pathlib.Path) -> set[str]:
     """The first part below sela_tf of everything that a file imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
+        assert getattr(node, "level", 0) == 0, f"{path} imports relatively"
         if isinstance(node, ast.ImportFrom) and node.module == "sela_tf":
             found |= {alias.name for alias in node.names} - {"__version__"}
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sela_tf."):
@@ -107,6 +108,24 @@ def readme_example() -> str:
     text = (ROOT / "README.md").read_text()
     (example,) = re.findall(r"<!-- example: run by tests/test_package.py from the wheel -->\n```python\n(.*?)```", text, re.DOTALL)
     return example
+
+
+def test_the_readmes_command_trains_on_what_it_names():
+    """Flags win over a flagfile only when they follow it."""
+    from absl import flags as absl_flags
+
+    from sela_tf import flags
+
+    (command,) = re.findall(r"python -m sela_tf.train (--flagfile=.*folder:.*)", (ROOT / "README.md").read_text())
+    values = absl_flags.FlagValues()
+    flags.define(values)
+    absl_flags.DEFINE_string("workdir", None, "", flag_values=values)
+    argv = [arg.replace("=configs/", f"={ROOT}/configs/") for arg in command.split()]
+    flags.parse(values, ["door", *argv])
+    config = flags.config(values)
+    assert config.dataset == "folder:/path/to/images"
+    assert config.image_size == 32
+    assert values["workdir"].value
 
 
 def run_example(python: pathlib.Path, directory: pathlib.Path) -> subprocess.CompletedProcess[str]:
@@ -204,4 +223,6 @@ def test_locks_hold_what_pyproject_asks_for():
         wanted = Requirement(text)
         versions = {version for name, version in dev if name == wanted.name.replace("_", "-").lower()}
         assert versions, text
+        assert any(each.operator == "<" for each in wanted.specifier), text
+        assert any(each.operator == ">=" for each in wanted.specifier), text
         assert all(wanted.specifier.contains(version) for version in versions), text

@@ -50,7 +50,7 @@ class TestDigitsIdxNpz:
         splits = load_source("digits")
         assert splits.train.images.shape == (1797, 8, 8, 1)
         assert splits.train.images.max() == 255
-        assert splits.train.num_classes == 10
+        assert set(splits.train.classes) == set(range(10))
         assert splits.eval is None
 
     def test_fashion_mnist(self, fashion_mnist):
@@ -154,10 +154,13 @@ class TestFolder:
     def test_a_class_may_be_called_train_and_evaluation_images_alone_are_refused(self, folder, rng):
         (folder / "cats").rename(folder / "train")
         assert load_source(f"folder:{folder}").train.class_names == ("dogs", "train")
-        (folder / "val").mkdir()
+        for name in ("val", "train2"):
+            (folder / name).mkdir()
         (folder / "train").rename(folder / "val" / "cats")
         (folder / "dogs").rename(folder / "val" / "dogs")
-        with pytest.raises(SourceError, match="images only in val, which is for evaluation"):
+        assert len(load_source(f"folder:{folder}").train) == 5  # as an --eval_dataset may be
+        (folder / "train2").rename(folder / "train")
+        with pytest.raises(SourceError, match="the training directory is empty, and 'val' is for evaluation"):
             load_source(f"folder:{folder}")
 
     def test_links_are_followed_once_and_hidden_directories_are_not_looked_at(self, folder, tmp_path, rng):
@@ -192,11 +195,15 @@ class TestFolder:
         assert splits.train.channels == 1
         assert splits.train.image_size == (20, 14)
         assert splits.report[-1] == "left out, 2 images outside the splits, in other"
+        (folder / "split" / "other").rename(folder / "split" / "test")
+        splits = load_source(f"folder:{folder / 'split'}")
+        assert len(splits.eval) == 2
+        assert splits.report[-1] == "left out, 4 images outside the splits, in val"
 
     def test_what_is_left_out_is_said(self, folder, rng):
         picture(rng).save(folder / "cats" / "x.webp")
         picture(rng).save(folder / "cats" / "y.tiff")
-        (folder / "notes.txt").write_text("hello")
+        (folder / "notes.txt").write_text("BMW makes cars; this is no bitmap")
         (folder / ".hidden.png").write_text("hello")
         report = load_source(f"folder:{folder}").report
         assert report[1] == (

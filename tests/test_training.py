@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT, run_door, run_doors
 from PIL import Image
 from sklearn.datasets import load_digits
+from tensorflow.compat.v1.train import summary_iterator
 
 import sela_tf
 from sela_tf.config import ConfigError
@@ -65,7 +66,13 @@ class TestFinishedRun:
         }
         assert {path.name for path in workdir.iterdir()} == names
         assert [path.name for path in sorted((workdir / "checkpoints").iterdir())] == ["step-00000021", "step-00000042"]
-        assert list((workdir / "tensorboard").iterdir())
+        events = [
+            summary
+            for file in (workdir / "tensorboard").iterdir()
+            for event in summary_iterator(str(file))
+            for summary in event.summary.value
+        ]
+        assert {"train/loss", "epoch/knn", "relabel/head1/marginal_error"} <= {value.tag for value in events}
         with np.load(workdir / "labels.npz") as labels:
             assert labels["labels"].shape == labels["training_labels"].shape == labels["num_changes"].shape == (2, 1344)
             assert labels["potentials"].shape == (2, 16)
@@ -268,7 +275,18 @@ def test_other_ways_to_train(tmp_path):
 
 
 def test_dry_run_writes_nothing(tmp_path):
+    before = {
+        path
+        for path in ROOT.rglob("*")
+        if "__pycache__" not in path.parts and ".venv" not in path.parts and ".git" not in path.parts
+    }
     process = run_door(*SMALL, "--dry_run", f"--workdir={tmp_path / 'run'}")
+    after = {
+        path
+        for path in ROOT.rglob("*")
+        if "__pycache__" not in path.parts and ".venv" not in path.parts and ".git" not in path.parts
+    }
+    assert after == before
     assert process.returncode == 0, process.stderr
     assert re.search(r"sela_resnet8: [\d,]+ parameters", process.stdout)
     assert "one step on 8 images: loss 2.77" in process.stdout
@@ -276,6 +294,22 @@ def test_dry_run_writes_nothing(tmp_path):
     assert "hours" in process.stdout
     assert "memory" in process.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_eval_dataset_wins_over_the_test_split(tmp_path, rng):
+    """Another file, colour instead of gray, of another size and with its classes numbered otherwise."""
+    classes = np.arange(60) % 2
+    images = (rng.integers(0, 60, (60, 8, 8)) + 150 * classes[:, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, classes=classes * 3 + 4, eval_images=images[:9], eval_classes=np.zeros(9, int))
+    colour = np.repeat(images[:30].repeat(2, axis=1).repeat(2, axis=2)[..., np.newaxis], 3, axis=-1)
+    np.savez(tmp_path / "eval.npz", images=colour, classes=classes[:30] * 3 + 4)
+    process = run_door(
+        *SMALL, f"--dataset=npz:{tmp_path}/train.npz", f"--eval_dataset=npz:{tmp_path}/eval.npz", "--num_clusters=4", "--batch_size=20",
+        "--epochs=1", f"--workdir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert "60 training images, 30 held out, 8 x 8 x 1" in process.stdout
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["trained"]["knn"] == 1.0
 
 
 def test_version_and_help():
@@ -398,6 +432,7 @@ def test_the_callback_works_in_fit_on_two_devices():
     )
     assert done.returncode == 0, done.stderr
     assert "relabel step 8 head 1" in done.stdout
+    assert "replicas met an example index outside 0 … 95" in done.stdout.splitlines()[-1]
 
 
 @pytest.mark.slow

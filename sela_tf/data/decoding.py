@@ -40,6 +40,8 @@ class UnreadableFormatError(BadImageError):
 
 def image_kind(data: bytes) -> str | None:
     """ "jpeg", "png", "gif" or "bmp" by the first bytes; another image format's name; None for what is no image."""
+    if data.startswith(b"BM") and data[6:10] != bytes(4):
+        return None  # a text that happens to begin so: a bitmap has four zeros there
     for signatures in (_SIGNATURES, _OTHER_IMAGES):
         for signature, kind in signatures.items():
             if data.startswith(signature):

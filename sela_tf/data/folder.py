@@ -33,7 +33,8 @@ def load_folder(root: pathlib.Path, *, name: str, skip_bad_images: bool = False)
     """Every jpeg, png, gif and bmp below `root`, in the order of their names; hidden files are not looked at.
 
     Each file is read and decoded in full once, so that the damaged one is found before training. Top-level directories named train,
-    val or test (and the like) are splits; the parent directory's name is the class where there are two or more such names.
+    and test, val or the like, are splits; test is taken before val. The parent directory's name is the class where there are two or
+    more such names.
 
     Raises:
         SourceError: no image, or damaged ones and not `skip_bad_images`; with names and counts.
@@ -66,20 +67,18 @@ def load_folder(root: pathlib.Path, *, name: str, skip_bad_images: bool = False)
         report.append(f"left out, {others} files that are no images")
 
     tops = {file.top for file in images}
-    has_train, has_eval = bool(tops & set(TRAIN_NAMES)), bool(tops & set(EVAL_NAMES))
-    if has_eval and not has_train and tops <= set(EVAL_NAMES):
-        raise SourceError(
-            f"{name}: images only in {', '.join(sorted(tops))}, which is for evaluation. To train on them, name that folder"
-        )
+    eval_name = next((each for each in EVAL_NAMES if each in tops), None)
+    if eval_name and not tops & set(TRAIN_NAMES) and any((root / each).is_dir() for each in TRAIN_NAMES):
+        raise SourceError(f"{name}: the training directory is empty, and {eval_name!r} is for evaluation")
     # a directory `train` beside others, none of them for evaluation, is a class: of vehicles, say
-    if not (has_train and (has_eval or tops == tops & set(TRAIN_NAMES))):
+    if not (tops & set(TRAIN_NAMES) and (eval_name or tops <= set(TRAIN_NAMES))):
         return Splits(_image_set(name, images, images, 0, report), None, tuple(report))
     train = [file for file in images if file.top in TRAIN_NAMES]
-    held_out = [file for file in images if file.top in EVAL_NAMES]
-    if len(train) + len(held_out) < len(images):
-        elsewhere = ", ".join(sorted(top or "the folder itself" for top in tops - {*TRAIN_NAMES, *EVAL_NAMES})[:_SHOWN])
-        report.append(f"left out, {len(images) - len(train) - len(held_out)} images outside the splits, in {elsewhere}")
+    held_out = [file for file in images if file.top == eval_name]
     both = train + held_out
+    if len(both) < len(images):
+        elsewhere = ", ".join(sorted(top or "the folder itself" for top in tops - {*TRAIN_NAMES, eval_name})[:_SHOWN])
+        report.append(f"left out, {len(images) - len(both)} images outside the splits, in {elsewhere}")
     training_set = _image_set(name, train, both, 1, report)
     return Splits(training_set, _image_set(name, held_out, both, 1, []) if held_out else None, tuple(report))
 
@@ -98,9 +97,10 @@ def _walk(root: pathlib.Path, name: str) -> list[pathlib.Path]:
             paths += [pathlib.Path(directory, file) for file in files if not file.startswith(".")]
         visited.add(real)
     paths = sorted(path for path in paths if path.is_file())
-    odd = [ascii(str(path)) for path in paths if not str(path).isprintable() or any("\ud800" <= c <= "\udfff" for c in str(path))]
+    # the file system's bytes that are no UTF-8 come as lone surrogates, which no report and no labels file could hold
+    odd = [ascii(str(path)) for path in paths if any("\ud800" <= character <= "\udfff" for character in str(path))]
     if odd:
-        raise SourceError(f"{name}: {len(odd)} file names are not UTF-8, or not printable: {', '.join(odd[:_SHOWN])}. Rename them")
+        raise SourceError(f"{name}: {len(odd)} file names are not UTF-8: {', '.join(odd[:_SHOWN])}. Rename them")
     return paths
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 TRAIN_NAMES = ("train", "training")
-EVAL_NAMES = ("val", "valid", "validation", "test", "eval")
+EVAL_NAMES = ("test", "val", "valid", "validation", "eval")
+"""The first that is there is taken."""
 
 
 class SourceError(ValueError):
@@ -38,9 +41,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images if self.images is not None else self.paths or ())
 
-    @property
-    def num_classes(self) -> int | None:
-        return None if self.classes is None else int(self.classes.max()) + 1
+    @functools.cached_property
+    def tensor(self) -> tf.Tensor:
+        """`images` as a tensor on the CPU, made once: every pass over the set reads this one."""
+        with tf.device("CPU"):
+            return tf.constant(self.images)
 
     def take(self, indices: np.ndarray) -> ImageSet:
         """The images at `indices`, in that order."""

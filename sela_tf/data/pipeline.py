@@ -138,8 +138,7 @@ def _crops_of_arrays(
     images: ImageSet, size: tuple[int, int], augmentation: Augmentation | None
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Whole batches straight out of the array: images of one size."""
-    with tf.device("CPU"):
-        pixels = tf.constant(images.images)
+    pixels = images.tensor
     aspect = pixels.shape[2] / pixels.shape[1]
 
     def crop(indices: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:

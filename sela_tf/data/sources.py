@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from sela_tf.data.folder import load_folder
-from sela_tf.data.image_set import TRAIN_NAMES, ImageSet, SourceError, Splits
+from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceError, Splits
 
 _SHOWN = 5
 
@@ -204,8 +204,6 @@ def _npz(name: str, path: pathlib.Path) -> Splits:
         raise SourceError(f"{name}: {str(path)!r} is not an npz file, or not a whole one") from error
     named = {"x_train": "images", "y_train": "classes", "x_test": "eval_images", "y_test": "eval_classes"}
     arrays = {named.get(key, key): value for key, value in arrays.items()}
-    if "images" not in arrays:
-        raise SourceError(f"{name}: {str(path)!r} has no array 'images' or 'x_train' (it has {', '.join(arrays)})")
 
     def part(prefix: str) -> ImageSet | None:
         if prefix + "images" not in arrays:
@@ -215,7 +213,7 @@ def _npz(name: str, path: pathlib.Path) -> Splits:
 
     train = part("")
     if train is None:
-        raise SourceError(f"{name}: no images")
+        raise SourceError(f"{name}: {str(path)!r} has no array 'images' or 'x_train' (it has {', '.join(arrays)})")
     return Splits(train, part("eval_"))
 
 
@@ -231,7 +229,10 @@ def _tfds(name: str, dataset: str, data_dir: str, download: bool, memory_limit: 
             f"registered or prepared in {kept_in}"
         ) from error
     if download:
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except Exception as error:  # TFDS and what it calls raise whatever they like
+            raise SourceError(f"{name}: TFDS could not download and prepare it: {error}") from error
     if not builder.info.splits or not pathlib.Path(str(builder.data_dir)).is_dir():
         raise SourceError(f"{name}: TFDS has not prepared it in {kept_in}. Add --download, or --data_dir where it is")
     features = builder.info.features
@@ -241,7 +242,7 @@ def _tfds(name: str, dataset: str, data_dir: str, download: bool, memory_limit: 
         raise SourceError(f"{name}: it has no image feature (it has {', '.join(features)})")
     splits = builder.info.splits
     train_name = next((name for name in TRAIN_NAMES if name in splits), None)
-    eval_name = next((name for name in ("test", "validation", "val", "eval") if name in splits), None)
+    eval_name = next((name for name in EVAL_NAMES if name in splits), None)
     if train_name is None:
         raise SourceError(f"{name}: it has no split 'train' (it has {', '.join(splits)})")
 

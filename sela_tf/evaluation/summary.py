@@ -21,6 +21,7 @@ from sela_tf.models.features import FeatureExtractor
 KNN_NEIGHBOURS = 10
 _BATCH = 500
 _NO_CLASSES = "the images have no class labels"
+_NO_EVAL_CLASSES = "the held-out images have no class labels"
 
 
 def evaluate_network(
@@ -44,10 +45,13 @@ def evaluate_network(
         return extractor.collect(batches, len(images), batch_statistics=batch_statistics)
 
     outputs = collect(logits, held_out)
+    view = f"clean view, {'batch statistics' if batch_statistics else 'inference mode'}"
     num_clusters = model.output.shape[-1]
     clusters = outputs.reshape(len(held_out), -1, num_clusters).argmax(axis=2).T
     if train.classes is None or held_out.classes is None:
-        return {"knn": None, "linear_probe": None, **evaluate_labels(clusters, None), "reason": _NO_CLASSES}
+        reason = _NO_CLASSES if train.classes is None else _NO_EVAL_CLASSES
+        protocol = f"{len(held_out)} held-out images, {view}. clusters_used: plain argmax of each head, K = {num_clusters}."
+        return {"knn": None, "linear_probe": None, **evaluate_labels(clusters, None), "reason": reason, "protocol": protocol}
     embedding = FeatureExtractor(keras.Model(model.inputs, model.get_layer(EMBEDDING).output), strategy)
     bank, features = collect(embedding, train), collect(embedding, held_out)
     return {
@@ -55,7 +59,7 @@ def evaluate_network(
         "linear_probe": linear_probe_accuracy(bank, train.classes, features, held_out.classes),
         **evaluate_labels(clusters, held_out.classes),
         "protocol": (
-            f"{len(held_out)} held-out images, clean view, {'batch statistics' if batch_statistics else 'inference mode'}. "
+            f"{len(held_out)} held-out images, {view}. "
             f"knn: k = {KNN_NEIGHBOURS}, cosine, votes weighted exp(similarity / .1), among all {len(train)} training images. "
             f"linear_probe: scikit-learn's logistic regression on the standardised embedding of {bank.shape[1]} values. "
             f"nmi, ami, ari, hungarian: plain argmax of each head, K = {num_clusters}."
@@ -113,7 +117,15 @@ def table(results: Mapping[str, Any]) -> str:
             rows.append([name, *(_number([value], 0) for value in values)])
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join(cell.ljust(widths[0]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row)) for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *textwrap.wrap(results["trained"]["protocol"], 100)])
+    return "\n".join(
+        [
+            lines[0],
+            "-" * len(lines[0]),
+            *lines[1:],
+            "",
+            *textwrap.wrap(results["trained"]["protocol"] + " untrained: likewise, with batch statistics.", 100),
+        ]
+    )
 
 
 def _number(values: Sequence[float], head: int) -> str:

@@ -74,5 +74,6 @@ def build_model(
         x = keras.layers.Dense(hidden_units, use_bias=False, kernel_initializer="he_normal", dtype=dtype, name="hidden_dense")(x)
         x = FusedBatchNormalization(synchronized=synchronized, dtype=dtype, name="hidden_bn")(x)
         x = keras.layers.ReLU(dtype=dtype, name="hidden")(x)
-    logits = MultiHead(num_heads, num_clusters, dtype=dtype, name="heads")(x)
+    # in half precision lam would magnify the rounding of the logits
+    logits = MultiHead(num_heads, num_clusters, dtype="float32", name="heads")(x)
     return keras.Model(inputs, logits, name=f"sela_{backbone}")

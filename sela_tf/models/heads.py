@@ -8,7 +8,7 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("sela_tf")
 class MultiHead(keras.layers.Layer):
-    """Heads h_1 … h_T of the method: features [B, D] to logits [B, T, K], float32 under every precision policy.
+    """Heads h_1 … h_T of the method: features [B, D] to logits [B, T, K].
 
     Args:
         num_heads: T, at least 1; 10 in the paper's best settings.
@@ -40,8 +40,7 @@ class MultiHead(keras.layers.Layer):
     def call(self, features: tf.Tensor) -> tf.Tensor:
         kernel = tf.reshape(tf.convert_to_tensor(self.kernel), [-1, self.num_heads * self.num_clusters])
         logits = tf.matmul(features, tf.cast(kernel, features.dtype))
-        logits = tf.reshape(logits, [-1, self.num_heads, self.num_clusters])
-        return tf.cast(logits, tf.float32) + tf.cast(self.bias, tf.float32)
+        return tf.reshape(logits, [-1, self.num_heads, self.num_clusters]) + tf.cast(self.bias, logits.dtype)
 
     def head_logits(self, features: tf.Tensor, head: int) -> tf.Tensor:
         """Logits [B, K] of one head alone, for label passes that cannot hold all T at once."""

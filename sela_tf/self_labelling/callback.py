@@ -32,8 +32,8 @@ class SelfLabelling(keras.callbacks.Callback):
         relabel_steps: optimizer steps before which labels are recomputed; see `sela_tf.relabel_steps`.
         lam: of the default transport.
         assign: assigns labels to log-probabilities [N, K]; by default `sela_tf.sinkhorn` with `lam`.
-        batch_statistics: run the pass with batch statistics, as the reference does. Otherwise the network is in inference mode,
-            but for a relabelling before the first step, when the moving statistics are still empty.
+        batch_statistics: run the pass in training mode (batch statistics, dropout), as the reference does. Otherwise the network is
+            in inference mode, but for a relabelling before the first step, when the moving statistics are still empty.
         log: called with (step, outcome of each head) after the labels were written.
 
     A head whose transport did not converge keeps its labels, and a line says so.
@@ -79,6 +79,7 @@ class SelfLabelling(keras.callbacks.Callback):
             raise ValueError(
                 "The model's SelfLabelLoss reads another LabelTable than the one that this callback rewrites: give both one"
             )
+        self.labels.forget_index_outside()
         strategy = self.model.distribute_strategy
         self._extractor = FeatureExtractor(cut_at_heads(self.model), strategy)
         # a relabelling at a step that was already taken has happened
@@ -101,7 +102,16 @@ class SelfLabelling(keras.callbacks.Callback):
                 f"The training data set yielded the example index {stray}, outside the label table of {self.labels.num_examples} "
                 "images (0 is the first)"
             )
-        raise ValueError(f"The loss became {float(loss)} by step {self._step()}: training diverged. Lower the learning rate")
+        # a table made in a strategy's scope notes what its first replica met
+        replicas = self.model.distribute_strategy.num_replicas_in_sync
+        or_stray = (
+            f", or one of {replicas} replicas met an example index outside 0 … {self.labels.num_examples - 1}"
+            if replicas > 1
+            else ""
+        )
+        raise ValueError(
+            f"The loss became {float(loss)} by step {self._step()}: training diverged. Lower the learning rate{or_stray}"
+        )
 
     def relabel(self, step: int) -> list[HeadLabels]:
         """Recomputes all heads' labels now, and writes them when all are known."""

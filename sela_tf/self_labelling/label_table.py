@@ -54,6 +54,10 @@ class LabelTable:
         value = int(self._outside.numpy())
         return None if 0 <= value < self.num_examples else value
 
+    def forget_index_outside(self) -> None:
+        """So that a later failure is not blamed on it."""
+        self._outside.assign(0)
+
     def lookup(self, index: tf.Tensor) -> tf.Tensor:
         """Labels int64 [B, T] of the examples `index` int64 [B]; -1 where the index lies outside the table.
 

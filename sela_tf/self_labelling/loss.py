@@ -12,7 +12,8 @@ class SelfLabelLoss(keras.losses.Loss):
     """mean over heads of -log softmax(logits)[label], with labels looked up by example index (arXiv 1911.05371, eq. 6).
 
     Compile a model of logits [B, T, K] with it and feed it a data set of (image, example index). An index outside the table makes
-    the loss NaN, in eager mode, graphs and XLA alike; `SelfLabelling` then stops training and names the index.
+    the loss NaN, in eager mode, graphs and XLA alike; `SelfLabelling` then stops training and names the index. A
+    model saved with this loss is loaded with `compile=False`: the table is no part of it.
     """
 
     def __init__(self, labels: LabelTable, name: str = "self_label_loss"):
