@@ -201,14 +201,26 @@ class TestFusedBatchNormalization:
         np.testing.assert_allclose(ours(inputs, training=True), theirs(inputs, training=True), atol=1e-5)
         np.testing.assert_array_equal(ours.moving_mean, before)
 
-    def test_mixed_precision_and_synchronised(self, inputs):
+    def test_mixed_precision(self, inputs):
         ours, theirs = self.pair(inputs, dtype="mixed_bfloat16")
         half = tf.cast(inputs, tf.bfloat16)
         result = ours(half, training=True)
         assert result.dtype == tf.bfloat16
         np.testing.assert_allclose(tf.cast(result, tf.float32), tf.cast(theirs(half, training=True), tf.float32), atol=0.05)
-        ours, theirs = self.pair(inputs, synchronized=True)
-        np.testing.assert_allclose(ours(inputs, training=True), theirs(inputs, training=True), atol=1e-6)
+
+    def test_synchronised_is_the_same_and_keeps_its_digits(self, inputs):
+        """Far from zero, where the mean of squares less the square of the mean has no digits left."""
+        for offset, tolerance in ((0.0, 1e-5), (1000.0, 1e-3)):
+            synchronised, _ = self.pair(inputs, synchronized=True)
+            fused, _ = self.pair(inputs)
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch(inputs)
+                outputs = [layer(inputs + offset, training=True) for layer in (synchronised, fused)]
+                losses = [tf.reduce_sum(tf.sin(output)) for output in outputs]
+            np.testing.assert_allclose(*outputs, atol=tolerance)
+            np.testing.assert_allclose(*[tape.gradient(loss, inputs) for loss in losses], atol=tolerance)
+            np.testing.assert_allclose(synchronised.moving_variance, fused.moving_variance, rtol=1e-4)
+            np.testing.assert_allclose(synchronised(inputs), fused(inputs), rtol=1e-4, atol=1e-5)
 
     def test_config_and_refusals(self):
         layer = FusedBatchNormalization.from_config(FusedBatchNormalization(momentum=0.8).get_config())
