@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 
 import numpy as np
@@ -49,10 +50,10 @@ def dry_run(config: SelaConfig) -> None:
 
     rows = 2 * config.num_clusters
     log_probs = np.random.default_rng(config.seed).normal(size=(rows, config.num_clusters)).astype(np.float32)
-    options = {"lam": config.lam, "tolerance": config.transport_tolerance}
-    sinkhorn(log_probs, **options, max_iterations=1)
+    solve = functools.partial(sinkhorn, log_probs, lam=config.lam, tolerance=config.transport_tolerance)
+    solve(max_iterations=1)
     start = time.perf_counter()
-    solved = sinkhorn(log_probs, **options, max_iterations=config.transport_max_iterations)
+    solved = solve(max_iterations=config.transport_max_iterations)
     transport_seconds = time.perf_counter() - start
     print(
         f"one transport of {rows} x {config.num_clusters}: {solved.num_iterations} iterations, marginal error "

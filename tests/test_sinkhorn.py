@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from sela_tf.transport import rows as rows_module
 from sela_tf.transport import sinkhorn as module
+from sela_tf.transport.newton import newton
+from sela_tf.transport.rows import LinearLogits, Rows
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -116,10 +119,10 @@ def test_warm_start_takes_fewer_iterations(rng):
 
 def test_compiled_once_for_many_row_counts(rng):
     sinkhorn(oracle.log_probs(rng, 8300, 8))
-    before = module._solve.experimental_get_tracing_count()
+    before = rows_module._measure.experimental_get_tracing_count()
     for num_rows in (8200, 8345, 8500, 8999, 9200):
         sinkhorn(oracle.log_probs(rng, num_rows, 8), lam=17.0, tolerance=0.01)
-    assert module._solve.experimental_get_tracing_count() == before
+    assert rows_module._measure.experimental_get_tracing_count() == before
 
 
 def test_padding_is_not_seen(rng):
@@ -180,8 +183,183 @@ def test_refuses_bad_values_by_name(log_probs, message):
         {"max_iterations": 2**31},
         {"lam": 1e-46},
         {"initial_potentials": [0.0]},
+        {"storage": "float64"},
+        {"num_threads": 0},
+        {"marginals": "equal"},
+        {"marginals": "zipf:x"},
+        {"marginals": [1.0, 0.0]},
+        {"marginals": [1.0, 1.0, 1.0]},
+        {"known": [0, 1, 2, -1]},
+        {"known": [0.0, 0.0, 0.0, 0.0]},
+        {"known": [0, 1, 0, 1]},
+        {"known": [0, 0, 0, -1]},
     ],
 )
 def test_refuses_bad_arguments_by_name(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         sinkhorn(np.zeros((4, 2), np.float32), **arguments)
+
+
+def _one_hot(rng: np.random.Generator, num_rows: int, shares: np.ndarray) -> np.ndarray:
+    """Rows that are certain of one cluster, to 1e-30."""
+    chosen = rng.choice(len(shares), num_rows, p=shares)
+    return np.where(chosen[:, np.newaxis] == np.arange(len(shares)), 0, np.log(1e-30)).astype(np.float32)
+
+
+def _hard(name: str, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    usual = oracle.log_probs(rng, 2048, 32)
+    return {
+        "all rows equal": lambda: (np.full((2048, 32), -np.log(32), np.float32), 25.0),
+        "one-hot, balanced": lambda: (
+            np.where(np.arange(2048)[:, np.newaxis] % 32 == np.arange(32), 0, -69.0).astype(np.float32),
+            25.0,
+        ),
+        "one-hot on an eighth": lambda: (_one_hot(rng, 2048, np.repeat([0.25, 0], [4, 28])), 25.0),
+        "one-hot, random sizes": lambda: (_one_hot(rng, 2048, rng.dirichlet(np.ones(32))), 25.0),
+        "starved": lambda: (usual - np.where(np.arange(32) < 10, 30, 0).astype(np.float32), 25.0),
+        "lam 0.001": lambda: (usual, 1e-3),
+        "lam 1": lambda: (usual, 1.0),
+        "lam 100": lambda: (usual, 100.0),
+        "lam 1000": lambda: (usual, 1e3),
+        "duplicates": lambda: (np.repeat(usual[:50], 41, axis=0), 25.0),
+        "duplicates, lam 1000": lambda: (np.repeat(usual[:50], 41, axis=0), 1e3),
+        "K = N": lambda: (oracle.log_probs(rng, 100, 100), 25.0),
+        "K = N, one-hot": lambda: (np.where(np.eye(32) > 0, 0, -69.0).astype(np.float32), 25.0),
+        "prime": lambda: (oracle.log_probs(rng, 2053, 31), 25.0),
+        "half forbidden": lambda: (np.where(rng.random(usual.shape) < 0.5, -np.inf, usual).astype(np.float32), 25.0),
+        "rows not normalised": lambda: (usual + 100 * rng.normal(size=(2048, 1)).astype(np.float32), 25.0),
+    }[name]()
+
+
+HARD = [
+    "all rows equal", "one-hot, balanced", "one-hot on an eighth", "one-hot, random sizes", "starved", "lam 0.001", "lam 1", "lam 100",
+    "lam 1000", "duplicates", "duplicates, lam 1000", "K = N", "K = N, one-hot", "prime", "half forbidden", "rows not normalised",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_problems_converge_to_the_float64_optimum(rng, name):
+    """The marginals, in float64 at the potentials returned, are right, so the dual is at its maximum."""
+    log_probs, lam = _hard(name, rng)
+    result = sinkhorn(log_probs, lam=lam)
+    num_clusters = log_probs.shape[1]
+    mass = oracle.marginals(lam * log_probs.astype(np.float64), result.potentials.astype(np.float64))
+    assert result.converged
+    assert np.abs(mass - 1 / num_clusters).sum() <= 1.2e-3  # float32 potentials of thousands resolve 1e-4
+    assert abs(np.abs(mass - 1 / num_clusters).sum() - result.marginal_error) <= 2e-4
+    assert np.isfinite(result.potentials).all()
+
+
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("passes", [1, 2, 7])
+def test_a_solve_cut_short_says_so_and_has_not_gone_astray(rng, name, passes):
+    log_probs, lam = _hard(name, rng)
+    result = sinkhorn(log_probs, lam=lam, max_iterations=passes)
+    scores = lam * log_probs.astype(np.float64)
+    assert result.num_iterations <= passes
+    assert result.converged == (result.marginal_error <= 1e-3)
+    assert np.isfinite(result.potentials).all()
+    gained = oracle.dual(scores, result.potentials.astype(np.float64)) - oracle.dual(scores, np.zeros(scores.shape[1]))
+    assert gained >= -1e-6 * (1 + np.abs(scores[np.isfinite(scores)]).max())
+
+
+@pytest.mark.parametrize("storage", ["float16", "float32", "none"])
+def test_the_core_alone_reaches_the_same_optimum(rng, storage, monkeypatch):
+    """Newton's method is an accelerator: without it Anderson's iteration gets there."""
+    monkeypatch.setattr(module, "newton", lambda *_args, **_options: None)
+    log_probs = oracle.log_probs(rng, 3000, 48)
+    result = sinkhorn(log_probs, lam=50.0, storage=storage, tolerance=2e-4)
+    assert result.converged
+    best = oracle.sinkhorn(log_probs, 50.0)
+    assert (result.labels == (50.0 * log_probs + best).argmax(axis=1)).mean() >= 0.999
+
+
+def test_newton_goes_to_the_optimum_of_sharp_rows_and_declines_others(rng):
+    log_probs = oracle.log_probs(rng, 4000, 32, spread=15.0)
+    rows, target = Rows(log_probs, lam=25.0), np.full(32, 1 / 32)
+    v = np.zeros(32)
+    for _ in range(8):
+        v = newton(rows, v, rows.measure(v).log_rows, target, tolerance=1e-6)
+    assert np.abs(np.exp(rows.measure(v).log_mass) - target).sum() < 1e-5
+    dense = Rows(log_probs, lam=0.1)
+    assert newton(dense, np.zeros(32), dense.measure(np.zeros(32)).log_rows, target, tolerance=1e-6) is None
+
+
+def test_a_proposal_that_lowers_the_dual_is_given_up(rng, monkeypatch):
+    """Whatever an accelerator proposes, the solve converges."""
+    monkeypatch.setattr(
+        module, "newton", lambda _rows, v, *_args, **_options: v + 50 * np.random.default_rng(0).normal(size=len(v))
+    )
+    log_probs = oracle.log_probs(rng, 1000, 16)
+    result = sinkhorn(log_probs)
+    assert result.converged
+    assert oracle.dual(25.0 * log_probs, oracle.sinkhorn(log_probs, 25.0)) - oracle.dual(25.0 * log_probs, result.potentials) < 1e-3
+
+
+def test_certificate(rng):
+    """primal and dual as float64 finds them, and the dual bounds what any plan of these marginals attains."""
+    log_probs = oracle.log_probs(rng, 600, 12)
+    result = sinkhorn(log_probs, tolerance=1e-5)
+    q = result.plan(log_probs).q * 600
+    entropy = -(q * np.log(np.maximum(q, 1e-300))).sum(axis=1)
+    assert result.primal == pytest.approx(((q * log_probs).sum(axis=1) + entropy / 25.0).mean(), abs=1e-5)
+    assert result.dual == pytest.approx(
+        -oracle.dual(25.0 * log_probs.astype(np.float64), result.potentials.astype(np.float64)) / 25.0, abs=1e-5
+    )
+    assert abs(result.gap) < 1e-5
+    columns = np.repeat(np.arange(12), 50)
+    rows, places = linear_sum_assignment(-log_probs[:, columns])
+    loose = sinkhorn(log_probs, max_iterations=2)
+    for solved in (result, loose):
+        assert log_probs[rows, columns[places]].mean() <= solved.dual + 1e-6
+
+
+def test_the_number_of_threads_and_where_the_rows_lie_change_nothing(rng, tmp_path):
+    log_probs = oracle.log_probs(rng, 30_011, 96)
+    one = sinkhorn(log_probs, num_threads=1)
+    assert len(Rows(log_probs, lam=1.0)._starts) > 1
+    np.save(tmp_path / "rows.npy", log_probs)
+    for source in (tf.constant(log_probs), np.load(tmp_path / "rows.npy", mmap_mode="r")):
+        other = sinkhorn(source, num_threads=2)
+        np.testing.assert_array_equal(other.potentials, one.potentials)
+        np.testing.assert_array_equal(other.labels, one.labels)
+        assert other.marginal_error == one.marginal_error
+
+
+@pytest.mark.parametrize("num_rows", [700, 20_011])
+def test_rows_computed_from_features_are_the_same_rows(rng, num_rows):
+    features = rng.normal(size=(num_rows, 16)).astype(np.float32)
+    kernel, bias = rng.normal(size=(16, 64)).astype(np.float32), rng.normal(size=64).astype(np.float32)
+    logits = features @ kernel + bias
+    stored = sinkhorn(logits)
+    computed = sinkhorn(LinearLogits(features, kernel, bias))
+    assert computed.converged
+    assert (computed.labels == stored.labels).mean() >= 0.999
+    assert computed.dual == pytest.approx(stored.dual, abs=1e-4)
+
+
+def test_a_coarse_start_spares_passes(rng, monkeypatch):
+    """From far off, a share of the rows leads to near the solution."""
+    log_probs = oracle.log_probs(rng, 140_000, 32, spread=0.02) - 0.2 * (np.arange(32) < 20).astype(np.float32)
+    with_start = sinkhorn(log_probs)
+    monkeypatch.setattr(module, "_COARSE_ENTRIES", 2**40)
+    without = sinkhorn(log_probs)
+    assert with_start.converged
+    assert with_start.num_iterations < without.num_iterations
+    assert (with_start.labels == without.labels).mean() > 0.99
+
+
+def test_a_large_solve_says_what_it_takes(rng, monkeypatch, capsys):
+    monkeypatch.setattr(module, "_LARGE", 1000)
+    sinkhorn(oracle.log_probs(rng, 500, 8))
+    assert "sinkhorn: 500 x 8; 0.0 GB of stored rows; about" in capsys.readouterr().err
+
+
+def test_known_labels_are_held_and_count(rng):
+    log_probs = oracle.log_probs(rng, 2000, 8)
+    known = np.full(2000, -1)
+    known[:200] = rng.integers(0, 4, 200)
+    result = sinkhorn(log_probs, known=known, tolerance=1e-5)
+    np.testing.assert_array_equal(result.labels[:200], known[:200])
+    free = oracle.marginals(25.0 * log_probs[200:].astype(np.float64), result.potentials.astype(np.float64)) * 1800
+    np.testing.assert_allclose(free + np.bincount(known[:200], minlength=8), 250, atol=0.05)

@@ -1,32 +1,52 @@
-"""The self-labelling transport: Sinkhorn-Knopp in the log domain, compiled by XLA.
+"""The self-labelling transport, solved: `sinkhorn`.
 
 Asano et al., ICLR 2020 (arXiv 1911.05371), section 3.1: maximise <Q, log P> + entropy(Q) / lam over all Q [N, K] whose rows
-sum to 1/N and whose columns sum to 1/K. The solution is Q = diag(alpha) P^lam diag(beta) (eq. 7). The row scaling beta cannot
+sum to 1/N and whose columns sum to t (1/K). The solution is Q = diag(alpha) P^lam diag(beta) (eq. 7). The row scaling beta cannot
 move an argmax, so K numbers, the potentials v = log alpha, say everything about the labels:
 
     label_i = argmax_k (lam * log p_ik + v_k)
 
-One iteration is v <- v + log(1/K) - log mean_i softmax(lam * log p_i + v), which reads the N x K matrix once.
+An exact pass (rows.py) measures how far the clusters' masses are from t. Where rows are sharp, Newton's method on a few candidates a
+row (newton.py) proposes the next potentials; otherwise, and wherever it fails, Anderson-accelerated Sinkhorn does (acceleration.py),
+on rows stored at the present potentials until these have drifted too far from them. All N x K work of both is compiled by XLA but for
+the gathering of candidates; between passes there are only vectors of K numbers, which NumPy handles in float64.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import sys
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-# Rows that one step of the loop handles: on a CPU 128 rows of a few thousand columns stay in the second-level cache.
-_BLOCK_ROWS_CPU = 128
-_BLOCK_ROWS_GPU = 16384
-# float32 holds exp(-87). The kernel's rows are scaled to a maximum of 1 under the potentials of the last absorption; as long as
-# the potentials have moved by no more than this since, what was flushed to zero stays below exp(-47) of its row.
-_MAX_DRIFT = 20.0
-# A cluster whose column has vanished from the kernel would ask for an infinite step: it gets this one, and again, until the
-# potentials have drifted far enough for the kernel to be made anew.
-_MAX_STEP = 10.0
+from sela_tf.transport.acceleration import anderson, within
+from sela_tf.transport.marginals import Marginals, held_and_target
+from sela_tf.transport.newton import newton
+from sela_tf.transport.rows import LinearLogits, Measurement, Rows
+
 # Below this the rounding of float32 marginals decides, not the iteration.
 _MIN_TOLERANCE = 1e-6
+# What potentials may move apart before stored rows are made anew: what was flushed to zero then still weighs less than 1e-4 of its
+# row. Half precision reaches down to exp(-27) of a row, single precision to exp(-97).
+_MOST_DRIFT = {"float16": 16.0, "float32": 60.0, "none": np.inf}
+# Half precision rounds entries to 5e-4, their sums to a few 1e-6.
+_FLOAT16_TOLERANCE = 1e-4
+# Logarithm of a mass that only the exact pass can see.
+_UNDERFLOW = -60.0
+# Stored rows are not exact: what has converged on them shall have something to spare.
+_SPARE = 0.9
+_MOST_NEWTON_ROUNDS = 12
+# Stretches of the core, each until its potentials have drifted, before the problem is first solved at a smaller lam.
+_PATIENCE = 6
+_ANNEALING = 8.0
+# A cold start from zero potentials this wrong is better made on a share of the rows.
+_COARSE_ERROR = 0.5
+_COARSE_SHARE = 16
+_COARSE_TOLERANCE = 1e-2
+_COARSE_ENTRIES = 2**22
+# Entries from which a solve announces what it will take.
+_LARGE = 2**29
 
 
 class TransportPlan(NamedTuple):
@@ -55,17 +75,30 @@ class SinkhornResult(NamedTuple):
     """What `sinkhorn` found; the N x K plan is made only by `plan`."""
 
     labels: np.ndarray
-    """int64 [N], argmax_k (lam * log_probs + potentials): nearly, not exactly, balanced."""
+    """int64 [N], argmax_k (lam * log_probs + potentials), or the known label: nearly, not exactly, balanced."""
     potentials: np.ndarray
     """float32 [K], log alpha, mean zero. They label new images, and start the next solve."""
     marginal_error: float
-    """sum_k |mean_i q_ik - 1/K|, with q_i = softmax(lam * log_probs_i + potentials); between 0 and 2."""
+    """sum_k |mean_i q_ik - t_k| over the rows whose label is not known, with q_i = softmax(lam * log_probs_i + potentials);
+    between 0 and 2. Measured exactly, in a pass of its own, at the potentials returned."""
     num_iterations: int
     """Passes over the matrix."""
     converged: bool
     """Whether `marginal_error` reached the tolerance. Labels of a solve that did not are not to be trained on."""
     lam: float
     """The inverse strength of the entropic regularisation that was used."""
+    primal: float
+    """mean_i [<q_i, log_probs_i> + entropy(q_i) / lam], the regularised objective at q. Means are over rows without known label."""
+    dual: float
+    """mean_i log sum_k exp(lam * log_probs_ik + potentials_k) / lam - <t, potentials> / lam: no plan of these marginals has a
+    larger objective."""
+    marginals: np.ndarray
+    """float64 [K], t, which the columns of all rows together, those of known label too, were to sum to."""
+
+    @property
+    def gap(self) -> float:
+        """Dual - primal, which is 0 at the optimum; q does not quite have the marginals, so it may be slightly negative."""
+        return self.dual - self.primal
 
     def plan(self, log_probs: np.ndarray | tf.Tensor) -> TransportPlan:
         """The soft assignment for `log_probs` [N, K], which need not be the images that were solved for."""
@@ -77,184 +110,228 @@ class SinkhornResult(NamedTuple):
 
 
 def sinkhorn(
-    log_probs: np.ndarray | tf.Tensor,
+    log_probs: np.ndarray | tf.Tensor | LinearLogits,
     *,
     lam: float = 25.0,
     tolerance: float = 1e-3,
     max_iterations: int = 10_000,
     initial_potentials: np.ndarray | tf.Tensor | None = None,
+    marginals: Marginals = "uniform",
+    known: np.ndarray | None = None,
+    storage: str = "auto",
+    num_threads: int | None = None,
 ) -> SinkhornResult:
     """Labels N images with K equally large clusters (arXiv 1911.05371, eq. 5-8).
 
     Args:
         log_probs: [N, K], log p(y|x) or logits: a constant added to a row changes nothing. -inf is allowed, but not as a
-            whole row or column. Computed in float32.
+            whole row or column. A tensor is read where it lies; of anything else that slices to arrays [n, K], also an np.memmap
+            larger than memory, a chunk is read at a time. Or `sela_tf.LinearLogits`, computed block by block and never stored.
         lam: inverse of the entropic regularisation; 25 on ImageNet, 10 on CIFAR in the paper. Larger is closer to the
             unregularised transport and needs more iterations.
         tolerance: the solve ends when the L1 error of the cluster marginals is at most this; at least 1e-6.
         max_iterations: passes over the matrix after which the solve ends without having converged.
         initial_potentials: [K], the potentials of an earlier solve as a warm start; zeros if None.
+        marginals: the clusters' shares: "uniform", K positive numbers, or a named prior; see `sela_tf.transport.marginals`.
+        known: integers [N], the cluster of the rows whose label is known and -1 elsewhere. Those rows keep it and count
+            towards their cluster's share.
+        storage: how passes without exponentials store the rows: "float16" takes half of a float32 matrix, "float32" as much as
+            one, "none" nothing, at 5 times the time a pass. "auto": none for `LinearLogits`, otherwise float16, or float32 where the
+            tolerance is below 1e-4.
+        num_threads: for CPUs; as many as there are processors if None. The result does not depend on it.
 
     Raises:
         ValueError: the shape is not [N, K], N is 0, a value is NaN or +inf, a whole row or column is -inf, or an argument is
             out of range.
     """
-    log_probs = _as_matrix(log_probs)
-    num_rows, num_clusters = log_probs.shape
-    for name, value, valid in (
-        ("lam", lam, 0 < np.float32(lam) < np.inf),
-        ("tolerance", tolerance, np.isfinite(tolerance) and tolerance >= _MIN_TOLERANCE),
-        ("max_iterations", max_iterations, isinstance(max_iterations, int | np.integer) and 1 <= max_iterations < 2**31),
+    known = None if known is None else np.asarray(known)
+    rows, start = _checked(log_probs, lam, tolerance, max_iterations, initial_potentials, known, storage, num_threads)
+    if storage == "auto":
+        storage = "none" if rows.is_linear else "float16" if tolerance >= _FLOAT16_TOLERANCE else "float32"
+    _announce(rows, storage)
+    shares, target = held_and_target(marginals, known, rows.num_rows, rows.num_clusters, lambda: _masses(rows))
+    if start is None:
+        start = _coarse_start(rows, target, tolerance, storage)
+    v, measured, error, passes = _solve(rows, start, target, tolerance, max_iterations, storage)
+    labels = rows.labels(v)
+    if known is not None:
+        labels = np.where(known >= 0, known, labels)
+    return SinkhornResult(
+        labels=labels,
+        potentials=v.astype(np.float32),
+        marginal_error=error,
+        num_iterations=passes,
+        converged=error <= tolerance,
+        lam=float(lam),
+        primal=(measured.mean_log_row - float(np.exp(measured.log_mass) @ v)) / lam,
+        dual=(measured.mean_log_row - float(target @ v)) / lam,
+        marginals=shares,
+    )
+
+
+def _solve(
+    rows: Rows, start: np.ndarray, target: np.ndarray, tolerance: float, max_passes: int, storage: str
+) -> tuple[np.ndarray, Measurement, float, int]:
+    """(potentials, what was measured at them, L1 error of the marginals, passes)."""
+    v, passes, rounds, stretches, stride = _rounded(start), 0, 0, 0, 1.0
+    best: _Best | None = None
+    plain = False
+    while True:
+        now = _Best(v, rows.measure(v), target)
+        passes += 1
+        if best is not None and now.dual < best.dual and not plain:
+            # a proposal that was none: back, to the plain step that cannot fail, and no more of Newton's
+            now, rounds, plain, stride = best, _MOST_NEWTON_ROUNDS, True, 1.0
+        else:
+            plain = now.log_mass.min() < _UNDERFLOW or passes + 1 >= max_passes
+        best = now
+        if now.error <= tolerance or passes >= max_passes:
+            return now.potentials, now.measured, now.error, passes
+        if rounds < _MOST_NEWTON_ROUNDS:
+            rounds += 1
+            proposal = newton(rows, now.potentials, now.measured.log_rows, target, tolerance=tolerance / 4)
+            if proposal is not None:
+                v, plain = _rounded(proposal), False
+                continue
+            rounds = _MOST_NEWTON_ROUNDS
+        if plain:
+            v = _rounded(now.potentials + np.log(target) - now.measured.log_mass)
+            continue
+        stretches += 1
+        if stretches == _PATIENCE:
+            # potentials have far to go: most of the way is quicker in a smoother problem, whose potentials are in proportion
+            smoother, room = rows.at(rows.lam / _ANNEALING), max_passes - passes - 1
+            start, taken = _solve(smoother, v / _ANNEALING, target, max(_COARSE_TOLERANCE, tolerance), room, storage)[::3]
+            v, passes, rounds = _rounded(start * _ANNEALING), passes + taken, 0
+            continue
+        end, taken, drifted = _iterate(rows, now, target, _SPARE * tolerance, max_passes - passes - 1, storage)
+        passes += taken
+        # where stretch after stretch ends by drifting, twice as far is tried each time
+        v = _rounded(now.potentials + stride * (end - now.potentials))
+        stride = 2 * stride if drifted and stretches > _PATIENCE else 1.0
+        if taken == 1 and storage == "float16":
+            # the stored rows see no error where there is one: half precision will not do
+            storage = "float32"
+
+
+class _Best:
+    """Potentials and what an exact pass said of them."""
+
+    def __init__(self, potentials: np.ndarray, measured: Measurement, target: np.ndarray):
+        self.potentials, self.measured, self.log_mass = potentials, measured, measured.log_mass
+        self.error = float(np.abs(np.exp(measured.log_mass) - target).sum())
+        self.dual = float(target @ potentials) - measured.mean_log_row
+
+
+def _iterate(
+    rows: Rows, now: _Best, target: np.ndarray, tolerance: float, max_passes: int, storage: str
+) -> tuple[np.ndarray, int, bool]:
+    """(potentials, passes, drifted) of the core, on rows stored at the present potentials, until done or drifted."""
+    v = now.potentials
+    if storage == "none":
+
+        def measure(potentials: np.ndarray) -> tuple[np.ndarray, float]:
+            measured = rows.measure(potentials)
+            return np.exp(measured.log_mass), measured.mean_log_row
+    else:
+        measure = rows.absorb(v, now.measured.log_rows, tf.as_dtype(storage)).measure
+    room = _MOST_DRIFT[storage]
+    # the step that the exact measurement asks for needs no pass to be known
+    step = np.log(target) - now.log_mass
+    first = v + within(np.zeros_like(v), step, 0.5 * room) * step
+    end = anderson(measure, first, target, tolerance=tolerance, max_passes=max_passes, room=0.5 * room)
+    return end.potentials, end.num_passes, end.drifted
+
+
+def _rounded(potentials: np.ndarray) -> np.ndarray:
+    """Mean zero and as float32 holds them, so that what is measured is what is returned."""
+    return (potentials - potentials.mean()).astype(np.float32).astype(np.float64)
+
+
+def _masses(rows: Rows) -> np.ndarray:
+    """The clusters' shares under the network's own opinion, [K]."""
+    return np.exp(rows.measure(np.zeros(rows.num_clusters)).log_mass)
+
+
+def _coarse_start(rows: Rows, target: np.ndarray, tolerance: float, storage: str) -> np.ndarray:
+    """Zeros, or where these are far off the solution for a share of the rows."""
+    zeros = np.zeros(rows.num_clusters)
+    share = min(_COARSE_SHARE, rows.num_rows // (4 * rows.num_clusters))
+    if rows.num_rows * rows.num_clusters < _COARSE_ENTRIES or share < 2:
+        return zeros
+    some = rows.sample(share)
+    mass = np.exp(some.measure(zeros).log_mass)
+    if some.num_counted == 0 or np.abs(mass - target).sum() < _COARSE_ERROR:
+        return zeros
+    return _solve(some, zeros, target, max(_COARSE_TOLERANCE, tolerance), 200, storage)[0]
+
+
+def _announce(rows: Rows, storage: str) -> None:
+    """Says what a large solve takes, before it starts."""
+    entries = rows.num_rows * rows.num_clusters
+    if entries < _LARGE:
+        return
+    gigabytes = entries * {"float16": 2, "float32": 4, "none": 0}[storage] / 1e9
+    print(
+        f"sinkhorn: {rows.num_rows:,} x {rows.num_clusters:,}; {gigabytes:.1f} GB of stored rows; "
+        f"about {rows.seconds_of_a_pass():.1f} s an exact pass, of which a solve takes 2 to 10",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _checked(
+    log_probs: Any,
+    lam: float,
+    tolerance: float,
+    max_iterations: int,
+    initial_potentials: Any,
+    known: np.ndarray | None,
+    storage: str,
+    num_threads: int | None,
+) -> tuple[Rows, np.ndarray | None]:
+    """The rows and where to start, or a ValueError that names what is wrong."""
+
+    def is_count(value: Any) -> bool:
+        return isinstance(value, int | np.integer) and bool(1 <= value < 2**31)
+
+    for name, value, valid, bound in (
+        ("lam", lam, 0 < np.float32(lam) < np.inf, "a positive float32"),
+        ("tolerance", tolerance, np.isfinite(tolerance) and tolerance >= _MIN_TOLERANCE, f"at least {_MIN_TOLERANCE:g}"),
+        ("max_iterations", max_iterations, is_count(max_iterations), "a positive int32"),
+        ("num_threads", num_threads, num_threads is None or is_count(num_threads), "a positive int32 or None"),
+        ("storage", storage, storage in ("auto", *_MOST_DRIFT), f"auto, {', '.join(_MOST_DRIFT)}"),
     ):
         if not valid:
-            bound = {"lam": "a positive float32", "tolerance": f"at least {_MIN_TOLERANCE:g}", "max_iterations": "a positive int32"}
-            raise ValueError(f"`{name}` must be {bound[name]}. Received: {name}={value}")
-    if initial_potentials is None:
-        potentials = tf.zeros([num_clusters])
+            raise ValueError(f"`{name}` must be {bound}. Received: {name}={value}")
+    if isinstance(log_probs, LinearLogits):
+        log_probs = log_probs.checked()
+        num_rows, num_clusters = len(log_probs.features), log_probs.kernel.shape[1]
     else:
-        potentials = tf.cast(initial_potentials, tf.float32)
-        if potentials.shape != (num_clusters,) or not bool(tf.reduce_all(tf.math.is_finite(potentials))):
+        if not hasattr(log_probs, "shape") or not hasattr(log_probs, "dtype"):
+            log_probs = np.asarray(log_probs)
+        if not tf.as_dtype(log_probs.dtype).is_floating:
+            raise ValueError(f"`log_probs` must be floating point. Received: dtype={log_probs.dtype}")
+        shape = tuple(log_probs.shape)
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"`log_probs` must be [N, K] with at least one row and one column. Received: shape {shape}")
+        num_rows, num_clusters = shape
+    counted = None
+    if known is not None:
+        if known.shape != (num_rows,) or known.dtype.kind not in "iu":
+            raise ValueError(f"`known` must be {num_rows} integers, one a row. Received: {known.dtype} {known.shape}")
+        if known.min() < -1 or known.max() >= num_clusters:
+            outside = known[(known < -1) | (known >= num_clusters)][0]
+            raise ValueError(f"`known` must be from -1 (not known) to {num_clusters - 1}. Received: {outside}")
+        counted = known < 0
+        if not counted.any():
+            raise ValueError(f"`known` must leave a row to be labelled. Received: labels for all {num_rows} rows")
+    start = None
+    if initial_potentials is not None:
+        start = np.asarray(initial_potentials, np.float64)
+        if start.shape != (num_clusters,) or not np.isfinite(start).all():
             raise ValueError(
                 f"`initial_potentials` must be {num_clusters} finite numbers, one for each cluster. "
-                f"Received: shape {tuple(potentials.shape)}, values {np.asarray(potentials).ravel()[:4]}…"
+                f"Received: shape {start.shape}, values {start.ravel()[:4]}…"
             )
-
-    block_rows = _BLOCK_ROWS_GPU if tf.config.list_logical_devices("GPU") else _BLOCK_ROWS_CPU
-    padded = _pad_rows(log_probs, _padded_rows(num_rows, block_rows))
-    valid, labels, potentials, error, iterations = _solve(
-        padded,
-        tf.constant(num_rows),
-        tf.constant(lam, tf.float32),
-        tf.constant(tolerance, tf.float32),
-        tf.constant(max_iterations, tf.int32),
-        potentials,
-        block_rows,
-    )
-    if not bool(valid):
-        raise ValueError(_complaint(np.asarray(log_probs)))
-    return SinkhornResult(
-        labels=labels.numpy()[:num_rows],
-        potentials=potentials.numpy(),
-        marginal_error=float(error),
-        num_iterations=int(iterations),
-        converged=bool(error <= tf.constant(tolerance, tf.float32)),
-        lam=float(lam),
-    )
-
-
-def _as_matrix(log_probs: np.ndarray | tf.Tensor) -> tf.Tensor:
-    """float32 [N, K], or a ValueError that says what came instead."""
-    matrix = tf.convert_to_tensor(log_probs)
-    if not matrix.dtype.is_floating:
-        raise ValueError(f"`log_probs` must be floating point. Received: dtype={matrix.dtype.name}")
-    if matrix.shape.rank != 2 or 0 in matrix.shape:
-        raise ValueError(f"`log_probs` must be [N, K] with at least one row and one column. Received: shape {tuple(matrix.shape)}")
-    return tf.cast(matrix, tf.float32)
-
-
-def _padded_rows(num_rows: int, block_rows: int) -> int:
-    """The next of eight sizes an octave, in whole blocks: XLA compiles anew for every shape, so N is rounded up to few."""
-    blocks = -(-num_rows // block_rows)
-    step = max(1, 2 ** (blocks.bit_length() - 4))
-    return -(-blocks // step) * step * block_rows
-
-
-def _pad_rows(matrix: tf.Tensor, num_rows: int) -> tf.Tensor:
-    missing = num_rows - matrix.shape[0]
-    return tf.pad(matrix, [[0, missing], [0, 0]]) if missing else matrix
-
-
-def _complaint(log_probs: np.ndarray) -> str:
-    """Which value made the compiled core refuse, for the person who has to find it."""
-    wrong = np.isnan(log_probs) | (log_probs == np.inf)
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        return (
-            f"`log_probs` must hold neither NaN nor +inf. Received: {log_probs[row, column]} at row {row}, column {column} "
-            f"({int(wrong.any(axis=1).sum())} of {len(log_probs)} rows have one). Has training diverged? Lower the learning rate"
-        )
-    for axis, name in ((1, "row"), (0, "column")):
-        empty = np.flatnonzero((log_probs == -np.inf).all(axis=axis))
-        if len(empty):
-            return (
-                f"`log_probs` must have a finite value in every {name}. Received: {name} {empty[0]} is all -inf ({len(empty)} such)"
-            )
-    return (
-        "`log_probs` times `lam` overflows float32: scale the logits down. Received: "
-        + f"largest magnitude {np.abs(log_probs).max():g}"
-    )
-
-
-@tf.function(jit_compile=True)
-def _solve(
-    log_probs: tf.Tensor,
-    num_rows: tf.Tensor,
-    lam: tf.Tensor,
-    tolerance: tf.Tensor,
-    max_iterations: tf.Tensor,
-    potentials: tf.Tensor,
-    block_rows: int,
-) -> tuple[tf.Tensor, ...]:
-    """The float32 core: (valid, labels [padded N], potentials [K], marginal error, iterations).
-
-    XLA drops assertions in silence, so bad input comes back as `valid` false. The number of blocks visited follows `num_rows`
-    at run time: rows that only pad cost memory, not time.
-    """
-    num_clusters = log_probs.shape[1]
-    scores = lam * tf.reshape(log_probs, [-1, block_rows, num_clusters])
-    num_blocks = (num_rows + block_rows - 1) // block_rows
-    is_row = tf.reshape(tf.range(log_probs.shape[0]) < num_rows, [-1, block_rows, 1])
-    row_max = tf.reduce_max(scores, axis=2)
-    column_max = tf.reduce_max(tf.where(is_row, scores, -np.inf), axis=[0, 1])
-    valid = (
-        ~tf.reduce_any(tf.math.is_nan(scores) | (scores == np.inf))
-        & tf.reduce_all(row_max > -np.inf)
-        & tf.reduce_all(column_max > -np.inf)
-    )
-    target = tf.constant(1.0 / num_clusters)
-    count = tf.cast(num_rows, tf.float32)
-
-    def column_mass(kernel: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        """mean_i softmax_i [K]: each block is scaled to unit rows and summed over its columns while it is in the cache."""
-
-        def add_block(block: tf.Tensor, mass: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            rows = kernel[block]
-            row_sum = tf.linalg.matvec(rows, weights)
-            scale = tf.where(row_sum > 0, 1.0 / row_sum, 0.0)
-            return block + 1, mass + tf.linalg.matvec(rows, scale, transpose_a=True)
-
-        _, mass = tf.while_loop(lambda block, _: block < num_blocks, add_block, [0, tf.zeros([num_clusters])])
-        return weights * mass / count
-
-    def absorb_and_iterate(v: tf.Tensor, error: tf.Tensor, iterations: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Makes the kernel under the potentials `v`, then iterates until done or until they have drifted too far from it."""
-        absorbed = v
-        shifted = scores + v
-        kernel = tf.where(is_row, tf.exp(shifted - tf.reduce_max(shifted, axis=2, keepdims=True)), 0.0)
-
-        def drift(v: tf.Tensor) -> tf.Tensor:
-            return 0.5 * (tf.reduce_max(v - absorbed) - tf.reduce_min(v - absorbed))
-
-        def iterate(v: tf.Tensor, _error: tf.Tensor, iterations: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            moved = v - absorbed
-            mass = column_mass(kernel, tf.exp(moved - 0.5 * (tf.reduce_max(moved) + tf.reduce_min(moved))))
-            error = tf.reduce_sum(tf.abs(mass - target))
-            step = tf.math.log(target) - tf.math.log(tf.maximum(mass, 1e-30))
-            step = tf.clip_by_value(step, -_MAX_STEP, _MAX_STEP)
-            # the error belongs to the potentials that it was measured at, so the last step is not taken
-            last = (error <= tolerance) | (iterations + 1 >= max_iterations)
-            return tf.where(last, v, v + step), error, iterations + 1
-
-        def unfinished(v: tf.Tensor, error: tf.Tensor, iterations: tf.Tensor) -> tf.Tensor:
-            return (error > tolerance) & (iterations < max_iterations) & (drift(v) <= _MAX_DRIFT)
-
-        v, error, iterations = tf.while_loop(unfinished, iterate, [v, error, iterations])
-        return v - tf.reduce_mean(v), error, iterations
-
-    v, error, iterations = tf.while_loop(
-        lambda _v, error, iterations: valid & (error > tolerance) & (iterations < max_iterations),
-        absorb_and_iterate,
-        [potentials - tf.reduce_mean(potentials), tf.constant(np.inf), 0],
-    )
-    labels = tf.argmax(scores + v, axis=2, output_type=tf.int64)
-    return valid, tf.reshape(labels, [-1]), v, error, iterations
+    return Rows(log_probs, lam=float(lam), counted=counted, num_threads=num_threads), start

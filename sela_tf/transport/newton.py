@@ -1,0 +1,140 @@
+"""Newton's method on candidates: the accelerator for sharp rows, where Sinkhorn needs hundreds of passes.
+
+At lam = 25 a row of a trained network has one or two clusters that it may go to. With q_i = softmax(s_i + v), the dual D(v) has the
+gradient t - m and the Hessian -(diag(m) - mean_i q_i q_i^T): the Laplacian of a sparse graph on the clusters, in which j and k are
+joined by mean_i q_ij q_ik, the rows that waver between them. So one pass collects for every row the entries within `_REACH` of its
+log-sum-exp; on these lists, a few numbers a row, Newton's method is run to the end (conjugate gradients on the Laplacian,
+a ridge that shrinks with the error, steps halved until D rises). As long as potentials have moved by less than the reach no other
+entry can matter. The next exact pass is the judge: the caller goes back to Sinkhorn where the dual did not rise.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_matrix, diags_array
+from scipy.sparse.linalg import cg
+
+from sela_tf.transport.acceleration import within
+from sela_tf.transport.rows import Rows
+
+# Entries of a row, on average. More of them let potentials move farther in one round, which then takes longer.
+_CANDIDATES = 5
+# Lists that reach less far than this are left before they have led anywhere.
+_SHORTEST_REACH = 40.0
+# Entries that were left out weigh less than exp(-_MARGIN) of their row wherever the potentials go.
+_MARGIN = 12.0
+_ROWS_TO_LOOK_AT = 512
+_BLOCK_ENTRIES = 2**17
+_MAX_STEPS = 30
+_RIDGE = 0.1
+_SUFFICIENT = 1e-4
+
+
+class Candidates(NamedTuple):
+    """Entries of the rows that waver, as compressed rows; the others, of one candidate each, are only counted."""
+
+    indptr: np.ndarray
+    columns: np.ndarray
+    scores: np.ndarray
+    """float64, lam * log p without potentials."""
+    certain: np.ndarray
+    """float64 [K], rows whose one candidate is k."""
+    num_rows: int
+
+
+def newton(rows: Rows, potentials: np.ndarray, log_rows: np.ndarray, target: np.ndarray, *, tolerance: float) -> np.ndarray | None:
+    """Potentials float64 [K] at which the lists' marginals are `target` within `tolerance`, or as far towards them as the lists
+    reach; None where rows have too many candidates to be listed.
+
+    Args:
+        rows: N rows of scores.
+        potentials: float64 [K].
+        log_rows: [N], as measured at `potentials`.
+        target: t [K].
+        tolerance: L1 error of the marginals.
+    """
+    reach = _reach(rows, potentials, log_rows)
+    if reach is None:
+        return None
+    return _solve(_collect(rows, potentials, log_rows, reach), potentials, target, reach - _MARGIN, tolerance)
+
+
+def _reach(rows: Rows, potentials: np.ndarray, log_rows: np.ndarray) -> float | None:
+    """How far lists can look, judged by a few rows."""
+    some = np.linspace(0, rows.num_rows - 1, min(rows.num_rows, _ROWS_TO_LOOK_AT)).astype(np.int64)
+    distances = (log_rows[some, np.newaxis] - rows.scores(some) - potentials).ravel()
+    distances = distances[np.isfinite(distances)]
+    if len(distances) <= _CANDIDATES * len(some):
+        return np.inf
+    reach = float(np.partition(distances, _CANDIDATES * len(some))[_CANDIDATES * len(some)])
+    return reach if reach >= _SHORTEST_REACH else None
+
+
+def _collect(rows: Rows, potentials: np.ndarray, log_rows: np.ndarray, reach: float) -> Candidates:
+    """One pass in NumPy, a block of the second-level cache at a time."""
+
+    def one(block: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        scores = rows.scores(block)
+        v = potentials.astype(scores.dtype)
+        entries = np.flatnonzero(scores + v > (log_rows[block, np.newaxis] - scores.dtype.type(reach)))  # -inf never is
+        row, column = np.divmod(entries, rows.num_clusters)
+        count = np.bincount(row, minlength=len(scores))
+        if rows.counted is not None:
+            count[~rows.counted[block]] = 0
+            kept = rows.counted[block][row]
+            row, column, entries = row[kept], column[kept], entries[kept]
+        wavers = (count > 1)[row]
+        certain = np.bincount(column[~wavers], minlength=rows.num_clusters)
+        return count[count > 1], column[wavers], scores.ravel()[entries[wavers]].astype(np.float64), certain
+
+    counts, columns, scores, certain = zip(*rows.map_blocks(one, _BLOCK_ENTRIES), strict=True)
+    indptr = np.concatenate(([0], np.cumsum(np.concatenate(counts))))
+    return Candidates(
+        indptr, np.concatenate(columns), np.concatenate(scores), np.sum(certain, axis=0).astype(np.float64), rows.num_counted
+    )
+
+
+def _solve(lists: Candidates, start: np.ndarray, target: np.ndarray, room: float, tolerance: float) -> np.ndarray:
+    """Newton's method from `start`, no potential moving by more than `room` against another."""
+    indptr, columns, n = lists.indptr, lists.columns, lists.num_rows
+    num_clusters = len(start)
+    row = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+
+    def evaluate(v: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Q of the entries, t - m [K], and the dual up to a constant."""
+        if not len(columns):
+            return np.zeros(0), target - lists.certain / n, float((target - lists.certain / n) @ v)
+        shifted = lists.scores + v[columns]
+        highest = np.maximum.reduceat(shifted, indptr[:-1])
+        q = np.exp(shifted - highest[row])
+        row_sum = np.add.reduceat(q, indptr[:-1])
+        q /= row_sum[row]
+        mass = (lists.certain + np.bincount(columns, q, num_clusters)) / n
+        return q, target - mass, float((target - lists.certain / n) @ v - (highest + np.log(row_sum)).sum() / n)
+
+    v = start
+    q, gradient, dual = evaluate(v)
+    for _ in range(_MAX_STEPS):
+        error = np.abs(gradient).sum()
+        if error <= tolerance:
+            break
+        plan = csr_matrix((q, columns, indptr), shape=(len(indptr) - 1, num_clusters))
+        weights = (plan.T @ plan) / n
+        weights.setdiag(0)
+        degree = np.asarray(weights.sum(axis=1)).ravel() + (1e-5 + _RIDGE * error) * target
+        step, _ = cg(diags_array(degree) - weights, gradient, rtol=1e-3, maxiter=2 * num_clusters, M=diags_array(1.0 / degree))
+        step -= step @ target
+        length = within(v - start, step, room)
+        at_the_wall = length < 1
+        while True:
+            new = v + length * step
+            new_q, new_gradient, new_dual = evaluate(new)
+            if new_dual >= dual + _SUFFICIENT * length * (gradient @ step) or length < 1e-6:
+                break
+            length, at_the_wall = length / 2, False
+        v, q, gradient, dual = new, new_q, new_gradient, new_dual
+        if at_the_wall:
+            break
+    return v

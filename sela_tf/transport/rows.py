@@ -1,0 +1,415 @@
+"""One pass: all that touches N x K numbers, compiled by XLA; what comes out of a pass is a sum over rows, K numbers.
+
+With scores s_i = lam * log p_i (float32 [K]) and potentials v, a pass computes
+
+    m_k = sum_i w_i softmax(s_i + v)_k / sum_i w_i
+
+over blocks of rows that stay in the cache, each read from memory once. The weights w are 1, and 0 for rows that only pad or whose
+label is held. Rows lie in chunks, every chunk of one shape, so that XLA compiles once; chunks are summed in their order whatever
+thread or device computed them, so the result does not depend on their number. A chunk is where a shard of another machine would
+go: only the K sums cross.
+
+Two kinds of pass: `Rows.measure` is exact and takes an exponential for every entry; `Kernel.measure` reads exp(s_i + v0) / z_i
+stored at earlier potentials v0, in half precision if wanted, and takes none.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+# Entries of a chunk: calling a compiled function costs 0.1 ms, reading this many takes twenty times as long.
+_CHUNK_ENTRIES = 2**22
+# Below this many entries a second thread costs more than it saves.
+_ENTRIES_TO_SHARE = 2**20
+# Rows of a block that stays in the cache while it is used, in an exact pass and in one over stored rows (32 take three times as
+# long as 16 in half precision, for XLA's own reasons). What a graphics card works on at once is the whole chunk.
+_BLOCK_ROWS = 64
+_KERNEL_BLOCK_ROWS = 16
+_LINEAR_BLOCK_ROWS = 256
+# The largest entry of a stored row. Half precision goes from 2^-24 to 65504; this leaves exp(-27) of a row's largest entry.
+_KERNEL_SCALE = 2.0**15
+# Column sums below this have lost digits to underflow, or all of them.
+_SMALLEST_MASS = 1e-30
+# Beyond such potentials or row sums, float32 no longer resolves a score to 1e-3.
+_FLOAT32_RANGE = 4000.0
+
+_Result = TypeVar("_Result")
+
+
+class LinearLogits(NamedTuple):
+    """Logits that are computed when they are needed: `features @ kernel + bias`, so that N x K numbers are never stored."""
+
+    features: np.ndarray | tf.Tensor
+    """[N, D]; anything that can be sliced, such as an np.memmap of a file larger than memory."""
+    kernel: np.ndarray | tf.Tensor
+    """[D, K]."""
+    bias: np.ndarray | tf.Tensor
+    """[K]."""
+
+    def checked(self) -> LinearLogits:
+        """Itself, with kernel and bias as float32 tensors.
+
+        Raises:
+            ValueError: shapes that do not belong together, no rows, or a kernel or bias that is not finite.
+        """
+        kernel, bias = _float32(self.kernel), _float32(self.bias)
+        shape = tuple(self.features.shape)
+        if len(shape) != 2 or 0 in shape or kernel.shape.rank != 2 or kernel.shape[0] != shape[1] or bias.shape != kernel.shape[1:]:
+            raise ValueError(
+                "`features` must be [N, D], `kernel` [D, K] and `bias` [K], none of them empty. "
+                f"Received: {shape}, {tuple(kernel.shape)} and {tuple(bias.shape)}"
+            )
+        if not np.isfinite(kernel).all() or not np.isfinite(bias).all():
+            raise ValueError("`kernel` and `bias` must be finite. Received: NaN or infinity. Has training diverged?")
+        return self._replace(kernel=kernel, bias=bias)
+
+
+class Measurement(NamedTuple):
+    """What one exact pass says about potentials."""
+
+    log_mass: np.ndarray
+    """float64 [K], log m_k."""
+    log_rows: np.ndarray
+    """float32 (float64 where need be) [N], log sum_k exp(s_ik + v_k)."""
+    mean_log_row: float
+    """The weighted mean of `log_rows`."""
+
+
+def _score_blocks(rows: tuple[tf.Tensor, ...], block_rows: int, lam: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What gives the scores [block_rows, K] of a numbered block of a chunk's rows: (log_probs,) or (features, kernel, bias)."""
+    # outside the loop: a reshape inside makes XLA copy the chunk, at three times the time of a pass
+    blocks = tf.reshape(rows[0], [-1, block_rows, rows[0].shape[1]])
+    if len(rows) == 1:
+        return lambda block: lam * tf.cast(blocks[block], lam.dtype)
+    return lambda block: lam * tf.cast(tf.cast(blocks[block], rows[1].dtype) @ rows[1] + rows[2], lam.dtype)
+
+
+@tf.function(jit_compile=True)
+def _measure(
+    rows: tuple[tf.Tensor, ...], weights: tf.Tensor, num_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """(sum_i w_i softmax_i [K], log-sum-exp of each row [n]); rows from `num_rows` on only pad."""
+    scores, num_blocks = _score_blocks(rows, block_rows, lam), weights.shape[0] // block_rows
+    visited = (num_rows + block_rows - 1) // block_rows
+    log_rows = tf.TensorArray(v.dtype, size=num_blocks, element_shape=[block_rows])
+    w = tf.reshape(tf.cast(weights, v.dtype), [num_blocks, block_rows])
+
+    def add_block(block: tf.Tensor, mass: tf.Tensor, log_rows: tf.TensorArray) -> tuple:
+        shifted = scores(block) + v
+        highest = tf.reduce_max(shifted, axis=1)
+        entries = tf.exp(shifted - highest[:, tf.newaxis])
+        row_sum = tf.linalg.matvec(entries, tf.ones_like(v))
+        log_row = highest + tf.math.log(row_sum)
+        mass += tf.reduce_sum(entries * (w[block] / row_sum)[:, tf.newaxis], axis=0)
+        return block + 1, mass, log_rows.write(block, log_row)
+
+    _, mass, log_rows = tf.while_loop(lambda block, *_: block < visited, add_block, [0, tf.zeros_like(v), log_rows])
+    return mass, tf.reshape(log_rows.stack(), [-1])
+
+
+@tf.function(jit_compile=True)
+def _log_mass(
+    rows: tuple[tf.Tensor, ...], weights: tf.Tensor, log_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Log sum_i w_i softmax_i as (maximum [K], sum relative to it [K]), for clusters whose sum underflows."""
+    scores, num_blocks = _score_blocks(rows, block_rows, lam), weights.shape[0] // block_rows
+    w = tf.reshape(tf.cast(weights, v.dtype), [num_blocks, block_rows, 1])
+    per_row = tf.reshape(log_rows, [num_blocks, block_rows, 1])
+
+    def add_block(block: tf.Tensor, highest: tf.Tensor, total: tf.Tensor) -> tuple:
+        log_q = scores(block) + v - per_row[block]
+        log_q = tf.where(w[block] > 0, log_q + tf.math.log(w[block]), -np.inf)
+        new = tf.maximum(highest, tf.reduce_max(log_q, axis=0))
+        finite = tf.where(new > -np.inf, new, 0.0)
+        return block + 1, new, total * tf.exp(highest - finite) + tf.reduce_sum(tf.exp(log_q - finite), axis=0)
+
+    start = [0, tf.fill(tf.shape(v), tf.constant(-np.inf, v.dtype)), tf.zeros_like(v)]
+    _, highest, total = tf.while_loop(lambda block, *_: block < num_blocks, add_block, start)
+    return highest, total
+
+
+@tf.function(jit_compile=True)
+def _absorb(
+    rows: tuple[tf.Tensor, ...], weights: tf.Tensor, log_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, dtype: tf.DType
+) -> tf.Tensor:
+    """exp(s_i + v) / z_i [n, K], rows of sum `_KERNEL_SCALE`; rows of weight 0 are 0."""
+    scores = lam * tf.cast(rows[0] if len(rows) == 1 else tf.cast(rows[0], rows[1].dtype) @ rows[1] + rows[2], lam.dtype)
+    kernel = tf.exp(scores + v - log_rows[:, tf.newaxis])
+    return tf.cast(tf.where(weights[:, tf.newaxis] > 0, kernel, 0.0) * _KERNEL_SCALE, dtype)
+
+
+@tf.function(jit_compile=True)
+def _kernel_mass(kernel: tf.Tensor, num_rows: tf.Tensor, scaling: tf.Tensor, block_rows: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """(sum_i kernel_i / <kernel_i, scaling> [K], sum_i log <kernel_i, scaling>) of one chunk, read once."""
+    blocks = tf.reshape(kernel, [-1, block_rows, kernel.shape[1]])
+    visited = (num_rows + block_rows - 1) // block_rows
+
+    def add_block(block: tf.Tensor, mass: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        entries = tf.cast(blocks[block], tf.float32)
+        row_sum = tf.linalg.matvec(entries, scaling)
+        counts = row_sum > 0
+        mass += tf.reduce_sum(entries * tf.where(counts, 1.0 / row_sum, 0.0)[:, tf.newaxis], axis=0)
+        return block + 1, mass, total + tf.reduce_sum(tf.where(counts, tf.math.log(row_sum / _KERNEL_SCALE), 0.0))
+
+    _, mass, total = tf.while_loop(lambda block, *_: block < visited, add_block, [0, tf.zeros_like(scaling), tf.zeros([])])
+    return mass, total
+
+
+@tf.function(jit_compile=True)
+def _labels(rows: tuple[tf.Tensor, ...], num_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int) -> tf.Tensor:
+    """argmax_k (s_ik + v_k), int64 [n]."""
+    scores, num_blocks = _score_blocks(rows, block_rows, lam), rows[0].shape[0] // block_rows
+    visited = (num_rows + block_rows - 1) // block_rows
+    labels = tf.TensorArray(tf.int64, size=num_blocks, element_shape=[block_rows])
+
+    def add_block(block: tf.Tensor, labels: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+        best = tf.argmax(scores(block) + v, axis=1, output_type=tf.int64)
+        return block + 1, labels.write(block, best)
+
+    _, labels = tf.while_loop(lambda block, _: block < visited, add_block, [0, labels])
+    return tf.reshape(labels.stack(), [-1])
+
+
+class _Chunk(NamedTuple):
+    start: int
+    """Of the first row."""
+    new: slice
+    """Rows, counted from `start`, that no earlier chunk has."""
+    rows: tuple[tf.Tensor, ...]
+    weights: tf.Tensor
+    num_rows: tf.Tensor
+
+
+class Rows:
+    """N rows of scores lam * log p, in chunks.
+
+    Args:
+        source: log-probabilities or logits [N, K], a tensor or anything that slices to an array; or `LinearLogits`.
+        lam: what scores are log-probabilities times.
+        counted: bool [N], False where a row is left out of the sums; None for all.
+        num_threads: threads that chunks are shared between; None for as many as there are processors.
+    """
+
+    def __init__(self, source: Any, *, lam: float, counted: np.ndarray | None = None, num_threads: int | None = None):
+        self.lam, self.counted = lam, counted
+        self.is_linear = isinstance(source, LinearLogits)
+        self._table = source.features if self.is_linear else source
+        self._parameters = [_float32(source.kernel), _float32(source.bias)] if self.is_linear else []
+        self.num_rows = int(self._table.shape[0])
+        self.num_clusters = int((source.kernel if self.is_linear else source).shape[1])
+        self.num_counted = self.num_rows if counted is None else int(counted.sum())
+        self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self.dtype = tf.float32
+        self._block_rows = _LINEAR_BLOCK_ROWS if self.is_linear else _BLOCK_ROWS
+        entries = self.num_rows * self.num_clusters
+        if entries <= _ENTRIES_TO_SHARE:
+            # one chunk of eight sizes an octave, the rest of it padded, so that XLA compiles for few shapes
+            blocks = -(-self.num_rows // self._block_rows)
+            step = max(1, 2 ** (blocks.bit_length() - 4))
+            self._chunk_rows = -(-blocks // step) * step * self._block_rows
+        else:
+            count = 2 * -(-entries // (2 * _CHUNK_ENTRIES))
+            self._chunk_rows = -(-self.num_rows // (count * self._block_rows)) * self._block_rows
+        # the last chunk overlaps the one before rather than be padded, which would copy it: it does not count those rows
+        last = max(0, self.num_rows - self._chunk_rows)
+        self._starts = [*range(0, last, self._chunk_rows), last]
+        self._kernel_block_rows = _KERNEL_BLOCK_ROWS
+        if tf.config.list_logical_devices("GPU"):
+            self._block_rows = self._kernel_block_rows = self._chunk_rows
+
+    def measure(self, potentials: np.ndarray) -> Measurement:
+        """One exact pass.
+
+        Raises:
+            ValueError: a row has NaN or +inf, or a row or column nothing but -inf; it names the first.
+        """
+        lam, v = tf.constant(self.lam, self.dtype), tf.constant(potentials, self.dtype)
+
+        def one(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray]:
+            mass, log_rows = _measure(chunk.rows, chunk.weights, chunk.num_rows, lam, v, self._block_rows)
+            return mass.numpy(), log_rows.numpy()[chunk.new]
+
+        masses, per_row = zip(*self._map(one), strict=True)
+        log_rows = np.concatenate(per_row)
+        if not np.isfinite(log_rows).all():
+            raise ValueError(self._complaint(np.flatnonzero(~np.isfinite(log_rows))))
+        if self.dtype == tf.float32 and max(np.abs(log_rows).max(), np.ptp(potentials)) > _FLOAT32_RANGE:
+            self.dtype = tf.float64
+            return self.measure(potentials)
+        mass = np.sum(masses, axis=0, dtype=np.float64)
+        with np.errstate(divide="ignore"):
+            log_mass = np.log(mass)
+        if mass.min() < _SMALLEST_MASS:
+            log_mass = self._log_mass(lam, v, log_rows)
+            empty = np.flatnonzero(log_mass == -np.inf)
+            if len(empty):
+                raise ValueError(
+                    "`log_probs` must have a finite value in every column. "
+                    f"Received: column {empty[0]} is all -inf ({len(empty)} such)"
+                )
+        weighted = log_rows if self.counted is None else log_rows[self.counted]
+        return Measurement(log_mass - np.log(self.num_counted), log_rows, float(weighted.mean(dtype=np.float64)))
+
+    def _log_mass(self, lam: tf.Tensor, v: tf.Tensor, log_rows: np.ndarray) -> np.ndarray:
+        """Log sum_i w_i softmax_i, float64 [K], however small."""
+
+        def one(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray]:
+            highest, total = _log_mass(chunk.rows, chunk.weights, self._of(log_rows, chunk), lam, v, self._block_rows)
+            return highest.numpy(), total.numpy()
+
+        with np.errstate(divide="ignore"):
+            logs = [highest.astype(np.float64) + np.log(total) for highest, total in self._map(one)]
+        return np.logaddexp.reduce(logs, axis=0)
+
+    def absorb(self, potentials: np.ndarray, log_rows: np.ndarray, storage: tf.DType) -> Kernel:
+        """exp(s_i + potentials) / z_i, stored for passes that take no exponential. `log_rows`: as measured at `potentials`."""
+        lam, v = tf.constant(self.lam, self.dtype), tf.constant(potentials, self.dtype)
+
+        def one(chunk: _Chunk) -> tuple[tf.Tensor, tf.Tensor]:
+            return _absorb(chunk.rows, chunk.weights, self._of(log_rows, chunk), lam, v, storage), chunk.num_rows
+
+        return Kernel(self, potentials, self._map(one), self._kernel_block_rows)
+
+    def labels(self, potentials: np.ndarray) -> np.ndarray:
+        """argmax_k (s_ik + potentials_k), int64 [N]."""
+        lam, v = tf.constant(self.lam, self.dtype), tf.constant(potentials, self.dtype)
+
+        def one(chunk: _Chunk) -> np.ndarray:
+            return _labels(chunk.rows, chunk.num_rows, lam, v, self._block_rows).numpy()[chunk.new]
+
+        return np.concatenate(self._map(one))
+
+    def scores(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Scores [n, K] of some rows, in NumPy."""
+        dtype = self.dtype.as_numpy_dtype
+        some = np.asarray(self._table[rows] if isinstance(rows, slice) else _take(self._table, rows))
+        if self.is_linear:
+            some = np.asarray(_float32(some) @ self._parameters[0] + self._parameters[1])
+        return np.multiply(some.astype(dtype, copy=False), dtype(self.lam))
+
+    def sample(self, share: int) -> Rows:
+        """Every `share`-th of the rows, copied."""
+        some = np.arange(share // 2, self.num_rows, share)
+        table = _take(self._table, some)
+        counted = None if self.counted is None else self.counted[some]
+        source = LinearLogits(table, *self._parameters) if self.is_linear else table
+        return Rows(source, lam=self.lam, counted=counted, num_threads=self.num_threads)
+
+    def at(self, lam: float) -> Rows:
+        """The same rows under another lam."""
+        other = copy.copy(self)
+        other.lam = lam
+        return other
+
+    def seconds_of_a_pass(self) -> float:
+        """An estimate, from one chunk."""
+        zeros = tf.zeros([self.num_clusters])
+        for _ in range(2):  # the first call compiles
+            chunk, start = self._chunk(0), time.perf_counter()
+            _measure(chunk.rows, chunk.weights, chunk.num_rows, tf.constant(self.lam), zeros, self._block_rows)[0].numpy()
+        return (time.perf_counter() - start) * len(self._starts) / min(self.num_threads, len(self._starts))
+
+    def map_blocks(self, function: Callable[[slice], _Result], entries: int) -> list[_Result]:
+        """`function` of consecutive slices of about `entries` scores, in order, shared between threads."""
+        rows = max(1, entries // self.num_clusters)
+        blocks = [slice(start, min(start + rows, self.num_rows)) for start in range(0, self.num_rows, rows)]
+        return _share(function, blocks, self.num_threads)
+
+    def _map(self, function: Callable[[_Chunk], _Result]) -> list[_Result]:
+        return _share(lambda start: function(self._chunk(start)), self._starts, self.num_threads)
+
+    def _chunk(self, start: int) -> _Chunk:
+        stop = min(start + self._chunk_rows, self.num_rows)
+        missing = self._chunk_rows - (stop - start)
+        table = tf.convert_to_tensor(self._table[start:stop])
+        overlap = self._starts[-2] + self._chunk_rows - start if start == self._starts[-1] and start > 0 else 0
+        weights = np.ones(self._chunk_rows, np.float32) if self.counted is None else np.zeros(self._chunk_rows, np.float32)
+        if self.counted is not None:
+            weights[: stop - start] = self.counted[start:stop]
+        weights[:overlap] = 0
+        weights[stop - start :] = 0
+        return _Chunk(
+            start,
+            slice(overlap, stop - start),
+            (tf.pad(table, [[0, missing], [0, 0]]) if missing else table, *self._parameters),
+            tf.constant(weights),
+            tf.constant(stop - start),
+        )
+
+    def _of(self, per_row: np.ndarray, chunk: _Chunk) -> tf.Tensor:
+        """The part of a number per row that belongs to a chunk, padded as its rows are."""
+        part = per_row[chunk.start : chunk.start + self._chunk_rows]
+        return tf.constant(np.pad(part, (0, self._chunk_rows - len(part))), self.dtype)
+
+    def _complaint(self, wrong_rows: np.ndarray) -> str:
+        """What is wrong with the first of these rows, for the person who has to find it."""
+        row = int(wrong_rows[0])
+        values = np.asarray(self._table[row : row + 1])[0].astype(np.float64)
+        name = "features" if self.is_linear else "log_probs"
+        bad = np.flatnonzero(np.isnan(values) | (values == np.inf))
+        if len(bad):
+            return (
+                f"`{name}` must hold neither NaN nor +inf. Received: {values[bad[0]]} at row {row}, column {bad[0]} "
+                f"({len(wrong_rows)} of {self.num_rows} rows have one). Has training diverged? Lower the learning rate"
+            )
+        if (values == -np.inf).all():
+            return (
+                f"`{name}` must have a finite value in every row. Received: row {row} is all -inf ({len(wrong_rows)} such rows: "
+                f"{', '.join(map(str, wrong_rows[:5]))}{'…' if len(wrong_rows) > 5 else ''})"
+            )
+        return (
+            f"`{name}` times `lam` overflows float32: scale the logits down. Received: largest magnitude "
+            f"{np.abs(values).max():g} in row {row}"
+        )
+
+
+class Kernel:
+    """Rows as they were absorbed at some potentials; a pass takes a multiplication and an addition for each of two sums."""
+
+    def __init__(self, rows: Rows, absorbed: np.ndarray, chunks: list[tuple[tf.Tensor, tf.Tensor]], block_rows: int):
+        self.absorbed = absorbed
+        self._num_counted, self._num_threads = rows.num_counted, rows.num_threads
+        self._chunks, self._block_rows = chunks, block_rows
+
+    def measure(self, potentials: np.ndarray) -> tuple[np.ndarray, float]:
+        """(m [K] float64, mean change of the rows' log-sum-exp since they were absorbed)."""
+        moved = potentials - self.absorbed
+        centre = 0.5 * (moved.max() + moved.min())
+        scaling = tf.constant(np.exp(moved - centre), tf.float32)
+
+        def one(chunk: tuple[tf.Tensor, tf.Tensor]) -> tuple[np.ndarray, np.float32]:
+            mass, change = _kernel_mass(*chunk, scaling, self._block_rows)
+            return mass.numpy(), change.numpy()
+
+        masses, changes = zip(*_share(one, self._chunks, self._num_threads), strict=True)
+        mass = np.sum(masses, axis=0, dtype=np.float64) * scaling.numpy()
+        return mass / self._num_counted, float(np.sum(changes, dtype=np.float64)) / self._num_counted + centre
+
+
+def _float32(values: Any) -> tf.Tensor:
+    return tf.cast(tf.convert_to_tensor(values), tf.float32)
+
+
+def _take(table: Any, rows: np.ndarray) -> Any:
+    return tf.gather(table, rows) if tf.is_tensor(table) else np.asarray(table[rows])
+
+
+@functools.cache
+def _threads(num_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="sinkhorn")
+
+
+def _share(function: Callable[[Any], _Result], items: Sequence[Any], num_threads: int) -> list[_Result]:
+    """XLA on a CPU runs a loop on one thread, and lets go of Python's lock meanwhile: threads take a chunk each."""
+    if num_threads == 1 or len(items) == 1:
+        return [function(item) for item in items]
+    return list(_threads(num_threads).map(function, items))
