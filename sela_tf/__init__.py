@@ -22,17 +22,25 @@ if TYPE_CHECKING:
     from sela_tf.self_labelling.loss import SelfLabelLoss
     from sela_tf.self_labelling.schedule import relabel_steps
     from sela_tf.trainer import load_run, run
+    from sela_tf.transport.assignment import BalancedAssignment, assign_labels
+    from sela_tf.transport.rounding import BalancedLabels, balanced_labels
+    from sela_tf.transport.rows import LinearLogits
     from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn
 
 _HOMES = {
     "BACKBONES": "models",
+    "BalancedAssignment": "transport.assignment",
+    "BalancedLabels": "transport.rounding",
     "KNNMonitor": "evaluation.monitors",
     "LabelTable": "self_labelling.label_table",
+    "LinearLogits": "transport.rows",
     "MultiHead": "models.heads",
     "SelaConfig": "config",
     "SelfLabelLoss": "self_labelling.loss",
     "SelfLabelling": "self_labelling.callback",
     "SinkhornResult": "transport.sinkhorn",
+    "assign_labels": "transport.assignment",
+    "balanced_labels": "transport.rounding",
     "build_model": "models",
     "head_log_probs": "self_labelling.label_pass",
     "load_run": "trainer",
@@ -43,14 +51,19 @@ _HOMES = {
 
 __all__ = [
     "BACKBONES",
+    "BalancedAssignment",
+    "BalancedLabels",
     "KNNMonitor",
     "LabelTable",
+    "LinearLogits",
     "MultiHead",
     "SelaConfig",
     "SelfLabelLoss",
     "SelfLabelling",
     "SinkhornResult",
     "__version__",
+    "assign_labels",
+    "balanced_labels",
     "build_model",
     "head_log_probs",
     "load_run",

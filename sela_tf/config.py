@@ -7,6 +7,8 @@ import math
 import os
 from typing import Any
 
+from sela_tf.transport.marginals import check_marginals
+
 
 class ConfigError(ValueError):
     """A number that cannot be; the message names it and the way out."""
@@ -67,7 +69,14 @@ class SelaConfig:
         "clean", "Images as the label pass sees them: clean, or augmented with batch statistics (R).", choices=("clean", "training")
     )
     transport_tolerance: float = _option(1e-3, "L1 error of the clusters' marginals at which the transport is solved.")
-    transport_max_iterations: int = _option(10_000, "Passes after which a transport is given up, and the labels of before kept.")
+    transport_max_iterations: int = _option(10_000, "Passes over the log-probabilities after which a transport is given up.")
+    exact_balance: bool = _option(
+        True, "Round the transport to clusters of exactly the right sizes; otherwise labels are its plain argmax (R)."
+    )
+    marginals: str = _option(
+        "uniform", "Shares of the clusters: uniform, zipf, gaussian, or the latter two with a parameter, as zipf:0.5."
+    )
+    known_labels: str = _option("", "CSV file of images whose cluster is known and kept: name,cluster or index,cluster.")
     # machine
     seed: int = _option(0, "Of weights, initial labels, permutations and views.")
     mixed_precision: str = _option(
@@ -117,6 +126,10 @@ class SelaConfig:
             choices = field.metadata["choices"]
             if choices and getattr(self, field.name) not in choices:
                 raise ConfigError(f"--{field.name} must be one of {', '.join(choices)}. Received: {getattr(self, field.name)!r}")
+        try:
+            check_marginals(self.marginals, self.num_clusters)
+        except ValueError as error:
+            raise ConfigError(f"--marginals={self.marginals}: {error}") from error
         if not all(0 < share <= 1 for share in self.lr_drops) or list(self.lr_drops) != sorted(self.lr_drops):
             raise ConfigError(f"--lr_drops must be increasing shares of the epochs. Received: {self.lr_drops}")
 
@@ -134,4 +147,5 @@ class SelaConfig:
             dataset=resolve(self.dataset),
             eval_dataset=resolve(self.eval_dataset),
             data_dir=self.data_dir and os.path.abspath(os.path.expanduser(self.data_dir)),
+            known_labels=self.known_labels and os.path.abspath(os.path.expanduser(self.known_labels)),
         )

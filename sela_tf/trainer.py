@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from sela_tf import checkpoint, flags
 from sela_tf.config import ConfigError, SelaConfig
+from sela_tf.data.known_labels import read_known_labels
 from sela_tf.data.pipeline import inference_batches, training_batches
 from sela_tf.evaluation.monitors import KNNMonitor
 from sela_tf.evaluation.summary import evaluate_chance, evaluate_labels, evaluate_network
@@ -25,6 +26,7 @@ from sela_tf.self_labelling.callback import SelfLabelling
 from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.schedule import relabel_steps
+from sela_tf.transport.assignment import assign_labels
 from sela_tf.transport.sinkhorn import sinkhorn
 from sela_tf.workdir import FLAGS, RESULTS, WEIGHTS, Workdir, read_results
 
@@ -72,7 +74,12 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
             config.num_relabellings, epochs=config.epochs, steps_per_epoch=steps_per_epoch, spacing=config.relabel_spacing
         ),
         assign=functools.partial(
-            sinkhorn, lam=config.lam, tolerance=config.transport_tolerance, max_iterations=config.transport_max_iterations
+            assign_labels if config.exact_balance else sinkhorn,
+            lam=config.lam,
+            tolerance=config.transport_tolerance,
+            max_iterations=config.transport_max_iterations,
+            marginals=config.marginals,
+            known=read_known_labels(config.known_labels, data.train, config.num_clusters) if config.known_labels else None,
         ),
         batch_statistics=config.label_view == "training",
         log=functools.partial(_log_relabelling, directory),

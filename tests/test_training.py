@@ -21,6 +21,8 @@ from tensorflow.compat.v1.train import summary_iterator
 
 import sela_tf
 from sela_tf.config import ConfigError
+from sela_tf.data.sources import hold_out, load_source
+from sela_tf.transport.marginals import check_marginals
 
 SMALL = (
     "--dataset=digits", "--eval_fraction=0.25", "--backbone=resnet8", "--width=8", "--num_heads=2", "--num_clusters=16", "--batch_size=64",
@@ -81,8 +83,7 @@ class TestFinishedRun:
             # three relabellings and the last one; the first does not count as a change
             assert labels["num_changes"].max() <= 3
             sizes = np.stack([np.bincount(head, minlength=16) for head in labels["labels"]])
-        assert sizes.min() > 1344 / 16 * 0.8
-        assert sizes.max() < 1344 / 16 * 1.2
+        assert sizes.min() == sizes.max() == 1344 / 16
 
     def test_results(self, finished):
         workdir, _ = finished
@@ -105,7 +106,9 @@ class TestFinishedRun:
         for row in relabel:
             assert row["converged"]
             assert row["marginal_error"] <= 1e-3
-            assert 0 < row["smallest_cluster"] <= 1344 / 16 <= row["largest_cluster"]
+            assert row["smallest_cluster"] == row["largest_cluster"] == 1344 / 16
+            assert row["objective_after"] <= row["objective_before"] + 1e-5
+            assert 0 <= row["rounding_gap"] < 1e-3
             assert 0 <= row["nmi_with_previous"] <= 1
             assert row["information_share"] == pytest.approx(row["information"] / np.log(16))
         assert [row["step"] for row in metrics if row["kind"] == "train"] == list(range(1, 43))
@@ -122,14 +125,12 @@ class TestFinishedRun:
         embedding = keras.Model(model.input, model.get_layer("embedding").output)
         images = np.rint(digits.images * (255 / 16))[..., np.newaxis].astype(np.float32)
         assert embedding.predict(images, verbose=0).shape == (1797, 32)
-        # the labels of the run follow from its network and its potentials
+        # the labels of the run follow from its network and its potentials, but for the few that were moved to balance them
         with np.load(workdir / "labels.npz") as labels:
-            from sela_tf.data.sources import hold_out, load_source
-
             train, _ = hold_out(load_source("digits").train, 0.25)
             logits = model.predict(train.images.astype(np.float32), verbose=0)
             again = (25.0 * logits + labels["potentials"]).argmax(axis=2).T
-            assert (again == labels["labels"]).mean() > 0.999
+            assert (again == labels["labels"]).mean() > 0.95
 
     def test_flags_rerun_the_same_thing(self, finished, tmp_path):
         """The same command twice on one device: the same bits."""
@@ -156,6 +157,38 @@ class TestFinishedRun:
         (tmp_path / "flags.cfg").write_bytes((finished[0] / "flags.cfg").read_bytes())
         with pytest.raises(ConfigError, match="not finished"):
             sela_tf.load_run(tmp_path)
+
+
+def test_known_labels_and_a_prior_through_the_door(tmp_path):
+    """A few clusters given by their class; sizes by a prior; plain labels without the exact balance."""
+    digits, _ = hold_out(load_source("digits").train, 0.25)
+    known = np.sort(np.random.default_rng(0).permutation(len(digits))[:40])
+    lines = [f"{index},{digits.classes[index]}" for index in known]
+    (tmp_path / "known.csv").write_text("\n".join(["index,cluster", *lines]))
+    (tmp_path / "wrong.csv").write_text("index,cluster\n5000,0\n")
+    command = [*SMALL, "--num_clusters=10", "--epochs=1", "--num_relabellings=1"]
+    with_known, with_prior, wrong, misspelt = run_doors(
+        [
+            [*command, f"--workdir={tmp_path / 'known'}", f"--known_labels={tmp_path / 'known.csv'}"],
+            [*command, f"--workdir={tmp_path / 'prior'}", "--marginals=zipf:0.3", "--noexact_balance"],
+            [*command, f"--workdir={tmp_path / 'wrong'}", f"--known_labels={tmp_path / 'wrong.csv'}"],
+            [*command, f"--workdir={tmp_path / 'misspelt'}", "--marginals=zip"],
+        ]
+    )
+    assert with_known.returncode == with_prior.returncode == 0, with_known.stderr + with_prior.stderr
+    assert wrong.returncode == misspelt.returncode == 2
+    assert "line 2 of --known_labels=" in wrong.stderr
+    assert "'5000' of the 1344 training images" in wrong.stderr
+    assert "--marginals=zip: " in misspelt.stderr
+    with np.load(tmp_path / "known" / "labels.npz") as labels:
+        for head in labels["labels"]:
+            np.testing.assert_array_equal(head[known], digits.classes[known])
+            assert set(np.bincount(head)) == {134, 135}
+    with np.load(tmp_path / "prior" / "labels.npz") as labels:
+        for head in labels["labels"]:
+            sizes = np.sort(np.bincount(head, minlength=10))[::-1]
+            assert sizes[0] > 1.5 * sizes[-1]
+            assert np.corrcoef(sizes, check_marginals("zipf:0.3", 10))[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -264,7 +297,7 @@ def test_other_ways_to_train(tmp_path):
         ["--mixed_precision=bfloat16"],
         ["--mixed_precision=float16"],
         ["--xla"],
-        ["--label_view=training", "--lr_schedule=cosine"],
+        ["--label_view=training", "--lr_schedule=cosine", "--noexact_balance"],
     ]
     common = [*SMALL, "--epochs=1", "--num_relabellings=1", "--hidden_units=16"]
     for way, process in zip(ways, run_doors([[*common, *way, f"--workdir={tmp_path / way[0]}"] for way in ways]), strict=True):

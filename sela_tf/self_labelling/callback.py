@@ -16,7 +16,7 @@ from sela_tf.models.heads import find_multi_head
 from sela_tf.self_labelling.label_pass import Assign, HeadLabels, cut_at_heads, relabel
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.loss import SelfLabelLoss
-from sela_tf.transport.sinkhorn import sinkhorn
+from sela_tf.transport.assignment import assign_labels
 
 
 class SelfLabelling(keras.callbacks.Callback):
@@ -31,12 +31,13 @@ class SelfLabelling(keras.callbacks.Callback):
             returns such a data set, for views that differ from one relabelling to the next.
         relabel_steps: optimizer steps before which labels are recomputed; see `sela_tf.relabel_steps`.
         lam: of the default transport.
-        assign: assigns labels to log-probabilities [N, K]; by default `sela_tf.sinkhorn` with `lam`.
+        assign: assigns labels to log-probabilities [N, K]; by default `sela_tf.assign_labels` with `lam`, whose
+            clusters are exactly equal in size.
         batch_statistics: run the pass in training mode (batch statistics, dropout), as the reference does. Otherwise the network is
             in inference mode, but for a relabelling before the first step, when the moving statistics are still empty.
         log: called with (step, outcome of each head) after the labels were written.
 
-    A head whose transport did not converge keeps its labels, and a line says so.
+    A head whose transport did not converge keeps its labels, unless they are balanced exactly all the same; a line says so.
 
     Raises:
         ValueError: when training starts and the model is not functional, has no or several MultiHead layers, or heads or clusters
@@ -61,7 +62,7 @@ class SelfLabelling(keras.callbacks.Callback):
         self.relabel_steps = sorted(set(relabel_steps))
         if self.relabel_steps and self.relabel_steps[0] < 0:
             raise ValueError(f"`relabel_steps` must not be negative. Received: {self.relabel_steps[0]}")
-        self.assign: Assign = assign or functools.partial(sinkhorn, lam=lam)
+        self.assign: Assign = assign or functools.partial(assign_labels, lam=lam)
         self.batch_statistics = batch_statistics
         self.log = log
         self._pending: list[int] = []
@@ -125,7 +126,7 @@ class SelfLabelling(keras.callbacks.Callback):
             extractor=self._extractor,
         )
         for head in outcome:
-            if head.assignment.converged:
+            if head.usable:
                 self.labels.assign(head.head, head.assignment.labels, head.assignment.potentials)
             # above a progress bar, if there is one
             tqdm.write(describe(step, head))
@@ -150,4 +151,5 @@ def describe(step: int, head: HeadLabels) -> str:
     )
     if metrics["converged"]:
         return line
-    return line + f"; NOT CONVERGED (marginal error {metrics['marginal_error']}): the labels of before are kept"
+    outcome = "the labels are balanced exactly all the same" if head.usable else "the labels of before are kept"
+    return line + f"; NOT CONVERGED (marginal error {metrics['marginal_error']}): {outcome}"

@@ -19,7 +19,7 @@ _BLOCK_ROWS = 8192
 
 
 class Assignment(Protocol):
-    """What assigns labels returns at least this; `sela_tf.SinkhornResult` does."""
+    """What assigns labels returns at least this; `sela_tf.SinkhornResult` and `sela_tf.BalancedAssignment` do."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -31,7 +31,7 @@ class Assignment(Protocol):
 
     @property
     def converged(self) -> bool:
-        """False keeps the labels of before."""
+        """False keeps the labels of before, unless there is an `exactly_balanced` that is True."""
 
 
 Assign = Callable[..., Assignment]
@@ -46,6 +46,11 @@ class HeadLabels(NamedTuple):
     metrics: dict[str, float | int | bool | None]
     """Repeatable numbers: see `relabel`."""
     seconds: float
+
+    @property
+    def usable(self) -> bool:
+        """Whether these labels are to be trained on."""
+        return self.assignment.converged or getattr(self.assignment, "exactly_balanced", False)
 
 
 def cut_at_heads(model: keras.Model) -> keras.Model:
@@ -103,7 +108,8 @@ def relabel(
     The metrics of each head: `changed` (share of labels), `objective_before` and `objective_after` (mean -log p of the old and
     the new labels under the present network: E(p, q) of the paper's eq. 3), `smallest_cluster`, `largest_cluster`,
     `nmi_with_previous`, `information` (I(y; i) = H(y) in nats), `information_share` (of ln K: 1 when equipartitioned, falling to
-    0 in a collapse), and of the transport `converged`, `num_iterations`, `marginal_error` (null where it has none).
+    0 in a collapse), and of the transport `converged`, `num_iterations`, `marginal_error` (null where it has none), `rounding_gap` (null
+    where labels are not balanced exactly).
     """
     outcome = []
     previous = labels.labels
@@ -122,6 +128,7 @@ def relabel(
             "converged": bool(assignment.converged),
             "num_iterations": getattr(assignment, "num_iterations", None),
             "marginal_error": getattr(assignment, "marginal_error", None),
+            "rounding_gap": getattr(assignment, "rounding_gap", None),
             "changed": float((new != previous[head]).mean()),
             "objective_before": _objective(log_probs, previous[head]),
             "objective_after": _objective(log_probs, new),

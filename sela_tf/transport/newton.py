@@ -26,7 +26,10 @@ _SHORTEST_REACH = 40.0
 # Entries that were left out weigh less than exp(-_MARGIN) of their row wherever the potentials go.
 _MARGIN = 12.0
 _ROWS_TO_LOOK_AT = 512
-_BLOCK_ENTRIES = 2**17
+# Scores that stay in the second-level cache while they are looked at.
+_BLOCK_ENTRIES = 2**16
+# Weights that a Hessian can do without.
+_NEGLIGIBLE = 1e-6
 _MAX_STEPS = 30
 _RIDGE = 0.1
 _SUFFICIENT = 1e-4
@@ -73,27 +76,40 @@ def _reach(rows: Rows, potentials: np.ndarray, log_rows: np.ndarray) -> float | 
 
 
 def _collect(rows: Rows, potentials: np.ndarray, log_rows: np.ndarray, reach: float) -> Candidates:
-    """One pass in NumPy, a block of the second-level cache at a time."""
+    """One pass in NumPy."""
 
-    def one(block: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        scores = rows.scores(block)
-        v = potentials.astype(scores.dtype)
-        entries = np.flatnonzero(scores + v > (log_rows[block, np.newaxis] - scores.dtype.type(reach)))  # -inf never is
+    def one(part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        scores = rows.scores(part)
+        entries = _above(scores, potentials.astype(scores.dtype), (log_rows[part] - reach).astype(scores.dtype))
         row, column = np.divmod(entries, rows.num_clusters)
-        count = np.bincount(row, minlength=len(scores))
         if rows.counted is not None:
-            count[~rows.counted[block]] = 0
-            kept = rows.counted[block][row]
-            row, column, entries = row[kept], column[kept], entries[kept]
+            counted = rows.counted[part][row]
+            row, column, entries = row[counted], column[counted], entries[counted]
+        count = np.bincount(row, minlength=len(scores))
         wavers = (count > 1)[row]
         certain = np.bincount(column[~wavers], minlength=rows.num_clusters)
         return count[count > 1], column[wavers], scores.ravel()[entries[wavers]].astype(np.float64), certain
 
-    counts, columns, scores, certain = zip(*rows.map_blocks(one, _BLOCK_ENTRIES), strict=True)
+    counts, columns, scores, certain = zip(*rows.map_slices(one), strict=True)
     indptr = np.concatenate(([0], np.cumsum(np.concatenate(counts))))
     return Candidates(
         indptr, np.concatenate(columns), np.concatenate(scores), np.sum(certain, axis=0).astype(np.float64), rows.num_counted
     )
+
+
+def _above(scores: np.ndarray, potentials: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Flat places of the entries with score + potential > least of its row, block by block in two buffers that stay in the cache."""
+    num_rows, num_clusters = scores.shape
+    block_rows = max(1, _BLOCK_ENTRIES // num_clusters)
+    shifted, found = np.empty((block_rows, num_clusters), scores.dtype), np.empty((block_rows, num_clusters), bool)
+    places = []
+    for start in range(0, num_rows, block_rows):
+        block = scores[start : start + block_rows]
+        count = len(block)
+        np.add(block, potentials, out=shifted[:count])
+        np.greater(shifted[:count], least[start : start + count, np.newaxis], out=found[:count])
+        places.append(np.flatnonzero(found[:count]) + start * num_clusters)
+    return np.concatenate(places)
 
 
 def _solve(lists: Candidates, start: np.ndarray, target: np.ndarray, room: float, tolerance: float) -> np.ndarray:
@@ -120,7 +136,9 @@ def _solve(lists: Candidates, start: np.ndarray, target: np.ndarray, room: float
         error = np.abs(gradient).sum()
         if error <= tolerance:
             break
-        plan = csr_matrix((q, columns, indptr), shape=(len(indptr) - 1, num_clusters))
+        # a row that is all but certain joins no clusters
+        joins = np.flatnonzero((q > _NEGLIGIBLE) & (q < 1 - _NEGLIGIBLE))
+        plan = csr_matrix((q[joins], (row[joins], columns[joins])), shape=(len(indptr) - 1, num_clusters))
         weights = (plan.T @ plan) / n
         weights.setdiag(0)
         degree = np.asarray(weights.sum(axis=1)).ravel() + (1e-5 + _RIDGE * error) * target

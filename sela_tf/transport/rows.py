@@ -28,6 +28,8 @@ import tensorflow as tf
 
 # Entries of a chunk: calling a compiled function costs 0.1 ms, reading this many takes twenty times as long.
 _CHUNK_ENTRIES = 2**22
+# Entries that NumPy is given at once.
+_SLICE_ENTRIES = 2**20
 # Below this many entries a second thread costs more than it saves.
 _ENTRIES_TO_SHARE = 2**20
 # Rows of a block that stays in the cache while it is used, in an exact pass and in one over stored rows (32 take three times as
@@ -291,10 +293,10 @@ class Rows:
     def scores(self, rows: slice | np.ndarray) -> np.ndarray:
         """Scores [n, K] of some rows, in NumPy."""
         dtype = self.dtype.as_numpy_dtype
-        some = np.asarray(self._table[rows] if isinstance(rows, slice) else _take(self._table, rows))
+        some = _as_array(self._table[rows] if isinstance(rows, slice) else _take(self._table, rows))
         if self.is_linear:
-            some = np.asarray(_float32(some) @ self._parameters[0] + self._parameters[1])
-        return np.multiply(some.astype(dtype, copy=False), dtype(self.lam))
+            some = _as_array(_float32(some) @ self._parameters[0] + self._parameters[1])
+        return np.multiply(some, dtype(self.lam), dtype=dtype)
 
     def sample(self, share: int) -> Rows:
         """Every `share`-th of the rows, copied."""
@@ -318,11 +320,11 @@ class Rows:
             _measure(chunk.rows, chunk.weights, chunk.num_rows, tf.constant(self.lam), zeros, self._block_rows)[0].numpy()
         return (time.perf_counter() - start) * len(self._starts) / min(self.num_threads, len(self._starts))
 
-    def map_blocks(self, function: Callable[[slice], _Result], entries: int) -> list[_Result]:
-        """`function` of consecutive slices of about `entries` scores, in order, shared between threads."""
-        rows = max(1, entries // self.num_clusters)
-        blocks = [slice(start, min(start + rows, self.num_rows)) for start in range(0, self.num_rows, rows)]
-        return _share(function, blocks, self.num_threads)
+    def map_slices(self, function: Callable[[slice], _Result]) -> list[_Result]:
+        """`function` of consecutive slices of the rows, in order, shared between threads."""
+        rows = max(1, _SLICE_ENTRIES // self.num_clusters)
+        slices = [slice(start, min(start + rows, self.num_rows)) for start in range(0, self.num_rows, rows)]
+        return _share(function, slices, self.num_threads)
 
     def _map(self, function: Callable[[_Chunk], _Result]) -> list[_Result]:
         return _share(lambda start: function(self._chunk(start)), self._starts, self.num_threads)
@@ -397,6 +399,13 @@ class Kernel:
 
 def _float32(values: Any) -> tf.Tensor:
     return tf.cast(tf.convert_to_tensor(values), tf.float32)
+
+
+def _as_array(values: Any) -> np.ndarray:
+    """As NumPy sees it, where possible without a copy."""
+    if tf.is_tensor(values) and values.dtype != tf.bfloat16 and "CPU" in values.device:
+        return np.asarray(memoryview(values))
+    return np.asarray(values)
 
 
 def _take(table: Any, rows: np.ndarray) -> Any:

@@ -1,0 +1,80 @@
+"""What a training run calls: the transport, then the rounding to clusters of exactly the right sizes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from sela_tf.transport.marginals import Marginals, cluster_sizes
+from sela_tf.transport.rounding import balanced_labels
+from sela_tf.transport.sinkhorn import sinkhorn
+
+
+class BalancedAssignment(NamedTuple):
+    """Labels of clusters of exactly the sizes asked for, and how they came about."""
+
+    labels: np.ndarray
+    """int64 [N]."""
+    potentials: np.ndarray
+    """float32 [K], of the transport."""
+    sizes: np.ndarray
+    """int64 [K]."""
+    rounding_gap: float
+    """What `labels` may lose at most against the best ones of these sizes, in mean log p an image."""
+    marginal_error: float
+    num_iterations: int
+    converged: bool
+    """Of the transport. The labels are the best of their sizes even if it is False: they do not rest on the potentials."""
+
+    @property
+    def exactly_balanced(self) -> bool:
+        """True: for those who would not use labels of a transport that did not converge."""
+        return True
+
+
+def assign_labels(
+    log_probs: np.ndarray | tf.Tensor,
+    *,
+    lam: float = 25.0,
+    tolerance: float = 1e-3,
+    max_iterations: int = 10_000,
+    initial_potentials: np.ndarray | None = None,
+    marginals: Marginals = "uniform",
+    known: np.ndarray | None = None,
+) -> BalancedAssignment:
+    """`sinkhorn`, then `balanced_labels` from its potentials; the arguments are theirs.
+
+    Uniform marginals give sizes floor(N/K) and ceil(N/K), also over which clusters get the larger one; others are rounded to whole
+    images by largest remainder.
+
+    Raises:
+        ValueError: as these two.
+    """
+    solved = sinkhorn(
+        log_probs,
+        lam=lam,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        initial_potentials=initial_potentials,
+        marginals=marginals,
+        known=known,
+    )
+    sizes = None if isinstance(marginals, str) and marginals == "uniform" else cluster_sizes(solved.marginals, len(solved.labels))
+    if sizes is not None and known is not None:
+        # a share that the known labels fill to the last image may have been rounded down
+        sizes = np.maximum(sizes, np.bincount(known[known >= 0], minlength=len(sizes)))
+        while sizes.sum() > len(solved.labels):
+            spare = sizes - np.bincount(known[known >= 0], minlength=len(sizes))
+            sizes[np.argmax(spare)] -= 1
+    rounded = balanced_labels(log_probs, solved.potentials, lam=lam, sizes=sizes, held=known)
+    return BalancedAssignment(
+        labels=rounded.labels,
+        potentials=solved.potentials,
+        sizes=rounded.sizes,
+        rounding_gap=rounded.gap,
+        marginal_error=solved.marginal_error,
+        num_iterations=solved.num_iterations,
+        converged=solved.converged,
+    )

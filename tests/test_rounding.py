@@ -1,0 +1,318 @@
+"""Exactly balanced labels against scipy's assignment, and against their own bound where that would take too long."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from sela_tf.transport import rounding as module
+from sela_tf.transport.rounding import balanced_labels
+from sela_tf.transport.sinkhorn import sinkhorn
+
+
+def _optimum(log_probs: np.ndarray, sizes: np.ndarray | None = None, held: np.ndarray | None = None) -> float | None:
+    """The largest sum of log p, by assignment to repeated columns; None if there is none above -inf."""
+    num_rows, num_clusters = log_probs.shape
+    scores = log_probs.astype(np.float64)
+    if held is not None:
+        scores[(held >= 0)[:, np.newaxis] & (held[:, np.newaxis] != np.arange(num_clusters))] = -np.inf
+    if sizes is not None:
+        places = scores[:, np.repeat(np.arange(num_clusters), sizes)]
+    else:  # floor(N/K) places, and one that is left to a dummy row in all but N mod K clusters
+        floor, extras = divmod(num_rows, num_clusters)
+        places = np.concatenate([np.repeat(scores, floor, axis=1), scores], axis=1)
+        dummies = np.full((num_clusters - extras, places.shape[1]), -np.inf)
+        dummies[:, num_clusters * floor :] = 0.0
+        places = np.concatenate([places, dummies])
+    try:
+        rows, columns = linear_sum_assignment(places, maximize=True)
+    except ValueError:
+        return None
+    return float(places[rows, columns].sum())
+
+
+def _objective(log_probs: np.ndarray, labels: np.ndarray) -> float:
+    return float(log_probs[np.arange(len(labels)), labels].astype(np.float64).sum())
+
+
+def _check_feasible(result, num_rows: int, num_clusters: int, sizes: np.ndarray | None = None) -> None:
+    assert result.labels.dtype == np.int64
+    assert result.labels.shape == (num_rows,)
+    np.testing.assert_array_equal(result.sizes, np.bincount(result.labels, minlength=num_clusters))
+    if sizes is None:
+        assert set(result.sizes) <= {num_rows // num_clusters, -(-num_rows // num_clusters)}
+    else:
+        np.testing.assert_array_equal(result.sizes, sizes)
+
+
+def _check_optimal(log_probs: np.ndarray, potentials: np.ndarray, lam: float, sizes=None, held=None) -> None:
+    """Feasible and optimal, or refused because nothing is feasible."""
+    best = _optimum(log_probs, sizes, held)
+    if best is None:
+        with pytest.raises(ValueError, match="cannot be placed"):
+            balanced_labels(log_probs, potentials, lam=lam, sizes=sizes, held=held)
+        return
+    result = balanced_labels(log_probs, potentials, lam=lam, sizes=sizes, held=held)
+    _check_feasible(result, *log_probs.shape, sizes)
+    if held is not None:
+        np.testing.assert_array_equal(result.labels[held >= 0], held[held >= 0])
+    scale = max(1.0, abs(best))
+    loss = best - _objective(log_probs, result.labels)
+    assert loss <= 1e-9 * scale
+    assert result.gap >= -1e-9
+    assert loss - 1e-9 * scale <= result.gap * len(log_probs) <= 1e-8 * scale
+
+
+_KINDS = {
+    "smooth": lambda rng, n, k: oracle.log_probs(rng, n, k),
+    "float64": lambda rng, n, k: rng.normal(size=(n, k)),
+    "all equal": lambda rng, n, k: np.zeros((n, k), np.float32),
+    "one row": lambda rng, n, k: np.repeat(oracle.log_probs(rng, 1, k), n, axis=0),
+    "duplicated rows": lambda rng, n, k: np.repeat(oracle.log_probs(rng, -(-n // 5), k), 5, axis=0)[:n],
+    "duplicated columns": lambda rng, n, k: np.repeat(oracle.log_probs(rng, n, -(-k // 3)), 3, axis=1)[:, :k],
+    "quantised": lambda rng, n, k: np.round(4 * oracle.log_probs(rng, n, k)) / 4,
+    "binary": lambda rng, n, k: -rng.integers(0, 2, (n, k)).astype(np.float32),
+    "one-hot": lambda rng, n, k: np.where(rng.integers(0, -(-k // 4), (n, 1)) == np.arange(k), 0.0, -69.0).astype(np.float32),
+    "starved": lambda rng, n, k: oracle.log_probs(rng, n, k) - np.float32(200.0) * (np.arange(k) < k // 2),
+    "tiny differences": lambda rng, n, k: 1e3 * rng.normal(size=(n, 1)) + 1e-5 * rng.normal(size=(n, k)),
+    "masked": lambda rng, n, k: np.where(rng.random((n, k)) < 0.3, np.float32(-1e30), oracle.log_probs(rng, n, k)),
+    "forbidden": lambda rng, n, k: np.where(rng.random((n, k)) < 0.3, np.float32(-np.inf), oracle.log_probs(rng, n, k)),
+}
+
+
+@st.composite
+def _problems(draw):
+    """(log_probs, potentials, lam, sizes, held), from easy to infeasible."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    num_rows, num_clusters = draw(st.integers(1, 80)), draw(st.integers(1, 12))
+    log_probs = _KINDS[draw(st.sampled_from(sorted(_KINDS)))](rng, num_rows, num_clusters)
+    potentials = draw(st.sampled_from([0.0, 1e-3, 1.0, 1e3, 1e12])) * rng.normal(size=num_clusters)
+    sizes = held = None
+    if draw(st.booleans()):
+        sizes = rng.multinomial(num_rows, rng.dirichlet(np.full(num_clusters, draw(st.sampled_from([0.3, 3.0])))))
+    if draw(st.booleans()):
+        places = np.repeat(np.arange(num_clusters), num_rows // num_clusters if sizes is None else sizes)
+        held, count = np.full(num_rows, -1), rng.integers(0, len(places) + 1)
+        held[rng.choice(num_rows, count, replace=False)] = rng.choice(places, count, replace=False)
+        held[~np.isfinite(log_probs[np.arange(num_rows), held])] = -1
+    return log_probs, potentials, draw(st.sampled_from([0.01, 1.0, 25.0, 1e3])), sizes, held
+
+
+@settings(max_examples=250, deadline=None)
+@given(_problems())
+def test_feasible_and_optimal(problem):
+    _check_optimal(*problem)
+
+
+@settings(max_examples=120, deadline=None)
+@given(_problems())
+def test_optimal_when_choices_are_left_out_and_blocks_and_samples_are_small(problem):
+    """What only large problems need, on problems that scipy can check."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"_MANY_CHOICES": 0, "_MAX_CHOICES": 2.0, "_BLOCK_SIZE": 40, "_FEW_ROWS": 2}.items():
+            patch.setattr(module, name, value)
+        _check_optimal(*problem)
+
+
+def _check_no_cycle_gains(log_probs: np.ndarray, labels: np.ndarray) -> None:
+    """Labels are optimal if and only if no cycle of moves gains: K + 1 nodes, quick where an assignment is not.
+
+    The last node stands for the places that are left at ceil(N/K): a cluster that gives up its extra row leaves one there.
+    """
+    num_rows, num_clusters = log_probs.shape
+    scores = log_probs.astype(np.float64)
+    costs = np.full((num_clusters + 1, num_clusters + 1), np.inf)
+    for cluster in range(num_clusters):
+        members = scores[labels == cluster]
+        costs[cluster, :-1] = (members[:, [cluster]] - members).min(axis=0)
+    sizes = np.bincount(labels, minlength=num_clusters)
+    costs[:-1, -1] = np.where(sizes == num_rows // num_clusters, 0.0, np.inf)  # may end up with one row more
+    costs[-1, :-1] = np.where(sizes > num_rows // num_clusters, 0.0, np.inf)  # with one fewer
+    for middle in range(num_clusters + 1):
+        costs = np.minimum(costs, costs[:, [middle]] + costs[middle])
+    assert np.diagonal(costs).min() >= -1e-9
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_clusters", "lam"),
+    [(1000, 30, 25.0), (1203, 20, 10.0), pytest.param(4000, 40, 25.0, marks=pytest.mark.slow)],
+)
+def test_optimal_after_sinkhorn(rng, num_rows, num_clusters, lam):
+    log_probs = oracle.log_probs(rng, num_rows, num_clusters)
+    result = balanced_labels(log_probs, sinkhorn(log_probs, lam=lam).potentials, lam=lam)
+    assert _objective(log_probs, result.labels) == pytest.approx(_optimum(log_probs), rel=1e-9)
+    _check_no_cycle_gains(log_probs, result.labels)
+
+
+@pytest.mark.parametrize(("num_rows", "num_clusters"), [(4000, 40), (4011, 40), (10_007, 100)])
+def test_optimal_whatever_the_potentials(rng, num_rows, num_clusters):
+    log_probs = oracle.log_probs(rng, num_rows, num_clusters)
+    transport = sinkhorn(log_probs, lam=25.0)
+    result = balanced_labels(log_probs, transport.potentials, lam=25.0)
+    _check_feasible(result, num_rows, num_clusters)
+    _check_no_cycle_gains(log_probs, result.labels)
+    assert 0.0 <= result.gap < 1e-9
+    assert (result.labels != transport.labels).mean() < 0.1
+    for potentials in (np.zeros(num_clusters), 25.0 * rng.normal(size=num_clusters)):
+        again = balanced_labels(log_probs, potentials, lam=25.0)
+        assert _objective(log_probs, again.labels) == pytest.approx(_objective(log_probs, result.labels), rel=1e-9)
+
+
+def test_nearly_optimal_beyond_the_exact_size(rng, monkeypatch):
+    monkeypatch.setattr(module, "_EXACT_SIZE", 0)
+    for num_rows, num_clusters, lam in ((1000, 30, 25.0), (1203, 20, 10.0)):
+        log_probs = oracle.log_probs(rng, num_rows, num_clusters)
+        best = _optimum(log_probs)
+        for potentials in (sinkhorn(log_probs, lam=lam).potentials, np.zeros(num_clusters)):
+            result = balanced_labels(log_probs, potentials, lam=lam)
+            _check_feasible(result, num_rows, num_clusters)
+            loss = best - _objective(log_probs, result.labels)
+            assert -1e-9 <= loss <= num_rows * result.gap
+            assert loss <= 1e-4 * abs(best)
+
+
+@pytest.mark.parametrize("kind", sorted(set(_KINDS) - {"float64", "tiny differences", "masked", "forbidden"}))
+def test_large_and_tied(rng, kind):
+    """Beyond what scipy can do the bound is the oracle: it was shown above to be one."""
+    log_probs = _KINDS[kind](rng, 30_001, 64)
+    for potentials in (sinkhorn(log_probs, max_iterations=200).potentials, np.zeros(64)):
+        result = balanced_labels(log_probs, potentials, lam=25.0)
+        _check_feasible(result, 30_001, 64)
+        assert -1e-9 <= result.gap <= 1e-4 * max(1.0, abs(_objective(log_probs, result.labels) / 30_001))
+
+
+@pytest.mark.parametrize("potentials", ["none", "random", "of a solve that failed"])
+def test_bad_potentials(rng, potentials):
+    log_probs = oracle.log_probs(rng, 20_000, 100)
+    log_probs[:, :30] -= 10.0
+    vector = {
+        "none": np.zeros(100),
+        "random": 100 * rng.normal(size=100),
+        "of a solve that failed": sinkhorn(log_probs, max_iterations=1).potentials,
+    }[potentials]
+    result = balanced_labels(log_probs, vector, lam=25.0)
+    _check_feasible(result, 20_000, 100)
+    assert 0.0 <= result.gap < 1e-3
+
+
+def test_memory_stays_below_the_matrix(rng):
+    log_probs = oracle.log_probs(rng, 30_001, 64)
+    potentials = sinkhorn(log_probs).potentials
+    tracemalloc.start()
+    balanced_labels(log_probs, potentials, lam=25.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < log_probs.nbytes
+
+
+def test_a_number_added_to_a_row_changes_nothing(rng):
+    log_probs = oracle.log_probs(rng, 600, 12)
+    expected = balanced_labels(log_probs, np.zeros(12), lam=25.0)
+    shifted = log_probs.astype(np.float64) + 1024.0 * rng.integers(-1000, 1000, (600, 1))
+    result = balanced_labels(shifted, np.zeros(12), lam=25.0)
+    np.testing.assert_array_equal(result.labels, expected.labels)
+    in_float32 = shifted.astype(np.float32)
+    result = balanced_labels(in_float32, np.zeros(12), lam=25.0)
+    assert _objective(in_float32, result.labels) == pytest.approx(_optimum(in_float32), abs=1e-3)
+
+
+def test_clusters_and_rows_may_be_permuted(rng):
+    log_probs = oracle.log_probs(rng, 500, 8)
+    potentials, order, rows = 25.0 * rng.normal(size=8), rng.permutation(8), rng.permutation(500)
+    expected = balanced_labels(log_probs, potentials, lam=25.0)
+    result = balanced_labels(log_probs[rows][:, order], potentials[order], lam=25.0)
+    np.testing.assert_array_equal(order[result.labels], expected.labels[rows])
+
+
+def test_takes_tensors_other_precisions_and_strides_and_changes_nothing(rng):
+    log_probs, potentials = oracle.log_probs(rng, 300, 7), rng.normal(size=7)
+    expected = balanced_labels(log_probs, potentials, lam=25.0).labels
+    for given_as in (
+        tf.constant(log_probs),
+        log_probs.astype(np.float64),
+        np.asfortranarray(log_probs),
+        np.repeat(log_probs, 2, 0)[::2],
+    ):
+        np.testing.assert_array_equal(balanced_labels(given_as, tf.constant(potentials), lam=25.0).labels, expected)
+    for dtype in (tf.bfloat16, tf.float16):
+        rounded = tf.cast(log_probs, dtype)
+        _check_optimal(np.asarray(rounded), potentials, 25.0)
+    sizes, held = np.array([300, 0, 0, 0, 0, 0, 0]), np.zeros(300, np.int32)
+    before = [log_probs.copy(), potentials.copy(), sizes.copy(), held.copy()]
+    balanced_labels(log_probs, potentials, lam=25.0, sizes=sizes, held=held)
+    for now, then in zip((log_probs, potentials, sizes, held), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_few_rows_and_one_cluster():
+    assert balanced_labels(np.zeros((5, 1), np.float32), np.zeros(1), lam=1.0).labels.tolist() == [0] * 5
+    result = balanced_labels(-np.eye(2, 7, dtype=np.float32), np.zeros(7), lam=1.0)
+    assert sorted(result.sizes) == [0] * 5 + [1] * 2
+    assert result.labels[0] != 0
+    assert result.labels[1] != 1
+
+
+def test_held_rows_count(rng):
+    log_probs = oracle.log_probs(rng, 90, 4)
+    held = np.full(90, -1)
+    held[:23] = 3  # a cluster that is thereby full, at ceil(90 / 4)
+    result = balanced_labels(log_probs, np.zeros(4), lam=25.0, held=held)
+    assert result.sizes[3] == 23
+    assert (result.labels[:23] == 3).all()
+    assert (result.labels[23:] != 3).all()
+    everything = balanced_labels(log_probs, np.zeros(4), lam=25.0, held=result.labels)
+    np.testing.assert_array_equal(everything.labels, result.labels)
+
+
+def _with(value: float, where: tuple) -> np.ndarray:
+    log_probs = np.zeros((6, 3), np.float32)
+    log_probs[where] = value
+    return log_probs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"log_probs": _with(np.nan, (4, 1))}, "nan at row 4, column 1"),
+        ({"log_probs": _with(np.inf, (2, 0))}, "inf at row 2, column 0"),
+        ({"log_probs": _with(-np.inf, (3, slice(None)))}, "1 of 6 rows cannot be placed"),
+        ({"log_probs": _with(-np.inf, (slice(None), 2))}, "2 of 6 rows cannot be placed"),
+        ({"log_probs": _with(-np.inf, (slice(0, 5), slice(1, 3)))}, "3 of 6 rows cannot be placed"),
+        ({"log_probs": np.full((6, 3), 1.7e308), "potentials": [1e308, -1e308, -1e308], "lam": 1.0}, "overflow"),
+        ({"potentials": [1.0, 0.0, 0.0], "lam": 1e-320}, "`potentials`.*1e-320"),
+        ({"log_probs": np.zeros((0, 3), np.float32)}, r"shape \(0, 3\)"),
+        ({"log_probs": np.zeros(3, np.float32)}, r"shape \(3,\)"),
+        ({"log_probs": np.zeros((6, 3), np.int64)}, "dtype=int64"),
+        ({"potentials": [0.0, 0.0]}, r"`potentials` must be 3 finite.*shape \(2,\)"),
+        ({"potentials": [0.0, np.nan, 0.0]}, "`potentials`.*nan"),
+        ({"lam": 0.0}, "lam=0.0"),
+        ({"lam": float("nan")}, "lam=nan"),
+        ({"lam": float("inf")}, "lam=inf"),
+        ({"sizes": [2, 2, 3]}, "`sizes`.*sum 6.*sum 7"),
+        ({"sizes": [7, 0, -1]}, "`sizes`.*-1"),
+        ({"sizes": [3, 3]}, r"`sizes`.*shape \(2,\)"),
+        ({"sizes": [2.0, 2.0, 2.0]}, "`sizes`.*float64"),
+        ({"held": [0] * 5}, r"`held`.*shape \(5,\)"),
+        ({"held": [0.0] * 6}, "`held`.*float64"),
+        ({"held": [0, 1, 2, 3, -1, -1]}, "`held`.*-1 to 3"),
+        ({"held": [0, 1, 2, -2, -1, -1]}, "`held`.*-2 to 2"),
+        ({"held": [1, 1, 1, -1, -1, -1]}, "`held`.*3 rows held in cluster 1, which has 2 places"),
+        ({"held": [0, 0, 1, -1, -1, -1], "sizes": [1, 1, 4]}, "`held`.*2 rows held in cluster 0, which has 1 places"),
+        (
+            {"log_probs": np.zeros((7, 3), np.float32), "held": [0, 0, 0, 1, 1, 1, -1]},
+            "`held` must leave all but 1 clusters at a size of 2.*3 rows held in 2 clusters",
+        ),
+    ],
+)
+def test_refuses_by_name(arguments, message):
+    defaults = {"log_probs": np.zeros((6, 3), np.float32), "potentials": np.zeros(3), "lam": 25.0}
+    arguments = {key: np.asarray(value) if isinstance(value, list) else value for key, value in (defaults | arguments).items()}
+    with pytest.raises(ValueError, match=message):
+        balanced_labels(arguments.pop("log_probs"), arguments.pop("potentials"), **arguments)
