@@ -213,13 +213,15 @@ def _transport(
         if not excess.any() and (complete or (u == before).all()):
             gap, missing = float(moves.shortfalls().sum()) + (0.0 if complete else num_rows * doubt), 0
             break
-        if horizon == np.inf and complete:
+        # What is missing now belongs to rows with no place at all, or cannot be had by any moves.
+        if excess.any() and (not (excess > 0).any() or (horizon == np.inf and complete)):
             gap, missing = np.inf, int(-excess[excess < 0].sum())
             break
         if progress:
             horizon, choices = max(horizon / 4, least), max(choices / 4, 0.1)
         else:
-            choices *= 4
+            choices *= 4  # of which few are to be left out: what they lead to may be far cheaper than what remains
+            max_choices = max(max_choices, 4 * choices)
             horizon = max(4 * horizon, _cost(log_probs, u[:num_clusters], choices, slack))
         if not complete and (horizon == np.inf or attempt % 4 == 3):
             max_choices *= 2
@@ -236,14 +238,14 @@ def _mend(log_probs: np.ndarray, shares: np.ndarray, held: np.ndarray, temperatu
         lower = np.floor(shares * (held < 0).sum()).astype(np.int64)
         u = _transport(rows, zeros.copy(), lower, lower + 1, held, temperature, exact=False)[1]
     sample = _sample(log_probs, 512)  # magnitudes of 1e30 that stand for -inf may have led astray: the lower bound wins
-    return min((u, zeros), key=lambda u: (sample + u).max(axis=1).sum() - len(sample) * (shares @ u))
+    return min((u, zeros), key=lambda u: (sample + u).max(axis=1).sum() - len(sample) * (shares @ u - _rounding(np.ptp(u))))
 
 
 def _anneal(sample: np.ndarray, shares: np.ndarray, temperature: float) -> np.ndarray:
     """Potentials [K] by a Sinkhorn iteration at each of many temperatures, down to `temperature`."""
     sample = sample - sample.max(axis=1, keepdims=True)
     losses = -sample[(sample < 0) & (sample > -np.inf)]
-    hottest = max(temperature, min(losses.max(), 100 * np.quantile(losses, 0.25))) if len(losses) else temperature
+    hottest = max(temperature, min(losses.max(), 100 * np.quantile(losses, 0.25, method="lower"))) if len(losses) else temperature
     u, log_shares = np.zeros(len(shares)), np.log(np.maximum(shares, 1e-9))
     for heat in np.geomspace(hottest, temperature, int(20 + 3 * np.log(hottest / temperature))) if len(sample) else ():
         plan = sample + u

@@ -32,10 +32,10 @@ _CHUNK_ENTRIES = 2**22
 _SLICE_ENTRIES = 2**20
 # Below this many entries a second thread costs more than it saves.
 _ENTRIES_TO_SHARE = 2**20
-# Rows of a block that stays in the cache while it is used, in an exact pass and in one over stored rows (32 take three times as
-# long as 16 in half precision, for XLA's own reasons). What a graphics card works on at once is the whole chunk.
-_BLOCK_ROWS = 64
-_KERNEL_BLOCK_ROWS = 16
+# Entries, and most rows, of a block that stays in the cache while it is used: (exact pass, stored rows, labels). Where XLA has more than
+# one thread it would share larger blocks of the latter two between them, and take three times as long. What a graphics card
+# works on at once is the whole chunk.
+_BLOCKS = ((2**16, 128), (2**12, 16), (2**11, 16))
 _LINEAR_BLOCK_ROWS = 256
 # The largest entry of a stored row. Half precision goes from 2^-24 to 65504; this leaves exp(-27) of a row's largest entry.
 _KERNEL_SCALE = 2.0**15
@@ -211,7 +211,12 @@ class Rows:
         self.num_counted = self.num_rows if counted is None else int(counted.sum())
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.dtype = tf.float32
-        self._block_rows = _LINEAR_BLOCK_ROWS if self.is_linear else _BLOCK_ROWS
+        # powers of two, so that one number of rows a chunk suits all
+        self._block_rows, self._kernel_block_rows, self._label_block_rows = (
+            min(most, 2 ** max(0, (block // self.num_clusters).bit_length() - 1)) for block, most in _BLOCKS
+        )
+        if self.is_linear:
+            self._block_rows = self._label_block_rows = _LINEAR_BLOCK_ROWS
         entries = self.num_rows * self.num_clusters
         if entries <= _ENTRIES_TO_SHARE:
             # one chunk of eight sizes an octave, the rest of it padded, so that XLA compiles for few shapes
@@ -224,9 +229,8 @@ class Rows:
         # the last chunk overlaps the one before rather than be padded, which would copy it: it does not count those rows
         last = max(0, self.num_rows - self._chunk_rows)
         self._starts = [*range(0, last, self._chunk_rows), last]
-        self._kernel_block_rows = _KERNEL_BLOCK_ROWS
         if tf.config.list_logical_devices("GPU"):
-            self._block_rows = self._kernel_block_rows = self._chunk_rows
+            self._block_rows = self._kernel_block_rows = self._label_block_rows = self._chunk_rows
 
     def measure(self, potentials: np.ndarray) -> Measurement:
         """One exact pass.
@@ -286,7 +290,7 @@ class Rows:
         lam, v = tf.constant(self.lam, self.dtype), tf.constant(potentials, self.dtype)
 
         def one(chunk: _Chunk) -> np.ndarray:
-            return _labels(chunk.rows, chunk.num_rows, lam, v, self._block_rows).numpy()[chunk.new]
+            return _labels(chunk.rows, chunk.num_rows, lam, v, self._label_block_rows).numpy()[chunk.new]
 
         return np.concatenate(self._map(one))
 
