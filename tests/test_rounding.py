@@ -142,7 +142,7 @@ def _check_no_cycle_gains(log_probs: np.ndarray, labels: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     ("num_rows", "num_clusters", "lam"),
-    [(1000, 30, 25.0), (1203, 20, 10.0), pytest.param(4000, 40, 25.0, marks=pytest.mark.slow)],
+    [(800, 30, 25.0), (1003, 20, 10.0), pytest.param(4000, 40, 25.0, marks=pytest.mark.slow)],
 )
 def test_optimal_after_sinkhorn(rng, num_rows, num_clusters, lam):
     log_probs = oracle.log_probs(rng, num_rows, num_clusters)
@@ -151,7 +151,7 @@ def test_optimal_after_sinkhorn(rng, num_rows, num_clusters, lam):
     _check_no_cycle_gains(log_probs, result.labels)
 
 
-@pytest.mark.parametrize(("num_rows", "num_clusters"), [(4000, 40), (4011, 40), (10_007, 100)])
+@pytest.mark.parametrize(("num_rows", "num_clusters"), [(4000, 40), (4011, 40), (10_007, 90)])
 def test_optimal_whatever_the_potentials(rng, num_rows, num_clusters):
     log_probs = oracle.log_probs(rng, num_rows, num_clusters)
     transport = sinkhorn(log_probs, lam=25.0)
@@ -167,7 +167,7 @@ def test_optimal_whatever_the_potentials(rng, num_rows, num_clusters):
 
 def test_nearly_optimal_beyond_the_exact_size(rng, monkeypatch):
     monkeypatch.setattr(module, "_EXACT_SIZE", 0)
-    for num_rows, num_clusters, lam in ((1000, 30, 25.0), (1203, 20, 10.0)):
+    for num_rows, num_clusters, lam in ((800, 30, 25.0), (1003, 20, 10.0)):
         log_probs = oracle.log_probs(rng, num_rows, num_clusters)
         best = _optimum(log_probs)
         for potentials in (sinkhorn(log_probs, lam=lam).potentials, np.zeros(num_clusters)):
