@@ -263,6 +263,17 @@ def test_a_solve_cut_short_says_so_and_has_not_gone_astray(rng, name, passes):
     assert gained >= -1e-6 * (1 + np.abs(scores[np.isfinite(scores)]).max())
 
 
+def test_marginals_that_cannot_be_met_are_a_reported_outcome(rng):
+    """Four fifths of the rows may not go to the second of two clusters."""
+    log_probs = rng.normal(size=(1000, 2)).astype(np.float32)
+    log_probs[:800, 1] = -np.inf
+    result = sinkhorn(log_probs)
+    assert not result.converged
+    assert result.marginal_error == pytest.approx(0.6, abs=1e-3)
+    assert np.isfinite(result.potentials).all()
+    assert (result.labels[800:] == 1).all()
+
+
 @pytest.mark.parametrize("storage", ["float16", "float32", "none"])
 def test_the_core_alone_reaches_the_same_optimum(rng, storage, monkeypatch):
     """Newton's method is an accelerator: without it Anderson's iteration gets there."""

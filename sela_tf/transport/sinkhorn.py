@@ -39,7 +39,9 @@ _SPARE = 0.9
 _MOST_NEWTON_ROUNDS = 12
 # Stretches of the core, each until its potentials have drifted, before the problem is first solved at a smaller lam.
 _PATIENCE = 6
-_ANNEALING = 8.0
+_ANNEALING, _MOST_ANNEALINGS = 8.0, 4
+# Potentials that float32 does not resolve to 1.
+_FARTHEST = 1e7
 # A cold start from zero potentials this wrong is better made on a share of the rows.
 _COARSE_ERROR = 0.5
 _COARSE_SHARE = 16
@@ -82,9 +84,10 @@ class SinkhornResult(NamedTuple):
     """sum_k |mean_i q_ik - t_k| over the rows whose label is not known, with q_i = softmax(lam * log_probs_i + potentials);
     between 0 and 2. Measured exactly, in a pass of its own, at the potentials returned."""
     num_iterations: int
-    """Passes over the matrix."""
+    """Passes over the matrix, exact and stored ones, without those over a share of the rows at the start."""
     converged: bool
-    """Whether `marginal_error` reached the tolerance. Labels of a solve that did not are not to be trained on."""
+    """Whether `marginal_error` reached the tolerance. Labels of a solve that did not are not to be trained on. It cannot where -inf
+    forbids a cluster to so many rows that no plan has these marginals."""
     lam: float
     """The inverse strength of the entropic regularisation that was used."""
     primal: float
@@ -170,14 +173,23 @@ def sinkhorn(
 
 
 def _solve(
-    rows: Rows, start: np.ndarray, target: np.ndarray, tolerance: float, max_passes: int, storage: str
+    rows: Rows,
+    start: np.ndarray,
+    target: np.ndarray,
+    tolerance: float,
+    max_passes: int,
+    storage: str,
+    annealings: int = _MOST_ANNEALINGS,
 ) -> tuple[np.ndarray, Measurement, float, int]:
     """(potentials, what was measured at them, L1 error of the marginals, passes)."""
     v, passes, rounds, stretches, stride = _rounded(start), 0, 0, 0, 1.0
-    best: _Best | None = None
+    best: _State | None = None  # the last that was not given up: the dual only rises
     plain = False
     while True:
-        now = _Best(v, rows.measure(v), target)
+        if best is not None and np.abs(v).max() > _FARTHEST:
+            # no potentials will do: clusters are forbidden to too many rows
+            return best.potentials, best.measured, best.error, passes
+        now = _State(v, rows.measure(v), target)
         passes += 1
         if best is not None and now.dual < best.dual and not plain:
             # a proposal that was none: back, to the plain step that cannot fail, and no more of Newton's
@@ -198,11 +210,12 @@ def _solve(
             v = _rounded(now.potentials + np.log(target) - now.measured.log_mass)
             continue
         stretches += 1
-        if stretches == _PATIENCE:
+        if stretches == _PATIENCE and annealings:
             # potentials have far to go: most of the way is quicker in a smoother problem, whose potentials are in proportion
             smoother, room = rows.at(rows.lam / _ANNEALING), max_passes - passes - 1
-            start, taken = _solve(smoother, v / _ANNEALING, target, max(_COARSE_TOLERANCE, tolerance), room, storage)[::3]
-            v, passes, rounds = _rounded(start * _ANNEALING), passes + taken, 0
+            near = now.potentials / _ANNEALING
+            near, *_, taken = _solve(smoother, near, target, max(_COARSE_TOLERANCE, tolerance), room, storage, annealings - 1)
+            v, passes, rounds = _rounded(near * _ANNEALING), passes + taken, 0
             continue
         end, taken, drifted = _iterate(rows, now, target, _SPARE * tolerance, max_passes - passes - 1, storage)
         passes += taken
@@ -214,7 +227,7 @@ def _solve(
             storage = "float32"
 
 
-class _Best:
+class _State:
     """Potentials and what an exact pass said of them."""
 
     def __init__(self, potentials: np.ndarray, measured: Measurement, target: np.ndarray):
@@ -224,7 +237,7 @@ class _Best:
 
 
 def _iterate(
-    rows: Rows, now: _Best, target: np.ndarray, tolerance: float, max_passes: int, storage: str
+    rows: Rows, now: _State, target: np.ndarray, tolerance: float, max_passes: int, storage: str
 ) -> tuple[np.ndarray, int, bool]:
     """(potentials, passes, drifted) of the core, on rows stored at the present potentials, until done or drifted."""
     v = now.potentials
@@ -260,8 +273,7 @@ def _coarse_start(rows: Rows, target: np.ndarray, tolerance: float, storage: str
     if rows.num_rows * rows.num_clusters < _COARSE_ENTRIES or share < 2:
         return zeros
     some = rows.sample(share)
-    mass = np.exp(some.measure(zeros).log_mass)
-    if some.num_counted == 0 or np.abs(mass - target).sum() < _COARSE_ERROR:
+    if some.num_counted < 4 * rows.num_clusters or _State(zeros, some.measure(zeros), target).error < _COARSE_ERROR:
         return zeros
     return _solve(some, zeros, target, max(_COARSE_TOLERANCE, tolerance), 200, storage)[0]
 
