@@ -1,0 +1,89 @@
+"""Memory, bandwidth and processors, as this machine has them now."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+MB = 1e6
+
+
+def environment(num_threads: int) -> dict[str, str]:
+    """For processes whose libraries start no threads of their own; `num_threads` are what TensorFlow may start."""
+    names = ("OMP", "OPENBLAS", "MKL", "NUMEXPR")
+    threads = {f"{name}_NUM_THREADS": "1" for name in names}
+    tensorflow = {f"TF_NUM_{pool}OP_THREADS": str(num_threads) for pool in ("INTRA", "INTER")}
+    return {**os.environ, **threads, **tensorflow, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
+
+
+def pin(num_threads: int) -> None:
+    """Keeps this process, whatever threads its libraries start, on so many processors: the last ones."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-num_threads:])
+
+
+class PeakMemory:
+    """Megabytes that a process takes beyond what it holds now, at the worst moment: `getrusage` cannot forget the compilers' peak."""
+
+    def __init__(self):
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        self._before = _status("VmRSS")
+
+    def megabytes(self) -> float:
+        return (_status("VmHWM") - self._before) / MB
+
+
+def _status(name: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+
+def bandwidth(num_bytes: int, num_processes: int = 1) -> float:
+    """Bytes a second that so many processes read together, each an array so large, by the best of NumPy's loops.
+
+    The caller's environment is that of `environment`.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier, rates = context.Barrier(num_processes), context.Queue()
+    readers = [context.Process(target=_read, args=(num_bytes, barrier, rates)) for _ in range(num_processes)]
+    for reader in readers:
+        reader.start()
+    total = sum(rates.get() for _ in readers)
+    for reader in readers:
+        reader.join()
+    return total
+
+
+def _read(num_bytes: int, barrier: multiprocessing.Barrier, rates: multiprocessing.Queue) -> None:
+    values = np.ones(num_bytes // 4, np.float32)
+    rows, row = values[: len(values) // 128 * 128].reshape(-1, 128), np.ones(128, np.float32)
+    loops: list[Callable[[], object]] = [lambda: values @ values, lambda: values.sum(), lambda: values.max(), lambda: rows @ row]
+    seconds = []
+    for loop in loops:
+        times = [_time(loop) for _ in range(3)]
+        seconds.append(min(times))
+    best = loops[int(np.argmin(seconds))]
+    barrier.wait()
+    times = [_time(best) for _ in range(max(5, int(1.0 / min(seconds))))]
+    rates.put(num_bytes / (min(times) if barrier.parties == 1 else float(np.median(times))))
+
+
+def _time(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table, its columns aligned for whoever reads it as text."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    line = lambda cells: "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"  # noqa: E731
+    return "\n".join([line(header), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, rows)])
