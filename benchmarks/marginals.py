@@ -10,7 +10,6 @@ A finished run is not repeated.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import pathlib
 import subprocess
@@ -18,28 +17,23 @@ import sys
 
 import numpy as np
 
+from sela_tf.data.sources import load_source
+
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_CLASSES = 10
 KNOWN_SHARE = 0.01
 
 
-def load(data: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    images = np.frombuffer(gzip.decompress((data / f"{split}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
-    return images.reshape(-1, 28, 28), np.frombuffer(
-        gzip.decompress((data / f"{split}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8
-    )
-
-
 def make_sets(data: pathlib.Path, directory: pathlib.Path) -> None:
-    images, classes = load(data, "train")
+    splits = load_source(f"idx:{data}")
+    images, classes = splits.train.images, splits.train.classes
     chosen = np.sort(np.concatenate([np.flatnonzero(classes == c)[: 6000 // (c + 1)] for c in range(NUM_CLASSES)]))
     np.savez(directory / "imbalanced.npz", images=images[chosen], classes=classes[chosen])
     images, classes = images[:20_000], classes[:20_000]
     np.savez(directory / "first.npz", images=images, classes=classes)
     known = np.sort(np.random.default_rng(0).permutation(len(images))[: int(KNOWN_SHARE * len(images))])
     (directory / "known.csv").write_text("index,cluster\n" + "".join(f"{i},{classes[i]}\n" for i in known))
-    images, classes = load(data, "t10k")
-    np.savez(directory / "test.npz", images=images, classes=classes)
+    np.savez(directory / "test.npz", images=splits.eval.images, classes=splits.eval.classes)
 
 
 def train(directory: pathlib.Path, name: str, seed: int, flags: list[str]) -> dict:

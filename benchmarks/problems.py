@@ -16,6 +16,7 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 LAM = 25.0
 KINDS = ("trained", "untrained", "hard", "warm")
@@ -74,10 +75,7 @@ def judge(log_probs: np.ndarray, potentials: np.ndarray) -> tuple[np.ndarray, fl
 
 def _plan(log_probs: np.ndarray, potentials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scores = LAM * log_probs.astype(np.float64) + potentials
-    labels = scores.argmax(axis=1)
-    np.exp(scores - scores.max(axis=1, keepdims=True), out=scores)
-    scores /= scores.sum(axis=1, keepdims=True)
-    return scores, labels
+    return special.softmax(scores, axis=1), scores.argmax(axis=1)
 
 
 def _optimum(log_probs: np.ndarray) -> np.ndarray:
@@ -175,9 +173,7 @@ def log_softmax(values: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.
     """float32 [N, K], block by block."""
     out = np.empty((len(values), len(bias)), np.float32)
     for start in range(0, len(values), _BLOCK):
-        block = values[start : start + _BLOCK] @ kernel + bias
-        block -= block.max(axis=1, keepdims=True)
-        out[start : start + _BLOCK] = block - np.log(np.exp(block).sum(axis=1, keepdims=True))
+        out[start : start + _BLOCK] = special.log_softmax(values[start : start + _BLOCK] @ kernel + bias, axis=1)
     return out
 
 

@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from benchmarks.cells import Cell, measure
 from benchmarks.measuring import MB, bandwidth, environment, markdown
 from benchmarks.problems import CACHE, KINDS, SIZES, made
-from benchmarks.sinkhorn_peers import PEERS, REFERENCE, SOLVERS, TOLERANCE, Cell, measure
+from benchmarks.sinkhorn_peers import PEERS, REFERENCE, SOLVERS, TOLERANCE
 from benchmarks.sinkhorn_tables import TABLES
 
 _BUSY = 0.9
@@ -121,11 +122,14 @@ def peers_table(options: argparse.Namespace) -> Iterable[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    several = lambda of: lambda text: [of(part) for part in text.split(",")]  # noqa: E731
     parser.add_argument("--workdir", default="", help="a finished run on Fashion-MNIST; by default one is trained, in minutes")
-    parser.add_argument("--kinds", type=several(str), default=list(KINDS), help=f"of {','.join(KINDS)}")
-    parser.add_argument("--clusters", type=several(int), default=list(SIZES), help=f"of {','.join(map(str, SIZES))}")
-    parser.add_argument("--methods", type=several(str), default=[], help="beginnings of names, such as sela_tf,reference,POT")
+    parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), help=f"of {','.join(KINDS)}")
+    parser.add_argument(
+        "--clusters", type=lambda text: [*map(int, text.split(","))], default=list(SIZES), help=f"of {','.join(map(str, SIZES))}"
+    )
+    parser.add_argument(
+        "--methods", type=lambda text: text.split(","), default=[], help="beginnings of names, such as sela_tf,reference,POT"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds")
     parser.add_argument("--reference_limit", type=float, default=60.0, help="seconds, of the reference to its own stop")

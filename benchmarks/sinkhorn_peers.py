@@ -1,4 +1,4 @@
-"""The solvers that benchmarks/sinkhorn.py compares, and the process in which one of them solves one problem.
+"""The solvers that benchmarks/sinkhorn.py compares.
 
 Every solver is given what it likes best before the clock starts (its dtype and memory order, compiled code), and costs
 -log softmax(lam * log p + v0) / lam, v0 being the start: where they begin every row is normalised, so that float32 does not
@@ -8,27 +8,18 @@ labels are taken from the potentials afterwards, but for `sela_tf` and the refer
 
 from __future__ import annotations
 
-import argparse
+import functools
 import json
-import queue
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 
-from benchmarks.measuring import PeakMemory, environment, pin
-from benchmarks.problems import LAM, Problem, judge
+from benchmarks.problems import LAM, judge
 
 TOLERANCE = 1e-3
-_LOADING_LIMIT = 600.0
-
-Cell = dict[str, Any]
-"""What a process said last: {"seconds": …, "passes": …, …}, {"cut": limit, "progress": [passes, seconds, error]} or {"failed": why}."""
 
 
 class Solution(NamedTuple):
@@ -68,8 +59,7 @@ def costs(log_probs: np.ndarray, start: np.ndarray | None, dtype: type, order: s
     out = np.empty(log_probs.shape, dtype, order)
     for first in range(0, len(out), 4096):
         scores = LAM * log_probs[first : first + 4096].astype(np.float64) + (0 if start is None else start)
-        scores -= scores.max(axis=1, keepdims=True)
-        out[first : first + 4096] = (np.log(np.exp(scores).sum(axis=1, keepdims=True)) - scores) / LAM
+        out[first : first + 4096] = special.log_softmax(scores, axis=1) / -LAM
     return out
 
 
@@ -263,7 +253,7 @@ def sela(log_probs: np.ndarray, start: np.ndarray | None, *, num_threads: int) -
     import sela_tf
 
     reads = Reads()
-    run = lambda: sela_tf.sinkhorn(log_probs, lam=LAM, initial_potentials=start, num_threads=num_threads)  # noqa: E731
+    run = functools.partial(sela_tf.sinkhorn, log_probs, lam=LAM, initial_potentials=start, num_threads=num_threads)
     run()
 
     def solve() -> Solution:
@@ -292,78 +282,3 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "sela_tf, 2 threads": lambda *problem: sela(*problem, num_threads=2),
 }
 PEERS = tuple(name for name in SOLVERS if name.startswith(("POT", "ott", "RegOT")))
-
-
-def measure(method: str, problem: Problem, limit: float) -> Cell:
-    """Starts the process, follows it, and ends it at the limit."""
-    num_threads = 2 if method.endswith("2 threads") else 1
-    command = [sys.executable, "-m", "benchmarks.sinkhorn_peers", method, json.dumps(problem), str(num_threads)]
-    with tempfile.TemporaryFile("w+") as errors:
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        process = subprocess.Popen(command, text=True, env=environment(num_threads), **pipes)
-        lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=lambda: [*map(lines.put, process.stdout), lines.put(None)], daemon=True).start()
-        cell: Cell = {}
-        clock, deadline, iterations = 0.0, time.monotonic() + _LOADING_LIMIT, 0
-        try:
-            while "seconds" not in cell:
-                line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
-                if line is None:
-                    errors.seek(0)
-                    return {"failed": (errors.read().strip().splitlines() or [f"exit status {process.wait()}"])[-1]}
-                if line.startswith("{"):
-                    cell.update(json.loads(line))
-                elif line.startswith(("i = ", "iter = ")):  # RegOT is at its next iteration
-                    iterations += 1
-                    cell["progress"] = [iterations, time.monotonic() - clock, np.nan]
-                if cell.pop("ready", False):
-                    process.stdin.write("go\n")
-                    process.stdin.flush()
-                if cell.pop("restart", False):
-                    clock, iterations = time.monotonic(), 0
-                    deadline = clock + limit
-                if cell.pop("solved", False):
-                    deadline = time.monotonic() + _LOADING_LIMIT
-        except queue.Empty:
-            return {**cell, "cut": limit} if clock else {"failed": f"not ready after {_LOADING_LIMIT:.0f} s"}
-        finally:
-            process.kill()
-            process.wait()
-    return cell
-
-
-def main(method: str, problem: Problem) -> None:
-    """Says `ready`, waits for a line, solves, says what came of it."""
-    log_probs, start = problem.log_probs(), problem.start()
-    solve = SOLVERS[method](log_probs, start)
-    say(ready=True)
-    sys.stdin.readline()
-    memory = PeakMemory()
-    say(restart=True)
-    clock, processor = time.perf_counter(), time.process_time()
-    solution = solve()
-    seconds, busy = time.perf_counter() - clock, time.process_time() - processor
-    peak = memory.megabytes()
-    say(solved=True)
-    labels, error = judge(log_probs, np.asarray(solution.potentials, np.float64))
-    best = judge(log_probs, problem.optimum())[0]
-    say(
-        seconds=seconds if solution.seconds is None else solution.seconds,
-        busy=busy / seconds,
-        passes=float(solution.passes),
-        iterations=float(solution.num_iterations or 0),
-        bytes=float(solution.bytes_read),
-        megabytes=peak,
-        agreement=float(np.mean((labels if solution.labels is None else solution.labels) == best)),
-        error=error,
-    )
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="One method, one problem.")
-    parser.add_argument("method", choices=SOLVERS)
-    parser.add_argument("problem", type=lambda text: Problem(*json.loads(text)))
-    parser.add_argument("num_threads", type=int)
-    arguments = parser.parse_args()
-    pin(arguments.num_threads)
-    main(arguments.method, arguments.problem)

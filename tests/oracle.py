@@ -37,3 +37,10 @@ def log_probs(rng: np.random.Generator, num_rows: int, num_clusters: int, *, spr
     points = centres[rng.zipf(1.5, num_rows) % num_clusters] + rng.normal(size=(num_rows, 8))
     logits = spread * (points @ centres.T * 0.15 + 0.3 * rng.normal(size=num_clusters))
     return (logits - logsumexp(logits, axis=1, keepdims=True)).astype(np.float32)
+
+
+def zeros_but(value: float, where: tuple) -> np.ndarray:
+    """float32 [6, 3], all 0 but for one value at some places."""
+    log_probs = np.zeros((6, 3), np.float32)
+    log_probs[where] = value
+    return log_probs

@@ -271,20 +271,14 @@ def test_held_rows_count(rng):
     np.testing.assert_array_equal(everything.labels, result.labels)
 
 
-def _with(value: float, where: tuple) -> np.ndarray:
-    log_probs = np.zeros((6, 3), np.float32)
-    log_probs[where] = value
-    return log_probs
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"log_probs": _with(np.nan, (4, 1))}, "nan at row 4, column 1"),
-        ({"log_probs": _with(np.inf, (2, 0))}, "inf at row 2, column 0"),
-        ({"log_probs": _with(-np.inf, (3, slice(None)))}, "1 of 6 rows cannot be placed"),
-        ({"log_probs": _with(-np.inf, (slice(None), 2))}, "2 of 6 rows cannot be placed"),
-        ({"log_probs": _with(-np.inf, (slice(0, 5), slice(1, 3)))}, "3 of 6 rows cannot be placed"),
+        ({"log_probs": oracle.zeros_but(np.nan, (4, 1))}, "nan at row 4, column 1"),
+        ({"log_probs": oracle.zeros_but(np.inf, (2, 0))}, "inf at row 2, column 0"),
+        ({"log_probs": oracle.zeros_but(-np.inf, (3, slice(None)))}, "1 of 6 rows cannot be placed"),
+        ({"log_probs": oracle.zeros_but(-np.inf, (slice(None), 2))}, "2 of 6 rows cannot be placed"),
+        ({"log_probs": oracle.zeros_but(-np.inf, (slice(0, 5), slice(1, 3)))}, "3 of 6 rows cannot be placed"),
         ({"log_probs": np.full((6, 3), 1.7e308), "potentials": [1e308, -1e308, -1e308], "lam": 1.0}, "overflow"),
         ({"potentials": [1.0, 0.0, 0.0], "lam": 1e-320}, "`potentials`.*1e-320"),
         ({"log_probs": np.zeros((0, 3), np.float32)}, r"shape \(0, 3\)"),

@@ -61,13 +61,16 @@ def assign_labels(
         marginals=marginals,
         known=known,
     )
-    sizes = None if isinstance(marginals, str) and marginals == "uniform" else cluster_sizes(solved.marginals, len(solved.labels))
-    if sizes is not None and known is not None:
-        # a share that the known labels fill to the last image may have been rounded down
-        sizes = np.maximum(sizes, np.bincount(known[known >= 0], minlength=len(sizes)))
-        while sizes.sum() > len(solved.labels):
-            spare = sizes - np.bincount(known[known >= 0], minlength=len(sizes))
-            sizes[np.argmax(spare)] -= 1
+    sizes = None
+    if not (isinstance(marginals, str) and marginals == "uniform"):
+        sizes = cluster_sizes(solved.marginals, len(solved.labels))
+        if known is not None:
+            known = np.asarray(known)
+            held = np.bincount(known[known >= 0], minlength=len(sizes))
+            # a share that the known labels fill to the last image may have been rounded down
+            sizes = np.maximum(sizes, held)
+            while sizes.sum() > len(solved.labels):
+                sizes[np.argmax(sizes - held)] -= 1
     rounded = balanced_labels(log_probs, solved.potentials, lam=lam, sizes=sizes, held=known)
     return BalancedAssignment(
         labels=rounded.labels,

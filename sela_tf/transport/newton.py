@@ -2,7 +2,7 @@
 
 At lam = 25 a row of a trained network has one or two clusters that it may go to. With q_i = softmax(s_i + v), the dual D(v) has the
 gradient t - m and the Hessian -(diag(m) - mean_i q_i q_i^T): the Laplacian of a sparse graph on the clusters, in which j and k are
-joined by mean_i q_ij q_ik, the rows that waver between them. So one pass collects for every row the entries within `_REACH` of its
+joined by mean_i q_ij q_ik, the rows that waver between them. So one pass collects for every row the entries within a reach of its
 log-sum-exp; on these lists, a few numbers a row, Newton's method is run to the end (conjugate gradients on the Laplacian,
 a ridge that shrinks with the error, steps halved until D rises). As long as potentials have moved by less than the reach no other
 entry can matter. The next exact pass is the judge: the caller goes back to Sinkhorn where the dual did not rise.

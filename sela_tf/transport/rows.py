@@ -1,16 +1,8 @@
-"""One pass: all that touches N x K numbers, compiled by XLA; what comes out of a pass is a sum over rows, K numbers.
+"""N rows in chunks: what is summed over all of them, by the compiled passes, and is K numbers when it comes back.
 
-With scores s_i = lam * log p_i (float32 [K]) and potentials v, a pass computes
-
-    m_k = sum_i w_i softmax(s_i + v)_k / sum_i w_i
-
-over blocks of rows that stay in the cache, each read from memory once. The weights w are 1, and 0 for rows that only pad or whose
-label is held. Rows lie in chunks, every chunk of one shape, so that XLA compiles once; chunks are summed in their order whatever
-thread or device computed them, so the result does not depend on their number. A chunk is where a shard of another machine would
-go: only the K sums cross.
-
-Two kinds of pass: `Rows.measure` is exact and takes an exponential for every entry; `Kernel.measure` reads exp(s_i + v0) / z_i
-stored at earlier potentials v0, in half precision if wanted, and takes none.
+All chunks of a solve have one shape, so that XLA compiles once; they are shared between threads, and summed in their order whatever
+thread or device computed them, so the result does not depend on their number. A chunk is where a shard of another machine would go:
+only the K sums cross. Its rows may lie in a tensor, in a file larger than memory, or be computed from features.
 """
 
 from __future__ import annotations
@@ -26,6 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.transport import passes
+
 # Entries of a chunk: calling a compiled function costs 0.1 ms, reading this many takes twenty times as long.
 _CHUNK_ENTRIES = 2**22
 # Entries that NumPy is given at once.
@@ -37,8 +31,6 @@ _ENTRIES_TO_SHARE = 2**20
 # works on at once is the whole chunk.
 _BLOCKS = ((2**16, 128), (2**12, 16), (2**11, 16))
 _LINEAR_BLOCK_ROWS = 256
-# The largest entry of a stored row. Half precision goes from 2^-24 to 65504; this leaves exp(-27) of a row's largest entry.
-_KERNEL_SCALE = 2.0**15
 # Column sums below this have lost digits to underflow, or all of them.
 _SMALLEST_MASS = 1e-30
 # Beyond such potentials or row sums, float32 no longer resolves a score to 1e-3.
@@ -84,101 +76,6 @@ class Measurement(NamedTuple):
     """float32 (float64 where need be) [N], log sum_k exp(s_ik + v_k)."""
     mean_log_row: float
     """The weighted mean of `log_rows`."""
-
-
-def _score_blocks(rows: tuple[tf.Tensor, ...], block_rows: int, lam: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What gives the scores [block_rows, K] of a numbered block of a chunk's rows: (log_probs,) or (features, kernel, bias)."""
-    # outside the loop: a reshape inside makes XLA copy the chunk, at three times the time of a pass
-    blocks = tf.reshape(rows[0], [-1, block_rows, rows[0].shape[1]])
-    if len(rows) == 1:
-        return lambda block: lam * tf.cast(blocks[block], lam.dtype)
-    return lambda block: lam * tf.cast(tf.cast(blocks[block], rows[1].dtype) @ rows[1] + rows[2], lam.dtype)
-
-
-@tf.function(jit_compile=True)
-def _measure(
-    rows: tuple[tf.Tensor, ...], weights: tf.Tensor, num_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """(sum_i w_i softmax_i [K], log-sum-exp of each row [n]); rows from `num_rows` on only pad."""
-    scores, num_blocks = _score_blocks(rows, block_rows, lam), weights.shape[0] // block_rows
-    visited = (num_rows + block_rows - 1) // block_rows
-    log_rows = tf.TensorArray(v.dtype, size=num_blocks, element_shape=[block_rows])
-    w = tf.reshape(tf.cast(weights, v.dtype), [num_blocks, block_rows])
-
-    def add_block(block: tf.Tensor, mass: tf.Tensor, log_rows: tf.TensorArray) -> tuple:
-        shifted = scores(block) + v
-        highest = tf.reduce_max(shifted, axis=1)
-        entries = tf.exp(shifted - highest[:, tf.newaxis])
-        row_sum = tf.linalg.matvec(entries, tf.ones_like(v))
-        log_row = highest + tf.math.log(row_sum)
-        mass += tf.reduce_sum(entries * (w[block] / row_sum)[:, tf.newaxis], axis=0)
-        return block + 1, mass, log_rows.write(block, log_row)
-
-    _, mass, log_rows = tf.while_loop(lambda block, *_: block < visited, add_block, [0, tf.zeros_like(v), log_rows])
-    return mass, tf.reshape(log_rows.stack(), [-1])
-
-
-@tf.function(jit_compile=True)
-def _log_mass(
-    rows: tuple[tf.Tensor, ...], weights: tf.Tensor, log_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Log sum_i w_i softmax_i as (maximum [K], sum relative to it [K]), for clusters whose sum underflows."""
-    scores, num_blocks = _score_blocks(rows, block_rows, lam), weights.shape[0] // block_rows
-    w = tf.reshape(tf.cast(weights, v.dtype), [num_blocks, block_rows, 1])
-    per_row = tf.reshape(log_rows, [num_blocks, block_rows, 1])
-
-    def add_block(block: tf.Tensor, highest: tf.Tensor, total: tf.Tensor) -> tuple:
-        log_q = scores(block) + v - per_row[block]
-        log_q = tf.where(w[block] > 0, log_q + tf.math.log(w[block]), -np.inf)
-        new = tf.maximum(highest, tf.reduce_max(log_q, axis=0))
-        finite = tf.where(new > -np.inf, new, 0.0)
-        return block + 1, new, total * tf.exp(highest - finite) + tf.reduce_sum(tf.exp(log_q - finite), axis=0)
-
-    start = [0, tf.fill(tf.shape(v), tf.constant(-np.inf, v.dtype)), tf.zeros_like(v)]
-    _, highest, total = tf.while_loop(lambda block, *_: block < num_blocks, add_block, start)
-    return highest, total
-
-
-@tf.function(jit_compile=True)
-def _absorb(
-    rows: tuple[tf.Tensor, ...], weights: tf.Tensor, log_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, dtype: tf.DType
-) -> tf.Tensor:
-    """exp(s_i + v) / z_i [n, K], rows of sum `_KERNEL_SCALE`; rows of weight 0 are 0."""
-    scores = lam * tf.cast(rows[0] if len(rows) == 1 else tf.cast(rows[0], rows[1].dtype) @ rows[1] + rows[2], lam.dtype)
-    kernel = tf.exp(scores + v - log_rows[:, tf.newaxis])
-    return tf.cast(tf.where(weights[:, tf.newaxis] > 0, kernel, 0.0) * _KERNEL_SCALE, dtype)
-
-
-@tf.function(jit_compile=True)
-def _kernel_mass(kernel: tf.Tensor, num_rows: tf.Tensor, scaling: tf.Tensor, block_rows: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """(sum_i kernel_i / <kernel_i, scaling> [K], sum_i log <kernel_i, scaling>) of one chunk, read once."""
-    blocks = tf.reshape(kernel, [-1, block_rows, kernel.shape[1]])
-    visited = (num_rows + block_rows - 1) // block_rows
-
-    def add_block(block: tf.Tensor, mass: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        entries = tf.cast(blocks[block], tf.float32)
-        row_sum = tf.linalg.matvec(entries, scaling)
-        counts = row_sum > 0
-        mass += tf.reduce_sum(entries * tf.where(counts, 1.0 / row_sum, 0.0)[:, tf.newaxis], axis=0)
-        return block + 1, mass, total + tf.reduce_sum(tf.where(counts, tf.math.log(row_sum / _KERNEL_SCALE), 0.0))
-
-    _, mass, total = tf.while_loop(lambda block, *_: block < visited, add_block, [0, tf.zeros_like(scaling), tf.zeros([])])
-    return mass, total
-
-
-@tf.function(jit_compile=True)
-def _labels(rows: tuple[tf.Tensor, ...], num_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int) -> tf.Tensor:
-    """argmax_k (s_ik + v_k), int64 [n]."""
-    scores, num_blocks = _score_blocks(rows, block_rows, lam), rows[0].shape[0] // block_rows
-    visited = (num_rows + block_rows - 1) // block_rows
-    labels = tf.TensorArray(tf.int64, size=num_blocks, element_shape=[block_rows])
-
-    def add_block(block: tf.Tensor, labels: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        best = tf.argmax(scores(block) + v, axis=1, output_type=tf.int64)
-        return block + 1, labels.write(block, best)
-
-    _, labels = tf.while_loop(lambda block, _: block < visited, add_block, [0, labels])
-    return tf.reshape(labels.stack(), [-1])
 
 
 class _Chunk(NamedTuple):
@@ -241,7 +138,7 @@ class Rows:
         lam, v = tf.constant(self.lam, self.dtype), tf.constant(potentials, self.dtype)
 
         def one(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray]:
-            mass, log_rows = _measure(chunk.rows, chunk.weights, chunk.num_rows, lam, v, self._block_rows)
+            mass, log_rows = passes.measure(chunk.rows, chunk.weights, chunk.num_rows, lam, v, self._block_rows)
             return mass.numpy(), log_rows.numpy()[chunk.new]
 
         masses, per_row = zip(*self._map(one), strict=True)
@@ -269,7 +166,7 @@ class Rows:
         """Log sum_i w_i softmax_i, float64 [K], however small."""
 
         def one(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray]:
-            highest, total = _log_mass(chunk.rows, chunk.weights, self._of(log_rows, chunk), lam, v, self._block_rows)
+            highest, total = passes.log_mass(chunk.rows, chunk.weights, self._of(log_rows, chunk), lam, v, self._block_rows)
             return highest.numpy(), total.numpy()
 
         with np.errstate(divide="ignore"):
@@ -281,7 +178,7 @@ class Rows:
         lam, v = tf.constant(self.lam, self.dtype), tf.constant(potentials, self.dtype)
 
         def one(chunk: _Chunk) -> tuple[tf.Tensor, tf.Tensor]:
-            return _absorb(chunk.rows, chunk.weights, self._of(log_rows, chunk), lam, v, storage), chunk.num_rows
+            return passes.absorb(chunk.rows, chunk.weights, self._of(log_rows, chunk), lam, v, storage), chunk.num_rows
 
         return Kernel(self, potentials, self._map(one), self._kernel_block_rows)
 
@@ -290,7 +187,7 @@ class Rows:
         lam, v = tf.constant(self.lam, self.dtype), tf.constant(potentials, self.dtype)
 
         def one(chunk: _Chunk) -> np.ndarray:
-            return _labels(chunk.rows, chunk.num_rows, lam, v, self._label_block_rows).numpy()[chunk.new]
+            return passes.argmax(chunk.rows, chunk.num_rows, lam, v, self._label_block_rows).numpy()[chunk.new]
 
         return np.concatenate(self._map(one))
 
@@ -321,7 +218,7 @@ class Rows:
         zeros = tf.zeros([self.num_clusters])
         for _ in range(2):  # the first call compiles
             chunk, start = self._chunk(0), time.perf_counter()
-            _measure(chunk.rows, chunk.weights, chunk.num_rows, tf.constant(self.lam), zeros, self._block_rows)[0].numpy()
+            passes.measure(chunk.rows, chunk.weights, chunk.num_rows, tf.constant(self.lam), zeros, self._block_rows)[0].numpy()
         return (time.perf_counter() - start) * len(self._starts) / min(self.num_threads, len(self._starts))
 
     def map_slices(self, function: Callable[[slice], _Result]) -> list[_Result]:
@@ -393,7 +290,7 @@ class Kernel:
         scaling = tf.constant(np.exp(moved - centre), tf.float32)
 
         def one(chunk: tuple[tf.Tensor, tf.Tensor]) -> tuple[np.ndarray, np.float32]:
-            mass, change = _kernel_mass(*chunk, scaling, self._block_rows)
+            mass, change = passes.kernel_mass(*chunk, scaling, self._block_rows)
             return mass.numpy(), change.numpy()
 
         masses, changes = zip(*_share(one, self._chunks, self._num_threads), strict=True)

@@ -6,10 +6,9 @@ move an argmax, so K numbers, the potentials v = log alpha, say everything about
 
     label_i = argmax_k (lam * log p_ik + v_k)
 
-An exact pass (rows.py) measures how far the clusters' masses are from t. Where rows are sharp, Newton's method on a few candidates a
-row (newton.py) proposes the next potentials; otherwise, and wherever it fails, Anderson-accelerated Sinkhorn does (acceleration.py),
-on rows stored at the present potentials until these have drifted too far from them. All N x K work of both is compiled by XLA but for
-the gathering of candidates; between passes there are only vectors of K numbers, which NumPy handles in float64.
+This file is the face: arguments, results, certificate. solve.py says how v is found: by passes over rows.py's chunks, compiled by XLA
+(passes.py), with proposals from newton.py or acceleration.py between them. All N x K work is compiled but for the gathering of Newton's
+candidates; between passes there are only vectors of K numbers, which NumPy handles in float64.
 """
 
 from __future__ import annotations
@@ -20,33 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.transport.acceleration import anderson, within
 from sela_tf.transport.marginals import Marginals, held_and_target
-from sela_tf.transport.newton import newton
-from sela_tf.transport.rows import LinearLogits, Measurement, Rows
+from sela_tf.transport.rows import LinearLogits, Rows
+from sela_tf.transport.solve import MOST_DRIFT, coarse_start, solve
 
 # Below this the rounding of float32 marginals decides, not the iteration.
 _MIN_TOLERANCE = 1e-6
-# What potentials may move apart before stored rows are made anew: what was flushed to zero then still weighs less than 1e-4 of its
-# row. Half precision reaches down to exp(-27) of a row, single precision to exp(-97).
-_MOST_DRIFT = {"float16": 16.0, "float32": 60.0, "none": np.inf}
 # Half precision rounds entries to 5e-4, their sums to a few 1e-6.
 _FLOAT16_TOLERANCE = 1e-4
-# Logarithm of a mass that only the exact pass can see.
-_UNDERFLOW = -60.0
-# Stored rows are not exact: what has converged on them shall have something to spare.
-_SPARE = 0.9
-_MOST_NEWTON_ROUNDS = 12
-# Stretches of the core, each until its potentials have drifted, before the problem is first solved at a smaller lam.
-_PATIENCE = 6
-_ANNEALING, _MOST_ANNEALINGS = 8.0, 4
-# Potentials that float32 does not resolve to 1.
-_FARTHEST = 1e7
-# A cold start from zero potentials this wrong is better made on a share of the rows.
-_COARSE_ERROR = 0.5
-_COARSE_SHARE = 16
-_COARSE_TOLERANCE = 1e-2
-_COARSE_ENTRIES = 2**22
 # Entries from which a solve announces what it will take.
 _LARGE = 2**29
 
@@ -154,128 +134,28 @@ def sinkhorn(
     _announce(rows, storage)
     shares, target = held_and_target(marginals, known, rows.num_rows, rows.num_clusters, lambda: _masses(rows))
     if start is None:
-        start = _coarse_start(rows, target, tolerance, storage)
-    v, measured, error, passes = _solve(rows, start, target, tolerance, max_iterations, storage)
+        start = coarse_start(rows, target, tolerance, storage)
+    end, passes = solve(rows, start, target, tolerance, max_iterations, storage)
+    v, mean_log_row = end.potentials, end.measured.mean_log_row
     labels = rows.labels(v)
     if known is not None:
         labels = np.where(known >= 0, known, labels)
     return SinkhornResult(
         labels=labels,
         potentials=v.astype(np.float32),
-        marginal_error=error,
+        marginal_error=end.error,
         num_iterations=passes,
-        converged=error <= tolerance,
+        converged=end.error <= tolerance,
         lam=float(lam),
-        primal=(measured.mean_log_row - float(np.exp(measured.log_mass) @ v)) / lam,
-        dual=(measured.mean_log_row - float(target @ v)) / lam,
+        primal=(mean_log_row - float(np.exp(end.log_mass) @ v)) / lam,
+        dual=(mean_log_row - float(target @ v)) / lam,
         marginals=shares,
     )
-
-
-def _solve(
-    rows: Rows,
-    start: np.ndarray,
-    target: np.ndarray,
-    tolerance: float,
-    max_passes: int,
-    storage: str,
-    annealings: int = _MOST_ANNEALINGS,
-) -> tuple[np.ndarray, Measurement, float, int]:
-    """(potentials, what was measured at them, L1 error of the marginals, passes)."""
-    v, passes, rounds, stretches, stride = _rounded(start), 0, 0, 0, 1.0
-    best: _State | None = None  # the last that was not given up: the dual only rises
-    plain = False
-    while True:
-        if best is not None and np.abs(v).max() > _FARTHEST:
-            # no potentials will do: clusters are forbidden to too many rows
-            return best.potentials, best.measured, best.error, passes
-        now = _State(v, rows.measure(v), target)
-        passes += 1
-        if best is not None and now.dual < best.dual and not plain:
-            # a proposal that was none: back, to the plain step that cannot fail, and no more of Newton's
-            now, rounds, plain, stride = best, _MOST_NEWTON_ROUNDS, True, 1.0
-        else:
-            plain = now.log_mass.min() < _UNDERFLOW or passes + 1 >= max_passes
-        best = now
-        if now.error <= tolerance or passes >= max_passes:
-            return now.potentials, now.measured, now.error, passes
-        if rounds < _MOST_NEWTON_ROUNDS:
-            rounds += 1
-            proposal = newton(rows, now.potentials, now.measured.log_rows, target, tolerance=tolerance / 4)
-            if proposal is not None:
-                v, plain = _rounded(proposal), False
-                continue
-            rounds = _MOST_NEWTON_ROUNDS
-        if plain:
-            v = _rounded(now.potentials + np.log(target) - now.measured.log_mass)
-            continue
-        stretches += 1
-        if stretches == _PATIENCE and annealings:
-            # potentials have far to go: most of the way is quicker in a smoother problem, whose potentials are in proportion
-            smoother, room = rows.at(rows.lam / _ANNEALING), max_passes - passes - 1
-            near = now.potentials / _ANNEALING
-            near, *_, taken = _solve(smoother, near, target, max(_COARSE_TOLERANCE, tolerance), room, storage, annealings - 1)
-            v, passes, rounds = _rounded(near * _ANNEALING), passes + taken, 0
-            continue
-        end, taken, drifted = _iterate(rows, now, target, _SPARE * tolerance, max_passes - passes - 1, storage)
-        passes += taken
-        # where stretch after stretch ends by drifting, twice as far is tried each time
-        v = _rounded(now.potentials + stride * (end - now.potentials))
-        stride = 2 * stride if drifted and stretches > _PATIENCE else 1.0
-        if taken == 1 and storage == "float16":
-            # the stored rows see no error where there is one: half precision will not do
-            storage = "float32"
-
-
-class _State:
-    """Potentials and what an exact pass said of them."""
-
-    def __init__(self, potentials: np.ndarray, measured: Measurement, target: np.ndarray):
-        self.potentials, self.measured, self.log_mass = potentials, measured, measured.log_mass
-        self.error = float(np.abs(np.exp(measured.log_mass) - target).sum())
-        self.dual = float(target @ potentials) - measured.mean_log_row
-
-
-def _iterate(
-    rows: Rows, now: _State, target: np.ndarray, tolerance: float, max_passes: int, storage: str
-) -> tuple[np.ndarray, int, bool]:
-    """(potentials, passes, drifted) of the core, on rows stored at the present potentials, until done or drifted."""
-    v = now.potentials
-    if storage == "none":
-
-        def measure(potentials: np.ndarray) -> tuple[np.ndarray, float]:
-            measured = rows.measure(potentials)
-            return np.exp(measured.log_mass), measured.mean_log_row
-    else:
-        measure = rows.absorb(v, now.measured.log_rows, tf.as_dtype(storage)).measure
-    room = _MOST_DRIFT[storage]
-    # the step that the exact measurement asks for needs no pass to be known
-    step = np.log(target) - now.log_mass
-    first = v + within(np.zeros_like(v), step, 0.5 * room) * step
-    end = anderson(measure, first, target, tolerance=tolerance, max_passes=max_passes, room=0.5 * room)
-    return end.potentials, end.num_passes, end.drifted
-
-
-def _rounded(potentials: np.ndarray) -> np.ndarray:
-    """Mean zero and as float32 holds them, so that what is measured is what is returned."""
-    return (potentials - potentials.mean()).astype(np.float32).astype(np.float64)
 
 
 def _masses(rows: Rows) -> np.ndarray:
     """The clusters' shares under the network's own opinion, [K]."""
     return np.exp(rows.measure(np.zeros(rows.num_clusters)).log_mass)
-
-
-def _coarse_start(rows: Rows, target: np.ndarray, tolerance: float, storage: str) -> np.ndarray:
-    """Zeros, or where these are far off the solution for a share of the rows."""
-    zeros = np.zeros(rows.num_clusters)
-    share = min(_COARSE_SHARE, rows.num_rows // (4 * rows.num_clusters))
-    if rows.num_rows * rows.num_clusters < _COARSE_ENTRIES or share < 2:
-        return zeros
-    some = rows.sample(share)
-    if some.num_counted < 4 * rows.num_clusters or _State(zeros, some.measure(zeros), target).error < _COARSE_ERROR:
-        return zeros
-    return _solve(some, zeros, target, max(_COARSE_TOLERANCE, tolerance), 200, storage)[0]
 
 
 def _announce(rows: Rows, storage: str) -> None:
@@ -312,7 +192,7 @@ def _checked(
         ("tolerance", tolerance, np.isfinite(tolerance) and tolerance >= _MIN_TOLERANCE, f"at least {_MIN_TOLERANCE:g}"),
         ("max_iterations", max_iterations, is_count(max_iterations), "a positive int32"),
         ("num_threads", num_threads, num_threads is None or is_count(num_threads), "a positive int32 or None"),
-        ("storage", storage, storage in ("auto", *_MOST_DRIFT), f"auto, {', '.join(_MOST_DRIFT)}"),
+        ("storage", storage, storage in ("auto", *MOST_DRIFT), f"auto, {', '.join(MOST_DRIFT)}"),
     ):
         if not valid:
             raise ValueError(f"`{name}` must be {bound}. Received: {name}={value}")
