@@ -119,10 +119,29 @@ def test_warm_start_takes_fewer_iterations(rng):
 
 def test_compiled_once_for_many_row_counts(rng):
     sinkhorn(oracle.log_probs(rng, 8300, 8))
-    before = len(passes.measure.signatures)
+    before = passes.measure.num_signatures
     for num_rows in (8200, 8345, 8500, 8999, 9200):
         sinkhorn(oracle.log_probs(rng, num_rows, 8), lam=17.0, tolerance=0.01)
-    assert len(passes.measure.signatures) == before
+    assert passes.measure.num_signatures == before
+
+
+@pytest.mark.parametrize("num_clusters", [128, 1000, 1024, 3000, 40_000])
+def test_threads_share_no_ynnpack_call(rng, monkeypatch, num_clusters):
+    """TensorFlow 2.21 crashes now and then where threads share an executable that calls YNNPACK."""
+    called = []
+    call = passes.Compiled.__call__
+    monkeypatch.setattr(
+        passes.Compiled, "__call__", lambda self, *arguments: called.append((self, arguments)) or call(self, *arguments)
+    )
+    features = rng.normal(size=(500, 16)).astype(np.float32)
+    kernel = rng.normal(size=(16, num_clusters)).astype(np.float32)
+    for source in (features @ kernel, LinearLogits(features, kernel, np.zeros(num_clusters, np.float32))):
+        rows, v = Rows(source, lam=1.0, num_threads=2), np.zeros(num_clusters)
+        rows.absorb(v, rows.measure(v).log_rows, tf.float16).measure(v)
+        rows.labels(v)
+    assert {function.__name__ for function, _ in called} == {"measure", "absorb", "kernel_mass", "argmax"}
+    for function, arguments in called:
+        assert "ynn" not in function.function.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo"), function.__name__
 
 
 def test_padding_is_not_seen(rng):

@@ -10,7 +10,6 @@ finite, which the caller looks at.
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -20,39 +19,43 @@ import tensorflow as tf
 KERNEL_SCALE = 2.0**15
 """The sum of a stored row. Half precision goes from 2^-24 to 65504; this leaves exp(-27) of a row."""
 
-_compiling = threading.Lock()
-
 
 class Compiled:
-    """A function that XLA compiles once for each signature of its arguments, the first call with one alone.
-
-    Threads that compile at the same time crash TensorFlow 2.21 now and then: a segmentation fault in one run of seven with 50 compilations.
-    """
+    """A function that XLA compiles once for each signature of its arguments: a `tf.function` that does not warn of many signatures."""
 
     def __init__(self, function: Callable[..., Any]):
         functools.update_wrapper(self, function)
-        self._function = tf.function(function, jit_compile=True)
-        self.signatures: dict[Hashable, Callable[..., Any]] = {}
+        self.function = tf.function(function, jit_compile=True)
+        self._by_signature: dict[Hashable, Callable[..., Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
+        return self.concrete(*arguments)(*arguments)
+
+    def concrete(self, *arguments: Any) -> Any:
+        """The `tf.types.experimental.ConcreteFunction` for these."""
         flat = tf.nest.flatten(arguments)
         signature = tuple((*value.shape, value.dtype) if tf.is_tensor(value) else value for value in flat)
-        if signature in self.signatures:
-            return self.signatures[signature](*arguments)
-        with _compiling:
-            concrete = self._function.get_concrete_function(*arguments)
-            result = concrete(*arguments)
-            self.signatures[signature] = concrete
-            return result
+        if signature not in self._by_signature:
+            self._by_signature[signature] = self.function.get_concrete_function(*arguments)
+        return self._by_signature[signature]
+
+    @property
+    def num_signatures(self) -> int:
+        return len(self._by_signature)
 
 
-def _score_blocks(rows: tuple[tf.Tensor, ...], block_rows: int, lam: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What gives the scores [block_rows, K] of a numbered block of a chunk's rows: (log_probs,) or (features, kernel, bias)."""
+def _shifted_blocks(rows: tuple[tf.Tensor, ...], block_rows: int, lam: tf.Tensor, v: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What gives s_i + v [block_rows, K] of a numbered block of a chunk's rows: (log_probs,) or (features, kernel, bias).
+
+    Its last operation is the multiplication, because XLA gives sums and maxima of 2^15 entries or more of most else to YNNPACK, in a
+    way that is not safe for threads that share an executable: `YnnFusionThunk` of TensorFlow 2.21 makes its subgraph at the first
+    call of each thread and keeps the constants of all in one vector.
+    """
     # outside the loop: a reshape inside makes XLA copy the chunk, at three times the time of a pass
-    blocks = tf.reshape(rows[0], [-1, block_rows, rows[0].shape[1]])
+    blocks, per_lam = tf.reshape(rows[0], [-1, block_rows, rows[0].shape[1]]), v / lam
     if len(rows) == 1:
-        return lambda block: lam * tf.cast(blocks[block], lam.dtype)
-    return lambda block: lam * tf.cast(tf.cast(blocks[block], rows[1].dtype) @ rows[1] + rows[2], lam.dtype)
+        return lambda block: lam * (tf.cast(blocks[block], lam.dtype) + per_lam)
+    return lambda block: lam * (tf.cast(tf.cast(blocks[block], rows[1].dtype) @ rows[1] + rows[2], lam.dtype) + per_lam)
 
 
 @Compiled
@@ -60,13 +63,13 @@ def measure(
     rows: tuple[tf.Tensor, ...], weights: tf.Tensor, num_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """(sum_i w_i softmax_i [K], log-sum-exp of each row [n]); rows from `num_rows` on only pad."""
-    scores, num_blocks = _score_blocks(rows, block_rows, lam), weights.shape[0] // block_rows
+    shifted_block, num_blocks = _shifted_blocks(rows, block_rows, lam, v), weights.shape[0] // block_rows
     visited = (num_rows + block_rows - 1) // block_rows
     log_rows = tf.TensorArray(v.dtype, size=num_blocks, element_shape=[block_rows])
     w = tf.reshape(tf.cast(weights, v.dtype), [num_blocks, block_rows])
 
     def add_block(block: tf.Tensor, mass: tf.Tensor, log_rows: tf.TensorArray) -> tuple:
-        shifted = scores(block) + v
+        shifted = shifted_block(block)
         highest = tf.reduce_max(shifted, axis=1)
         entries = tf.exp(shifted - highest[:, tf.newaxis])
         row_sum = tf.linalg.matvec(entries, tf.ones_like(v))
@@ -83,12 +86,12 @@ def log_mass(
     rows: tuple[tf.Tensor, ...], weights: tf.Tensor, log_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Log sum_i w_i softmax_i as (maximum [K], sum relative to it [K]), for clusters whose sum underflows."""
-    scores, num_blocks = _score_blocks(rows, block_rows, lam), weights.shape[0] // block_rows
+    shifted_block, num_blocks = _shifted_blocks(rows, block_rows, lam, v), weights.shape[0] // block_rows
     w = tf.reshape(tf.cast(weights, v.dtype), [num_blocks, block_rows, 1])
     per_row = tf.reshape(log_rows, [num_blocks, block_rows, 1])
 
     def add_block(block: tf.Tensor, highest: tf.Tensor, total: tf.Tensor) -> tuple:
-        log_q = scores(block) + v - per_row[block]
+        log_q = shifted_block(block) - per_row[block]
         log_q = tf.where(w[block] > 0, log_q + tf.math.log(w[block]), -np.inf)
         new = tf.maximum(highest, tf.reduce_max(log_q, axis=0))
         finite = tf.where(new > -np.inf, new, 0.0)
@@ -129,12 +132,12 @@ def kernel_mass(kernel: tf.Tensor, num_rows: tf.Tensor, scaling: tf.Tensor, bloc
 @Compiled
 def argmax(rows: tuple[tf.Tensor, ...], num_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int) -> tf.Tensor:
     """argmax_k (s_ik + v_k), int64 [n]."""
-    scores, num_blocks = _score_blocks(rows, block_rows, lam), rows[0].shape[0] // block_rows
+    shifted_block, num_blocks = _shifted_blocks(rows, block_rows, lam, v), rows[0].shape[0] // block_rows
     visited = (num_rows + block_rows - 1) // block_rows
     labels = tf.TensorArray(tf.int64, size=num_blocks, element_shape=[block_rows])
 
     def add_block(block: tf.Tensor, labels: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        best = tf.argmax(scores(block) + v, axis=1, output_type=tf.int64)
+        best = tf.argmax(shifted_block(block), axis=1, output_type=tf.int64)
         return block + 1, labels.write(block, best)
 
     _, labels = tf.while_loop(lambda block, _: block < visited, add_block, [0, labels])

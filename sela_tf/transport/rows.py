@@ -26,11 +26,11 @@ _CHUNK_ENTRIES = 2**22
 _SLICE_ENTRIES = 2**20
 # Below this many entries a second thread costs more than it saves.
 _ENTRIES_TO_SHARE = 2**20
-# Entries, and most rows, of a block that stays in the cache while it is used: (exact pass, stored rows, labels). Where XLA has more than
-# one thread it would share larger blocks of the latter two between them, and take three times as long. What a graphics card
-# works on at once is the whole chunk.
-_BLOCKS = ((2**16, 128), (2**12, 16), (2**11, 16))
-_LINEAR_BLOCK_ROWS = 256
+# Entries, and most rows, of a block that stays in the cache while it is used: (exact pass, stored rows, labels), and of features. Where
+# XLA has more than one thread it would share larger blocks of the latter two between them, and take three times as long; the limits of
+# the others keep sums and maxima from YNNPACK (passes.py). What a graphics card works on at once is the whole chunk.
+_BLOCKS = ((2**15, 128), (2**12, 16), (2**11, 16))
+_LINEAR_BLOCK = (2**19, 256)
 # Column sums below this have lost digits to underflow, or all of them.
 _SMALLEST_MASS = 1e-30
 # Beyond such potentials or row sums, float32 no longer resolves a score to 1e-3.
@@ -108,12 +108,12 @@ class Rows:
         self.num_counted = self.num_rows if counted is None else int(counted.sum())
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.dtype = tf.float32
+        exact, stored, labels = _BLOCKS
         # powers of two, so that one number of rows a chunk suits all
         self._block_rows, self._kernel_block_rows, self._label_block_rows = (
-            min(most, 2 ** max(0, (block // self.num_clusters).bit_length() - 1)) for block, most in _BLOCKS
+            min(most, 2 ** max(0, (block // self.num_clusters).bit_length() - 1))
+            for block, most in ((_LINEAR_BLOCK, stored, _LINEAR_BLOCK) if self.is_linear else (exact, stored, labels))
         )
-        if self.is_linear:
-            self._block_rows = self._label_block_rows = _LINEAR_BLOCK_ROWS
         entries = self.num_rows * self.num_clusters
         if entries <= _ENTRIES_TO_SHARE:
             # one chunk of eight sizes an octave, the rest of it padded, so that XLA compiles for few shapes
@@ -170,7 +170,8 @@ class Rows:
             return highest.numpy(), total.numpy()
 
         with np.errstate(divide="ignore"):
-            logs = [highest.astype(np.float64) + np.log(total) for highest, total in self._map(one)]
+            # on one thread: it has sums that are not safe to share (passes.py)
+            logs = [highest.astype(np.float64) + np.log(total) for highest, total in self._map(one, num_threads=1)]
         return np.logaddexp.reduce(logs, axis=0)
 
     def absorb(self, potentials: np.ndarray, log_rows: np.ndarray, storage: tf.DType) -> Kernel:
@@ -227,8 +228,8 @@ class Rows:
         slices = [slice(start, min(start + rows, self.num_rows)) for start in range(0, self.num_rows, rows)]
         return _share(function, slices, self.num_threads)
 
-    def _map(self, function: Callable[[_Chunk], _Result]) -> list[_Result]:
-        return _share(lambda start: function(self._chunk(start)), self._starts, self.num_threads)
+    def _map(self, function: Callable[[_Chunk], _Result], num_threads: int | None = None) -> list[_Result]:
+        return _share(lambda start: function(self._chunk(start)), self._starts, num_threads or self.num_threads)
 
     def _chunk(self, start: int) -> _Chunk:
         stop = min(start + self._chunk_rows, self.num_rows)
