@@ -19,10 +19,11 @@ from scipy.sparse.linalg import cg
 from sela_tf.transport.acceleration import within
 from sela_tf.transport.rows import Rows
 
-# Entries of a row, on average. More of them let potentials move farther in one round, which then takes longer.
-_CANDIDATES = 5
-# Lists that reach less far than this are left before they have led anywhere.
-_SHORTEST_REACH = 40.0
+# Entries of a row, on average, that lists have at least; to reach far, they may have more, but not more of the row than this.
+_CANDIDATES, _MOST_CANDIDATES, _MOST_OF_A_ROW = 5, 32, 1 / 32
+# How far lists look if they can: farther lets potentials move farther in one round, which then takes longer. Lists that reach less far
+# than the first are left before they have led anywhere.
+_SHORTEST_REACH, _REACH = 40.0, 100.0
 # Entries that were left out weigh less than exp(-_MARGIN) of their row wherever the potentials go.
 _MARGIN = 12.0
 _ROWS_TO_LOOK_AT = 512
@@ -68,10 +69,11 @@ def _reach(rows: Rows, potentials: np.ndarray, log_rows: np.ndarray) -> float | 
     """How far lists can look, judged by a few rows."""
     some = np.linspace(0, rows.num_rows - 1, min(rows.num_rows, _ROWS_TO_LOOK_AT)).astype(np.int64)
     distances = (log_rows[some, np.newaxis] - rows.scores(some) - potentials).ravel()
-    distances = distances[np.isfinite(distances)]
-    if len(distances) <= _CANDIDATES * len(some):
-        return np.inf
-    reach = float(np.partition(distances, _CANDIDATES * len(some))[_CANDIDATES * len(some)])
+    distances = np.append(distances[np.isfinite(distances)], np.inf)
+    most = max(_CANDIDATES, min(_MOST_CANDIDATES, int(rows.num_clusters * _MOST_OF_A_ROW)))
+    ranks = [min(count * len(some), len(distances) - 1) for count in (_CANDIDATES, most)]
+    near, far = np.partition(distances, ranks)[ranks].tolist()
+    reach = min(max(_REACH, near), far)
     return reach if reach >= _SHORTEST_REACH else None
 
 

@@ -21,7 +21,7 @@ MOST_DRIFT = {"float16": 16.0, "float32": 60.0, "none": np.inf}
 _UNDERFLOW = -60.0
 # Stored rows are not exact: what has converged on them shall have something to spare.
 _SPARE = 0.9
-_MOST_NEWTON_ROUNDS = 12
+_MOST_NEWTON_ROUNDS = 40
 # Stretches of the core, each until its potentials have drifted, before the problem is first solved at a smaller lam.
 _PATIENCE = 6
 _ANNEALING, _MOST_ANNEALINGS = 8.0, 4
