@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from sela_tf.transport import passes, solve
+from sela_tf.transport import acceleration, passes, solve
 from sela_tf.transport import sinkhorn as module
 from sela_tf.transport.newton import newton
 from sela_tf.transport.rows import LinearLogits, Rows
@@ -305,8 +305,32 @@ def test_newton_goes_to_the_optimum_of_sharp_rows_and_declines_others(rng):
     for _ in range(8):
         v = newton(rows, v, rows.measure(v).log_rows, target, tolerance=1e-6)
     assert np.abs(np.exp(rows.measure(v).log_mass) - target).sum() < 1e-5
-    dense = Rows(log_probs, lam=0.1)
-    assert newton(dense, np.zeros(32), dense.measure(np.zeros(32)).log_rows, target, tolerance=1e-6) is None
+    assert newton(*_first_look(log_probs, lam=0.1), tolerance=1e-6) is None
+
+
+def test_newton_lists_grow_with_the_clusters(rng):
+    """Five candidates a row do not reach far enough here, and the core would take 77 passes."""
+    log_probs = oracle.log_probs(rng, 4000, 512, spread=8.0)
+    result = sinkhorn(log_probs)
+    assert result.converged
+    assert result.num_iterations <= 25
+
+
+def test_an_acceleration_that_lowers_the_dual_is_given_up(rng, monkeypatch):
+    """Plain steps remain, every other pass."""
+    rows, v, log_rows, target = _first_look(oracle.log_probs(rng, 1000, 16), lam=2.0)
+    measure = rows.absorb(v, log_rows, tf.float32).measure
+    plain = acceleration.anderson(measure, v, target, tolerance=1e-4, max_passes=200)
+    monkeypatch.setattr(acceleration, "_correction", lambda points, *_: 3 * np.random.default_rng(0).normal(size=len(points[0])))
+    spoiled = acceleration.anderson(measure, v, target, tolerance=1e-4, max_passes=200)
+    assert max(plain.error, spoiled.error) <= 1e-4
+    assert spoiled.num_passes > plain.num_passes
+
+
+def _first_look(log_probs, lam):
+    rows, num_clusters = Rows(log_probs, lam=lam), log_probs.shape[1]
+    v = np.zeros(num_clusters)
+    return rows, v, rows.measure(v).log_rows, np.full(num_clusters, 1 / num_clusters)
 
 
 def test_a_proposal_that_lowers_the_dual_is_given_up(rng, monkeypatch):
