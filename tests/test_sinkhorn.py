@@ -282,6 +282,7 @@ def test_marginals_that_cannot_be_met_are_a_reported_outcome(rng):
     log_probs[:800, 1] = -np.inf
     result = sinkhorn(log_probs)
     assert not result.converged
+    assert result.num_iterations < 2000  # of 10,000: potentials have run away
     assert result.marginal_error == pytest.approx(0.6, abs=1e-3)
     assert np.isfinite(result.potentials).all()
     assert (result.labels[800:] == 1).all()
@@ -306,6 +307,32 @@ def test_newton_goes_to_the_optimum_of_sharp_rows_and_declines_others(rng):
         v = newton(rows, v, rows.measure(v).log_rows, target, tolerance=1e-6)
     assert np.abs(np.exp(rows.measure(v).log_mass) - target).sum() < 1e-5
     assert newton(*_first_look(log_probs, lam=0.1), tolerance=1e-6) is None
+
+
+def test_annealing_spares_passes_where_potentials_have_far_to_go(rng, monkeypatch):
+    log_probs, lam = _hard("one-hot on an eighth", rng)
+    annealed = sinkhorn(log_probs, lam=lam)
+    monkeypatch.setattr(solve, "_PATIENCE", 10**9)
+    assert annealed.converged
+    assert 2 * annealed.num_iterations < sinkhorn(log_probs, lam=lam).num_iterations
+
+
+def test_single_precision_takes_over_where_half_has_no_room(rng):
+    log_probs, lam = _hard("prime", rng)
+    assert sinkhorn(log_probs, lam=lam).num_iterations < 26  # 31 in half precision
+
+
+def test_rows_that_do_not_count_are_in_no_sum(rng):
+    log_probs = oracle.log_probs(rng, 4000, 32, spread=15.0)
+    counted = np.arange(4000) % 3 > 0
+    rows, some = Rows(log_probs, lam=25.0, counted=counted), Rows(log_probs[counted], lam=25.0)
+    v, target = rng.normal(size=32), np.full(32, 1 / 32)
+    measured, expected = rows.measure(v), some.measure(v)
+    np.testing.assert_allclose(measured.log_mass, expected.log_mass, atol=1e-5)
+    assert measured.mean_log_row == pytest.approx(expected.mean_log_row, rel=1e-6)
+    for _ in range(8):
+        v = newton(rows, v, rows.measure(v).log_rows, target, tolerance=1e-6)
+    assert np.abs(np.exp(some.measure(v).log_mass) - target).sum() < 1e-5
 
 
 def test_newton_lists_grow_with_the_clusters(rng):

@@ -85,7 +85,7 @@ def solve(
         v = _rounded(now.potentials + stride * (stretch.potentials - now.potentials))
         stride = 2 * stride if stretch.drifted and stretches > _PATIENCE else 1.0
         if stretch.num_passes == 1 and storage == "float16":
-            # the stored rows see no error where there is one: half precision will not do
+            # half precision has no room for one step, or sees no error where there is one
             storage = "float32"
 
 
