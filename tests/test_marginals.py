@@ -49,6 +49,9 @@ def test_sizes_are_whole_and_as_near_as_they_can_be(shares, num_rows):
     sizes = cluster_sizes(target, num_rows)
     assert sizes.sum() == num_rows
     assert np.abs(sizes - target * num_rows).max() < 1
+    rounded_up = sizes > np.floor(target * num_rows)
+    remainders = target * num_rows % 1
+    assert remainders[rounded_up].min(initial=1) >= remainders[~rounded_up].max(initial=0)
 
 
 @pytest.mark.parametrize("name", ["poisson", "zipf:", "zipf:-1", "zipf:99", "gaussian:2", "gaussian:nan", ""])

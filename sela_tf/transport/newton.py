@@ -27,6 +27,8 @@ _SHORTEST_REACH, _REACH = 40.0, 100.0
 # Entries that were left out weigh less than exp(-_MARGIN) of their row wherever the potentials go.
 _MARGIN = 12.0
 _ROWS_TO_LOOK_AT = 512
+# Potentials may move so far without a maximum of each row having to be found lest an exponential overflow.
+_SAFE_ROOM = 500.0
 # Scores that stay in the second-level cache while they are looked at.
 _BLOCK_ENTRIES = 2**16
 # Weights that a Hessian can do without.
@@ -42,7 +44,7 @@ class Candidates(NamedTuple):
     indptr: np.ndarray
     columns: np.ndarray
     scores: np.ndarray
-    """float64, lam * log p without potentials."""
+    """float64, lam * log p less the row's log-sum-exp with the potentials that the lists were made at."""
     certain: np.ndarray
     """float64 [K], rows whose one candidate is k."""
     num_rows: int
@@ -90,7 +92,8 @@ def _collect(rows: Rows, potentials: np.ndarray, log_rows: np.ndarray, reach: fl
         count = np.bincount(row, minlength=len(scores))
         wavers = (count > 1)[row]
         certain = np.bincount(column[~wavers], minlength=rows.num_clusters)
-        return count[count > 1], column[wavers], scores.ravel()[entries[wavers]].astype(np.float64), certain
+        listed = scores.ravel()[entries[wavers]] - log_rows[part].astype(np.float64)[row[wavers]]
+        return count[count > 1], column[wavers], listed, certain
 
     counts, columns, scores, certain = zip(*rows.map_slices(one), strict=True)
     indptr = np.concatenate(([0], np.cumsum(np.concatenate(counts))))
@@ -124,9 +127,11 @@ def _solve(lists: Candidates, start: np.ndarray, target: np.ndarray, room: float
         """Q of the entries, t - m [K], and the dual up to a constant."""
         if not len(columns):
             return np.zeros(0), target - lists.certain / n, float((target - lists.certain / n) @ v)
-        shifted = lists.scores + v[columns]
-        highest = np.maximum.reduceat(shifted, indptr[:-1])
-        q = np.exp(shifted - highest[row])
+        shifted, highest = lists.scores + v[columns], np.zeros(1)
+        if not room < _SAFE_ROOM:
+            highest = np.maximum.reduceat(shifted, indptr[:-1])
+            shifted -= highest[row]
+        q = np.exp(shifted, out=shifted)
         row_sum = np.add.reduceat(q, indptr[:-1])
         q /= row_sum[row]
         mass = (lists.certain + np.bincount(columns, q, num_clusters)) / n
