@@ -68,6 +68,14 @@ def test_labels_are_balanced_even_where_the_transport_failed(rng):
     assert set(np.bincount(assigned.labels)) == {50}
 
 
+def test_a_share_that_known_labels_fill_to_the_last_image_is_rounded_up(rng):
+    """21 images, 10.5 of each of two clusters, and 11 known of the one that would get 10."""
+    known = np.repeat([1, -1], [11, 10])
+    assigned = assign_labels(oracle.log_probs(rng, 21, 2), marginals=np.array([1.0, 1.0]), known=known)
+    np.testing.assert_array_equal(assigned.sizes, [10, 11])
+    np.testing.assert_array_equal(assigned.labels, np.repeat([1, 0], [11, 10]))
+
+
 def _images(names: tuple[str, ...] | None) -> ImageSet:
     return ImageSet(name="four", images=np.zeros((4, 2, 2, 1), np.uint8), channels=1, names=names)
 

@@ -310,3 +310,15 @@ def test_refuses_by_name(arguments, message):
     arguments = {key: np.asarray(value) if isinstance(value, list) else value for key, value in (defaults | arguments).items()}
     with pytest.raises(ValueError, match=message):
         balanced_labels(arguments.pop("log_probs"), arguments.pop("potentials"), **arguments)
+
+
+def test_of_massive_ties_few_choices_are_kept():
+    """2^18 equal choices, of which two a row will do: what makes ties as fast as anything else."""
+    free = np.full(4096, -1)
+    scanned = module._scan(
+        np.zeros((4096, 64), np.float32), np.zeros(64), 1.0, 0.0, free, free.copy(), 4.0, np.float32, np.random.default_rng(0)
+    )
+    row, column, _, complete, _ = scanned
+    assert not complete
+    assert len(row) <= 4 * 4096
+    assert len(np.unique(column)) == 64
