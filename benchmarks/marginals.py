@@ -51,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--directory", type=pathlib.Path, default=ROOT / "build" / "marginals")
+    parser.add_argument("--rows", default="", help="the beginning of the names of those that are wanted")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()
@@ -73,6 +74,8 @@ def main() -> None:
     }
     lines = ["| run | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
     for name, flags in rows.items():
+        if not name.startswith(options.rows):
+            continue
         results = [train(directory, name, seed, flags) for seed in range(options.seeds)]
         cells = [" ".join(f"{figure(result):.3f}" for result in results) for figure in figures.values()]
         means = [f"**{np.mean([figure(result) for result in results]):.3f}**" for figure in figures.values()]
