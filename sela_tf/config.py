@@ -34,8 +34,13 @@ class SelaConfig:
     memory_limit: float = _option(4.0, "GiB that decoded images may take; TensorFlow keeps a copy besides.", shown=True)
     image_size: int = _option(0, "Side of the square that the network sees; 0 for the images' own size.")
     # network
-    backbone: str = _option("resnet20", "Network: see sela_tf.models.BACKBONES.")
-    width: int = _option(16, "Channels of the backbone's first stage (He et al. 2016).")
+    backbone: str = _option(
+        "resnet20",
+        "Network: resnet8, resnet20, resnet56 for small images, resnet18, resnet50, preact_resnet18, preact_resnet50, alexnet; or "
+        "applications:NAME for one of keras.applications.",
+    )
+    backbone_weights: str = _option("", "File that a network of keras.applications starts from; by default its initialisers.")
+    width: int = _option(0, "Channels of the backbone's first stage; 0 for as many as published.")
     hidden_units: int = _option(0, "Width of a hidden layer between the embedding and the heads; 0 for none.")
     num_heads: int = _option(10, "Heads T, each with labels of its own (P: 1 or 10).")
     num_clusters: int = _option(3000, "Clusters K of each head (P: 3000 on ImageNet, 128 on CIFAR).")
@@ -96,7 +101,7 @@ class SelaConfig:
         if not self.dataset:
             raise ConfigError("--dataset is missing: digits, idx:DIR, folder:DIR, npz:FILE, or a TFDS name")
         at_least = {
-            "width": 1, "hidden_units": 0, "num_heads": 1, "num_clusters": 2, "epochs": 1, "batch_size": 2, "num_relabellings": 0,
+            "width": 0, "hidden_units": 0, "num_heads": 1, "num_clusters": 2, "epochs": 1, "batch_size": 2, "num_relabellings": 0,
             "transport_max_iterations": 1, "logical_cpus": 0, "log_every_steps": 1, "monitor_examples": 0, "keep_checkpoints": 1,
             "image_size": 0, "seed": 0,
         }  # fmt: skip
@@ -148,4 +153,5 @@ class SelaConfig:
             eval_dataset=resolve(self.eval_dataset),
             data_dir=self.data_dir and os.path.abspath(os.path.expanduser(self.data_dir)),
             known_labels=self.known_labels and os.path.abspath(os.path.expanduser(self.known_labels)),
+            backbone_weights=self.backbone_weights and os.path.abspath(os.path.expanduser(self.backbone_weights)),
         )

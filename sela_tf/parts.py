@@ -15,7 +15,7 @@ from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import channel_statistics
 from sela_tf.data.sources import hold_out, load_source, match_channels, match_classes
-from sela_tf.models import BACKBONES, build_model
+from sela_tf.models import build_model, check_backbone
 from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.loss import SelfLabelLoss
@@ -58,8 +58,10 @@ def check_before_loading(config: SelaConfig, strategy: tf.distribute.Strategy) -
         ConfigError: naming the setting.
     """
     replicas = strategy.num_replicas_in_sync
-    if config.backbone not in BACKBONES:
-        raise ConfigError(f"--backbone must be one of {', '.join(BACKBONES)}. Received: {config.backbone!r}")
+    try:
+        check_backbone(config.backbone)
+    except ValueError as error:
+        raise ConfigError(f"--backbone={config.backbone}: {error}") from error
     if config.xla and replicas > 1:
         raise ConfigError(f"--xla works on one device only, and {replicas} are visible: leave it off, or hide devices")
     if config.batch_size % replicas:
@@ -120,8 +122,14 @@ def augmentation(config: SelaConfig) -> Augmentation:
     return Augmentation(**{name: getattr(config, name) for name in Augmentation._fields})
 
 
-def network(config: SelaConfig, image_shape: list[int], mean: list[float], variance: list[float]) -> keras.Model:
-    """The network that the settings describe, for images [height, width, channels] of this mean and variance."""
+def network(
+    config: SelaConfig, image_shape: list[int], mean: list[float], variance: list[float], *, weights: str = ""
+) -> keras.Model:
+    """The network that the settings describe, for images [height, width, channels] of this mean and variance.
+
+    Raises:
+        ValueError: the images are too small for it, or the file `weights` is not for it.
+    """
     return build_model(
         config.backbone,
         image_shape=image_shape,
@@ -133,6 +141,7 @@ def network(config: SelaConfig, image_shape: list[int], mean: list[float], varia
         variance=variance,
         synchronized=config.sync_batch_norm,
         dtype=None if config.mixed_precision == "none" else f"mixed_{config.mixed_precision}",
+        weights=weights,
     )
 
 
@@ -140,7 +149,8 @@ def compiled_model(config: SelaConfig, data: Data, labels: LabelTable, strategy:
     """The network before its first step, the same for the same seed."""
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
-        model = network(config, [*data.size, data.train.channels], data.mean.tolist(), data.variance.tolist())
+        shape = [*data.size, data.train.channels]
+        model = network(config, shape, data.mean.tolist(), data.variance.tolist(), weights=config.backbone_weights)
         optimizer: keras.optimizers.Optimizer = CoupledSGD(
             learning_rate_schedule(
                 config.learning_rate,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -12,13 +14,25 @@ from sela_tf.models.batch_norm import FusedBatchNormalization
 from sela_tf.models.features import FeatureExtractor
 from sela_tf.models.heads import MultiHead, find_multi_head
 
-SHAPE = (12, 10, 3)
+SMALL, LARGE, ALEXNET = (12, 10, 3), (20, 18, 3), (65, 63, 3)
+STAGES = {
+    "resnet20": [(12, 10, 4), (12, 10, 4), (6, 5, 8), (3, 3, 16)],
+    "resnet18": [(5, 5, 4), (5, 5, 4), (3, 3, 8), (2, 2, 16), (1, 1, 32)],
+    "resnet50": [(5, 5, 4), (5, 5, 16), (3, 3, 32), (2, 2, 64), (1, 1, 128)],
+}
+STAGES |= {"resnet8": STAGES["resnet20"], "resnet56": STAGES["resnet20"]}
+STAGES |= {"preact_resnet18": STAGES["resnet18"], "preact_resnet50": STAGES["resnet50"]}
+SLOW = ("resnet56", "resnet50", "preact_resnet50")
+
+
+def shape_for(backbone: str) -> tuple[int, int, int]:
+    return ALEXNET if backbone == "alexnet" else SMALL if backbone in ("resnet8", "resnet20", "resnet56") else LARGE
 
 
 def small(backbone: str, **options) -> keras.Model:
     keras.utils.set_random_seed(0)
     settings = {
-        "image_shape": SHAPE,
+        "image_shape": shape_for(backbone),
         "num_heads": 2,
         "num_clusters": 5,
         "width": 4,
@@ -30,20 +44,25 @@ def small(backbone: str, **options) -> keras.Model:
 
 
 @pytest.fixture
-def images(rng) -> np.ndarray:
-    return rng.integers(0, 256, (6, *SHAPE)).astype(np.float32)
+def images(rng, request) -> np.ndarray:
+    return rng.integers(0, 256, (6, *shape_for(request.getfixturevalue("backbone")))).astype(np.float32)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in BACKBONES])
 class TestConformance:
     def test_logits_embedding_and_stages(self, backbone, images):
         model = small(backbone)
         assert model(images).shape == (6, 2, 5)
         assert model.output.dtype == "float32"
-        assert model.get_layer(EMBEDDING).output.shape == (None, 16)
         assert model.get_layer("hidden").output.shape == (None, 6)
-        stages = [model.get_layer(name).output.shape for name in ("stem", "stage1", "stage2", "stage3")]
-        assert stages == [(None, 12, 10, 4), (None, 12, 10, 4), (None, 6, 5, 8), (None, 3, 3, 16)]
+        if backbone == "alexnet":
+            names = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]
+            shapes = [(15, 15, 4), (7, 7, 10), (3, 3, 16), (3, 3, 16), (3, 3, 10), (170,), (170,)]
+        else:
+            shapes = STAGES[backbone]
+            names = ["stem", *(f"stage{i}" for i in range(1, len(shapes)))]
+        assert [model.get_layer(name).output.shape[1:] for name in names] == shapes
+        assert model.get_layer(EMBEDDING).output.shape == (None, shapes[-1][-1])
         assert find_multi_head(model).name == "heads"
         with pytest.raises(ValueError, match="hidden"):
             small(backbone, hidden_units=0).get_layer("hidden")
@@ -64,7 +83,7 @@ class TestConformance:
 
     def test_mixed_precision_keeps_float32_logits(self, backbone, images):
         model = small(backbone, dtype="mixed_bfloat16")
-        assert model.get_layer("stage3").output.dtype == "bfloat16"
+        assert model.get_layer(EMBEDDING).output.dtype == "bfloat16"
         logits = model(images, training=True)
         assert logits.dtype == tf.float32
         heads = model.get_layer("heads")
@@ -95,6 +114,77 @@ def test_parameter_counts_of_the_published_networks():
         assert len(weighted) == int(backbone.removeprefix("resnet"))
 
 
+@pytest.mark.parametrize(("backbone", "published"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])
+def test_parameters_of_the_imagenet_networks(backbone, published):
+    """With 1000 classes, as torchvision counts them; moving statistics are none. Pre-activation ResNets lack the normalisations of the
+    stem and of the four shortcuts (three where the first is none) and have one in each block's input and one at the end."""
+    count = _trainable(build_model(backbone, image_shape=(64, 64, 3), num_heads=1, num_clusters=1000))
+    assert count == published
+    stages = [64 * 2**i for i in range(4)]
+    if backbone == "resnet18":
+        added, dropped = 2 * stages[-1], 2 * (64 + sum(stages[1:]))
+        # the normalisations after the convolutions become those before them: of each block's input, and of its middle
+        before = [(64, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
+        after = [(64, 64)] * 2 + [(128, 128)] * 2 + [(256, 256)] * 2 + [(512, 512)] * 2
+    else:
+        added, dropped = 2 * 4 * stages[-1], 2 * (64 + 4 * sum(stages))
+        inputs = [64, *[256] * 3, *[512] * 4, *[1024] * 6, *[2048] * 2]
+        middle = [width for width, number in zip(stages, (3, 4, 6, 3), strict=True) for _ in range(number)]
+        before = list(zip(inputs, middle, middle, strict=True))
+        after = [(width, width, 4 * width) for width in middle]
+    expected = published + added - dropped + 2 * (np.sum(before) - np.sum(after))
+    assert _trainable(build_model(f"preact_{backbone}", image_shape=(64, 64, 3), num_heads=1, num_clusters=1000)) == expected
+
+
+def test_parameters_of_alexnet():
+    """Convolutions and their biases, normalisations, the two layers of 4096, and 3000 clusters, at 224 x 224."""
+    convolutions = 11 * 11 * 3 * 96 + 5 * 5 * 96 * 256 + 3 * 3 * (256 * 384 + 384 * 384 + 384 * 256)
+    channels = 96 + 256 + 384 + 384 + 256
+    layers = (6 * 6 * 256 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 3000
+    model = build_model("alexnet", image_shape=(224, 224, 3), num_heads=1, num_clusters=3000)
+    assert _trainable(model) == convolutions + 3 * channels + layers
+    sides = [model.get_layer(f"conv{number}").output.shape[1] for number in range(1, 6)]
+    assert sides == [55, 27, 13, 13, 13]
+
+
+def _trainable(model: keras.Model) -> int:
+    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+
+
+class TestApplications:
+    @pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetV2B0", "ConvNeXtTiny"])
+    def test_is_the_network_without_its_preprocessing(self, name, rng, tmp_path):
+        options = {"include_top": False, "weights": None, "input_shape": (64, 64, 3)}
+        known = "include_preprocessing" in inspect.signature(getattr(keras.applications, name)).parameters
+        network = getattr(keras.applications, name)(**options, **({"include_preprocessing": False} if known else {}))
+        network.save_weights(tmp_path / "start.weights.h5")
+        images = rng.integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
+        model = build_model(
+            f"applications:{name}", image_shape=(64, 64, 3), num_heads=2, num_clusters=5, mean=[120.0], variance=[2500.0],
+            weights=str(tmp_path / "start.weights.h5"),
+        )  # fmt: skip
+        assert model(images).shape == (2, 2, 5)
+        embedding = keras.Model(model.input, model.get_layer(EMBEDDING).output)
+        expected = tf.reduce_mean(network((images - 120.0) / 50.0), axis=[1, 2])
+        np.testing.assert_allclose(embedding(images), expected, atol=1e-4)
+
+    def test_refuses_by_name(self, tmp_path):
+        options = {"image_shape": (64, 64, 3), "num_heads": 1, "num_clusters": 2}
+        for name, changed, message in (
+            ("Vgg", {}, "MobileNetV2.*applications:Vgg"),
+            ("EfficientNetB0", {}, "EfficientNetV2"),
+            ("MobileNetV2", {"width": 8}, "width=8"),
+            ("MobileNetV2", {"synchronized": True}, "synchronized=True"),
+            ("MobileNetV2", {"weights": "gone.h5"}, "'gone.h5'"),
+            ("MobileNetV2", {"weights": __file__}, "test_models.py' does not hold the weights of applications:MobileNetV2"),
+            ("VGG16", {"image_shape": (16, 16, 3)}, "VGG16.*16 x 16.*too small.*--image_size"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                build_model(f"applications:{name}", **{**options, **changed})
+        with pytest.raises(ValueError, match="weights.*resnet8"):
+            build_model("resnet8", weights="any.h5", **options)
+
+
 def test_convolutions_start_from_he_fan_out():
     kernel = (
         build_model("resnet8", image_shape=(8, 8, 3), num_heads=1, num_clusters=2, width=64)
@@ -108,7 +198,9 @@ def test_convolutions_start_from_he_fan_out():
     ("options", "message"),
     [
         ({"backbone": "vgg"}, "resnet8, resnet20, resnet56.*'vgg'"),
-        ({"width": 0}, "width=0"),
+        ({"width": -1}, "width=-1"),
+        ({"backbone": "alexnet", "image_shape": (62, 80, 3)}, "62 x 80 are too small for alexnet.*63.*--image_size"),
+        ({"backbone": "resnet50", "image_shape": (16, 16, 3)}, "too small for resnet50.*17"),
         ({"hidden_units": -1}, "hidden_units=-1"),
         ({"num_clusters": 1}, "num_clusters=1"),
         ({"num_heads": 0}, "num_heads=0"),

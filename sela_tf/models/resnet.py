@@ -1,63 +1,99 @@
-"""The small-image residual networks of He et al. 2016 (arXiv 1512.03385, section 4.2): 6n+2 layers in three stages."""
+"""Residual networks: the small-image family of He et al. 2016 (arXiv 1512.03385, section 4.2), theirs for ImageNet (table 1), and the
+latter with pre-activation (arXiv 1603.05027)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
 from sela_tf.models.batch_norm import FusedBatchNormalization
 
+_EXPANSION = 4
+"""Of a bottleneck: its output has so many times the channels of its 3 x 3 convolution."""
+
 
 def resnet(
     inputs: tf.Tensor,
     *,
-    blocks_per_stage: int,
-    width: int = 16,
+    blocks: Sequence[int],
+    width: int,
+    bottleneck: bool = False,
+    preactivation: bool = False,
+    large_images: bool = False,
     synchronized: bool = False,
     dtype: str | None = None,
 ) -> dict[str, tf.Tensor]:
     """Stages of a residual network over `inputs` [B, H, W, C].
 
-    The 6n+2 family has n blocks a stage: 1 for ResNet-8, 3 for ResNet-20, 9 for ResNet-56. Three stages of `width`, 2 `width` and
-    4 `width` channels, halving the resolution between them; where the shape changes, the shortcut is a 1 x 1 convolution with
-    batch normalisation (option B). Convolutions start from He et al.'s normal initialiser in its fan-out form, without biases.
+    Stages have `width`, 2 `width`, 4 `width`, … channels (bottlenecks four times as many), halving the resolution between them; where
+    the shape changes, the shortcut is a 1 x 1 convolution. Convolutions start from He et al.'s normal initialiser in its fan-out form,
+    without biases.
+
+    Args:
+        inputs: normalised images.
+        blocks: of each stage.
+        width: channels of the first.
+        bottleneck: blocks of 1 x 1, 3 x 3 (which has the stride) and 1 x 1 convolutions instead of two of 3 x 3.
+        preactivation: batch normalisation and ReLU before each convolution instead of after it.
+        large_images: a stem of stride 4 (7 x 7 convolution and max pooling) instead of one 3 x 3 convolution.
+        synchronized: batch statistics over all replicas.
+        dtype: a precision policy; None for Keras' global one.
 
     Returns:
-        The named stages: "stem", "stage1", "stage2", "stage3", each [B, h, w, c], in order.
+        The named stages: "stem", "stage1", "stage2", …, each [B, h, w, c], in order.
     """
 
     def convolution(x: tf.Tensor, channels: int, kernel: int, stride: int, name: str) -> tf.Tensor:
         # PyTorch pads by (kernel - 1) / 2 on both sides; "same" pads less at the top left when the stride is 2. The loss of
         # oneDNN's kernels that explicit paddings bring is not worth the half pixel.
         initializer = keras.initializers.VarianceScaling(scale=2.0, mode="fan_out", distribution="untruncated_normal")
-        x = keras.layers.Conv2D(
-            channels,
-            kernel,
-            strides=stride,
-            padding="same",
-            use_bias=False,
-            kernel_initializer=initializer,
-            dtype=dtype,
-            name=f"{name}_conv",
-        )(x)
+        options = {"strides": stride, "padding": "same", "use_bias": False, "kernel_initializer": initializer, "dtype": dtype}
+        return keras.layers.Conv2D(channels, kernel, name=f"{name}_conv", **options)(x)
+
+    def norm(x: tf.Tensor, name: str) -> tf.Tensor:
         return FusedBatchNormalization(synchronized=synchronized, dtype=dtype, name=f"{name}_bn")(x)
 
     def relu(x: tf.Tensor, name: str) -> tf.Tensor:
         return keras.layers.ReLU(dtype=dtype, name=name)(x)
 
-    x = relu(convolution(inputs, width, 3, 1, "stem"), "stem")
+    def block(x: tf.Tensor, channels: int, stride: int, name: str, output: str) -> tf.Tensor:
+        shapes = [(channels, 3, stride), (channels, 3, 1)]
+        if bottleneck:
+            shapes = [(channels, 1, 1), (channels, 3, stride), (_EXPANSION * channels, 1, 1)]
+        steps = [f"{name}_{letter}" for letter in "abc"[: len(shapes)]]
+        projects = stride != 1 or x.shape[-1] != shapes[-1][0]
+        shortcut = y = x
+        for i, (step, shape) in enumerate(zip(steps, shapes, strict=True)):
+            if preactivation:
+                y = relu(norm(y, step), f"{step}_relu")
+                shortcut = y if projects and i == 0 else shortcut
+                y = convolution(y, *shape, step)
+            else:
+                y = norm(convolution(y, *shape, step), step)
+                y = relu(y, f"{step}_relu") if step != steps[-1] else y
+        if projects:
+            shortcut = convolution(shortcut, shapes[-1][0], 1, stride, f"{name}_shortcut")
+            shortcut = shortcut if preactivation else norm(shortcut, f"{name}_shortcut")
+        total = keras.layers.Add(dtype=dtype, name=output if preactivation else f"{name}_add")
+        y = total([y, shortcut])
+        return y if preactivation else relu(y, output)
+
+    x = convolution(inputs, width, 7 if large_images else 3, 2 if large_images else 1, "stem")
+    if not preactivation:
+        x = relu(norm(x, "stem"), "stem_relu" if large_images else "stem")
+    if large_images:
+        x = keras.layers.MaxPooling2D(3, 2, padding="same", dtype=dtype, name="stem")(x)
     stages = {"stem": x}
-    for stage in (1, 2, 3):
-        channels = width * 2 ** (stage - 1)
-        for block in range(1, blocks_per_stage + 1):
-            name = f"stage{stage}_block{block}"
-            stride = 2 if stage > 1 and block == 1 else 1
-            shortcut = x
-            x = relu(convolution(x, channels, 3, stride, f"{name}_a"), f"{name}_a_relu")
-            x = convolution(x, channels, 3, 1, f"{name}_b")
-            if shortcut.shape[1:] != x.shape[1:]:
-                shortcut = convolution(shortcut, channels, 1, stride, f"{name}_shortcut")
-            x = keras.layers.Add(dtype=dtype, name=f"{name}_add")([x, shortcut])
-            x = relu(x, f"stage{stage}" if block == blocks_per_stage else name)
+    for stage, number in enumerate(blocks, 1):
+        # the sums of pre-activation blocks still lack the last normalisation
+        lacks_norm = preactivation and stage == len(blocks)
+        for i in range(1, number + 1):
+            name = f"stage{stage}_block{i}"
+            output = f"stage{stage}" if i == number and not lacks_norm else f"{name}_sum" if preactivation else name
+            x = block(x, width * 2 ** (stage - 1), 2 if stage > 1 and i == 1 else 1, name, output)
+        if lacks_norm:
+            x = relu(norm(x, f"stage{stage}"), f"stage{stage}")
         stages[f"stage{stage}"] = x
     return stages
