@@ -61,7 +61,7 @@ def check_before_loading(config: SelaConfig, strategy: tf.distribute.Strategy) -
     try:
         check_backbone(config.backbone)
     except ValueError as error:
-        raise ConfigError(f"--backbone={config.backbone}: {error}") from error
+        raise ConfigError(str(error).replace("`backbone`", "--backbone")) from error
     if config.xla and replicas > 1:
         raise ConfigError(f"--xla works on one device only, and {replicas} are visible: leave it off, or hide devices")
     if config.batch_size % replicas:
