@@ -16,6 +16,7 @@ from sela_tf import checkpoint, flags
 from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.known_labels import read_known_labels
 from sela_tf.data.pipeline import inference_batches, training_batches
+from sela_tf.evaluation.clustering import cluster_metrics
 from sela_tf.evaluation.monitors import KNNMonitor
 from sela_tf.evaluation.summary import evaluate_chance, evaluate_labels, evaluate_network
 from sela_tf.loop import Clock, Progress, signals_noted, train
@@ -82,7 +83,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
             known=read_known_labels(config.known_labels, data.train, config.num_clusters) if config.known_labels else None,
         ),
         batch_statistics=config.label_view == "training",
-        log=functools.partial(_log_relabelling, directory),
+        log=functools.partial(_log_relabelling, directory, data.train.classes),
     )
     batches = training_batches(
         data.train,
@@ -103,6 +104,8 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
     directory.start(step)
     try:
+        if step == 0:
+            _log_first_labels(directory, data.train.classes, labels)
         with signals_noted() as stop:
             train(
                 model,
@@ -160,9 +163,18 @@ def _monitors(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback]:
     ]
 
 
-def _log_relabelling(directory: Workdir, step: int, outcome: list[HeadLabels]) -> None:
+def _log_first_labels(directory: Workdir, classes: np.ndarray | None, labels: LabelTable) -> None:
+    """Where the course of the agreement begins: at random."""
+    if classes is not None:
+        for head, first in enumerate(labels.labels):
+            directory.write_metrics("first_labels", 0, {"head": head, **cluster_metrics(classes, first)._asdict()})
+
+
+def _log_relabelling(directory: Workdir, classes: np.ndarray | None, step: int, outcome: list[HeadLabels]) -> None:
+    """What each head's relabelling did, and how its new labels agree with the classes, where there are any."""
     for head in outcome:
-        directory.write_metrics("relabel", step, {"head": head.head, **head.metrics})
+        agreement = {} if classes is None else cluster_metrics(classes, np.asarray(head.assignment.labels))._asdict()
+        directory.write_metrics("relabel", step, {"head": head.head, **head.metrics, **agreement})
         directory.write_timings("relabel", step, {"head": head.head, "seconds": head.seconds})
 
 

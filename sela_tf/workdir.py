@@ -18,6 +18,8 @@ from sela_tf.config import ConfigError, SelaConfig
 
 FLAGS, WEIGHTS, LABELS, RESULTS = "flags.cfg", "model.weights.h5", "labels.npz", "results.json"
 METRICS, TIMINGS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "timings.jsonl", "checkpoints", "tensorboard"
+_BEFORE_STEP = ("first_labels", "relabel")
+"""Rows that belong before their step; the others come after it."""
 
 
 class Workdir:
@@ -84,9 +86,8 @@ class Workdir:
         for name in (METRICS, TIMINGS):
             file = self.path / name
             if file.exists():
-                # a row of a relabelling belongs before its step, the others after it
                 rows = [row for row in map(_row, file.read_text(errors="replace").splitlines()) if row]
-                kept = [row for row in rows if row["step"] < step or (row["step"] == step and row["kind"] != "relabel")]
+                kept = [row for row in rows if row["step"] < step or (row["step"] == step and row["kind"] not in _BEFORE_STEP)]
                 self._replace(name, "".join(json.dumps(row) + "\n" for row in kept))
         self._writer = tf.summary.create_file_writer(str(self.path / TENSORBOARD))
 

@@ -59,13 +59,17 @@ def test_linear_probe_does_not_care_for_scale(blobs):
 
 def test_cluster_metrics_by_hand():
     classes = np.array([0, 0, 0, 1, 1, 1])
-    assert cluster_metrics(classes, 1 - classes) == (1.0, 1.0, 1.0, 1.0)
+    assert cluster_metrics(classes, 1 - classes) == (1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
     # clusters of classes 0 0 | 0 | 1 1 1: class 0 is matched with the larger part, five of six count
     metrics = cluster_metrics(classes, np.array([2, 2, 0, 1, 1, 1]))
     assert metrics.hungarian == pytest.approx(5 / 6)
     entropy = -(2 / 6 * np.log(2 / 6) + 1 / 6 * np.log(1 / 6) + 3 / 6 * np.log(3 / 6))
     assert metrics.nmi == pytest.approx(np.log(2) / ((np.log(2) + entropy) / 2))
     assert cluster_metrics(classes, np.zeros(6, int)).nmi == 0
+    # of clusters 0 0 0 1 | 1 1, wherever empty ones lie
+    metrics = cluster_metrics(classes, np.array([7, 7, 7, 7, 3, 3]))
+    assert metrics.purity == pytest.approx((3 / 4 + 1) / 2)
+    assert metrics.entropy == pytest.approx(-(3 / 4 * np.log(3 / 4) + 1 / 4 * np.log(1 / 4)) / 2)
 
 
 def test_chance_is_that_of_random_labels(rng):

@@ -91,7 +91,8 @@ class TestFinishedRun:
         assert set(results) == {"trained", "untrained", "chance", "training_labels", "transport", "config", "data"}
         assert results["transport"]["converged"] == [True, True]
         for network in ("trained", "untrained"):
-            assert set(results[network]) == {"knn", "linear_probe", "nmi", "ami", "ari", "hungarian", "clusters_used", "protocol"}
+            agreement = {"nmi", "ami", "ari", "hungarian", "purity", "entropy"}
+            assert set(results[network]) == {"knn", "linear_probe", "clusters_used", "protocol"} | agreement
             assert len(results[network]["nmi"]) == 2
         assert results["trained"]["knn"] > 0.8
         assert results["trained"]["ami"][0] > 0.2
@@ -111,6 +112,13 @@ class TestFinishedRun:
             assert 0 <= row["rounding_gap"] < 1e-3
             assert 0 <= row["nmi_with_previous"] <= 1
             assert row["information_share"] == pytest.approx(row["information"] / np.log(16))
+        # the course of the agreement with the classes begins at random and ends with what results.json has
+        first = [row for row in metrics if row["kind"] == "first_labels"]
+        assert [(row["step"], row["head"]) for row in first] == [(0, 0), (0, 1)]
+        assert max(row["ami"] for row in first) < 0.02
+        last = json.loads((workdir / "results.json").read_text())["training_labels"]
+        for name in ("nmi", "ami", "ari", "hungarian", "purity", "entropy"):
+            assert [row[name] for row in relabel[-2:]] == last[name]
         assert [row["step"] for row in metrics if row["kind"] == "train"] == list(range(1, 43))
         epochs = [row for row in metrics if row["kind"] == "epoch"]
         assert [row["step"] for row in epochs] == [21, 42]
@@ -369,7 +377,9 @@ def test_bad_input_is_one_clear_line(tmp_path):
         ("--num_clusters=1",): "--num_clusters must be at least 2. Received: --num_clusters=1",
         ("--batch_size=2000",): "--batch_size=2000 exceeds the 1344 training images",
         ("--backbone=vgg",): "--backbone must be one of resnet8, resnet20, resnet56, resnet18, ",
-        ("--backbone=alexnet",): "images of 8 x 8 are too small for alexnet, which takes 63 pixels or more on each side: give a larger",
+        (
+            "--backbone=alexnet",
+        ): "images of 8 x 8 are too small for alexnet, which takes 63 pixels or more on each side: give a larger",
         (f"--workdir={tmp_path}/file",): f"--workdir={tmp_path}/file is a file",
         ("--epocs=3",): "Unknown command line flag 'epocs'. Did you mean: epochs",
         (f"--flagfile={tmp_path}/bad.cfg",): "Unknown command line flag 'num_cluster'",

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.special import entr
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
 
 class ClusterMetrics(NamedTuple):
-    """Agreement of one clustering with the classes; 1 is the best of each."""
+    """Agreement of one clustering with the classes; 1 is the best of each but the entropy."""
 
     nmi: float
     """Normalised mutual information, arithmetic mean."""
@@ -21,15 +22,22 @@ class ClusterMetrics(NamedTuple):
     """Adjusted Rand index."""
     hungarian: float
     """Accuracy when each class is matched with the one cluster that suits best; at most C clusters count."""
+    purity: float
+    """Share of a cluster's images that are of its most frequent class, mean over the clusters in use."""
+    entropy: float
+    """Of the classes in a cluster, in nats, mean over the clusters in use: from 0, of pure ones, to the logarithm of their number."""
 
 
 def cluster_metrics(classes: np.ndarray, clusters: np.ndarray) -> ClusterMetrics:
     """Compares `clusters` [N] with `classes` [N]."""
     counts = contingency_matrix(classes, clusters)
     rows, columns = linear_sum_assignment(counts, maximize=True)
+    shares = counts / counts.sum(axis=0)
     return ClusterMetrics(
         nmi=float(normalized_mutual_info_score(classes, clusters)),
         ami=float(adjusted_mutual_info_score(classes, clusters)),
         ari=float(adjusted_rand_score(classes, clusters)),
         hungarian=float(counts[rows, columns].sum() / len(classes)),
+        purity=float(shares.max(axis=0).mean()),
+        entropy=float(entr(shares).sum(axis=0).mean()),
     )

@@ -62,7 +62,7 @@ def evaluate_network(
             f"{len(held_out)} held-out images, {view}. "
             f"knn: k = {KNN_NEIGHBOURS}, cosine, votes weighted exp(similarity / .1), among all {len(train)} training images. "
             f"linear_probe: scikit-learn's logistic regression on the standardised embedding of {bank.shape[1]} values. "
-            f"nmi, ami, ari, hungarian: plain argmax of each head, K = {num_clusters}."
+            f"nmi, ami, ari, hungarian, purity, entropy: plain argmax of each head, K = {num_clusters}."
         ),
     }
 
@@ -99,6 +99,8 @@ def table(results: Mapping[str, Any]) -> str:
         "ami": "AMI",
         "ari": "ARI",
         "hungarian": "Hungarian accuracy",
+        "purity": "mean purity",
+        "entropy": "mean entropy, nats",
     }
     heads = len(results["trained"]["clusters_used"])
     if results["trained"]["knn"] is None:
