@@ -24,7 +24,7 @@ class SelaConfig:
     """The settings of a run. Sources: P the paper (arXiv 1911.05371), R its reference code."""
 
     # data
-    dataset: str = _option("", "Training images: digits, idx:DIR, folder:DIR, npz:FILE, or a TFDS name such as cifar10.")
+    dataset: str = _option("", "Training images: digits, idx:DIR, folder:DIR, npz:FILE, synthetic, or a TFDS name such as cifar10.")
     eval_dataset: str = _option("", "Images to evaluate on; by default the data set's own test split, or a share of it.")
     eval_fraction: float = _option(0.1, "Share of the images held out for evaluation where there is no test split.")
     data_dir: str = _option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.", shown=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import time
 
 import numpy as np
@@ -16,6 +17,8 @@ from sela_tf.parts import augmentation, check_before_loading, compiled_model, lo
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.transport.sinkhorn import sinkhorn
+
+_SHOWN = re.compile(rf"stem|stage\d|conv\d|fc\d|{EMBEDDING}|hidden|heads")
 
 
 def dry_run(config: SelaConfig) -> None:
@@ -33,7 +36,7 @@ def dry_run(config: SelaConfig) -> None:
     )
     print(f"{model.name}: {model.count_params():,} parameters, images {data.size[0]} x {data.size[1]} x {data.train.channels}")
     for layer in model.layers:
-        if layer.name in ("stem", "stage1", "stage2", "stage3", EMBEDDING, "hidden", "heads"):
+        if _SHOWN.fullmatch(layer.name):
             print(f"  {layer.name}: {tuple(layer.output.shape[1:])}")
 
     step = step_function(model, strategy, config.xla)

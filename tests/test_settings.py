@@ -89,6 +89,22 @@ class TestFlags:
         assert len(set(settings)) == len(settings)
         assert [name for name in settings if getattr(config, name) == defaults[name]] == []
 
+    @pytest.mark.parametrize(
+        ("name", "backbone", "num_heads"),
+        [
+            ("imagenet_alexnet_3kx1", "alexnet", 1), ("imagenet_alexnet_3kx10", "alexnet", 10),
+            ("imagenet_resnet50_3kx10", "preact_resnet50", 10),
+        ],
+    )  # fmt: skip
+    def test_imagenet_recipes_are_the_papers(self, name, backbone, num_heads):
+        config = parsed(f"--flagfile={ROOT}/configs/{name}.cfg")
+        assert (config.backbone, config.width, config.num_heads, config.num_clusters) == (backbone, 0, num_heads, 3000)
+        assert (config.lam, config.num_relabellings, config.relabel_spacing) == (25.0, 80, "quadratic")
+        assert (config.epochs, config.batch_size, config.learning_rate, config.momentum) == (400, 256, 0.05, 0.9)
+        assert [drop * config.epochs for drop in config.lr_drops] == [150, 300, 350]
+        assert (config.weight_decay, config.image_size, config.crop_scale) == (1e-5, 224, 0.08)
+        assert (config.brightness, config.hue, config.grayscale_probability, config.flip_probability) == (0.4, 0.4, 0.2, 0.5)
+
 
 class TestOptimizer:
     def test_is_pytorchs_sgd(self, rng):

@@ -85,6 +85,18 @@ class TestDigitsIdxNpz:
             with pytest.raises(SourceError, match="train-images-idx3-ubyte.gz"):
                 load_source(f"idx:{tmp_path}")
 
+    def test_synthetic(self):
+        images, held_out, _ = load_source("synthetic:40")
+        assert held_out is None
+        assert images.images.shape == (40, 64, 64, 3)
+        assert np.bincount(images.classes).tolist() == [4] * 10
+        assert images.fingerprint() == load_source("synthetic:40").train.fingerprint()
+        assert len(np.unique(images.images, axis=0)) == 40
+        assert len(load_source("synthetic").train) == 4096
+        for count in ("0", "many", "-3", "10000000"):
+            with pytest.raises(SourceError, match=f"synthetic:{count}"):
+                load_source(f"synthetic:{count}")
+
     def test_npz_by_our_names_and_by_keras(self, tmp_path, rng):
         images = rng.integers(0, 256, (6, 5, 4), dtype=np.uint8)
         np.savez(tmp_path / "ours.npz", images=images)

@@ -315,6 +315,18 @@ def test_other_ways_to_train(tmp_path):
         assert np.mean(losses[-3:]) < losses[0] - 0.05, way
 
 
+@pytest.mark.slow
+def test_imagenet_recipes_dry_run():
+    """At full size on images made on the fly: the networks and heads of the paper take a step."""
+    names = ("imagenet_alexnet_3kx1", "imagenet_alexnet_3kx10", "imagenet_resnet50_3kx10")
+    for name, door in zip(
+        names, run_doors([[f"--flagfile=configs/{name}.cfg", "--dataset=synthetic", "--dry_run"] for name in names]), strict=True
+    ):
+        assert door.returncode == 0, door
+        assert f"heads: ({10 if name.endswith('x10') else 1}, 3000)" in door.stdout
+        assert "(ln K = 8.0064)" in door.stdout
+
+
 def test_dry_run_writes_nothing(tmp_path):
     before = {
         path

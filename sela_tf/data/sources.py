@@ -18,6 +18,7 @@ from sela_tf.data.folder import load_folder
 from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceError, Splits
 
 _SHOWN = 5
+_SYNTHETIC_IMAGES, _SYNTHETIC_SIDE, _SYNTHETIC_CLASSES = 4096, 64, 10
 
 
 def load_source(
@@ -33,8 +34,8 @@ def load_source(
     """Loads what `--dataset` names.
 
     Args:
-        dataset: "digits" (bundled with scikit-learn), "idx:DIR" (MNIST's format), "folder:DIR", "npz:FILE", or a TFDS name such as
-            "cifar10" or "fashion_mnist:3.*.*".
+        dataset: "digits" (bundled with scikit-learn), "idx:DIR" (MNIST's format), "folder:DIR", "npz:FILE", "synthetic" or
+            "synthetic:N" (images made on the fly, to try settings with), or a TFDS name such as "cifar10" or "fashion_mnist:3.*.*".
         flag: what messages call it.
         data_dir: where TFDS keeps its data sets.
         download: let TFDS download what is not there.
@@ -61,6 +62,8 @@ def load_source(
         splits = _npz(name, path)
     elif dataset == "digits":
         splits = _digits()
+    elif kind == "synthetic":
+        splits = _synthetic(name, rest)
     else:
         splits = _tfds(name, dataset, data_dir, download, memory_limit)
     for part in (splits.train, splits.eval):
@@ -160,6 +163,25 @@ def _digits() -> Splits:
     return Splits(_array_set("--dataset=digits", pixels, digits.target, [str(digit) for digit in range(10)]), None)
 
 
+def _synthetic(name: str, count: str) -> Splits:
+    """Gratings in colour and noise, a class for each direction: no data to learn anything from but whether settings work."""
+    if count and not (count.isdecimal() and 0 < int(count) < 10**6):
+        raise SourceError(f"{name}: synthetic:N makes N images, less than a million. Received: {count!r}")
+    num_images = int(count or _SYNTHETIC_IMAGES)
+    rng = np.random.default_rng(0)
+    classes = np.arange(num_images) % _SYNTHETIC_CLASSES
+    angle = (np.pi / _SYNTHETIC_CLASSES * classes).astype(np.float32)[:, np.newaxis, np.newaxis]
+    y, x = np.mgrid[0 : 1 : _SYNTHETIC_SIDE * 1j, 0 : 1 : _SYNTHETIC_SIDE * 1j].astype(np.float32)
+    phase = rng.uniform(0, 2 * np.pi, (num_images, 1, 1)).astype(np.float32)
+    wave = np.sin(8 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) + phase)
+    images = np.empty((num_images, _SYNTHETIC_SIDE, _SYNTHETIC_SIDE, 3), np.uint8)
+    for channel in range(3):
+        strength = rng.uniform(20, 80, (num_images, 1, 1)).astype(np.float32)
+        noise = rng.integers(-30, 31, wave.shape, dtype=np.int16)
+        images[..., channel] = np.clip(128 + strength * wave + noise, 0, 255)
+    return Splits(_array_set(name, images, classes, [f"direction {i}" for i in range(_SYNTHETIC_CLASSES)]), None)
+
+
 def _idx(name: str, directory: pathlib.Path) -> Splits:
     def part(stem: str) -> ImageSet | None:
         def read(suffix: str) -> np.ndarray | None:
@@ -225,7 +247,7 @@ def _tfds(name: str, dataset: str, data_dir: str, download: bool, memory_limit: 
         builder = tfds.builder(dataset, data_dir=data_dir or None)
     except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError) as error:
         raise SourceError(
-            f"{name}: unknown. Use digits, idx:DIR, folder:DIR, npz:FILE, or the name of a TFDS data set, "
+            f"{name}: unknown. Use digits, idx:DIR, folder:DIR, npz:FILE, synthetic, or the name of a TFDS data set, "
             f"registered or prepared in {kept_in}"
         ) from error
     if download:
