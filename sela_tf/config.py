@@ -70,6 +70,9 @@ class SelaConfig:
     relabel_spacing: str = _option(
         "quadratic", "Of the relabellings over the training (R: linear on CIFAR).", choices=("quadratic", "linear")
     )
+    relabel_heads: str = _option(
+        "all", "Heads of a relabelling: all, or one after another in_turn (R, on CIFAR).", choices=("all", "in_turn")
+    )
     label_view: str = _option(
         "clean", "Images as the label pass sees them: clean, or augmented with batch statistics (R).", choices=("clean", "training")
     )

@@ -83,6 +83,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
             known=read_known_labels(config.known_labels, data.train, config.num_clusters) if config.known_labels else None,
         ),
         batch_statistics=config.label_view == "training",
+        heads_in_turn=config.relabel_heads == "in_turn",
         log=functools.partial(_log_relabelling, directory, data.train.classes),
     )
     batches = training_batches(

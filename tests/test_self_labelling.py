@@ -252,6 +252,23 @@ class TestSelfLabelling:
         model.fit(batches(values), shuffle=False, verbose=0, callbacks=[callback], epochs=1)
         assert steps == [0, 4, 8]
 
+    def test_heads_in_turn(self, values):
+        """One head a relabelling; those whose turn did not come yet keep the labels that they began with."""
+        seen = []
+        table = LabelTable(T, K, N)
+        first = table.labels
+
+        def log(step, heads):
+            seen.append((step, [head.head for head in heads]))
+            if step == 0:
+                assert (table.labels[1:] == first[1:]).all()
+                assert (table.labels[0] != first[0]).any()
+
+        callback = SelfLabelling(table, batches(values), relabel_steps=[0, 3, 5, 9], heads_in_turn=True, log=log)
+        self.fit(make_model(), table, callback, values, epochs=2)
+        assert seen == [(step, [turn % T]) for turn, step in enumerate([0, 3, 5, 9])]
+        assert table.num_relabellings.sum() == 4
+
     def test_steps_per_execution_skips_none(self, values):
         steps = []
         table = LabelTable(T, K, N)

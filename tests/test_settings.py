@@ -105,6 +105,15 @@ class TestFlags:
         assert (config.weight_decay, config.image_size, config.crop_scale) == (1e-5, 224, 0.08)
         assert (config.brightness, config.hue, config.grayscale_probability, config.flip_probability) == (0.4, 0.4, 0.2, 0.5)
 
+    @pytest.mark.parametrize(("name", "dataset"), [("cifar10", "cifar10"), ("cifar100", "cifar100"), ("svhn", "svhn_cropped")])
+    def test_small_image_recipes_are_the_papers(self, name, dataset):
+        config = parsed(f"--flagfile={ROOT}/configs/{name}_128x10.cfg")
+        assert (config.dataset, config.backbone, config.image_size, config.crop_scale) == (dataset, "alexnet", 224, 0.2)
+        assert (config.num_heads, config.num_clusters, config.lam) == (10, 128, 10.0)
+        assert (config.num_relabellings, config.relabel_spacing, config.relabel_heads) == (400, "linear", "in_turn")
+        assert (config.epochs, config.batch_size, config.learning_rate, config.weight_decay) == (400, 128, 0.03, 5e-4)
+        assert [drop * config.epochs for drop in config.lr_drops] == [240, 320]
+
 
 class TestOptimizer:
     def test_is_pytorchs_sgd(self, rng):

@@ -316,15 +316,17 @@ def test_other_ways_to_train(tmp_path):
 
 
 @pytest.mark.slow
-def test_imagenet_recipes_dry_run():
+def test_recipes_dry_run():
     """At full size on images made on the fly: the networks and heads of the paper take a step."""
-    names = ("imagenet_alexnet_3kx1", "imagenet_alexnet_3kx10", "imagenet_resnet50_3kx10")
-    for name, door in zip(
-        names, run_doors([[f"--flagfile=configs/{name}.cfg", "--dataset=synthetic", "--dry_run"] for name in names]), strict=True
-    ):
+    heads = {
+        "imagenet_alexnet_3kx1": (1, 3000), "imagenet_alexnet_3kx10": (10, 3000), "imagenet_resnet50_3kx10": (10, 3000),
+        "cifar10_128x10": (10, 128),  # as those of CIFAR-100 and SVHN but for the images
+    }  # fmt: skip
+    doors = run_doors([[f"--flagfile=configs/{name}.cfg", "--dataset=synthetic", "--dry_run"] for name in heads])
+    for (name, shape), door in zip(heads.items(), doors, strict=True):
         assert door.returncode == 0, door
-        assert f"heads: ({10 if name.endswith('x10') else 1}, 3000)" in door.stdout
-        assert "(ln K = 8.0064)" in door.stdout
+        assert f"heads: {shape}" in door.stdout, name
+        assert f"(ln K = {np.log(shape[1]):.4f})" in door.stdout, name
 
 
 def test_dry_run_writes_nothing(tmp_path):

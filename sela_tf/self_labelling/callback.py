@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import tensorflow as tf
@@ -35,6 +35,7 @@ class SelfLabelling(keras.callbacks.Callback):
             clusters are exactly equal in size.
         batch_statistics: run the pass in training mode (batch statistics, dropout), as the reference does. Otherwise the network is
             in inference mode, but for a relabelling before the first step, when the moving statistics are still empty.
+        heads_in_turn: one head a relabelling, the next one each time, as the reference does on CIFAR; otherwise all.
         log: called with (step, outcome of each head) after the labels were written.
 
     A head whose transport did not converge keeps its labels, unless they are balanced exactly all the same; a line says so.
@@ -54,6 +55,7 @@ class SelfLabelling(keras.callbacks.Callback):
         lam: float = 25.0,
         assign: Assign | None = None,
         batch_statistics: bool = False,
+        heads_in_turn: bool = False,
         log: Callable[[int, list[HeadLabels]], None] | None = None,
     ):
         super().__init__()
@@ -64,6 +66,7 @@ class SelfLabelling(keras.callbacks.Callback):
             raise ValueError(f"`relabel_steps` must not be negative. Received: {self.relabel_steps[0]}")
         self.assign: Assign = assign or functools.partial(assign_labels, lam=lam)
         self.batch_statistics = batch_statistics
+        self.heads_in_turn = heads_in_turn
         self.log = log
         self._pending: list[int] = []
         self._extractor: FeatureExtractor | None = None
@@ -90,8 +93,10 @@ class SelfLabelling(keras.callbacks.Callback):
         step = self._step()
         if self._pending and self._pending[0] <= step:
             # steps_per_execution may have jumped over several; one relabelling serves them
-            self._pending = [later for later in self._pending if later > step]
-            self.relabel(step)
+            due = [earlier for earlier in self._pending if earlier <= step]
+            self._pending = self._pending[len(due) :]
+            turns = {self.relabel_steps.index(earlier) % self.labels.num_heads for earlier in due}
+            self.relabel(step, only=sorted(turns) if self.heads_in_turn else None)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         loss = (logs or {}).get("loss")
@@ -114,8 +119,8 @@ class SelfLabelling(keras.callbacks.Callback):
             f"The loss became {float(loss)} by step {self._step()}: training diverged. Lower the learning rate{or_stray}"
         )
 
-    def relabel(self, step: int) -> list[HeadLabels]:
-        """Recomputes all heads' labels now, and writes them when all are known."""
+    def relabel(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
+        """Recomputes the labels of all heads, or of `only` some, now, and writes them when all are known."""
         batches = self.inference_dataset(step) if callable(self.inference_dataset) else self.inference_dataset
         outcome = relabel(
             self.model,
@@ -124,6 +129,7 @@ class SelfLabelling(keras.callbacks.Callback):
             assign=self.assign,
             batch_statistics=self.batch_statistics or step == 0,
             extractor=self._extractor,
+            only=only,
         )
         for head in outcome:
             if head.usable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import keras
@@ -73,6 +73,7 @@ def head_log_probs(
     num_examples: int,
     batch_statistics: bool = False,
     extractor: FeatureExtractor | None = None,
+    only: Iterable[int] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (head, log-probabilities float32 [N, K]), head by head: the features are computed once, and no N x T x K logits kept.
 
@@ -82,11 +83,12 @@ def head_log_probs(
         num_examples: N.
         batch_statistics: normalise by the statistics of each batch, as in training; no variable of the model is changed.
         extractor: of `cut_at_heads(model)`, where one is kept from pass to pass.
+        only: the heads that are wanted; None for all.
     """
     heads = find_multi_head(model)
     extractor = extractor or FeatureExtractor(cut_at_heads(model))
     features = extractor.collect(batches, num_examples, batch_statistics=batch_statistics)
-    for head in range(heads.num_heads):
+    for head in range(heads.num_heads) if only is None else only:
         log_probs = np.empty((num_examples, heads.num_clusters), np.float32)
         for start in range(0, num_examples, _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
@@ -102,8 +104,9 @@ def relabel(
     assign: Assign,
     batch_statistics: bool = False,
     extractor: FeatureExtractor | None = None,
+    only: Iterable[int] | None = None,
 ) -> list[HeadLabels]:
-    """New labels for every head; `labels` itself is only read.
+    """New labels for every head, or for `only` some; `labels` itself is only read.
 
     The metrics of each head: `changed` (share of labels), `objective_before` and `objective_after` (mean -log p of the old and
     the new labels under the present network: E(p, q) of the paper's eq. 3), `smallest_cluster`, `largest_cluster`,
@@ -115,7 +118,7 @@ def relabel(
     previous = labels.labels
     start = time.perf_counter()
     passes = head_log_probs(
-        model, batches, num_examples=labels.num_examples, batch_statistics=batch_statistics, extractor=extractor
+        model, batches, num_examples=labels.num_examples, batch_statistics=batch_statistics, extractor=extractor, only=only
     )
     for head, log_probs in passes:
         initial = labels.potentials[head] if labels.num_relabellings[head] else None
