@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from sela_tf.models import BACKBONES, EMBEDDING, build_model
+from sela_tf.models.applications import application
 from sela_tf.models.batch_norm import FusedBatchNormalization
 from sela_tf.models.features import FeatureExtractor
 from sela_tf.models.heads import MultiHead, find_multi_head
@@ -145,6 +146,14 @@ def test_parameters_of_alexnet():
     assert _trainable(model) == convolutions + 3 * channels + layers
     sides = [model.get_layer(f"conv{number}").output.shape[1] for number in range(1, 6)]
     assert sides == [55, 27, 13, 13, 13]
+    for name, deviation in (
+        ("conv2_conv", np.sqrt(2 / (5 * 5 * 256))),
+        ("conv5_conv", np.sqrt(2 / (3 * 3 * 256))),
+        ("fc7_dense", 0.01),
+    ):
+        assert np.std(model.get_layer(name).kernel) == pytest.approx(deviation, rel=0.01)
+        assert not np.any(model.get_layer(name).bias)
+    assert [model.get_layer(f"{name}_dropout").rate for name in ("fc6", "fc7")] == [0.5, 0.5]
 
 
 def _trainable(model: keras.Model) -> int:
@@ -167,6 +176,12 @@ class TestApplications:
         embedding = keras.Model(model.input, model.get_layer(EMBEDDING).output)
         expected = tf.reduce_mean(network((images - 120.0) / 50.0), axis=[1, 2])
         np.testing.assert_allclose(embedding(images), expected, atol=1e-4)
+
+    def test_precision(self):
+        inputs = keras.Input((64, 64, 3))
+        (stage,) = application(keras.layers.Rescaling(1 / 255)(inputs), "MobileNetV2", dtype="mixed_bfloat16").values()
+        assert (stage.shape[1:], stage.dtype) == ((2, 2, 1280), "bfloat16")
+        assert keras.mixed_precision.global_policy().name == "float32"
 
     def test_refuses_by_name(self, tmp_path):
         options = {"image_shape": (64, 64, 3), "num_heads": 1, "num_clusters": 2}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from sela_tf.transport import rounding as module
+from sela_tf.transport import scan
 from sela_tf.transport.rounding import balanced_labels
 from sela_tf.transport.sinkhorn import sinkhorn
 
@@ -116,9 +117,21 @@ def test_feasible_and_optimal(problem):
 def test_optimal_when_choices_are_left_out_and_blocks_and_samples_are_small(problem):
     """What only large problems need, on problems that scipy can check."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"_MANY_CHOICES": 0, "_MAX_CHOICES": 2.0, "_BLOCK_SIZE": 40, "_FEW_ROWS": 2}.items():
+        for name, value in {"_MANY_CHOICES": 0, "_MAX_CHOICES": 2.0, "_FEW_ROWS": 2}.items():
             patch.setattr(module, name, value)
+        patch.setattr(scan, "_BLOCK_SIZE", 40)
         _check_optimal(*problem)
+
+
+def test_magnitudes_that_stand_for_minus_infinity_leave_the_gap_exact():
+    """One row and three clusters, of which any may stay empty: potentials of 1e30 would follow from equal shares."""
+    log_probs = np.array([[-1.8328997, -1e30, -1e30]], np.float32)
+    for few_rows in (2, 32):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"_MANY_CHOICES": 0, "_MAX_CHOICES": 2.0, "_FEW_ROWS": few_rows}.items():
+                patch.setattr(module, name, value)
+            patch.setattr(scan, "_BLOCK_SIZE", 40)
+            _check_optimal(log_probs, np.zeros(3), 0.01)
 
 
 def _check_no_cycle_gains(log_probs: np.ndarray, labels: np.ndarray) -> None:
@@ -315,7 +328,7 @@ def test_refuses_by_name(arguments, message):
 def test_of_massive_ties_few_choices_are_kept():
     """2^18 equal choices, of which two a row will do: what makes ties as fast as anything else."""
     free = np.full(4096, -1)
-    scanned = module._scan(
+    scanned = scan.scan(
         np.zeros((4096, 64), np.float32), np.zeros(64), 1.0, 0.0, free, free.copy(), 4.0, np.float32, np.random.default_rng(0)
     )
     row, column, _, complete, _ = scanned

@@ -249,3 +249,11 @@ class TestWorkdir:
         run.start(5)
         rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
         assert [(row["kind"], row["step"]) for row in rows] == [("train", 5)]
+
+    def test_the_first_labels_are_logged_once_by_a_run_that_starts_over(self, tmp_path):
+        run = Workdir(tmp_path / "run", self.config)
+        for _ in range(2):
+            run.start(0)
+            run.write_metrics("first_labels", 0, {"head": 0, "nmi": 0.1})
+            run.close()
+        assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 1

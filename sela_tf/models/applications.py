@@ -27,7 +27,7 @@ def check_application(name: str) -> None:
 
 
 def application(inputs: tf.Tensor, name: str, *, weights: str = "", dtype: str | None = None) -> dict[str, tf.Tensor]:
-    """Stages of the network `name` over `inputs` [B, H, W, C]: the last layer of each resolution, by its own name.
+    """The one stage, the last, of the network `name` over `inputs` [B, H, W, C], by its layer's own name.
 
     Args:
         inputs: normalised images.
@@ -63,17 +63,7 @@ def application(inputs: tf.Tensor, name: str, *, weights: str = "", dtype: str |
     output = network.output
     if 0 in output.shape[1:]:
         raise ValueError(f"images of {size} are too small for {PREFIX}{name}: give a larger --image_size")
-    stages: dict[str, tf.Tensor] = {}
-    for layer in network.layers:
-        value = layer.output
-        own = not isinstance(layer, keras.layers.InputLayer) and value is not inputs
-        if own and getattr(value, "shape", None) is not None and len(value.shape) == 4:
-            # a later layer of the same resolution takes the place of the one before
-            stages = {kept: other for kept, other in stages.items() if other.shape[1:3] != value.shape[1:3]}
-            stages[layer.name] = value
-    last = network.layers[-1].name
-    stages.pop(last, None)
-    return {**stages, last: output}
+    return {network.layers[-1].name: output}
 
 
 @contextlib.contextmanager

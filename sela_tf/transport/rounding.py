@@ -18,12 +18,14 @@ the pool or fills a place in its cluster: all clusters want ceil(N/K), and the p
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport.exchange import Moves, resolution
+from sela_tf.transport.scan import scan
 
 # Up to so many elements the labels are the optimum. Beyond, a row may end up this far below its best cluster, which takes a fifth of
 # the rounds and costs 1e-5 of the objective: 0.1/lam, a tenth of the temperature of the Sinkhorn plan, and no more than a twentieth
@@ -40,8 +42,6 @@ _PATIENCE = 50
 # mended on every seventh row, from potentials mended likewise, down to 32 rows for each cluster.
 _BAD_SHARE, _BAD_ROOTS = 0.05, 0.5
 _SUBSAMPLE, _FEW_ROWS = 7, 32
-# Elements in a block of rows: few enough to stay in the cache while they are added, compared and searched.
-_BLOCK_SIZE = 2**18
 
 
 class BalancedLabels(NamedTuple):
@@ -160,12 +160,18 @@ def _transport(
     """(labels [N] of the free rows, u [K], the gap summed over the rows, how many rows have no place)."""
     num_rows, num_clusters = log_probs.shape
     tokens, extras = np.flatnonzero(upper > lower), int((held < 0).sum() - lower.sum())
+    free = max(1, (held < 0).sum())
+    shares = (lower + (upper > lower) * (extras / max(1, len(tokens)))) / free
+    flexible = tokens
     if 0 < extras < len(tokens):
         targets = np.append(upper, extras)
     else:
         targets, tokens = upper if extras else lower, tokens[:0]
     pool = np.full(len(tokens), num_clusters)
-    shares = (lower + (upper > lower) * (extras / max(1, len(tokens)))) / max(1, (held < 0).sum())
+
+    def price(u: np.ndarray) -> float:
+        """The least <n, u> over the allowed sizes n, for each free row: what a bound subtracts."""
+        return float(lower @ u + np.sort(u[flexible])[:extras].sum()) / free
 
     def with_pool(u: np.ndarray) -> np.ndarray:
         """The pool takes the `extras` tokens of the smallest u."""
@@ -183,7 +189,7 @@ def _transport(
         u -= np.median(u)
         horizon = max(horizon, 4 * resolution(np.ptp(u))) if attempt < _PATIENCE else np.inf
         dtype = np.float64 if horizon > 1e30 else dtype
-        row, column, value, complete, largest = _scan(
+        row, column, value, complete, largest = scan(
             log_probs, u[:num_clusters], horizon, slack, held, labels[:num_rows], max_choices, dtype, rng
         )
         # What the scan's rounding may have hidden is not relied on.
@@ -204,7 +210,7 @@ def _transport(
         excess = np.bincount(labels[labels >= 0], minlength=len(targets)) - targets
         wrong = excess[excess > 0].sum()
         if not mended and wrong and ((wrong > bad and (complete or attempt)) or resolution(np.ptp(u)) > 1e-9 * horizon):
-            mended, u = True, with_pool(_mend(log_probs, shares, held, temperature))
+            mended, u = True, with_pool(_mend(log_probs, shares, held, temperature, price))
             labels[:] = -1
             continue
         before = u
@@ -228,8 +234,10 @@ def _transport(
     return labels[:num_rows], u[:num_clusters], gap, missing
 
 
-def _mend(log_probs: np.ndarray, shares: np.ndarray, held: np.ndarray, temperature: float) -> np.ndarray:
-    """Potentials [K] from nothing, for clusters that are to get `shares` [K] of the free rows."""
+def _mend(
+    log_probs: np.ndarray, shares: np.ndarray, held: np.ndarray, temperature: float, price: Callable[[np.ndarray], float]
+) -> np.ndarray:
+    """Potentials [K] from nothing, for clusters that are to get `shares` [K] of the free rows, or about that: `price` is exact."""
     zeros, few = np.zeros(len(shares)), len(log_probs) < _FEW_ROWS * len(shares)
     if few:
         u = _anneal(_sample(log_probs, max(2**18 // len(shares), 2 * len(shares))), shares, temperature)
@@ -238,7 +246,7 @@ def _mend(log_probs: np.ndarray, shares: np.ndarray, held: np.ndarray, temperatu
         lower = np.floor(shares * (held < 0).sum()).astype(np.int64)
         u = _transport(rows, zeros.copy(), lower, lower + 1, held, temperature, exact=False)[1]
     sample = _sample(log_probs, 512)  # magnitudes of 1e30 that stand for -inf may have led astray: the lower bound wins
-    return min((u, zeros), key=lambda u: (sample + u).max(axis=1).sum() - len(sample) * (shares @ u - resolution(np.ptp(u))))
+    return min((u, zeros), key=lambda u: (sample + u).max(axis=1).sum() - len(sample) * (price(u) - resolution(np.ptp(u))))
 
 
 def _anneal(sample: np.ndarray, shares: np.ndarray, temperature: float) -> np.ndarray:
@@ -268,79 +276,3 @@ def _cost(log_probs: np.ndarray, u: np.ndarray, choices: float, slack: float = 0
     cost = (scores.max(axis=1, keepdims=True) - scores).ravel()
     cost, rank = cost[cost > slack], int(choices * len(scores))
     return float(np.partition(cost, rank)[rank]) if rank < len(cost) else np.inf
-
-
-def _scan(
-    log_probs: np.ndarray,
-    u: np.ndarray,
-    horizon: float,
-    slack: float,
-    held: np.ndarray,
-    labels: np.ndarray,
-    max_choices: float,
-    dtype: type,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool, float]:
-    """Finds the clusters within `horizon` of each row's best; all reading of the matrix is here.
-
-    Rows with one such cluster get its label, of the others the choices come back: row, column, log_probs there, whether these are
-    all, and the magnitude of the largest maximum of a row.
-    """
-    (num_rows, num_clusters), largest, complete, found = log_probs.shape, 0.0, True, []
-    block_rows = max(1, min(num_rows, _BLOCK_SIZE // num_clusters))
-    scores_buffer, near_buffer = np.empty((block_rows, num_clusters), dtype), np.empty((block_rows, num_clusters), bool)
-    u, noise = u.astype(dtype), rng.random(2 * scores_buffer.size, np.float32)
-    for start in range(0, num_rows, block_rows):
-        rows, block = log_probs[start : start + block_rows], slice(start, start + block_rows)
-        scores, near = np.add(rows, u, out=scores_buffer[: len(rows)]), near_buffer[: len(rows)]
-        top = scores.max(axis=1)
-        if not top.max() < np.inf:
-            _refuse(rows, start, dtype)
-        fixed = (held[block] >= 0) | (top == -np.inf)
-        largest = max(largest, np.abs(top[~fixed]).max(initial=0.0))
-        np.greater_equal(scores, np.maximum(top - horizon, np.finfo(dtype).min)[:, np.newaxis], out=near)
-        near[fixed] = False
-        index = np.flatnonzero(near)
-        if len(index) > max_choices * len(rows):
-            complete = False
-            shift = rng.integers(noise.size - scores.size + 1)
-            _thin(
-                near, scores >= (top - slack)[:, np.newaxis], max_choices, noise[shift : shift + scores.size].reshape(scores.shape)
-            )
-            for keep in (scores.argmax(axis=1), labels[block]):
-                near[np.arange(len(rows)), keep] |= keep >= 0
-            near[fixed] = False
-            index = np.flatnonzero(near)
-        row, column = np.divmod(index, num_clusters)
-        several = np.bincount(row, minlength=1)[row] > 1
-        labels[start + row[~several]] = column[~several]
-        row, column = row[several], column[several]
-        found.append((start + row, column, rows[row, column].astype(np.float64)))
-    row, column, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return row, column, value, complete, float(largest)
-
-
-def _thin(near: np.ndarray, tied: np.ndarray, max_choices: float, noise: np.ndarray) -> None:
-    """Of massive ties, keeps two for each row at random: pairs of clusters still have many. Of the rest a part if need be."""
-    tied &= near
-    near &= ~tied
-    count = np.count_nonzero(near)
-    if count > max_choices / 2 * len(near):
-        near &= noise * np.float32(count) < max_choices / 2 * len(near)
-    lots, which = np.where(tied, noise, -1), np.arange(len(near))
-    for _ in range(2):
-        shown = lots.argmax(axis=1)
-        near[which, shown] |= tied[which, shown]
-        lots[which, shown] = -1
-
-
-def _refuse(rows: np.ndarray, start: int, dtype: type) -> None:
-    """Raises unless it was the sum with the potentials that overflowed, in float32."""
-    wrong = np.argwhere(np.isnan(rows) | (rows == np.inf))
-    if len(wrong):
-        row, column = wrong[0]
-        raise ValueError(
-            f"`log_probs` must hold neither NaN nor +inf. Received: {rows[row, column]} at row {start + row}, column {column}"
-        )
-    if dtype == np.float64:
-        raise ValueError(f"`log_probs` must not overflow when the potentials are added. Received: largest value {rows.max():g}")

@@ -1,0 +1,141 @@
+"""The parts of the solve: what is compiled, what proposes, and what gives proposals up."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+
+from sela_tf.transport import acceleration, passes, solve
+from sela_tf.transport.newton import newton
+from sela_tf.transport.rows import LinearLogits, Rows
+from sela_tf.transport.sinkhorn import sinkhorn
+
+
+def test_compiled_once_for_many_row_counts(rng):
+    sinkhorn(oracle.log_probs(rng, 8300, 8))
+    before = passes.measure.num_signatures
+    for num_rows in (8200, 8345, 8500, 8999, 9200):
+        sinkhorn(oracle.log_probs(rng, num_rows, 8), lam=17.0, tolerance=0.01)
+    assert passes.measure.num_signatures == before
+
+
+@pytest.mark.parametrize("num_clusters", [128, 1000, 1024, 3000, 40_000])
+def test_threads_share_no_ynnpack_call(rng, monkeypatch, num_clusters):
+    """TensorFlow 2.21 crashes now and then where threads share an executable that calls YNNPACK."""
+    called = []
+    call = passes.Compiled.__call__
+    monkeypatch.setattr(
+        passes.Compiled, "__call__", lambda self, *arguments: called.append((self, arguments)) or call(self, *arguments)
+    )
+    features = rng.normal(size=(500, 16)).astype(np.float32)
+    kernel = rng.normal(size=(16, num_clusters)).astype(np.float32)
+    for source in (features @ kernel, LinearLogits(features, kernel, np.zeros(num_clusters, np.float32))):
+        rows, v = Rows(source, lam=1.0, num_threads=2), np.zeros(num_clusters)
+        rows.absorb(v, rows.measure(v).log_rows, tf.float16).measure(v)
+        rows.labels(v)
+    assert {function.__name__ for function, _ in called} == {"measure", "absorb", "kernel_mass", "argmax"}
+    for function, arguments in called:
+        assert "ynn" not in function.function.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo"), function.__name__
+
+
+def test_padding_is_not_seen(rng):
+    """The same rows give the same potentials whether they fill their blocks or not."""
+    log_probs = oracle.log_probs(rng, 129, 8)
+    few = sinkhorn(log_probs, tolerance=1e-5)
+    twice = sinkhorn(np.concatenate([log_probs, log_probs]), tolerance=1e-5)
+    np.testing.assert_allclose(few.potentials, twice.potentials, atol=1e-2)
+    np.testing.assert_array_equal(few.labels, twice.labels[:129])
+
+
+@pytest.mark.parametrize("storage", ["float16", "float32", "none"])
+def test_the_core_alone_reaches_the_same_optimum(rng, storage, monkeypatch):
+    """Newton's method is an accelerator: without it Anderson's iteration gets there."""
+    monkeypatch.setattr(solve, "newton", lambda *_args, **_options: None)
+    log_probs = oracle.log_probs(rng, 3000, 48)
+    result = sinkhorn(log_probs, lam=50.0, storage=storage, tolerance=2e-4)
+    assert result.converged
+    best = oracle.sinkhorn(log_probs, 50.0)
+    assert (result.labels == (50.0 * log_probs + best).argmax(axis=1)).mean() >= 0.999
+
+
+def test_newton_goes_to_the_optimum_of_sharp_rows_and_declines_others(rng):
+    log_probs = oracle.log_probs(rng, 4000, 32, spread=15.0)
+    rows, target = Rows(log_probs, lam=25.0), np.full(32, 1 / 32)
+    v = np.zeros(32)
+    for _ in range(8):
+        v = newton(rows, v, rows.measure(v).log_rows, target, tolerance=1e-6)
+    assert np.abs(np.exp(rows.measure(v).log_mass) - target).sum() < 1e-5
+    assert newton(*_first_look(log_probs, lam=0.1), tolerance=1e-6) is None
+
+
+def test_annealing_spares_passes_where_potentials_have_far_to_go(rng, monkeypatch):
+    log_probs, lam = oracle.hard_problem("one-hot on an eighth", rng)
+    annealed = sinkhorn(log_probs, lam=lam)
+    monkeypatch.setattr(solve, "_PATIENCE", 10**9)
+    assert annealed.converged
+    assert 2 * annealed.num_iterations < sinkhorn(log_probs, lam=lam).num_iterations
+
+
+def test_single_precision_takes_over_where_half_has_no_room(rng):
+    log_probs, lam = oracle.hard_problem("prime", rng)
+    assert sinkhorn(log_probs, lam=lam).num_iterations < 26  # 31 in half precision
+
+
+def test_rows_that_do_not_count_are_in_no_sum(rng):
+    log_probs = oracle.log_probs(rng, 4000, 32, spread=15.0)
+    counted = np.arange(4000) % 3 > 0
+    rows, some = Rows(log_probs, lam=25.0, counted=counted), Rows(log_probs[counted], lam=25.0)
+    v, target = rng.normal(size=32), np.full(32, 1 / 32)
+    measured, expected = rows.measure(v), some.measure(v)
+    np.testing.assert_allclose(measured.log_mass, expected.log_mass, atol=1e-5)
+    assert measured.mean_log_row == pytest.approx(expected.mean_log_row, rel=1e-6)
+    for _ in range(8):
+        v = newton(rows, v, rows.measure(v).log_rows, target, tolerance=1e-6)
+    assert np.abs(np.exp(some.measure(v).log_mass) - target).sum() < 1e-5
+
+
+def test_newton_lists_grow_with_the_clusters(rng):
+    """Five candidates a row do not reach far enough here, and the core would take 77 passes."""
+    log_probs = oracle.log_probs(rng, 4000, 512, spread=8.0)
+    result = sinkhorn(log_probs)
+    assert result.converged
+    assert result.num_iterations <= 25
+
+
+def test_an_acceleration_that_lowers_the_dual_is_given_up(rng, monkeypatch):
+    """Plain steps remain, every other pass."""
+    rows, v, log_rows, target = _first_look(oracle.log_probs(rng, 1000, 16), lam=2.0)
+    measure = rows.absorb(v, log_rows, tf.float32).measure
+    plain = acceleration.anderson(measure, v, target, tolerance=1e-4, max_passes=200)
+    monkeypatch.setattr(acceleration, "_correction", lambda points, *_: 3 * np.random.default_rng(0).normal(size=len(points[0])))
+    spoiled = acceleration.anderson(measure, v, target, tolerance=1e-4, max_passes=200)
+    assert max(plain.error, spoiled.error) <= 1e-4
+    assert spoiled.num_passes > plain.num_passes
+
+
+def _first_look(log_probs, lam):
+    rows, num_clusters = Rows(log_probs, lam=lam), log_probs.shape[1]
+    v = np.zeros(num_clusters)
+    return rows, v, rows.measure(v).log_rows, np.full(num_clusters, 1 / num_clusters)
+
+
+def test_a_proposal_that_lowers_the_dual_is_given_up(rng, monkeypatch):
+    """Whatever an accelerator proposes, the solve converges."""
+    monkeypatch.setattr(solve, "newton", lambda _rows, v, *_args, **_options: v + 50 * np.random.default_rng(0).normal(size=len(v)))
+    log_probs = oracle.log_probs(rng, 1000, 16)
+    result = sinkhorn(log_probs)
+    assert result.converged
+    assert oracle.dual(25.0 * log_probs, oracle.sinkhorn(log_probs, 25.0)) - oracle.dual(25.0 * log_probs, result.potentials) < 1e-3
+
+
+def test_a_coarse_start_spares_passes(rng, monkeypatch):
+    """From far off, a share of the rows leads to near the solution."""
+    log_probs = oracle.log_probs(rng, 140_000, 32, spread=0.02) - 0.2 * (np.arange(32) < 20).astype(np.float32)
+    with_start = sinkhorn(log_probs)
+    monkeypatch.setattr(solve, "_COARSE_ENTRIES", 2**40)
+    without = sinkhorn(log_probs)
+    assert with_start.converged
+    assert with_start.num_iterations < without.num_iterations
+    assert (with_start.labels == without.labels).mean() > 0.99
