@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from sela_tf.transport.marginals import check_marginals
 
@@ -14,9 +15,70 @@ class ConfigError(ValueError):
     """A number that cannot be; the message names it and the way out."""
 
 
-def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), shown: bool = False) -> Any:
-    """A field that is also a flag. `shown`: it changes what is shown or kept, not what is computed."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "shown": shown})
+def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), shown: bool = False, example: str = "") -> Any:
+    """A field that is also a flag.
+
+    Args:
+        default: its value.
+        help: what --help says.
+        choices: all that it may be.
+        shown: it changes what is shown or kept, not what is computed.
+        example: of a list of numbers.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "shown": shown, "example": example})
+
+
+class Bound(NamedTuple):
+    """Of a number."""
+
+    low: float
+    high: float = math.inf
+    open_below: bool = False
+    """The lower bound itself is refused."""
+    open_above: bool = False
+
+    def check(self, name: str, value: float) -> None:
+        """Raises:
+        ConfigError: the value of --name is outside.
+        """
+        below = value <= self.low if self.open_below else value < self.low
+        above = value >= self.high if self.open_above else value > self.high
+        if below or above or not math.isfinite(value):
+            words = f"{'above' if self.open_below else 'at least'} {self.low}"
+            if self.high != math.inf:
+                words += f" and {'below' if self.open_above else 'at most'} {self.high}"
+            raise ConfigError(f"--{name} must be {words}. Received: --{name}={value}")
+
+
+_SHARE, _POSITIVE, _NOT_NEGATIVE = Bound(0, 1), Bound(0, open_below=True), Bound(0)
+
+
+def _check_fields(settings: Any, at_least: Mapping[str, int], bounds: Mapping[str, Bound]) -> None:
+    """Of whole numbers the lower bound, of others both, of words the choices."""
+    for name, least in at_least.items():
+        value = getattr(settings, name)
+        if not least <= value < 2**31:
+            bound = f"at least {least}" if value < least else "below 2**31"
+            raise ConfigError(f"--{name} must be {bound}. Received: --{name}={value}")
+    for name, bound_of in bounds.items():
+        bound_of.check(name, getattr(settings, name))
+    for field in dataclasses.fields(settings):
+        choices = field.metadata["choices"]
+        if choices and getattr(settings, field.name) not in choices:
+            raise ConfigError(f"--{field.name} must be one of {', '.join(choices)}. Received: {getattr(settings, field.name)!r}")
+
+
+def absolute_path(path: str) -> str:
+    """Of a path that may begin with ~."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def absolute_source(dataset: str) -> str:
+    """The same data set wherever the command is given."""
+    kind, colon, path = dataset.partition(":")
+    if kind not in ("idx", "folder", "npz") or not path:
+        return dataset
+    return f"{kind}{colon}{absolute_path(path)}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +92,12 @@ class SelaConfig:
     data_dir: str = _option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.", shown=True)
     download: bool = _option(False, "Let TFDS download what is missing. Nothing is downloaded without it.", shown=True)
     classes: str = _option("auto", "none ignores class labels, which serve evaluation only.", choices=("auto", "none"))
+    imbalance: str = _option(
+        "none",
+        "Leave out training images to try what unequal classes do (P, on CIFAR-10): light half of the last class; heavy keeps all of the "
+        "first class of C, then (C - 1) / C, …, 1 / C of the last.",
+        choices=("none", "light", "heavy"),
+    )
     skip_bad_images: bool = _option(False, "Leave out damaged images of a folder instead of refusing it.")
     memory_limit: float = _option(4.0, "GiB that decoded images may take; TensorFlow keeps a copy besides.", shown=True)
     image_size: int = _option(0, "Side of the square that the network sees; 0 for the images' own size.")
@@ -62,7 +130,7 @@ class SelaConfig:
     weight_decay: float = _option(1e-5, "Added to the gradient, times the weight (coupled); all variables.")
     lr_schedule: str = _option("step", "How the learning rate falls.", choices=("step", "cosine"))
     lr_drops: tuple[float, ...] = _option(
-        (0.375, 0.75, 0.875), "Shares of the epochs after which step divides by 10 (P: 150, 300, 350 of 400)."
+        (0.375, 0.75, 0.875), "Shares of the epochs after which step divides by 10 (P: 150, 300, 350 of 400).", example="0.375,0.75"
     )
     # self-labelling (P section 3)
     lam: float = _option(25.0, "Inverse strength of the entropic regularisation (P: 25 on ImageNet, 10 on CIFAR).")
@@ -85,6 +153,10 @@ class SelaConfig:
         "uniform", "Shares of the clusters: uniform, zipf, gaussian, or the latter two with a parameter, as zipf:0.5."
     )
     known_labels: str = _option("", "CSV file of images whose cluster is known and kept: name,cluster or index,cluster.")
+    labels_from: str = _option(
+        "", "labels.npz of another run, whose labels of the same images are trained on and kept (P: label transfer)."
+    )
+    rotation: bool = _option(False, "Learn besides by which of four right angles an image was turned (P: SeLa+Rot).")
     # machine
     seed: int = _option(0, "Of weights, initial labels, permutations and views.")
     mixed_precision: str = _option(
@@ -108,53 +180,88 @@ class SelaConfig:
             "transport_max_iterations": 1, "logical_cpus": 0, "log_every_steps": 1, "monitor_examples": 0, "keep_checkpoints": 1,
             "image_size": 0, "seed": 0,
         }  # fmt: skip
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if not least <= value < 2**31:
-                bound = f"at least {least}" if value < least else "below 2**31"
-                raise ConfigError(f"--{name} must be {bound}. Received: --{name}={value}")
+        bounds = {
+            "eval_fraction": Bound(0, 1, open_below=True, open_above=True), "crop_scale": Bound(0, 1, open_below=True),
+            "flip_probability": _SHARE, "grayscale_probability": _SHARE, "blur_probability": _SHARE, "brightness": _SHARE,
+            "contrast": _SHARE, "saturation": _SHARE, "hue": Bound(0, 0.5), "momentum": Bound(0, 1, open_above=True),
+            "learning_rate": _POSITIVE, "weight_decay": _NOT_NEGATIVE, "lam": _POSITIVE, "memory_limit": _POSITIVE,
+            "transport_tolerance": Bound(1e-6, 2),
+        }  # fmt: skip
+        _check_fields(self, at_least, bounds)
         if self.image_size == 1:
             raise ConfigError("--image_size must be 0 or at least 2. Received: --image_size=1")
-        between = {
-            "eval_fraction": (0, 1), "crop_scale": (0, 1), "flip_probability": (0, 1), "grayscale_probability": (0, 1),
-            "blur_probability": (0, 1), "brightness": (0, 1), "contrast": (0, 1), "saturation": (0, 1), "hue": (0, 0.5),
-            "momentum": (0, 1), "learning_rate": (0, math.inf), "weight_decay": (0, math.inf), "lam": (0, math.inf), "memory_limit": (0, math.inf),
-            "transport_tolerance": (1e-6, 2),
-        }  # fmt: skip
-        for name, (low, high) in between.items():
-            value = getattr(self, name)
-            positive = name in ("eval_fraction", "crop_scale", "learning_rate", "lam", "memory_limit")
-            below_one = name in ("eval_fraction", "momentum")
-            if not (math.isfinite(value) and low <= value <= high) or (positive and value == 0) or (below_one and value == 1):
-                bounds = f"{'above' if positive else 'at least'} {low}" + (
-                    "" if high == math.inf else f" and {'below' if below_one else 'at most'} {high}"
-                )
-                raise ConfigError(f"--{name} must be {bounds}. Received: --{name}={value}")
-        for field in dataclasses.fields(self):
-            choices = field.metadata["choices"]
-            if choices and getattr(self, field.name) not in choices:
-                raise ConfigError(f"--{field.name} must be one of {', '.join(choices)}. Received: {getattr(self, field.name)!r}")
         try:
             check_marginals(self.marginals, self.num_clusters)
         except ValueError as error:
             raise ConfigError(f"--marginals={self.marginals}: {error}") from error
+        if self.labels_from and self.num_relabellings:
+            raise ConfigError(
+                f"--labels_from keeps the labels of {self.labels_from}: add --num_relabellings=0. "
+                f"Received: --num_relabellings={self.num_relabellings}"
+            )
+        if self.labels_from and self.known_labels:
+            raise ConfigError("--labels_from and --known_labels exclude each other: the labels of another run are all known")
         if not all(0 < share <= 1 for share in self.lr_drops) or list(self.lr_drops) != sorted(self.lr_drops):
             raise ConfigError(f"--lr_drops must be increasing shares of the epochs. Received: {self.lr_drops}")
 
     def absolute(self) -> SelaConfig:
         """With absolute paths, so that the same settings mean the same data elsewhere."""
-
-        def resolve(dataset: str) -> str:
-            kind, colon, path = dataset.partition(":")
-            if kind not in ("idx", "folder", "npz") or not path:
-                return dataset
-            return f"{kind}{colon}{os.path.abspath(os.path.expanduser(path))}"
-
         return dataclasses.replace(
             self,
-            dataset=resolve(self.dataset),
-            eval_dataset=resolve(self.eval_dataset),
-            data_dir=self.data_dir and os.path.abspath(os.path.expanduser(self.data_dir)),
-            known_labels=self.known_labels and os.path.abspath(os.path.expanduser(self.known_labels)),
-            backbone_weights=self.backbone_weights and os.path.abspath(os.path.expanduser(self.backbone_weights)),
+            dataset=absolute_source(self.dataset),
+            eval_dataset=absolute_source(self.eval_dataset),
+            data_dir=self.data_dir and absolute_path(self.data_dir),
+            known_labels=self.known_labels and absolute_path(self.known_labels),
+            labels_from=self.labels_from and absolute_path(self.labels_from),
+            backbone_weights=self.backbone_weights and absolute_path(self.backbone_weights),
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """The settings of `python -m sela_tf.probe`. Source: the reference's evaluation of AlexNet on ImageNet."""
+
+    workdir: tuple[str, ...] = _option((), "Finished runs; of several, which differ in their seed, mean and interval are shown.")
+    stages: tuple[str, ...] = _option((), "Stages that are probed, such as conv3,conv4; by default all, and the embedding.")
+    protocol: str = _option(
+        "logistic",
+        "logistic: scikit-learn's logistic regression on features kept in memory, for small data. sgd: all probes trained together by "
+        "SGD in passes over augmented images, the paper's way.",
+        choices=("logistic", "sgd"),
+    )
+    values: int = _option(9600, "Values that a stage's map is pooled to, at most about so many (R: 9600).")
+    knn: tuple[int, ...] = _option((10, 50, 200), "Neighbours k of the kNN on the embedding.", example="10,50,200")
+    untrained: bool = _option(False, "Also probe the network before its first step.")
+    dataset: str = _option("", "Images with classes to fit the probes to; by default those of the run.")
+    eval_dataset: str = _option("", "Images with classes to score them on; by default those of the run, or --dataset's own.")
+    # of protocol sgd (R)
+    epochs: int = _option(36, "Of sgd.")
+    batch_size: int = _option(192, "Of sgd.")
+    learning_rate: float = _option(0.01, "Of sgd, before any drop.")
+    drop_epochs: tuple[int, ...] = _option(
+        (10, 20, 30), "Epochs of sgd after which the learning rate is divided by 10.", example="10,20,30"
+    )
+    momentum: float = _option(0.9, "Of sgd.")
+    weight_decay: float = _option(1e-5, "Of sgd, coupled.")
+    crop_scale: float = _option(0.08, "Smallest share of the area that a crop of sgd keeps; images are flipped besides.")
+    flip_probability: float = _option(0.5, "Of a horizontal flip, in sgd.")
+    ten_crop: bool = _option(False, "After sgd, score the mean over the corners, the centre and their mirror images (R).")
+    seed: int = _option(0, "Of the views and of the probes' weights.")
+
+    def __post_init__(self) -> None:
+        if not self.workdir:
+            raise ConfigError("--workdir is missing: the directory of a finished run")
+        _check_fields(
+            self,
+            {"values": 1, "epochs": 1, "batch_size": 1, "seed": 0},
+            {
+                "learning_rate": _POSITIVE, "momentum": Bound(0, 1, open_above=True), "weight_decay": _NOT_NEGATIVE,
+                "crop_scale": Bound(0, 1, open_below=True), "flip_probability": _SHARE,
+            },
+        )  # fmt: skip
+        if not all(k >= 1 for k in self.knn):
+            raise ConfigError(f"--knn must be numbers of neighbours from 1. Received: {self.knn}")
+        if list(self.drop_epochs) != sorted(self.drop_epochs) or not all(epoch >= 1 for epoch in self.drop_epochs):
+            raise ConfigError(f"--drop_epochs must be increasing epochs from 1. Received: {self.drop_epochs}")
+        if self.ten_crop and self.protocol != "sgd":
+            raise ConfigError("--ten_crop needs --protocol=sgd")

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import time
 
 import numpy as np
 
 from sela_tf.config import SelaConfig
-from sela_tf.data.pipeline import training_batches
 from sela_tf.loop import step_function
-from sela_tf.models import EMBEDDING
-from sela_tf.parts import augmentation, check_before_loading, compiled_model, load_data, prepare_devices
-from sela_tf.self_labelling.label_table import LabelTable
+from sela_tf.models import stage_names
+from sela_tf.parts import check_before_loading, compiled_model, label_table, load_data, prepare_devices, training_views
 from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.transport.sinkhorn import sinkhorn
-
-_SHOWN = re.compile(rf"stem|stage\d|conv\d|fc\d|{EMBEDDING}|hidden|heads")
 
 
 def dry_run(config: SelaConfig) -> None:
@@ -31,18 +26,13 @@ def dry_run(config: SelaConfig) -> None:
     num_examples = len(data.train)
     replicas = strategy.num_replicas_in_sync
     few = max(min(8, num_examples) // replicas, 1) * replicas
-    model = compiled_model(
-        config, data, LabelTable(config.num_heads, config.num_clusters, num_examples, seed=config.seed), strategy
-    )
+    model = compiled_model(config, data, label_table(config, data), strategy)
     print(f"{model.name}: {model.count_params():,} parameters, images {data.size[0]} x {data.size[1]} x {data.train.channels}")
-    for layer in model.layers:
-        if _SHOWN.fullmatch(layer.name):
-            print(f"  {layer.name}: {tuple(layer.output.shape[1:])}")
+    for name in [*stage_names(model), *["hidden"] * bool(config.hidden_units), "heads"]:
+        print(f"  {name}: {tuple(model.get_layer(name).output.shape[1:])}")
 
     step = step_function(model, strategy, config.xla)
-    batches = training_batches(
-        data.train, size=data.size, augmentation=augmentation(config), batch_size=few, seed=config.seed, first_step=0, last_step=2
-    )
+    batches = training_views(config, data, batch_size=few, first_step=0, last_step=2)
     distributed = iter(strategy.experimental_distribute_dataset(batches))
     loss = float(step(next(distributed))["loss"])
     # the second time without compilation

@@ -1,19 +1,23 @@
-"""Command-line flags, made from the fields of SelaConfig; and the way back, to a flagfile."""
+"""Command-line flags, made from the fields of a dataclass of settings; and the way back, to a flagfile."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from absl import flags
 
 from sela_tf.config import ConfigError, SelaConfig
 
+Settings = TypeVar("Settings")
+_TUPLES: dict[str, Callable[[str], Any]] = {"tuple[float, ...]": float, "tuple[int, ...]": int, "tuple[str, ...]": str}
 
-def define(values: flags.FlagValues) -> None:
-    """A flag for each field of the config."""
-    for field in dataclasses.fields(SelaConfig):
+
+def define(values: flags.FlagValues, kind: type) -> None:
+    """A flag for each field of `kind`, a dataclass such as SelaConfig."""
+    for field in dataclasses.fields(kind):
         options: dict[str, Any] = {
             "name": field.name,
             "help": field.metadata["help"],
@@ -50,18 +54,24 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
         raise ConfigError(f"{rest[0]!r} is no flag: every setting is written --name=value")
 
 
-def config(values: flags.FlagValues) -> SelaConfig:
-    """The config that the parsed flags stand for.
+def settings(values: flags.FlagValues, kind: type[Settings]) -> Settings:
+    """The settings that the parsed flags stand for.
 
     Raises:
         ConfigError: a value is out of range.
     """
-    settings = {field.name: values[field.name].value for field in dataclasses.fields(SelaConfig)}
-    try:
-        settings["lr_drops"] = tuple(float(share) for share in settings["lr_drops"])
-    except ValueError as error:
-        raise ConfigError(f"--lr_drops must be numbers, as in 0.375,0.75. Received: {settings['lr_drops']}") from error
-    return SelaConfig(**settings).absolute()
+    found = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value = values[field.name].value
+        parse_one = _TUPLES.get(str(field.type))
+        if parse_one is not None:
+            try:
+                value = tuple(parse_one(item) for item in value)
+            except ValueError as error:
+                numbers = field.metadata["example"]
+                raise ConfigError(f"--{field.name} must be numbers, as in {numbers}. Received: {value}") from error
+        found[field.name] = value
+    return kind(**found)
 
 
 def to_flagfile(config: SelaConfig) -> str:
@@ -76,9 +86,9 @@ def from_flagfile(path: str | os.PathLike[str]) -> SelaConfig:
         ConfigError: the file is missing or not such a file.
     """
     values = flags.FlagValues()
-    define(values)
+    define(values, SelaConfig)
     parse(values, ["sela_tf", f"--flagfile={path}"])
-    return config(values)
+    return settings(values, SelaConfig).absolute()
 
 
 def _line(name: str, value: Any) -> str:

@@ -181,7 +181,7 @@ class Progress(keras.callbacks.Callback):
         if logs:
             self._loss = logs["loss"]
             step = self.clock.step
-            row = {"epoch": self._epoch, "loss": self._loss, "learning_rate": float(self.model.optimizer.learning_rate)}
+            row = {"epoch": self._epoch, **logs, "learning_rate": float(self.model.optimizer.learning_rate)}
             self.directory.write_metrics("train", step, row)
         if self._bar is not None:
             self._bar.update()

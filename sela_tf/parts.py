@@ -13,9 +13,10 @@ import tensorflow as tf
 from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.pipeline import channel_statistics
-from sela_tf.data.sources import hold_out, load_source, match_channels, match_classes
-from sela_tf.models import build_model, check_backbone
+from sela_tf.data.label_files import read_run_labels
+from sela_tf.data.pipeline import channel_statistics, training_batches, with_rotations
+from sela_tf.data.sources import hold_out, load_source, match_channels, match_classes, unbalanced
+from sela_tf.models import build_model, check_backbone, with_rotation_head
 from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.loss import SelfLabelLoss
@@ -97,6 +98,10 @@ def load_data(config: SelaConfig) -> Data:
     if train.classes is not None and len(np.unique(train.classes)) < 2:
         report.append("all training images have the same class label, so class labels are not used")
         train = dataclasses.replace(train, classes=None, class_names=None)
+    if config.imbalance != "none":
+        whole = len(train)
+        train = unbalanced(train, config.imbalance, seed=config.seed)
+        report.append(f"--imbalance={config.imbalance}: {len(train)} of {whole} training images are kept")
     for line in report:
         print(line, flush=True)
     if config.num_clusters > len(train):
@@ -113,6 +118,8 @@ def load_data(config: SelaConfig) -> Data:
         )
     if min(size) < 2:
         raise ConfigError(f"the images of --dataset={config.dataset} are {size[0]} x {size[1]}: give a larger --image_size")
+    if config.rotation and size[0] != size[1]:
+        raise ConfigError(f"--rotation turns images, which must be square, not {size[0]} x {size[1]}: give --image_size")
     mean, variance = channel_statistics(train, size=size, seed=config.seed)
     return Data(train, match_channels(held_out, train.channels), size, mean, variance)
 
@@ -145,12 +152,48 @@ def network(
     )
 
 
-def compiled_model(config: SelaConfig, data: Data, labels: LabelTable, strategy: tf.distribute.Strategy) -> keras.Model:
+def label_table(config: SelaConfig, data: Data) -> LabelTable:
+    """The labels that training starts with: at random, or another run's.
+
+    Raises:
+        SourceError: that run's are not of these images.
+    """
+    initial = None
+    if config.labels_from:
+        initial = read_run_labels(config.labels_from, data.train, config.num_heads, config.num_clusters)
+    return LabelTable(config.num_heads, config.num_clusters, len(data.train), seed=config.seed, initial=initial)
+
+
+def training_views(config: SelaConfig, data: Data, *, batch_size: int, first_step: int, last_step: int) -> tf.data.Dataset:
+    """What the steps from `first_step` up to, not including, `last_step` train on."""
+    batches = training_batches(
+        data.train,
+        size=data.size,
+        augmentation=augmentation(config),
+        batch_size=batch_size,
+        seed=config.seed,
+        first_step=first_step,
+        last_step=last_step,
+    )
+    return with_rotations(batches) if config.rotation else batches
+
+
+def first_network(config: SelaConfig, data: Data, strategy: tf.distribute.Strategy) -> keras.Model:
     """The network before its first step, the same for the same seed."""
     keras.utils.set_random_seed(config.seed)
+    shape = [*data.size, data.train.channels]
     with strategy.scope():
-        shape = [*data.size, data.train.channels]
-        model = network(config, shape, data.mean.tolist(), data.variance.tolist(), weights=config.backbone_weights)
+        return network(config, shape, data.mean.tolist(), data.variance.tolist(), weights=config.backbone_weights)
+
+
+def compiled_model(config: SelaConfig, data: Data, labels: LabelTable, strategy: tf.distribute.Strategy) -> keras.Model:
+    """The network before its first step, with what trains it."""
+    model = first_network(config, data, strategy)
+    loss: Any = SelfLabelLoss(labels)
+    with strategy.scope():
+        if config.rotation:
+            model = with_rotation_head(model)
+            loss = {"heads": loss, "rotation": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
         optimizer: keras.optimizers.Optimizer = CoupledSGD(
             learning_rate_schedule(
                 config.learning_rate,
@@ -165,5 +208,5 @@ def compiled_model(config: SelaConfig, data: Data, labels: LabelTable, strategy:
         if config.mixed_precision == "float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
-        model.compile(optimizer, loss=SelfLabelLoss(labels), jit_compile=False)
+        model.compile(optimizer, loss=loss, jit_compile=False)
     return model

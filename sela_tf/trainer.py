@@ -14,15 +14,26 @@ import tensorflow as tf
 
 from sela_tf import checkpoint, flags
 from sela_tf.config import ConfigError, SelaConfig
-from sela_tf.data.known_labels import read_known_labels
-from sela_tf.data.pipeline import inference_batches, training_batches
+from sela_tf.data.label_files import read_known_labels
+from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import cluster_metrics
 from sela_tf.evaluation.monitors import KNNMonitor
 from sela_tf.evaluation.summary import evaluate_chance, evaluate_labels, evaluate_network
 from sela_tf.loop import Clock, Progress, signals_noted, train
-from sela_tf.models import EMBEDDING
+from sela_tf.models import EMBEDDING, without_rotation_head
 from sela_tf.models.features import read
-from sela_tf.parts import Data, augmentation, check_before_loading, compiled_model, load_data, network, prepare_devices
+from sela_tf.parts import (
+    Data,
+    augmentation,
+    check_before_loading,
+    compiled_model,
+    first_network,
+    label_table,
+    load_data,
+    network,
+    prepare_devices,
+    training_views,
+)
 from sela_tf.self_labelling.callback import SelfLabelling
 from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.self_labelling.label_table import LabelTable
@@ -53,7 +64,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     steps_per_epoch = len(data.train) // config.batch_size
     last_step = config.epochs * steps_per_epoch
 
-    labels = LabelTable(config.num_heads, config.num_clusters, len(data.train), seed=config.seed)
+    labels = label_table(config, data)
     model = compiled_model(config, data, labels, strategy)
     fingerprint = data.train.fingerprint()
     step = _continue_from(directory, config, model, labels, fingerprint)
@@ -64,8 +75,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         + (f"; continues at step {step}" if step else ""),
         flush=True,
     )
-    views = augmentation(config)
-    label_view = views if config.label_view == "training" else None
+    label_view = augmentation(config) if config.label_view == "training" else None
     labelling = SelfLabelling(
         labels,
         lambda number: inference_batches(
@@ -86,15 +96,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         heads_in_turn=config.relabel_heads == "in_turn",
         log=functools.partial(_log_relabelling, directory, data.train.classes),
     )
-    batches = training_batches(
-        data.train,
-        size=data.size,
-        augmentation=views,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        first_step=step,
-        last_step=last_step,
-    )
+    batches = training_views(config, data, batch_size=config.batch_size, first_step=step, last_step=last_step)
     clock = Clock()
     callbacks = [labelling, *_monitors(config, data), Progress(config.epochs, config.batch_size, directory, clock)]
 
@@ -222,7 +224,7 @@ def _finish(
     """One more transport on the final weights, the figures, and the files that others read."""
     training_labels = labels.labels
     final = labelling.relabel(last_step)
-    model.save_weights(directory.path / WEIGHTS)
+    without_rotation_head(model).save_weights(directory.path / WEIGHTS)
     names = {} if data.train.names is None else {"names": np.array(data.train.names)}
     directory.write_labels(
         {
@@ -236,12 +238,10 @@ def _finish(
             **names,
         }
     )
-    untrained = compiled_model(config, data, labels, strategy)
+    evaluate = functools.partial(evaluate_network, train=data.train, held_out=data.held_out, size=data.size, strategy=strategy)
     results = {
-        "trained": evaluate_network(model, data.train, data.held_out, size=data.size, strategy=strategy),
-        "untrained": evaluate_network(
-            untrained, data.train, data.held_out, size=data.size, strategy=strategy, batch_statistics=True
-        ),
+        "trained": evaluate(model),
+        "untrained": evaluate(first_network(config, data, strategy), settle=True),
         "chance": evaluate_chance(
             None if data.train.classes is None else data.held_out.classes, config.num_clusters, seed=config.seed
         ),

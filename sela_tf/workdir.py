@@ -16,7 +16,7 @@ import tensorflow as tf
 from sela_tf import flags
 from sela_tf.config import ConfigError, SelaConfig
 
-FLAGS, WEIGHTS, LABELS, RESULTS = "flags.cfg", "model.weights.h5", "labels.npz", "results.json"
+FLAGS, WEIGHTS, LABELS, RESULTS, PROBES = "flags.cfg", "model.weights.h5", "labels.npz", "results.json", "probes.json"
 METRICS, TIMINGS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "timings.jsonl", "checkpoints", "tensorboard"
 _BEFORE_STEP = ("first_labels", "relabel")
 """Rows that belong before their step; the others come after it."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sela_tf.data.image_set import ImageSet, SourceError
-from sela_tf.data.known_labels import read_known_labels
+from sela_tf.data.label_files import read_known_labels
 from sela_tf.transport.assignment import assign_labels
 
 

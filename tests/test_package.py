@@ -20,7 +20,8 @@ import sela_tf
 
 # Imports go downwards only. What stands on one line knows nothing of its neighbours.
 LAYERS = [
-    {"train"},
+    {"train", "probe"},
+    {"door", "prober"},
     {"trainer", "dry_run"},
     {"loop", "parts"},
     {"workdir", "checkpoint"},
@@ -62,7 +63,7 @@ def test_only_flags_and_doors_know_absl_and_only_the_top_knows_the_config():
     for path in (ROOT / "sela_tf").rglob("*.py"):
         text = path.read_text()
         if "absl" in text:
-            assert path.name in ("flags.py", "train.py"), path
+            assert path.name in ("flags.py", "door.py", "train.py", "probe.py"), path
         if "SelaConfig" in text and path.parent.name != "sela_tf":
             pytest.fail(f"{path} knows the config: functions take the numbers that they need")
 
@@ -115,14 +116,15 @@ def test_the_readmes_command_trains_on_what_it_names():
     from absl import flags as absl_flags
 
     from sela_tf import flags
+    from sela_tf.config import SelaConfig
 
     (command,) = re.findall(r"python -m sela_tf.train (--flagfile=.*folder:.*)", (ROOT / "README.md").read_text())
     values = absl_flags.FlagValues()
-    flags.define(values)
+    flags.define(values, SelaConfig)
     absl_flags.DEFINE_string("workdir", None, "", flag_values=values)
     argv = [arg.replace("=configs/", f"={ROOT}/configs/") for arg in command.split()]
     flags.parse(values, ["door", *argv])
-    config = flags.config(values)
+    config = flags.settings(values, SelaConfig).absolute()
     assert config.dataset == "folder:/path/to/images"
     assert config.image_size == 32
     assert values["workdir"].value

@@ -19,9 +19,9 @@ from sela_tf.workdir import Workdir, read_results
 
 def parsed(*argv: str) -> SelaConfig:
     values = absl_flags.FlagValues()
-    flags.define(values)
+    flags.define(values, SelaConfig)
     flags.parse(values, ["door", *argv])
-    return flags.config(values)
+    return flags.settings(values, SelaConfig).absolute()
 
 
 class TestFlags:

@@ -62,6 +62,21 @@ def centre_boxes(aspect: tf.Tensor, target_aspect: float) -> tf.Tensor:
     return tf.stack([0.5 - height / 2, 0.5 - width / 2, 0.5 + height / 2, 0.5 + width / 2], axis=1)
 
 
+NUM_CROPS = 10
+"""Of ten-crop evaluation: four corners and the centre, and their mirror images."""
+_CROP_SHARE = 224 / 256
+
+
+def evaluation_crop_boxes(aspect: tf.Tensor, target_aspect: float, number: int) -> tf.Tensor:
+    """The same one of the NUM_CROPS boxes of every image, [B, 4]: 224 of the 256 pixels of its shorter side, as is usual on ImageNet."""
+    top, left, bottom, right = tf.unstack(centre_boxes(aspect, target_aspect), axis=1)
+    height, width = _CROP_SHARE * (bottom - top), _CROP_SHARE * (right - left)
+    down, across = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))[number % 5]
+    top, left = down * (1.0 - height), across * (1.0 - width)
+    low, high = (left, left + width) if number < NUM_CROPS // 2 else (left + width, left)
+    return tf.stack([top, low, top + height, high], axis=1)
+
+
 def crop_batch(images: tf.Tensor, indices: tf.Tensor, boxes: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """Crops `boxes` [B, 4] out of `images[indices]`, all of one size, and resizes them to `size`: float32 [B, height, width, C].
 

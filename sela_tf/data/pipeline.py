@@ -7,6 +7,7 @@ relabelling reaches the very next batch, however many batches are prefetched.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -53,7 +54,7 @@ def training_batches(
 
     steps = tf.data.Dataset.range(first_epoch, last_epoch).flat_map(epoch_indices)
     steps = steps.skip(first_step - first_epoch * steps_per_epoch).take(last_step - first_step)
-    return _with_views(images, steps, size, augmentation)
+    return _with_views(images, steps, _Crops(size, augmentation=augmentation))
 
 
 def inference_batches(
@@ -64,8 +65,9 @@ def inference_batches(
     seed: int = 0,
     augmentation: Augmentation | None = None,
     number: int = 0,
+    crop: int | None = None,
 ) -> tf.data.Dataset:
-    """Every image once, in an order of its own: clean views, or training views where an augmentation is given.
+    """Every image once, in an order of its own: clean views, training views where an augmentation is given, or one of ten crops.
 
     Batches are as equal as they can be, so that none is too small for the batch statistics that a label pass may use.
 
@@ -76,6 +78,7 @@ def inference_batches(
         seed: with `number`, the pass, the key of order and views.
         augmentation: None for the clean view: the largest centred box of the target's shape.
         number: of the pass.
+        crop: of ten-crop evaluation, 0 … 9; without an augmentation.
 
     Yields:
         (float32 [b, height, width, C] in [0, 255], int64 [b]).
@@ -88,7 +91,26 @@ def inference_batches(
         indices = order[bounds[step] : bounds[step + 1]]
         return indices, tf.gather(draws, indices)
 
-    return _with_views(images, tf.data.Dataset.range(num_batches).map(batch), size, augmentation)
+    return _with_views(images, tf.data.Dataset.range(num_batches).map(batch), _Crops(size, augmentation=augmentation, number=crop))
+
+
+def with_rotations(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Every view turned by 0, 90, 180 and 270 degrees, for a model with the outputs "heads" and "rotation".
+
+    Yields:
+        views [4 B, S, S, C]; {"heads": example indices [4 B], "rotation": quarter turns [4 B]}; weights of both. The heads' loss counts
+        for the view that was not turned, with a weight of 4, so that its mean over 4 B is the mean over B.
+    """
+
+    def rotate(images: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        # the four views of an image stay together, so that replicas that share a batch get the same mixture
+        views = tf.stack([tf.image.rot90(images, turns) for turns in range(4)], axis=1)
+        views = tf.reshape(views, [-1, *images.shape[1:]])
+        turns = tf.tile(tf.range(4, dtype=tf.int64), [len(indices)])
+        weights = {"heads": 4.0 * tf.cast(turns == 0, tf.float32), "rotation": tf.ones_like(turns, tf.float32)}
+        return views, {"heads": tf.repeat(indices, 4), "rotation": turns}, weights
+
+    return batches.map(rotate, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def channel_statistics(
@@ -119,43 +141,55 @@ def _keyed(seed: int, stream: int, number: tf.Tensor, num_examples: int) -> tupl
     return order, draws
 
 
-def _with_views(
-    images: ImageSet, steps: tf.data.Dataset, size: tuple[int, int], augmentation: Augmentation | None
-) -> tf.data.Dataset:
+class _Crops(NamedTuple):
+    """Which part of an image a view shows."""
+
+    size: tuple[int, int]
+    augmentation: Augmentation | None = None
+    """At random; None for the largest centred box of the target's shape, or the `number`-th of ten."""
+    number: int | None = None
+
+    def boxes(self, draws: tf.Tensor, aspect: tf.Tensor) -> tf.Tensor:
+        """[B, 4], for images of these aspects [B]."""
+        if self.augmentation is not None:
+            return augment.crop_boxes(draws, aspect, self.augmentation)
+        target = self.size[1] / self.size[0]
+        if self.number is not None:
+            return augment.evaluation_crop_boxes(aspect, target, self.number)
+        return augment.centre_boxes(aspect, target)
+
+    @property
+    def is_whole(self) -> bool:
+        """An image of the target's size comes back as it is."""
+        return self.augmentation is None and self.number is None
+
+
+def _with_views(images: ImageSet, steps: tf.data.Dataset, crops: _Crops) -> tf.data.Dataset:
     """(indices, draws) to (views, indices)."""
-    crops = (
-        _crops_of_arrays(images, size, augmentation) if images.images is not None else _crops_of_files(images, size, augmentation)
-    )
+    crop = _crops_of_arrays(images, crops) if images.images is not None else _crops_of_files(images, crops)
 
     def view(indices: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        pixels = tf.ensure_shape(crops(indices, draws), [None, *size, images.channels])
-        return pixels if augmentation is None else augment.recolour(pixels, draws, augmentation), indices
+        pixels = tf.ensure_shape(crop(indices, draws), [None, *crops.size, images.channels])
+        return pixels if crops.augmentation is None else augment.recolour(pixels, draws, crops.augmentation), indices
 
     return steps.map(view, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
 
-def _crops_of_arrays(
-    images: ImageSet, size: tuple[int, int], augmentation: Augmentation | None
-) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def _crops_of_arrays(images: ImageSet, crops: _Crops) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Whole batches straight out of the array: images of one size."""
     pixels = images.tensor
     aspect = pixels.shape[2] / pixels.shape[1]
 
     def crop(indices: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-        if augmentation is not None:
-            boxes = augment.crop_boxes(draws, aspect, augmentation)
-        elif tuple(pixels.shape[1:3]) == size:
+        if crops.is_whole and tuple(pixels.shape[1:3]) == crops.size:
             return tf.cast(tf.gather(pixels, indices), tf.float32)
-        else:
-            boxes = augment.centre_boxes(tf.fill(tf.shape(indices), tf.constant(aspect, tf.float32)), size[1] / size[0])
-        return augment.crop_batch(pixels, indices, boxes, size)
+        boxes = crops.boxes(draws, tf.fill(tf.shape(indices), tf.constant(aspect, tf.float32)))
+        return augment.crop_batch(pixels, indices, boxes, crops.size)
 
     return crop
 
 
-def _crops_of_files(
-    images: ImageSet, size: tuple[int, int], augmentation: Augmentation | None
-) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def _crops_of_files(images: ImageSet, crops: _Crops) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Each file read, decoded and cropped at its own size, as PyTorch does."""
     with tf.device("CPU"):
         paths = tf.constant(images.paths)
@@ -165,14 +199,10 @@ def _crops_of_files(
             path, draw = args
             image = decode_image(tf.io.read_file(path), images.channels)
             sides = tf.cast(tf.shape(image), tf.float32)
-            aspect = (sides[1] / sides[0])[tf.newaxis]
-            if augmentation is None:
-                boxes = augment.centre_boxes(aspect, size[1] / size[0])
-            else:
-                boxes = augment.crop_boxes(draw[tf.newaxis], aspect, augmentation)
-            return augment.crop_one(image, boxes[0], size)
+            box = crops.boxes(draw[tf.newaxis], (sides[1] / sides[0])[tf.newaxis])[0]
+            return augment.crop_one(image, box, crops.size)
 
-        signature = tf.TensorSpec([*size, images.channels], tf.float32)
+        signature = tf.TensorSpec([*crops.size, images.channels], tf.float32)
         return tf.map_fn(one, (tf.gather(paths, indices), draws), fn_output_signature=signature)
 
     return crop

@@ -96,6 +96,33 @@ def hold_out(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
     return images.take(np.flatnonzero(~held)), images.take(np.flatnonzero(held))
 
 
+def unbalanced(images: ImageSet, kind: str, *, seed: int = 0) -> ImageSet:
+    """Leaves images out so that classes become unequal (P, on CIFAR-10).
+
+    Args:
+        images: with classes.
+        kind: "light": half of the last class goes. "heavy": of C classes, class c = 0 … C - 1 keeps (C - c) / C.
+        seed: of the choice within a class.
+
+    Raises:
+        SourceError: there are no classes.
+    """
+    if images.classes is None:
+        raise SourceError(f"--imbalance={kind} needs class labels, and {images.name} has none, or they are left out")
+    present = np.unique(images.classes)
+    shares = np.ones(len(present))
+    if kind == "light":
+        shares[-1] = 0.5
+    else:
+        shares = 1 - np.arange(len(present)) / len(present)
+    random = np.random.default_rng(seed)
+    kept = []
+    for label, share in zip(present, shares, strict=True):
+        members = random.permutation(np.flatnonzero(images.classes == label))
+        kept.append(members[: max(1, round(share * len(members)))])
+    return images.take(np.sort(np.concatenate(kept)))
+
+
 def match_channels(images: ImageSet, channels: int) -> ImageSet:
     """`images` with 1 or 3 channels, so that an evaluation set fits a network trained on the other kind."""
     if images.channels == channels or images.images is None:

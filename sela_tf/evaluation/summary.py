@@ -17,6 +17,7 @@ from sela_tf.evaluation.knn import knn_accuracy
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.models import EMBEDDING
 from sela_tf.models.features import FeatureExtractor
+from sela_tf.models.heads import find_multi_head
 
 KNN_NEIGHBOURS = 10
 _BATCH = 500
@@ -31,23 +32,26 @@ def evaluate_network(
     *,
     size: tuple[int, int],
     strategy: tf.distribute.Strategy | None = None,
-    batch_statistics: bool = False,
+    settle: bool = False,
 ) -> dict[str, Any]:
     """KNN and linear probe of the embedding, and each head's plain argmax against the classes, on the held-out images.
 
-    A network before its first step is done justice with `batch_statistics`: its moving ones are still empty. What needs classes is
-    None where there are none, with a `reason`.
+    A network before its first step is done justice with `settle`, which fills its moving statistics from the training images. What
+    needs classes is None where there are none, with a `reason`.
     """
-    logits = FeatureExtractor(keras.Model(model.inputs, keras.layers.Flatten()(model.output)), strategy)
+    if settle:
+        FeatureExtractor(model, strategy).settle(inference_batches(train, size=size, batch_size=_BATCH))
+    heads = find_multi_head(model)
+    logits = FeatureExtractor(keras.Model(model.inputs, keras.layers.Flatten()(heads.output)), strategy)
 
     def collect(extractor: FeatureExtractor, images: ImageSet) -> np.ndarray:
         batches = inference_batches(images, size=size, batch_size=_BATCH)
-        return extractor.collect(batches, len(images), batch_statistics=batch_statistics)
+        return extractor.collect(batches, len(images))
 
     outputs = collect(logits, held_out)
-    view = f"clean view, {'batch statistics' if batch_statistics else 'inference mode'}"
-    num_clusters = model.output.shape[-1]
-    clusters = outputs.reshape(len(held_out), -1, num_clusters).argmax(axis=2).T
+    view = "clean view, inference mode" + (", moving statistics of 50 batches" if settle else "")
+    num_clusters = heads.num_clusters
+    clusters = outputs.reshape(len(held_out), heads.num_heads, num_clusters).argmax(axis=2).T
     if train.classes is None or held_out.classes is None:
         reason = _NO_CLASSES if train.classes is None else _NO_EVAL_CLASSES
         protocol = f"{len(held_out)} held-out images, {view}. clusters_used: plain argmax of each head, K = {num_clusters}."
@@ -125,7 +129,10 @@ def table(results: Mapping[str, Any]) -> str:
             "-" * len(lines[0]),
             *lines[1:],
             "",
-            *textwrap.wrap(results["trained"]["protocol"] + " untrained: likewise, with batch statistics.", 100),
+            *textwrap.wrap(
+                results["trained"]["protocol"] + " untrained: before the first step, its moving statistics taken from 50 batches.",
+                100,
+            ),
         ]
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import tensorflow as tf
 from sela_tf.models.alexnet import alexnet
 from sela_tf.models.applications import PREFIX, application, check_application
 from sela_tf.models.batch_norm import FusedBatchNormalization
-from sela_tf.models.heads import MultiHead
+from sela_tf.models.heads import MultiHead, find_multi_head
 from sela_tf.models.resnet import resnet
 
 Stages = dict[str, tf.Tensor]
@@ -45,6 +46,17 @@ BACKBONES: dict[str, Architecture] = {
 
 EMBEDDING = "embedding"
 """The layer whose output [B, D] is evaluated and exported: the backbone's pooled features, or the last of its fully connected layers."""
+
+
+_STAGE = re.compile(r"stem|stage\d+|conv\d+|fc\d+")
+
+
+def stage_names(model: keras.Model) -> list[str]:
+    """Layers of a model of `build_model` whose outputs [B, h, w, C] or [B, D] are its stages, in order; the embedding is the last."""
+    embedding = model.get_layer(EMBEDDING)
+    own = [layer.name for layer in model.layers if _STAGE.fullmatch(layer.name)]
+    last = [layer.name for layer in model.layers if layer.output is embedding.input]
+    return [*(own or last), EMBEDDING]
 
 
 def check_backbone(name: str) -> None:
@@ -126,3 +138,19 @@ def build_model(
     # in half precision lam would magnify the rounding of the logits
     logits = MultiHead(num_heads, num_clusters, dtype="float32", name="heads")(x)
     return keras.Model(inputs, logits, name=f"sela_{backbone.removeprefix(PREFIX).lower()}")
+
+
+def with_rotation_head(model: keras.Model) -> keras.Model:
+    """The outputs "heads" [B, T, K], `model`'s own, and "rotation" [B, 4]: logits of the quarter turns, of the features under the heads.
+
+    SeLa+Rot of the paper; both models share all layers but the new one.
+    """
+    heads = find_multi_head(model)
+    initializer = keras.initializers.RandomNormal(stddev=0.01)
+    rotation = keras.layers.Dense(4, kernel_initializer=initializer, dtype="float32", name="rotation")(heads.input)
+    return keras.Model(model.inputs, {"heads": heads.output, "rotation": rotation}, name=f"{model.name}_rot")
+
+
+def without_rotation_head(model: keras.Model) -> keras.Model:
+    """From images to the heads' logits alone; a model that has no other output comes back as it is."""
+    return keras.Model(model.inputs, find_multi_head(model).output) if isinstance(model.output, dict) else model

@@ -86,6 +86,15 @@ class FeatureExtractor:
             )
         return features
 
+    def settle(self, batches: tf.data.Dataset, *, num_batches: int = 50) -> None:
+        """Moves the moving statistics of batch normalisation to those of these batches' images, as training would; no weight changes.
+
+        Of a network before its first step they are still empty, and its outputs in inference mode mean nothing. At a momentum of .9,
+        50 batches leave .5 % of what was there.
+        """
+        for images, _ in batches.repeat().take(num_batches):
+            self._forward(self._split(images), True)
+
     def _split(self, images: tf.Tensor) -> tf.Tensor:
         """One part a replica, in order."""
         replicas = self._strategy.num_replicas_in_sync

@@ -79,7 +79,8 @@ class SelfLabelling(keras.callbacks.Callback):
                 f"{self.labels.num_heads} of {self.labels.num_clusters}"
             )
         loss = getattr(self.model, "loss", None)
-        if isinstance(loss, SelfLabelLoss) and loss.labels is not self.labels:
+        losses = loss.values() if isinstance(loss, dict) else loss if isinstance(loss, list | tuple) else [loss]
+        if any(isinstance(one, SelfLabelLoss) and one.labels is not self.labels for one in losses):
             raise ValueError(
                 "The model's SelfLabelLoss reads another LabelTable than the one that this callback rewrites: give both one"
             )

@@ -9,16 +9,17 @@ import tensorflow as tf
 class LabelTable:
     """int64 labels [T, N] in a variable, so that a compiled training step sees a relabelling at once.
 
-    Starts as the reference does: (i mod K), permuted for each head.
+    Starts as the reference does: (i mod K), permuted for each head; or from labels that are given.
 
     Args:
         num_heads: T.
         num_clusters: K, at least 2.
         num_examples: N, at least K.
         seed: of the permutations.
+        initial: labels [T, N] to start from instead.
     """
 
-    def __init__(self, num_heads: int, num_clusters: int, num_examples: int, *, seed: int = 0):
+    def __init__(self, num_heads: int, num_clusters: int, num_examples: int, *, seed: int = 0, initial: np.ndarray | None = None):
         if num_heads < 1:
             raise ValueError(f"`num_heads` must be at least 1. Received: num_heads={num_heads}")
         if num_clusters < 2:
@@ -29,8 +30,14 @@ class LabelTable:
                 f"Received: num_clusters={num_clusters}, num_examples={num_examples}"
             )
         self.num_heads, self.num_clusters, self.num_examples = num_heads, num_clusters, num_examples
-        random = np.random.default_rng([seed, num_clusters])
-        initial = np.stack([random.permutation(np.arange(num_examples) % num_clusters) for _ in range(num_heads)])
+        if initial is None:
+            random = np.random.default_rng([seed, num_clusters])
+            initial = np.stack([random.permutation(np.arange(num_examples) % num_clusters) for _ in range(num_heads)])
+        initial = np.asarray(initial)
+        if initial.shape != (num_heads, num_examples) or initial.dtype.kind not in "iu":
+            raise ValueError(f"`initial` must be integers {(num_heads, num_examples)}. Received: {initial.dtype} {initial.shape}")
+        if initial.min() < 0 or initial.max() >= num_clusters:
+            raise ValueError(f"`initial` must be from 0 to {num_clusters - 1}. Received: {initial.min()} to {initial.max()}")
         # int64: XLA on a GPU refuses int32 variables, which TensorFlow places on the CPU. The aggregation only matters for a
         # table that is made inside a strategy's scope.
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA

@@ -1,10 +1,11 @@
-"""Known clusters of a few images, from a CSV file of two columns."""
+"""Labels out of files: the known clusters of a few images (CSV), and those that another run gave all images (npz)."""
 
 from __future__ import annotations
 
 import csv
 import os
 import pathlib
+import zipfile
 
 import numpy as np
 
@@ -53,3 +54,41 @@ def read_known_labels(path: str | os.PathLike[str], images: ImageSet, num_cluste
             raise SourceError(f"{where}: {key!r} was said to be of cluster {known[index]} before. Received: {text}")
         known[index] = int(text)
     return known
+
+
+def read_run_labels(path: str | os.PathLike[str], images: ImageSet, num_heads: int, num_clusters: int) -> np.ndarray:
+    """int64 [T, N]: the labels that a run's labels.npz has for `images`, found by their names, or in order where they have none.
+
+    Raises:
+        SourceError: the file cannot be read so, is of other heads or clusters, or lacks images.
+    """
+    flag = f"--labels_from={path}"
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("not an archive")
+        with np.load(path, allow_pickle=False) as archive:
+            labels, fingerprint = np.asarray(archive["labels"]), str(archive["data_fingerprint"])
+            names = archive["names"].tolist() if "names" in archive.files else None
+            found_clusters = archive["potentials"].shape[-1]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{flag} is not the labels.npz of a run, or not a whole one ({error})") from error
+    if (len(labels), found_clusters) != (num_heads, num_clusters):
+        raise SourceError(
+            f"{flag} has {len(labels)} heads of {found_clusters} clusters, and --num_heads={num_heads} --num_clusters={num_clusters} were "
+            f"asked for: give --num_heads={len(labels)} --num_clusters={found_clusters}"
+        )
+    if names is None or images.names is None:
+        if fingerprint != images.fingerprint():
+            raise SourceError(
+                f"{flag} labels {labels.shape[1]} other images than the {len(images)} training images of {images.name}, which have no "
+                "names to be matched by: use the images, and the split, of that run"
+            )
+        return labels.astype(np.int64)
+    places = {name: index for index, name in enumerate(names)}
+    missing = [name for name in images.names if name not in places]
+    if missing:
+        raise SourceError(
+            f"{flag} lacks {len(missing)} of the {len(images)} training images of {images.name}, such as {missing[0]!r}: use the images, and "
+            "the split, of that run"
+        )
+    return labels[:, [places[name] for name in images.names]].astype(np.int64)

@@ -1,0 +1,118 @@
+"""What all commands share: flags to settings, TensorFlow without its noise, one clear line for what is wrong, exit statuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import TypeVar
+
+from absl import flags as absl_flags
+
+from sela_tf import __version__, flags
+from sela_tf.config import ConfigError
+
+Settings = TypeVar("Settings")
+
+
+def run_command(
+    argv: list[str] | None,
+    *,
+    name: str,
+    usage: str,
+    define: Callable[[absl_flags.FlagValues], None],
+    read: Callable[[absl_flags.FlagValues], Settings],
+    work: Callable[[Settings], int],
+    stopped: str,
+) -> int:
+    """Runs a command; returns its exit status: that of `work`, 2 for bad input, 128 + n after signal n.
+
+    Args:
+        argv: name and arguments; None for those of the process.
+        name: of the module, which errors begin with.
+        usage: shown above the flags by --help.
+        define: adds the command's own flags.
+        read: makes settings of the parsed flags, before TensorFlow is loaded; refuses with ConfigError.
+        work: does the work, TensorFlow loaded. Its ValueError, OSError and OpError are told in one line.
+        stopped: said after Ctrl-C or SIGTERM.
+    """
+    values = absl_flags.FlagValues()
+    define(values)
+    absl_flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
+    absl_flags.DEFINE_bool("version", False, "Show the versions of sela_tf and TensorFlow, and the devices.", flag_values=values)
+    absl_flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
+    try:
+        flags.parse(values, sys.argv if argv is None else argv)
+        if values["help"].value:
+            print(usage + values.get_help())
+            return 0
+        if values["version"].value:
+            print(_versions())
+            return 0
+        settings = read(values)
+    except ConfigError as error:
+        return _refuse(name, error, debug=values.is_parsed() and values["debug"].value)
+
+    # while training runs, the loop saves on a signal; at other times there is nothing to save but the line to say
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _load_tensorflow()
+        import tensorflow as tf
+
+        # an image file that was removed or changed meanwhile comes as an OpError, with its path in the first line
+        try:
+            return work(settings)
+        except (ValueError, OSError, tf.errors.OpError) as error:
+            return _refuse(name, error, debug=values["debug"].value)
+    except KeyboardInterrupt as signalled:
+        print(f"\n{name}: stopped{stopped}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(signalled, _Terminated) else signal.SIGINT)
+
+
+class _Terminated(KeyboardInterrupt):
+    pass
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _refuse(name: str, error: Exception, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"{name}: error: {' '.join(str(getattr(error, 'message', error)).split())}", file=sys.stderr)
+    return 2
+
+
+def _load_tensorflow() -> None:
+    """Imports TensorFlow without the lines that its libraries write on loading; they come out if it fails."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as noise:
+        os.dup2(noise.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+        except BaseException:
+            noise.seek(0)
+            os.write(before, noise.read())
+            raise
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+    tf.get_logger().setLevel("ERROR")
+
+
+def _versions() -> str:
+    _load_tensorflow()
+    import keras
+    import tensorflow as tf
+
+    devices = ", ".join(device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices())
+    return f"sela_tf {__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}, devices {devices}"

@@ -1,0 +1,161 @@
+"""Linear classifiers after several stages of a frozen network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sela_tf.data.augment import NUM_CROPS, Augmentation
+from sela_tf.data.image_set import ImageSet
+from sela_tf.data.pipeline import inference_batches, training_batches
+from sela_tf.evaluation.linear_probe import linear_probe_accuracy
+from sela_tf.models.features import FeatureExtractor
+
+_BATCH = 500
+# AlexNet's maps at 224 x 224: the pooling of the reference's probes, as size (and stride) and padding on each side.
+_PUBLISHED = {(55, 96): (6, 3), (27, 256): (4, 0), (13, 384): (3, 1), (13, 256): (2, 0)}
+
+
+class Schedule(NamedTuple):
+    """Of probes that are trained by SGD."""
+
+    epochs: int
+    batch_size: int
+    augmentation: Augmentation
+    ten_crop: bool = False
+    """Score the mean over the ten crops of each held-out image instead of the clean view."""
+
+
+def pooled(output: tf.Tensor, *, at_most: int) -> tf.Tensor:
+    """What a probe sees of a stage: [B, D] as it is, a map [B, h, w, C] max-pooled to about `at_most` values, flattened: [B, D].
+
+    A map as AlexNet's at 224 x 224 is pooled as in the reference, which leaves 9600 or 9216 values; other maps to the finest grid of
+    equal windows that keeps within `at_most`.
+    """
+    if len(output.shape) == 2:
+        return output
+    height, width, channels = output.shape[1:]
+    if height == width and (height, channels) in _PUBLISHED and at_most >= 9600:
+        size, padding = _PUBLISHED[height, channels]
+        # max-pooling ignores what lies outside; after a ReLU zeros do the same
+        output = keras.layers.ZeroPadding2D(padding)(output)
+        output = keras.layers.MaxPooling2D(size, size)(output)
+    else:
+        side = max(1, math.isqrt(at_most // channels))
+        sizes = (-(-height // side), -(-width // side))
+        output = keras.layers.MaxPooling2D(sizes, sizes, padding="same")(output)
+    return keras.layers.Flatten()(output)
+
+
+def fitted_probes(
+    model: keras.Model,
+    stages: Sequence[str],
+    train: ImageSet,
+    held_out: ImageSet,
+    *,
+    size: tuple[int, int],
+    at_most: int,
+    strategy: tf.distribute.Strategy | None = None,
+) -> dict[str, float]:
+    """Held-out accuracy of scikit-learn's logistic regression on the clean views' features of each stage, one stage at a time."""
+    accuracies = {}
+    for stage in stages:
+        extractor = FeatureExtractor(keras.Model(model.inputs, pooled(model.get_layer(stage).output, at_most=at_most)), strategy)
+        bank, features = (
+            extractor.collect(inference_batches(images, size=size, batch_size=_BATCH), len(images)) for images in (train, held_out)
+        )
+        accuracies[stage] = linear_probe_accuracy(bank, _classes(train), features, _classes(held_out))
+    return accuracies
+
+
+def trained_probes(
+    model: keras.Model,
+    stages: Sequence[str],
+    train: ImageSet,
+    held_out: ImageSet,
+    *,
+    size: tuple[int, int],
+    at_most: int,
+    optimizer: keras.optimizers.Optimizer,
+    schedule: Schedule,
+    seed: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
+) -> dict[str, float]:
+    """Held-out accuracy of probes (batch normalisation without scale or shift, linear) after all stages, trained together by SGD.
+
+    The network is frozen, in inference mode, and runs once a batch for all of them.
+
+    Args:
+        model: the network; it is not changed but for `trainable`, which becomes False.
+        stages: names of layers.
+        train: images with classes.
+        held_out: likewise.
+        size: (height, width) that the network sees.
+        at_most: values that a probe sees, about.
+        optimizer: with the schedule's learning rates.
+        schedule: passes, batches, views, and how it is scored.
+        seed: of the views and of the probes' weights.
+        strategy: that the model was built under.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    num_classes = int(max(_classes(train).max(), _classes(held_out).max())) + 1
+    model.trainable = False
+    keras.utils.set_random_seed(seed)
+    with strategy.scope():
+        # probes are named by their number: a layer has the stage's name already
+        inputs = keras.Input(model.input.shape[1:])
+        frozen = keras.Model(model.inputs, [pooled(model.get_layer(stage).output, at_most=at_most) for stage in stages])
+        outputs = frozen(inputs, training=False)
+        logits = {str(i): _probe(output, num_classes, i) for i, output in enumerate(outputs)}
+        probes = keras.Model(inputs, logits)
+        optimizer.build(probes.trainable_variables)
+        probes.compile(
+            optimizer,
+            loss={name: keras.losses.SparseCategoricalCrossentropy(from_logits=True) for name in logits},
+            jit_compile=False,
+        )
+    classes = tf.constant(_classes(train))
+
+    def with_classes(images: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, Mapping[str, tf.Tensor]]:
+        return images, dict.fromkeys(logits, tf.gather(classes, indices))
+
+    steps = len(train) // schedule.batch_size
+    batches = training_batches(
+        train,
+        size=size,
+        augmentation=schedule.augmentation,
+        batch_size=schedule.batch_size,
+        seed=seed,
+        first_step=0,
+        last_step=schedule.epochs * steps,
+    )
+    probes.fit(batches.map(with_classes), epochs=schedule.epochs, steps_per_epoch=steps, shuffle=False, verbose=0)
+    side_by_side = keras.layers.Concatenate() if len(stages) > 1 else keras.layers.Identity()
+    shares = [keras.layers.Softmax()(value) for value in logits.values()]
+    scores = FeatureExtractor(keras.Model(inputs, side_by_side(shares if len(stages) > 1 else shares[0])), strategy)
+    crops: Sequence[int | None] = range(NUM_CROPS) if schedule.ten_crop else (None,)
+    total = np.zeros((len(held_out), len(stages), num_classes), np.float32)
+    for crop in crops:
+        views = inference_batches(held_out, size=size, batch_size=_BATCH, crop=crop)
+        total += scores.collect(views, len(held_out)).reshape(total.shape)
+    correct = total.argmax(axis=2) == _classes(held_out)[:, np.newaxis]
+    return dict(zip(stages, correct.mean(axis=0).tolist(), strict=True))
+
+
+def _probe(features: tf.Tensor, num_classes: int, number: int) -> tf.Tensor:
+    normalised = keras.layers.BatchNormalization(
+        center=False, scale=False, momentum=0.9, epsilon=1e-5, dtype="float32", name=f"probe{number}_bn"
+    )(features)
+    initializer = keras.initializers.RandomNormal(stddev=0.01)
+    return keras.layers.Dense(num_classes, kernel_initializer=initializer, dtype="float32", name=f"probe{number}")(normalised)
+
+
+def _classes(images: ImageSet) -> np.ndarray:
+    if images.classes is None:
+        raise ValueError(f"{images.name} has no class labels, which probes need")
+    return images.classes

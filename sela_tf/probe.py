@@ -1,0 +1,53 @@
+"""The door: python -m sela_tf.probe --workdir=RUN"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+
+from absl import flags as absl_flags
+
+from sela_tf import flags
+from sela_tf.config import ProbeConfig
+from sela_tf.door import run_command
+
+_USAGE = """python -m sela_tf.probe --workdir=RUN[,RUN …] [--setting=value …]
+
+Linear probes after every stage of a trained network, and kNN. Writes probes.json into RUN. Other than the settings:
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, 2 for bad input, 128 + n after signal n."""
+    return run_command(
+        argv, name="sela_tf.probe", usage=_USAGE, define=_define, read=_read, work=_work, stopped="; nothing was written"
+    )
+
+
+def _define(values: absl_flags.FlagValues) -> None:
+    flags.define(values, ProbeConfig)
+
+
+def _read(values: absl_flags.FlagValues) -> ProbeConfig:
+    return flags.settings(values, ProbeConfig)
+
+
+def _work(settings: ProbeConfig) -> int:
+    from sela_tf.prober import check_alike, probe_run, table
+
+    runs = {}
+    for workdir in settings.workdir:
+        runs[workdir] = probe_run(settings, workdir)
+        check_alike(runs)
+    results = list(runs.values())
+    print(f"\n{table(results)}\n\n{textwrap.fill(results[0]['protocol'], 100)}")
+    if len(results) > 1:
+        print(f"±: Student's 95 % interval of the mean over {len(results)} seeds.")
+    else:
+        print("One run, so no interval over seeds: name several with --workdir=RUN,RUN.")
+    print(f"Written to probes.json in {', '.join(settings.workdir)}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Probes of finished runs: `probe_run(settings, workdir)`, and mean and interval of several."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy import stats
+
+from sela_tf import flags
+from sela_tf.config import ConfigError, ProbeConfig, SelaConfig, absolute_source
+from sela_tf.data.augment import Augmentation
+from sela_tf.data.pipeline import inference_batches
+from sela_tf.data.sources import match_channels
+from sela_tf.evaluation.knn import knn_accuracy
+from sela_tf.evaluation.probes import Schedule, fitted_probes, trained_probes
+from sela_tf.models import EMBEDDING, stage_names
+from sela_tf.models.features import FeatureExtractor
+from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
+from sela_tf.parts import Data, first_network, load_data, prepare_devices
+from sela_tf.trainer import load_run
+from sela_tf.workdir import FLAGS, PROBES
+
+_BATCH = 500
+
+
+def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Probes the network of a finished run, writes probes.json into its directory and returns what that holds.
+
+    Raises:
+        ValueError: there is no finished run, no such stage, or no classes to fit probes to.
+    """
+    config = _config_of(settings, workdir)
+    strategy = prepare_devices(config)
+    data = load_data(config)
+    with strategy.scope():
+        model = load_run(workdir)
+    height, width, channels = model.input.shape[1:]
+    if (height, width) != data.size:
+        data = data._replace(size=(height, width))
+    data = data._replace(train=match_channels(data.train, channels), held_out=match_channels(data.held_out, channels))
+    for images in (data.train, data.held_out):
+        if images.classes is None:
+            raise ConfigError(f"{images.name} has no class labels, which probes need: name another --dataset or --eval_dataset")
+    known = stage_names(model)
+    names = {layer.name for layer in model.layers}
+    # fully connected stages are as wide as what they come from: the last of them is the embedding
+    stages = list(settings.stages) or [name for name in known if len(model.get_layer(name).output.shape) == 4 or name == EMBEDDING]
+    unknown = [stage for stage in stages if stage not in names]
+    if unknown:
+        raise ConfigError(f"--stages={','.join(unknown)}: no such stage. The network of {workdir} has {', '.join(known)}")
+    if settings.protocol == "sgd" and settings.batch_size > len(data.train):
+        raise ConfigError(f"--batch_size={settings.batch_size} exceeds the {len(data.train)} training images: choose a smaller one")
+    results: dict[str, Any] = {
+        "trained": _figures(settings, model, stages, data, strategy),
+        "num_held_out_images": len(data.held_out),
+        "protocol": _protocol(settings, data),
+        "config": dataclasses.asdict(config),
+        "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "workdir"},
+    }
+    if settings.untrained:
+        untrained = first_network(config, data, strategy)
+        views = inference_batches(data.train, size=data.size, batch_size=_BATCH)
+        FeatureExtractor(untrained, strategy).settle(views)
+        results["untrained"] = _figures(settings, untrained, stages, data, strategy)
+    path = pathlib.Path(workdir).expanduser() / PROBES
+    unfinished = path.with_name(f".unfinished-{PROBES}")
+    unfinished.write_text(json.dumps(results, indent=1) + "\n")
+    os.replace(unfinished, path)
+    return results
+
+
+def _config_of(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> SelaConfig:
+    """Of the run, with other images where they are asked for."""
+    path = pathlib.Path(workdir).expanduser() / FLAGS
+    if not path.exists():
+        raise ConfigError(f"--workdir={workdir} holds no run (no {FLAGS})")
+    config = flags.from_flagfile(path)
+    if settings.dataset:
+        config = dataclasses.replace(config, dataset=absolute_source(settings.dataset), eval_dataset="", num_clusters=2)
+    if settings.eval_dataset:
+        config = dataclasses.replace(config, eval_dataset=absolute_source(settings.eval_dataset))
+    return dataclasses.replace(config, classes="auto")
+
+
+def _figures(
+    settings: ProbeConfig, model: keras.Model, stages: Sequence[str], data: Data, strategy: tf.distribute.Strategy
+) -> dict[str, Any]:
+    """Of one network: "knn" by k, "linear_probe" by stage."""
+    embedding = FeatureExtractor(keras.Model(model.inputs, model.get_layer(EMBEDDING).output), strategy)
+    bank, features = (
+        embedding.collect(inference_batches(images, size=data.size, batch_size=_BATCH), len(images))
+        for images in (data.train, data.held_out)
+    )
+    train_classes, classes = np.asarray(data.train.classes), np.asarray(data.held_out.classes)
+    knn = {str(k): knn_accuracy(bank, train_classes, features, classes, k=k) for k in settings.knn}
+    if settings.protocol == "logistic":
+        probes = fitted_probes(model, stages, data.train, data.held_out, size=data.size, at_most=settings.values, strategy=strategy)
+    else:
+        steps = len(data.train) // settings.batch_size
+        drops = [epoch / settings.epochs for epoch in settings.drop_epochs if epoch < settings.epochs]
+        rates = learning_rate_schedule(
+            settings.learning_rate, schedule="step", epochs=settings.epochs, steps_per_epoch=steps, drops=drops
+        )
+        with strategy.scope():
+            optimizer = CoupledSGD(rates, momentum=settings.momentum, coupled_weight_decay=settings.weight_decay)
+        probes = trained_probes(
+            model,
+            stages,
+            data.train,
+            data.held_out,
+            size=data.size,
+            at_most=settings.values,
+            optimizer=optimizer,
+            schedule=_schedule(settings),
+            seed=settings.seed,
+            strategy=strategy,
+        )
+    return {"knn": knn, "linear_probe": probes}
+
+
+def _schedule(settings: ProbeConfig) -> Schedule:
+    views = Augmentation(
+        crop_scale=settings.crop_scale,
+        flip_probability=settings.flip_probability,
+        brightness=0,
+        contrast=0,
+        saturation=0,
+        hue=0,
+        grayscale_probability=0,
+    )
+    return Schedule(settings.epochs, settings.batch_size, views, settings.ten_crop)
+
+
+def _protocol(settings: ProbeConfig, data: Data) -> str:
+    said = (
+        f"{len(data.held_out)} held-out images; knn: embedding, cosine, votes weighted exp(similarity / .1), among all "
+        f"{len(data.train)} training images, clean view. linear_probe: maps max-pooled to at most about {settings.values} values; "
+    )
+    if settings.protocol == "logistic":
+        return said + "scikit-learn's logistic regression on the standardised features of the clean view."
+    return said + (
+        f"batch normalisation and a linear layer, {settings.epochs} epochs of SGD, learning rate {settings.learning_rate:g} divided by "
+        f"10 after {', '.join(map(str, settings.drop_epochs)) or 'no'} epochs, momentum {settings.momentum:g}, weight decay "
+        f"{settings.weight_decay:g}, batch {settings.batch_size}, random resized crops of at least {settings.crop_scale:g} and flips; "
+        + ("mean over ten crops." if settings.ten_crop else "clean view.")
+    )
+
+
+def interval(values: Sequence[float], *, confidence: float = 0.95) -> float:
+    """Half the width of Student's confidence interval of the mean over seeds; NaN of a single value."""
+    if len(values) < 2:
+        return float("nan")
+    return float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values))
+
+
+def check_alike(runs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises:
+    ConfigError: the runs (results by directory) differ in more than their seed, so that a mean would mean nothing.
+    """
+    (first, reference), *others = runs.items()
+    for name, other in others:
+        different = [
+            f"--{key} is {value!r} in {first} and {other['config'][key]!r} in {name}"
+            for key, value in reference["config"].items()
+            if value != other["config"][key] and key != "seed"
+        ]
+        if different:
+            raise ConfigError(f"--workdir names runs that differ in more than their seed: {'; '.join(different)}")
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Mean of the runs, with its interval where there are several; in Markdown."""
+    columns = [name for name in ("trained", "untrained") if name in runs[0]]
+    rows = [["held-out images", *columns]]
+    for kind, label in (("knn", "kNN, k = {}"), ("linear_probe", "linear probe, {}")):
+        for key in runs[0]["trained"][kind]:
+            rows.append([label.format(key), *(_cell([run[column][kind][key] for run in runs]) for column in columns)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float]) -> str:
+    mean = f"{np.mean(values):.3f}"
+    return mean if len(values) < 2 else f"{mean} ± {interval(values):.3f}"
