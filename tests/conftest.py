@@ -43,21 +43,35 @@ class Door(NamedTuple):
     stderr: str
 
 
+SMALL = (
+    "--dataset=digits", "--eval_fraction=0.25", "--backbone=resnet8", "--width=8", "--num_heads=2", "--num_clusters=16", "--batch_size=64",
+    "--flip_probability=0", "--crop_scale=0.5", "--hue=0", "--epochs=2", "--learning_rate=0.1", "--num_relabellings=4", "--log_every_steps=1",
+)  # fmt: skip
+"""A run of seconds."""
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess[str]]:
+    """A whole small run, which nobody changes."""
+    workdir = tmp_path_factory.mktemp("run") / "digits"
+    return workdir, run_door(*SMALL, f"--workdir={workdir}")
+
+
 _DOORS = """
-import contextlib, io, json, sys
-from sela_tf.train import main
+import contextlib, importlib, io, json, sys
+main = importlib.import_module(sys.argv[1]).main
 for argv in json.load(sys.stdin):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(["sela_tf.train", *argv])
+        code = main([sys.argv[1], *argv])
     print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
 """
 
 
-def run_doors(commands: Sequence[Sequence[str]]) -> list[Door]:
+def run_doors(commands: Sequence[Sequence[str]], module: str = "sela_tf.train") -> list[Door]:
     """Several commands, one after another, in one process of their own: TensorFlow is loaded once."""
     process = subprocess.run(
-        [sys.executable, "-c", _DOORS],
+        [sys.executable, "-c", _DOORS, module],
         input=json.dumps(commands),
         capture_output=True,
         text=True,
@@ -74,3 +88,12 @@ def run_door(*args: str, **kwargs) -> subprocess.CompletedProcess[str]:
     """python -m sela_tf.train as a user's shell would run it."""
     command = [sys.executable, "-m", "sela_tf.train", *args]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False, **kwargs)
+
+
+def is_one_line(process: Door | subprocess.CompletedProcess[str], message: str, *, door: str = "sela_tf.train") -> None:
+    """Bad input was refused in one line that holds `message`."""
+    assert process.returncode == 2, process
+    lines = process.stderr.splitlines()
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith(f"{door}: error: ")
+    assert message in lines[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import dataclasses
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from PIL import Image
 from sela_tf.data import augment
 from sela_tf.data.augment import NUM_DRAWS, Augmentation
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.pipeline import channel_statistics, inference_batches, training_batches
+from sela_tf.data.label_files import read_run_labels
+from sela_tf.data.pipeline import channel_statistics, inference_batches, training_batches, with_rotations
+from sela_tf.data.sources import SourceError, unbalanced
 
 NOTHING = Augmentation(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -123,6 +126,93 @@ class TestAugment:
         one = augment.recolour(gray, draws, strong)
         three = augment.recolour(tf.repeat(gray, 3, axis=-1), draws, strong)
         np.testing.assert_allclose(three, tf.repeat(one, 3, axis=-1), atol=0.05)
+
+
+@pytest.mark.parametrize(("shape", "across"), [((32, 32, 3), 4), ((32, 40, 3), 12)])
+def test_ten_crops_are_the_corners_the_centre_and_their_mirror_images(rng, shape, across):
+    """28 of 32 pixels, as 224 of 256."""
+    images = rng.integers(0, 256, (3, *shape), dtype=np.uint8)
+    corners = [(0, 0), (0, across), (4, 0), (4, across), (2, across // 2)]
+    for number in range(augment.NUM_CROPS):
+        boxes = augment.evaluation_crop_boxes(tf.fill([3], shape[1] / shape[0]), 1.0, number)
+        top, left = corners[number % 5]
+        expected = images[:, top : top + 28, left : left + 28]
+        expected = expected if number < 5 else expected[:, :, ::-1]
+        np.testing.assert_allclose(augment.crop_batch(images, tf.range(3), boxes, (28, 28)), expected, atol=0.05)
+        np.testing.assert_allclose(augment.crop_one(images[1], boxes[1], (28, 28)), expected[1], atol=1e-3)
+
+
+def test_rotations_keep_the_views_of_an_image_together(rng):
+    images = rng.random((3, 5, 5, 1)).astype(np.float32)
+    batches = tf.data.Dataset.from_tensors((images, np.array([7, 1, 4])))
+    ((views, targets, weights),) = with_rotations(batches)
+    assert views.shape == (12, 5, 5, 1)
+    for i in range(3):
+        for turns in range(4):
+            np.testing.assert_array_equal(views[4 * i + turns], np.rot90(images[i], turns))
+    assert targets["heads"].numpy().tolist() == [7] * 4 + [1] * 4 + [4] * 4
+    assert targets["rotation"].numpy().tolist() == [0, 1, 2, 3] * 3
+    assert weights["heads"].numpy().tolist() == [4, 0, 0, 0] * 3
+
+
+class TestUnbalanced:
+    @pytest.fixture
+    def images(self, rng):
+        classes = rng.permutation(np.repeat(np.arange(5), 40))
+        return dataclasses.replace(image_set(rng, 200), classes=classes)
+
+    def test_shares_of_the_classes(self, images):
+        assert np.bincount(unbalanced(images, "light").classes).tolist() == [40, 40, 40, 40, 20]
+        heavy = unbalanced(images, "heavy", seed=3)
+        assert np.bincount(heavy.classes).tolist() == [40, 32, 24, 16, 8]
+        np.testing.assert_array_equal(heavy.images, unbalanced(images, "heavy", seed=3).images)
+        assert not np.array_equal(heavy.images, unbalanced(images, "heavy", seed=4).images)
+
+    def test_images_and_classes_stay_together(self, images):
+        class_of = {image.tobytes(): label for image, label in zip(images.images, images.classes, strict=True)}
+        heavy = unbalanced(images, "heavy")
+        assert [class_of[image.tobytes()] for image in heavy.images] == heavy.classes.tolist()
+
+    def test_without_classes(self, rng):
+        with pytest.raises(SourceError, match="needs class labels"):
+            unbalanced(image_set(rng), "light")
+
+
+class TestRunLabels:
+    """labels.npz of another run."""
+
+    @staticmethod
+    def write(path, labels, images, **more) -> None:
+        potentials = np.zeros((len(labels), 4), np.float32)
+        np.savez(path, labels=labels, potentials=potentials, data_fingerprint=np.array(images.fingerprint()), **more)
+
+    def test_without_names_the_images_must_be_the_same(self, rng, tmp_path):
+        images, labels = image_set(rng), rng.integers(0, 4, (2, 23))
+        self.write(tmp_path / "labels.npz", labels, images)
+        np.testing.assert_array_equal(read_run_labels(tmp_path / "labels.npz", images, 2, 4), labels)
+        with pytest.raises(SourceError, match="labels 23 other images than the 22"):
+            read_run_labels(tmp_path / "labels.npz", images.take(np.arange(22)), 2, 4)
+        with pytest.raises(SourceError, match="give --num_heads=2 --num_clusters=4"):
+            read_run_labels(tmp_path / "labels.npz", images, 2, 5)
+
+    def test_by_name_in_any_order(self, rng, tmp_path):
+        images, labels = image_set(rng), rng.integers(0, 4, (2, 23))
+        names = tuple(f"{i}.png" for i in range(23))
+        images = dataclasses.replace(images, names=names)
+        self.write(tmp_path / "labels.npz", labels, images, names=np.array(names))
+        some = images.take(np.array([5, 3, 22]))
+        np.testing.assert_array_equal(read_run_labels(tmp_path / "labels.npz", some, 2, 4), labels[:, [5, 3, 22]])
+        other = dataclasses.replace(some, names=("5.png", "new.png", "22.png"))
+        with pytest.raises(SourceError, match="lacks 1 of the 3 training images .* such as 'new.png'"):
+            read_run_labels(tmp_path / "labels.npz", other, 2, 4)
+
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
+    def test_what_is_no_such_file(self, rng, tmp_path, content):
+        (tmp_path / "labels.npz").write_bytes(content)
+        with pytest.raises(SourceError, match="is not the labels.npz of a run"):
+            read_run_labels(tmp_path / "labels.npz", image_set(rng), 2, 4)
+        with pytest.raises(SourceError, match="is not the labels.npz of a run"):
+            read_run_labels(tmp_path / "none.npz", image_set(rng), 2, 4)
 
 
 class TestPipeline:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sela_tf.models import BACKBONES, EMBEDDING, build_model
+from sela_tf.models import BACKBONES, EMBEDDING, build_model, stage_names, with_rotation_head, without_rotation_head
 from sela_tf.models.applications import application
 from sela_tf.models.batch_norm import FusedBatchNormalization
 from sela_tf.models.features import FeatureExtractor
@@ -227,6 +227,33 @@ def test_build_model_refuses_by_name(options, message):
         small(**{"backbone": "resnet8", **options})
 
 
+@pytest.mark.parametrize(
+    ("backbone", "size", "stages"),
+    [
+        ("resnet8", 8, ["stem", "stage1", "stage2", "stage3", "embedding"]),
+        ("preact_resnet18", 32, ["stem", "stage1", "stage2", "stage3", "stage4", "embedding"]),
+        ("alexnet", 63, ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "embedding"]),
+        ("applications:MobileNet", 32, ["conv_pw_13_relu", "embedding"]),
+    ],
+)
+def test_stages_are_found_by_name(backbone, size, stages):
+    model = build_model(backbone, image_shape=(size, size, 3), num_heads=1, num_clusters=4, width=0 if ":" in backbone else 4)
+    assert stage_names(model) == stages
+
+
+def test_the_rotation_head_shares_the_network(rng):
+    network = build_model("resnet8", image_shape=(8, 8, 1), num_heads=2, num_clusters=4, width=4)
+    both = with_rotation_head(network)
+    images = rng.uniform(0, 255, (3, 8, 8, 1)).astype(np.float32)
+    np.testing.assert_array_equal(both(images)["heads"], network(images))
+    assert both(images)["rotation"].shape == (3, 4)
+    assert both.count_params() == network.count_params() + 16 * 4 + 4
+    assert without_rotation_head(network) is network
+    alone = without_rotation_head(both)
+    np.testing.assert_array_equal(alone(images), network(images))
+    assert [variable.path for variable in alone.variables] == [variable.path for variable in network.variables]
+
+
 class TestMultiHead:
     def test_is_so_many_dense_layers(self, rng):
         features = rng.normal(size=(7, 4)).astype(np.float32)
@@ -351,6 +378,18 @@ class TestFeatureExtractor:
         order = rng.permutation(50)
         batches = tf.data.Dataset.from_tensor_slices((values[order], order)).batch(7)
         np.testing.assert_allclose(FeatureExtractor(model).collect(batches, 50), model(values), atol=1e-6)
+
+    def test_settling_moves_the_statistics_alone(self, rng):
+        values = rng.normal(5.0, 2.0, size=(64, 3)).astype(np.float32)
+        inputs = keras.Input((3,))
+        model = keras.Model(inputs, FusedBatchNormalization()(keras.layers.Dense(3)(inputs)))
+        kernel = np.asarray(model.layers[1].kernel).copy()
+        batches = tf.data.Dataset.from_tensor_slices((values, np.arange(64))).batch(32)
+        FeatureExtractor(model).settle(batches)
+        np.testing.assert_array_equal(model.layers[1].kernel, kernel)
+        outputs = model(values, training=False).numpy()
+        np.testing.assert_allclose(outputs.mean(axis=0), 0, atol=0.1)
+        np.testing.assert_allclose(outputs.std(axis=0), 1, atol=0.1)
 
     def test_batch_statistics_are_used_and_nothing_is_changed(self, rng):
         values = rng.normal(5.0, 2.0, size=(64, 3)).astype(np.float32)

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from scipy.optimize import linear_sum_assignment
 
+from sela_tf.models import with_rotation_head
 from sela_tf.models.heads import MultiHead
 from sela_tf.self_labelling.callback import SelfLabelling
 from sela_tf.self_labelling.label_pass import head_log_probs, relabel
@@ -96,6 +97,14 @@ class TestLabelTable:
                 other.restore(table.state())
             np.testing.assert_array_equal(other.labels, before)
 
+    def test_may_start_from_labels_that_are_given(self, rng):
+        given = rng.integers(0, K, (T, N))
+        np.testing.assert_array_equal(LabelTable(T, K, N, initial=given).labels, given)
+        with pytest.raises(ValueError, match=f"from 0 to {K - 1}. Received: .* to {K}"):
+            LabelTable(T, K, N, initial=np.full((T, N), K))
+        with pytest.raises(ValueError, match="`initial` must be integers"):
+            LabelTable(T, K, N, initial=given[:, :-1])
+
 
 class TestSelfLabelLoss:
     def test_is_the_mean_cross_entropy_of_the_heads(self, rng):
@@ -116,6 +125,26 @@ class TestSelfLabelLoss:
         logits = np.array([[[0.0, 10.0]]], np.float32)
         assert float(SelfLabelLoss(table)(np.array([2**24 + 1]), logits)) < 0.01
         assert float(SelfLabelLoss(table)(np.array([2**24]), logits)) > 9
+
+    def test_beside_a_rotation_head_it_is_the_same(self, rng):
+        """Of four turned views the first counts: the loss is that of the first views alone, beyond float32's integers, too."""
+        num_examples = 2**24 + 2
+        table = LabelTable(1, 2, num_examples)
+        inputs = keras.Input((3,))
+        model = with_rotation_head(keras.Model(inputs, MultiHead(1, 2)(inputs)))
+        model.compile(
+            "sgd",
+            loss={"heads": SelfLabelLoss(table), "rotation": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
+        )
+        index, views = np.array([2**24 + 1, 5]), rng.normal(size=(8, 3)).astype(np.float32)
+        turns = np.tile(np.arange(4), 2)
+        outputs = {name: values.numpy() for name, values in model(views).items()}
+        weights = {"heads": 4.0 * (turns == 0), "rotation": np.ones(8)}
+        loss = model.evaluate(views, {"heads": np.repeat(index, 4), "rotation": turns}, sample_weight=weights, verbose=0)
+        heads = float(SelfLabelLoss(table)(index, outputs["heads"][::4]))
+        logits = outputs["rotation"]
+        rotation = np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(8), turns])
+        assert (loss[0] if isinstance(loss, list) else loss) == pytest.approx(heads + rotation, rel=1e-5)
 
     @pytest.mark.parametrize("xla", [False, True])
     @pytest.mark.parametrize("stray", [N, -1, 2**40])

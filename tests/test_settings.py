@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 from conftest import ROOT
 
 from sela_tf import checkpoint, flags
-from sela_tf.config import ConfigError, SelaConfig
+from sela_tf.config import ConfigError, ProbeConfig, SelaConfig
 from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
 from sela_tf.workdir import Workdir, read_results
 
@@ -69,7 +69,7 @@ class TestFlags:
         [
             {"num_clusters": 1}, {"num_heads": 0}, {"epochs": 0}, {"batch_size": 1}, {"lam": 0.0}, {"lam": float("nan")}, {"crop_scale": 0.0},
             {"hue": 0.6}, {"momentum": 1.0}, {"eval_fraction": 1.0}, {"learning_rate": float("inf")}, {"seed": -1}, {"image_size": 1},
-            {"transport_tolerance": 1e-9}, {"mixed_precision": "int8"}, {"num_relabellings": -1}, {"weight_decay": float("nan")}, {"seed": 2**40}, {"flip_probability": 1.5},
+            {"learning_rate": 0.0}, {"transport_tolerance": 1e-9}, {"imbalance": "some"}, {"mixed_precision": "int8"}, {"num_relabellings": -1}, {"weight_decay": float("nan")}, {"seed": 2**40}, {"flip_probability": 1.5},
         ],
     )  # fmt: skip
     def test_values_out_of_range_are_named(self, setting):
@@ -113,6 +113,55 @@ class TestFlags:
         assert (config.num_relabellings, config.relabel_spacing, config.relabel_heads) == (400, "linear", "in_turn")
         assert (config.epochs, config.batch_size, config.learning_rate, config.weight_decay) == (400, 128, 0.03, 5e-4)
         assert [drop * config.epochs for drop in config.lr_drops] == [240, 320]
+
+    def test_recipes_that_depart_from_these(self):
+        unequal = parsed(f"--flagfile={ROOT}/configs/cifar10_128x1_imbalanced.cfg")
+        twin = parsed(f"--flagfile={ROOT}/configs/cifar10_128x10.cfg")
+        different = {field.name for field in dataclasses.fields(twin) if getattr(unequal, field.name) != getattr(twin, field.name)}
+        assert different == {"imbalance", "num_heads", "relabel_heads"}
+        for name, rotation in (("rot", True), ("transfer", False)):
+            config = parsed(f"--flagfile={ROOT}/configs/imagenet_alexnet_{name}.cfg")
+            assert (config.rotation, config.num_relabellings, config.epochs, config.learning_rate) == (rotation, 0, 90, 0.05)
+            assert config.labels_from.endswith("/run/labels.npz")
+            schedule = learning_rate_schedule(1.0, schedule="step", epochs=90, steps_per_epoch=2, drops=config.lr_drops)
+            rates = [float(schedule(2 * epoch)) for epoch in (29, 30, 59, 60, 89)]
+            assert rates == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
+
+    def test_labels_of_another_run_exclude_relabelling(self):
+        with pytest.raises(ConfigError, match="add --num_relabellings=0. Received: --num_relabellings=80"):
+            parsed("--dataset=digits", "--labels_from=x.npz")
+        with pytest.raises(ConfigError, match="exclude each other"):
+            parsed("--dataset=digits", "--labels_from=x.npz", "--num_relabellings=0", "--known_labels=y.csv")
+
+
+class TestProbeSettings:
+    @staticmethod
+    def parsed(*argv: str) -> ProbeConfig:
+        values = absl_flags.FlagValues()
+        flags.define(values, ProbeConfig)
+        flags.parse(values, ["door", *argv])
+        return flags.settings(values, ProbeConfig)
+
+    def test_flagfiles_are_the_papers(self):
+        alexnet = self.parsed(f"--flagfile={ROOT}/configs/probes/alexnet.cfg", "--workdir=a,b")
+        assert (alexnet.workdir, alexnet.stages) == (("a", "b"), ("conv1", "conv2", "conv3", "conv4", "conv5"))
+        assert (alexnet.epochs, alexnet.batch_size, alexnet.learning_rate, alexnet.drop_epochs) == (36, 192, 0.01, (10, 20, 30))
+        assert (alexnet.momentum, alexnet.weight_decay, alexnet.ten_crop, alexnet.knn) == (0.9, 1e-5, True, (10, 50, 200))
+        resnet = self.parsed(f"--flagfile={ROOT}/configs/probes/resnet.cfg", "--workdir=a")
+        assert (resnet.epochs, resnet.batch_size, resnet.learning_rate, resnet.drop_epochs) == (146, 1024, 0.1, (85, 128))
+        assert (resnet.weight_decay, resnet.protocol, resnet.stages) == (0, "sgd", ("embedding",))
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            ([], "--workdir is missing"), (["--workdir=a", "--knn=0"], "--knn must be"), (["--workdir=a", "--knn=ten"], "as in 10,50,200"),
+            (["--workdir=a", "--ten_crop"], "--ten_crop needs --protocol=sgd"), (["--workdir=a", "--drop_epochs=3,2"], "--drop_epochs must be"),
+            (["--workdir=a", "--epochs=0"], "--epochs must be at least 1"), (["--workdir=a", "--learning_rate=0"], "--learning_rate must be above 0"),
+        ],
+    )  # fmt: skip
+    def test_refuses_by_name(self, argv, message):
+        with pytest.raises(ConfigError, match=message):
+            self.parsed(*argv)
 
 
 class TestOptimizer:

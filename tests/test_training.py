@@ -14,7 +14,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, run_door, run_doors
+from conftest import ROOT, SMALL, is_one_line, run_door, run_doors
 from PIL import Image
 from sklearn.datasets import load_digits
 from tensorflow.compat.v1.train import summary_iterator
@@ -24,21 +24,9 @@ from sela_tf.config import ConfigError
 from sela_tf.data.sources import hold_out, load_source
 from sela_tf.transport.marginals import check_marginals
 
-SMALL = (
-    "--dataset=digits", "--eval_fraction=0.25", "--backbone=resnet8", "--width=8", "--num_heads=2", "--num_clusters=16", "--batch_size=64",
-    "--flip_probability=0", "--crop_scale=0.5", "--hue=0", "--epochs=2", "--learning_rate=0.1", "--num_relabellings=4", "--log_every_steps=1",
-)  # fmt: skip
-
 
 def rows(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess[str]]:
-    """A whole small run."""
-    workdir = tmp_path_factory.mktemp("run") / "digits"
-    return workdir, run_door(*SMALL, f"--workdir={workdir}")
 
 
 class TestFinishedRun:
@@ -243,7 +231,7 @@ def test_a_run_without_its_checkpoints_is_kept_and_not_trained_anew(finished, tm
     same, longer = run_doors([[*SMALL, f"--workdir={workdir}"], [*SMALL, f"--workdir={workdir}", "--epochs=3"]])
     assert same.returncode == 0
     assert "finished" in same.stdout
-    _is_one_line(longer, "its checkpoints are gone or damaged")
+    is_one_line(longer, "its checkpoints are gone or damaged")
     assert ((workdir / "metrics.jsonl").read_bytes(), (workdir / "results.json").read_bytes()) == before
 
 
@@ -271,7 +259,7 @@ def test_changed_images_are_not_continued(tmp_path, rng):
     flags = (*SMALL, f"--dataset=npz:{tmp_path / 'x.npz'}", "--epochs=1", f"--workdir={tmp_path / 'run'}")
     assert run_door(*flags).returncode == 0
     os.replace(tmp_path / "1.npz", tmp_path / "x.npz")
-    _is_one_line(run_door(*flags, "--epochs=2"), "not the same any more")
+    is_one_line(run_door(*flags, "--epochs=2"), "not the same any more")
 
 
 def test_folder_of_many_sizes_without_classes(tmp_path, rng):
@@ -300,6 +288,69 @@ def test_folder_of_many_sizes_without_classes(tmp_path, rng):
     assert "--image_size" in asked.stderr
 
 
+def test_labels_of_another_run_rotations_and_unequal_classes(finished, tmp_path):
+    """Labels are kept to the end; the rotation head is trained and not part of the network that is kept; classes thin out."""
+    source = f"--labels_from={finished[0] / 'labels.npz'}"
+    kept = [*SMALL, source, "--num_relabellings=0"]
+    transfer, rotation, heavy, relabelled, other_images, other_heads, no_labels, no_classes = run_doors(
+        [
+            [*kept, "--width=4", f"--workdir={tmp_path}/transfer"],
+            [*kept, "--rotation", "--epochs=3", f"--workdir={tmp_path}/rotation"],
+            [*SMALL, "--imbalance=heavy", "--epochs=1", f"--workdir={tmp_path}/heavy"],
+            [*SMALL, source, f"--workdir={tmp_path}/x"],
+            [*kept, "--imbalance=light", f"--workdir={tmp_path}/x"],
+            [*kept, "--num_heads=1", f"--workdir={tmp_path}/x"],
+            [*SMALL, "--num_relabellings=0", f"--labels_from={finished[0] / 'flags.cfg'}", f"--workdir={tmp_path}/x"],
+            [*SMALL, "--imbalance=light", "--classes=none", f"--workdir={tmp_path}/x"],
+        ]
+    )
+    with np.load(finished[0] / "labels.npz") as given:
+        labels = given["labels"]
+    for door, name in ((transfer, "transfer"), (rotation, "rotation")):
+        assert door.returncode == 0, door.stderr
+        with np.load(tmp_path / name / "labels.npz") as after:
+            np.testing.assert_array_equal(after["training_labels"], labels)
+        losses = [row["loss"] for row in rows(tmp_path / name) if row["kind"] == "train"]
+        assert np.mean(losses[-3:]) < losses[0] - 0.1
+    turned = [row["rotation_loss"] for row in rows(tmp_path / "rotation") if row["kind"] == "train"]
+    assert turned[0] == pytest.approx(np.log(4), rel=0.05)
+    assert np.mean(turned[-3:]) < 0.8 * turned[0]
+    model = sela_tf.load_run(tmp_path / "rotation")
+    assert model.output.shape == (None, 2, 16)
+    _, held_out = hold_out(load_source("digits").train, 0.25)
+    clusters = model(held_out.images.astype(np.float32)).numpy().argmax(axis=2)
+    used = json.loads((tmp_path / "rotation" / "results.json").read_text())["trained"]["clusters_used"]
+    assert used == [len(np.unique(clusters[:, head])) for head in range(2)]
+
+    assert heavy.returncode == 0, heavy.stderr
+    assert "of 1344 training images are kept" in heavy.stdout
+    is_one_line(relabelled, "add --num_relabellings=0")
+    is_one_line(other_images, "other images than the 1277 training images")
+    is_one_line(other_heads, "has 2 heads of 16 clusters")
+    is_one_line(no_labels, "is not the labels.npz of a run")
+    is_one_line(no_classes, "--imbalance=light needs class labels")
+
+
+def test_a_rotated_run_continues(tmp_path):
+    """The state of the head that is not exported is part of a checkpoint."""
+    way = [*SMALL, "--rotation", "--num_relabellings=1"]
+    whole, half, rest = run_doors(
+        [
+            [*way, f"--workdir={tmp_path}/whole"],
+            [*way, "--epochs=1", f"--workdir={tmp_path}/parts"],
+            [*way, f"--workdir={tmp_path}/parts"],
+        ]
+    )
+    assert whole.returncode == half.returncode == rest.returncode == 0, rest.stderr
+    # the first epoch of one and of two have the same learning rate, and both relabel once, before the first step
+    names = ("step", "loss", "heads_loss", "rotation_loss")
+    one, two = (
+        [[row[name] for name in names] for row in rows(tmp_path / run) if row["kind"] == "train"] for run in ("whole", "parts")
+    )
+    assert len(one) == 42
+    assert one == two
+
+
 def test_other_ways_to_train(tmp_path):
     ways = [
         ["--mixed_precision=bfloat16"],
@@ -321,8 +372,10 @@ def test_recipes_dry_run():
     heads = {
         "imagenet_alexnet_3kx1": (1, 3000), "imagenet_alexnet_3kx10": (10, 3000), "imagenet_resnet50_3kx10": (10, 3000),
         "cifar10_128x10": (10, 128),  # as those of CIFAR-100 and SVHN but for the images
+        "cifar10_128x1_imbalanced": (1, 128), "imagenet_alexnet_rot": (10, 3000), "imagenet_alexnet_transfer": (10, 3000),
     }  # fmt: skip
-    doors = run_doors([[f"--flagfile=configs/{name}.cfg", "--dataset=synthetic", "--dry_run"] for name in heads])
+    # the labels of a run that is not here
+    doors = run_doors([[f"--flagfile=configs/{name}.cfg", "--dataset=synthetic", "--labels_from=", "--dry_run"] for name in heads])
     for (name, shape), door in zip(heads.items(), doors, strict=True):
         assert door.returncode == 0, door
         assert f"heads: {shape}" in door.stdout, name
@@ -403,7 +456,7 @@ def test_bad_input_is_one_clear_line(tmp_path):
     for message, door in zip(
         cases.values(), run_doors([[*SMALL, f"--workdir={tmp_path}/run", *args] for args in cases]), strict=True
     ):
-        _is_one_line(door, message)
+        is_one_line(door, message)
     assert (tmp_path / "file").read_text() == "mine"
     assert not (tmp_path / "run").exists()
 
@@ -418,15 +471,7 @@ def test_bad_input_is_one_clear_line(tmp_path):
 def test_what_two_devices_cannot_do_is_one_clear_line(tmp_path, args, message):
     process = run_door(*SMALL, *args, f"--workdir={tmp_path}/run")
     assert "Traceback" not in process.stdout
-    _is_one_line(process, message)
-
-
-def _is_one_line(process, message: str) -> None:
-    assert process.returncode == 2, process
-    lines = process.stderr.splitlines()
-    assert len(lines) == 1, process.stderr
-    assert lines[0].startswith("sela_tf.train: error: ")
-    assert message in lines[0]
+    is_one_line(process, message)
 
 
 def test_a_missing_workdir_is_asked_for():

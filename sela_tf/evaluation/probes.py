@@ -65,7 +65,7 @@ def fitted_probes(
     """Held-out accuracy of scikit-learn's logistic regression on the clean views' features of each stage, one stage at a time."""
     accuracies = {}
     for stage in stages:
-        extractor = FeatureExtractor(keras.Model(model.inputs, pooled(model.get_layer(stage).output, at_most=at_most)), strategy)
+        extractor = FeatureExtractor(keras.Model(model.input, pooled(model.get_layer(stage).output, at_most=at_most)), strategy)
         bank, features = (
             extractor.collect(inference_batches(images, size=size, batch_size=_BATCH), len(images)) for images in (train, held_out)
         )
@@ -109,7 +109,7 @@ def trained_probes(
     with strategy.scope():
         # probes are named by their number: a layer has the stage's name already
         inputs = keras.Input(model.input.shape[1:])
-        frozen = keras.Model(model.inputs, [pooled(model.get_layer(stage).output, at_most=at_most) for stage in stages])
+        frozen = keras.Model(model.input, [pooled(model.get_layer(stage).output, at_most=at_most) for stage in stages])
         outputs = frozen(inputs, training=False)
         logits = {str(i): _probe(output, num_classes, i) for i, output in enumerate(outputs)}
         probes = keras.Model(inputs, logits)

@@ -56,7 +56,8 @@ def stage_names(model: keras.Model) -> list[str]:
     embedding = model.get_layer(EMBEDDING)
     own = [layer.name for layer in model.layers if _STAGE.fullmatch(layer.name)]
     last = [layer.name for layer in model.layers if layer.output is embedding.input]
-    return [*(own or last), EMBEDDING]
+    # a network of keras.applications may have layers of such names, too, but does not end in one
+    return [*(own if set(last) <= set(own) else last), EMBEDDING]
 
 
 def check_backbone(name: str) -> None:
@@ -148,9 +149,9 @@ def with_rotation_head(model: keras.Model) -> keras.Model:
     heads = find_multi_head(model)
     initializer = keras.initializers.RandomNormal(stddev=0.01)
     rotation = keras.layers.Dense(4, kernel_initializer=initializer, dtype="float32", name="rotation")(heads.input)
-    return keras.Model(model.inputs, {"heads": heads.output, "rotation": rotation}, name=f"{model.name}_rot")
+    return keras.Model(model.input, {"heads": heads.output, "rotation": rotation}, name=f"{model.name}_rot")
 
 
 def without_rotation_head(model: keras.Model) -> keras.Model:
     """From images to the heads' logits alone; a model that has no other output comes back as it is."""
-    return keras.Model(model.inputs, find_multi_head(model).output) if isinstance(model.output, dict) else model
+    return keras.Model(model.input, find_multi_head(model).output) if isinstance(model.output, dict) else model

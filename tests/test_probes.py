@@ -1,0 +1,187 @@
+"""Probes after the stages of a network, and their door."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from conftest import is_one_line, run_doors
+
+from sela_tf import prober
+from sela_tf.config import ConfigError
+from sela_tf.data.augment import Augmentation
+from sela_tf.data.image_set import ImageSet
+from sela_tf.data.sources import hold_out, load_source
+from sela_tf.evaluation.linear_probe import linear_probe_accuracy
+from sela_tf.evaluation.probes import Schedule, fitted_probes, pooled, trained_probes
+from sela_tf.models import build_model
+from sela_tf.optimizer import CoupledSGD
+
+
+class TestPooling:
+    @pytest.mark.parametrize(
+        ("shape", "values"),
+        [
+            # the five maps of AlexNet at 224 x 224, as the paper's probes have them
+            ((55, 55, 96), 9600), ((27, 27, 256), 9216), ((13, 13, 384), 9600), ((13, 13, 256), 9216),
+            ((28, 28, 16), 14 * 14 * 16), ((7, 7, 64), 7 * 7 * 64), ((14, 10, 512), 4 * 4 * 512), ((2, 2, 20_000), 20_000), ((9600,), 9600), ((77,), 77),
+        ],
+    )  # fmt: skip
+    def test_number_of_values(self, shape, values):
+        assert pooled(keras.Input(shape), at_most=9600).shape == (None, values)
+
+    def test_alexnets_first_map_is_pooled_as_the_references(self, rng):
+        """Windows of 6 from 3 outside on, at both ends."""
+        images = rng.random((2, 55, 55, 96)).astype(np.float32)
+        inputs = keras.Input((55, 55, 96))
+        found = keras.Model(inputs, pooled(inputs, at_most=9600))(images).numpy().reshape(2, 10, 10, 96)
+        padded = np.pad(images, [(0, 0), (3, 3), (3, 3), (0, 0)])
+        for i, j in ((0, 0), (4, 7), (9, 9)):
+            np.testing.assert_array_equal(found[:, i, j], padded[:, 6 * i : 6 * i + 6, 6 * j : 6 * j + 6].max(axis=(1, 2)))
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[ImageSet, ImageSet]:
+    return hold_out(load_source("digits").train, 0.25)
+
+
+def network() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return build_model("resnet8", image_shape=(8, 8, 1), num_heads=1, num_clusters=4, width=4, mean=[78.0], variance=[9200.0])
+
+
+def test_fitted_probes_are_scikit_learns_on_the_pooled_maps(digits):
+    train, held_out = digits
+    model = network()
+    found = fitted_probes(model, ["stage2", "embedding"], train, held_out, size=(8, 8), at_most=32)
+    cut = keras.Model(model.input, [model.get_layer("stage2").output, model.get_layer("embedding").output])
+    (bank_map, bank), (queries_map, queries) = (cut(images.images.astype(np.float32)) for images in digits)
+    # 4 x 4 x 8 to at most 32 values: windows of 2
+    bank_map, queries_map = (
+        np.asarray(values).reshape(-1, 2, 2, 2, 2, 8).max(axis=(2, 4)).reshape(-1, 32) for values in (bank_map, queries_map)
+    )
+    assert found["stage2"] == pytest.approx(
+        linear_probe_accuracy(bank_map, train.classes, queries_map, held_out.classes), abs=0.003
+    )
+    assert found["embedding"] == pytest.approx(
+        linear_probe_accuracy(np.asarray(bank), train.classes, np.asarray(queries), held_out.classes), abs=0.003
+    )
+
+
+@pytest.mark.parametrize("ten_crop", [False, True])
+def test_trained_probes_come_near_the_fitted_ones_and_leave_the_network(digits, ten_crop):
+    train, held_out = digits
+    model = network()
+    before = [np.asarray(variable).copy() for variable in model.variables]
+    views = Augmentation(1.0 if not ten_crop else 0.7, 0, 0, 0, 0, 0, 0)
+    stages = ["stage1", "stage2"]
+    schedule = Schedule(8 if ten_crop else 25, 32, views, ten_crop)
+    found = trained_probes(
+        model,
+        stages,
+        train,
+        held_out,
+        size=(8, 8),
+        at_most=9600,
+        optimizer=CoupledSGD(0.01),
+        schedule=schedule,
+    )
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(np.asarray(variable), value)
+    fitted = fitted_probes(model, stages, train, held_out, size=(8, 8), at_most=9600)
+    for stage in stages:
+        assert found[stage] == pytest.approx(fitted[stage], abs=0.15 if ten_crop else 0.03), stage
+
+
+def test_ten_crops_are_averaged(digits, monkeypatch):
+    """The score is that of the mean of what is believed of each crop."""
+    train, held_out = digits
+    seen = []
+    original = prober.FeatureExtractor.collect
+
+    def watched(self, batches, num_examples, **options):
+        outputs = original(self, batches, num_examples, **options)
+        if len(outputs) == len(held_out):
+            seen.append(outputs)
+        return outputs
+
+    monkeypatch.setattr(prober.FeatureExtractor, "collect", watched)
+    schedule = Schedule(1, 64, Augmentation(0.7, 0.5, 0, 0, 0, 0, 0), ten_crop=True)
+    found = trained_probes(
+        network(), ["stage3"], train, held_out, size=(8, 8), at_most=9600, optimizer=CoupledSGD(0.01), schedule=schedule
+    )
+    assert len(seen) == 10
+    assert not np.array_equal(seen[0], seen[5])
+    assert found["stage3"] == (np.mean(seen, axis=0).argmax(axis=1) == held_out.classes).mean()
+
+
+def test_interval_is_students():
+    # of 3 values: t = 4.3027
+    assert prober.interval([0.1, 0.2, 0.4]) == pytest.approx(4.302653 * np.std([0.1, 0.2, 0.4], ddof=1) / np.sqrt(3))
+    assert np.isnan(prober.interval([0.5]))
+
+
+def test_runs_that_differ_in_more_than_the_seed_have_no_mean():
+    alike = {"a": {"config": {"seed": 0, "width": 4}}, "b": {"config": {"seed": 1, "width": 4}}}
+    prober.check_alike(alike)
+    with pytest.raises(ConfigError, match="--width is 4 in a and 8 in c"):
+        prober.check_alike({**alike, "c": {"config": {"seed": 2, "width": 8}}})
+
+
+def test_through_the_door(finished, tmp_path):
+    """One run, two runs, SGD; other images; and what cannot be."""
+    for name in ("one", "two"):
+        shutil.copytree(finished[0], tmp_path / name)
+    flagfile = tmp_path / "two" / "flags.cfg"
+    flagfile.write_text(flagfile.read_text().replace("--seed=0", "--seed=7"))
+    # the first 300 digits in colour, without a split of their own
+    train = load_source("digits").train
+    np.savez(tmp_path / "other.npz", images=np.repeat(train.images[:300], 3, axis=-1), classes=train.classes[:300])
+    np.savez(tmp_path / "nameless.npz", images=train.images[:300])
+    one, both = f"--workdir={tmp_path}/one", f"--workdir={tmp_path}/one,{tmp_path}/two"
+    single, several, sgd, other, nameless, stage, nothing = run_doors(
+        [
+            [one, "--untrained"],
+            [both, "--stages=embedding", "--knn=5"],
+            [one, "--protocol=sgd", "--epochs=2", "--drop_epochs=1", "--ten_crop", "--stages=stage2,embedding"],
+            [one, f"--dataset=npz:{tmp_path}/other.npz", "--stages=embedding"],
+            [one, f"--dataset=npz:{tmp_path}/nameless.npz"],
+            [one, "--stages=conv1"],
+            [f"--workdir={tmp_path}"],
+        ],
+        "sela_tf.probe",
+    )
+    assert single.returncode == 0, single.stderr
+    assert "| linear probe, stage3 " in single.stdout
+    assert "so no interval over seeds" in single.stdout
+    assert several.returncode == 0, several.stderr
+    results = json.loads((finished[0] / "results.json").read_text())
+    assert not (finished[0] / "probes.json").exists()
+    two = json.loads((tmp_path / "two" / "probes.json").read_text())
+    # the same weights: the door's figure is that at the end of training
+    assert two["trained"]["linear_probe"]["embedding"] == pytest.approx(results["trained"]["linear_probe"], abs=0.003)
+    assert set(two["trained"]["knn"]) == {"5"}
+    assert "± 0.000" in several.stdout
+    assert sgd.returncode == 0, sgd.stderr
+    assert "mean over ten crops" in " ".join(sgd.stdout.split())
+    assert other.returncode == 0, other.stderr
+    one_now = json.loads((tmp_path / "one" / "probes.json").read_text())
+    assert one_now["num_held_out_images"] < 100
+    is_one_line(nameless, "has no class labels, which probes need", door="sela_tf.probe")
+    is_one_line(stage, "--stages=conv1: no such stage", door="sela_tf.probe")
+    is_one_line(nothing, "holds no run", door="sela_tf.probe")
+
+
+def test_untrained_is_the_network_before_its_first_step(finished, tmp_path):
+    """Settled, it is scored as at the end of training."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    (door,) = run_doors([[f"--workdir={tmp_path}/run", "--untrained", "--stages=embedding", "--knn=10"]], "sela_tf.probe")
+    assert door.returncode == 0, door.stderr
+    probes = json.loads((tmp_path / "run" / "probes.json").read_text())
+    results = json.loads((finished[0] / "results.json").read_text())
+    for column in ("trained", "untrained"):
+        assert probes[column]["knn"]["10"] == pytest.approx(results[column]["knn"], abs=0.005)
+        assert probes[column]["linear_probe"]["embedding"] == pytest.approx(results[column]["linear_probe"], abs=0.005)
