@@ -138,6 +138,8 @@ def table(name: str) -> str:
             lines.append({"row": f"{row}, {column}", "seeds": str(len(rows)), **cells, "run, s": seconds})
     if name == "transfer":
         return transfer_table()
+    if not lines:
+        return "not run yet"
     header = list(dict.fromkeys(key for line in lines for key in line))
     return markdown(header, [[line.get(key, "") for key in header] for line in lines])
 
