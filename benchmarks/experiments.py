@@ -41,6 +41,7 @@ _FIXED = ("--num_relabellings=0",)
 ROWS_OF: dict[str, Row] = {
     "resnet8": Row("fashion_mnist", _SHORT),
     "resnet8_10_heads": Row("fashion_mnist_128x10", _SHORT),
+    "resnet8_bfloat16": Row("fashion_mnist", (*_SHORT, "--mixed_precision=bfloat16")),
     "resnet18": Row("fashion_mnist", (*_SHORT, "--backbone=resnet18", "--width=32")),
     "preact_resnet18": Row("fashion_mnist", (*_SHORT, "--backbone=preact_resnet18", "--width=32")),
     "mobilenet": Row("fashion_mnist", (*_SHORT, "--backbone=applications:MobileNet", "--image_size=32")),
@@ -55,6 +56,7 @@ ROWS_OF: dict[str, Row] = {
 }
 TABLES: dict[str, Sequence[str]] = {
     "networks": ("resnet8", "resnet8_10_heads", "resnet18", "preact_resnet18", "mobilenet"),
+    "precision": ("resnet8", "resnet8_bfloat16"),
     "alexnet": ("alexnet",),
     "labels": ("resnet8", "resnet8_same_labels", "resnet8_rotation"),
     "transfer": ("resnet8", "resnet18", "resnet8_to_resnet18"),

@@ -35,11 +35,8 @@ def _read(values: absl_flags.FlagValues) -> ProbeConfig:
 def _work(settings: ProbeConfig) -> int:
     from sela_tf.prober import check_alike, probe_run, table
 
-    runs = {}
-    for workdir in settings.workdir:
-        runs[workdir] = probe_run(settings, workdir)
-        check_alike(runs)
-    results = list(runs.values())
+    check_alike(settings.workdir)
+    results = [probe_run(settings, workdir) for workdir in settings.workdir]
     print(f"\n{table(results)}\n\n{textwrap.fill(results[0]['protocol'], 100)}")
     if len(results) > 1:
         print(f"±: Student's 95 % interval of the mean over {len(results)} seeds.")

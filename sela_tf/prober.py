@@ -26,7 +26,7 @@ from sela_tf.models.features import FeatureExtractor
 from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
 from sela_tf.parts import Data, first_network, load_data, prepare_devices
 from sela_tf.trainer import load_run
-from sela_tf.workdir import FLAGS, PROBES
+from sela_tf.workdir import FLAGS, PROBES, read_results
 
 _BATCH = 500
 
@@ -39,23 +39,16 @@ def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[st
     """
     config = _config_of(settings, workdir)
     strategy = prepare_devices(config)
-    data = load_data(config)
     with strategy.scope():
         model = load_run(workdir)
     height, width, channels = model.input.shape[1:]
-    if (height, width) != data.size:
-        data = data._replace(size=(height, width))
+    stages = _stages(settings, model, workdir)
+    # images of another set, of whatever size, are shown to the network at its own
+    data = load_data(dataclasses.replace(config, image_size=height))._replace(size=(height, width))
     data = data._replace(train=match_channels(data.train, channels), held_out=match_channels(data.held_out, channels))
     for images in (data.train, data.held_out):
         if images.classes is None:
             raise ConfigError(f"{images.name} has no class labels, which probes need: name another --dataset or --eval_dataset")
-    known = stage_names(model)
-    names = {layer.name for layer in model.layers}
-    # fully connected stages are as wide as what they come from: the last of them is the embedding
-    stages = list(settings.stages) or [name for name in known if len(model.get_layer(name).output.shape) == 4 or name == EMBEDDING]
-    unknown = [stage for stage in stages if stage not in names]
-    if unknown:
-        raise ConfigError(f"--stages={','.join(unknown)}: no such stage. The network of {workdir} has {', '.join(known)}")
     if settings.protocol == "sgd" and settings.batch_size > len(data.train):
         raise ConfigError(f"--batch_size={settings.batch_size} exceeds the {len(data.train)} training images: choose a smaller one")
     results: dict[str, Any] = {
@@ -66,6 +59,8 @@ def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[st
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "workdir"},
     }
     if settings.untrained:
+        seen = read_results(pathlib.Path(workdir).expanduser())["data"]
+        data = data._replace(mean=np.array(seen["mean"]), variance=np.array(seen["variance"]))
         untrained = first_network(config, data, strategy)
         views = inference_batches(data.train, size=data.size, batch_size=_BATCH)
         FeatureExtractor(untrained, strategy).settle(views)
@@ -77,17 +72,36 @@ def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[st
     return results
 
 
-def _config_of(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> SelaConfig:
-    """Of the run, with other images where they are asked for."""
+def _run_config(workdir: str | os.PathLike[str]) -> SelaConfig:
     path = pathlib.Path(workdir).expanduser() / FLAGS
     if not path.exists():
         raise ConfigError(f"--workdir={workdir} holds no run (no {FLAGS})")
-    config = flags.from_flagfile(path)
+    return flags.from_flagfile(path)
+
+
+def _config_of(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> SelaConfig:
+    """Of the run, with other images where they are asked for."""
+    config = _run_config(workdir)
     if settings.dataset:
         config = dataclasses.replace(config, dataset=absolute_source(settings.dataset), eval_dataset="", num_clusters=2)
     if settings.eval_dataset:
         config = dataclasses.replace(config, eval_dataset=absolute_source(settings.eval_dataset))
-    return dataclasses.replace(config, classes="auto")
+    # a network that learned from unequal classes is judged by all images
+    return dataclasses.replace(config, classes="auto", imbalance="none")
+
+
+def _stages(settings: ProbeConfig, model: keras.Model, workdir: str | os.PathLike[str]) -> list[str]:
+    """Those that are asked for; by default the maps and the embedding.
+
+    Raises:
+        ConfigError: the network has no such stage.
+    """
+    known = stage_names(model)
+    unknown = [stage for stage in settings.stages if stage not in known]
+    if unknown:
+        raise ConfigError(f"--stages={','.join(unknown)}: no such stage. The network of {workdir} has {', '.join(known)}")
+    # fully connected stages are as wide as what they come from: the last of them is the embedding
+    return list(settings.stages) or [name for name in known if len(model.get_layer(name).output.shape) == 4 or name == EMBEDDING]
 
 
 def _figures(
@@ -161,16 +175,16 @@ def interval(values: Sequence[float], *, confidence: float = 0.95) -> float:
     return float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values))
 
 
-def check_alike(runs: Mapping[str, Mapping[str, Any]]) -> None:
+def check_alike(workdirs: Sequence[str]) -> None:
     """Raises:
-    ConfigError: the runs (results by directory) differ in more than their seed, so that a mean would mean nothing.
+    ConfigError: the runs differ in more than their seed and whose labels they learned, so that a mean would mean nothing.
     """
-    (first, reference), *others = runs.items()
-    for name, other in others:
+    first, *others = ((workdir, dataclasses.asdict(_run_config(workdir))) for workdir in workdirs)
+    for name, config in others:
         different = [
-            f"--{key} is {value!r} in {first} and {other['config'][key]!r} in {name}"
-            for key, value in reference["config"].items()
-            if value != other["config"][key] and key != "seed"
+            f"--{key} is {value!r} in {first[0]} and {config[key]!r} in {name}"
+            for key, value in first[1].items()
+            if value != config[key] and key not in ("seed", "labels_from")
         ]
         if different:
             raise ConfigError(f"--workdir names runs that differ in more than their seed: {'; '.join(different)}")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import is_one_line, run_doors
 
-from sela_tf import prober
-from sela_tf.config import ConfigError
+from sela_tf import flags, prober
+from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.sources import hold_out, load_source
@@ -124,11 +124,24 @@ def test_interval_is_students():
     assert np.isnan(prober.interval([0.5]))
 
 
-def test_runs_that_differ_in_more_than_the_seed_have_no_mean():
-    alike = {"a": {"config": {"seed": 0, "width": 4}}, "b": {"config": {"seed": 1, "width": 4}}}
-    prober.check_alike(alike)
-    with pytest.raises(ConfigError, match="--width is 4 in a and 8 in c"):
-        prober.check_alike({**alike, "c": {"config": {"seed": 2, "width": 8}}})
+def test_runs_that_differ_in_more_than_the_seed_have_no_mean(tmp_path):
+    for name, config in {
+        "a": SelaConfig(dataset="digits"),
+        "b": SelaConfig(dataset="digits", seed=1),
+        "c": SelaConfig(dataset="digits", seed=2, width=8),
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "flags.cfg").write_text(flags.to_flagfile(config))
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    prober.check_alike([a, b])
+    with pytest.raises(ConfigError, match=f"--width is 0 in {a} and 8 in {c}"):
+        prober.check_alike([a, b, c])
+
+
+def test_divergence_is_named(digits):
+    schedule = Schedule(1, 64, Augmentation(1.0, 0, 0, 0, 0, 0, 0))
+    with pytest.raises(ValueError, match="probes diverged: .* know nothing have 2.3. Lower --learning_rate"):
+        trained_probes(network(), ["stage3"], *digits, size=(8, 8), at_most=9600, optimizer=CoupledSGD(1e30), schedule=schedule)
 
 
 def test_through_the_door(finished, tmp_path):

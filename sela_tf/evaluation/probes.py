@@ -17,6 +17,7 @@ from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.models.features import FeatureExtractor
 
 _BATCH = 500
+_DIVERGED = 10
 # AlexNet's maps at 224 x 224: the pooling of the reference's probes, as size (and stride) and padding on each side.
 _PUBLISHED = {(55, 96): (6, 3), (27, 256): (4, 0), (13, 384): (3, 1), (13, 256): (2, 0)}
 
@@ -101,6 +102,9 @@ def trained_probes(
         schedule: passes, batches, views, and how it is scored.
         seed: of the views and of the probes' weights.
         strategy: that the model was built under.
+
+    Raises:
+        ValueError: training diverged, or there are no classes.
     """
     strategy = strategy or tf.distribute.get_strategy()
     num_classes = int(max(_classes(train).max(), _classes(held_out).max())) + 1
@@ -134,7 +138,12 @@ def trained_probes(
         first_step=0,
         last_step=schedule.epochs * steps,
     )
-    probes.fit(batches.map(with_classes), epochs=schedule.epochs, steps_per_epoch=steps, shuffle=False, verbose=0)
+    history = probes.fit(batches.map(with_classes), epochs=schedule.epochs, steps_per_epoch=steps, shuffle=False, verbose=0)
+    last, knows_nothing = history.history["loss"][-1], len(stages) * math.log(num_classes)
+    if not last <= _DIVERGED * knows_nothing:
+        raise ValueError(
+            f"The probes diverged: their loss ended at {last:.3g}, and probes that know nothing have {knows_nothing:.3g}. Lower --learning_rate"
+        )
     side_by_side = keras.layers.Concatenate() if len(stages) > 1 else keras.layers.Identity()
     shares = [keras.layers.Softmax()(value) for value in logits.values()]
     scores = FeatureExtractor(keras.Model(inputs, side_by_side(shares if len(stages) > 1 else shares[0])), strategy)
