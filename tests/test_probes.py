@@ -17,7 +17,8 @@ from sela_tf.data.image_set import ImageSet
 from sela_tf.data.sources import hold_out, load_source
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.probes import Schedule, fitted_probes, pooled, trained_probes
-from sela_tf.models import build_model
+from sela_tf.evaluation.summary import evaluate_network
+from sela_tf.models import build_model, stage_names
 from sela_tf.optimizer import CoupledSGD
 
 
@@ -31,13 +32,13 @@ class TestPooling:
         ],
     )  # fmt: skip
     def test_number_of_values(self, shape, values):
-        assert pooled(keras.Input(shape), at_most=9600).shape == (None, values)
+        assert pooled(keras.Input(shape), at_most=9600, name="probed").shape == (None, values)
 
     def test_alexnets_first_map_is_pooled_as_the_references(self, rng):
         """Windows of 6 from 3 outside on, at both ends."""
         images = rng.random((2, 55, 55, 96)).astype(np.float32)
         inputs = keras.Input((55, 55, 96))
-        found = keras.Model(inputs, pooled(inputs, at_most=9600))(images).numpy().reshape(2, 10, 10, 96)
+        found = keras.Model(inputs, pooled(inputs, at_most=9600, name="probed"))(images).numpy().reshape(2, 10, 10, 96)
         padded = np.pad(images, [(0, 0), (3, 3), (3, 3), (0, 0)])
         for i, j in ((0, 0), (4, 7), (9, 9)):
             np.testing.assert_array_equal(found[:, i, j], padded[:, 6 * i : 6 * i + 6, 6 * j : 6 * j + 6].max(axis=(1, 2)))
@@ -69,6 +70,25 @@ def test_fitted_probes_are_scikit_learns_on_the_pooled_maps(digits):
     assert found["embedding"] == pytest.approx(
         linear_probe_accuracy(np.asarray(bank), train.classes, np.asarray(queries), held_out.classes), abs=0.003
     )
+
+
+@pytest.mark.parametrize("backbone", ["alexnet", "applications:MobileNet"])
+def test_layers_of_the_network_do_not_clash_with_the_probes(rng, backbone):
+    """AlexNet has a layer "flatten"; Keras makes such names anew in every process."""
+    keras.utils.clear_session()
+    model = build_model(backbone, image_shape=(64, 64, 3), num_heads=2, num_clusters=4, width=0 if ":" in backbone else 8)
+    classes = np.arange(40) % 2
+    pixels = (rng.integers(0, 100, (40, 64, 64, 3)) + 150 * classes[:, None, None, None]).astype(np.uint8)
+    images = ImageSet(name="bright", channels=3, images=pixels, classes=classes)
+    keras.utils.clear_session()
+    assert evaluate_network(model, images, images, size=(64, 64), settle=True)["linear_probe"] > 0.4
+    stages = stage_names(model)
+    keras.utils.clear_session()
+    assert set(fitted_probes(model, stages, images, images, size=(64, 64), at_most=512)) == set(stages)
+    keras.utils.clear_session()
+    schedule = Schedule(1, 20, Augmentation(1.0, 0, 0, 0, 0, 0, 0))
+    options = {"size": (64, 64), "at_most": 512, "optimizer": CoupledSGD(0.01), "schedule": schedule}
+    assert set(trained_probes(model, stages, images, images, **options)) == set(stages)
 
 
 @pytest.mark.parametrize("ten_crop", [False, True])

@@ -32,11 +32,11 @@ class Schedule(NamedTuple):
     """Score the mean over the ten crops of each held-out image instead of the clean view."""
 
 
-def pooled(output: tf.Tensor, *, at_most: int) -> tf.Tensor:
+def pooled(output: tf.Tensor, *, at_most: int, name: str) -> tf.Tensor:
     """What a probe sees of a stage: [B, D] as it is, a map [B, h, w, C] max-pooled to about `at_most` values, flattened: [B, D].
 
     A map as AlexNet's at 224 x 224 is pooled as in the reference, which leaves 9600 or 9216 values; other maps to the finest grid of
-    equal windows that keeps within `at_most`.
+    equal windows that keeps within `at_most`. Layers are called `name`_…: names that Keras makes may be in the network already.
     """
     if len(output.shape) == 2:
         return output
@@ -44,13 +44,13 @@ def pooled(output: tf.Tensor, *, at_most: int) -> tf.Tensor:
     if height == width and (height, channels) in _PUBLISHED and at_most >= 9600:
         size, padding = _PUBLISHED[height, channels]
         # max-pooling ignores what lies outside; after a ReLU zeros do the same
-        output = keras.layers.ZeroPadding2D(padding)(output)
-        output = keras.layers.MaxPooling2D(size, size)(output)
+        output = keras.layers.ZeroPadding2D(padding, name=f"{name}_padding")(output)
+        output = keras.layers.MaxPooling2D(size, size, name=f"{name}_pool")(output)
     else:
         side = max(1, math.isqrt(at_most // channels))
         sizes = (-(-height // side), -(-width // side))
-        output = keras.layers.MaxPooling2D(sizes, sizes, padding="same")(output)
-    return keras.layers.Flatten()(output)
+        output = keras.layers.MaxPooling2D(sizes, sizes, padding="same", name=f"{name}_pool")(output)
+    return keras.layers.Flatten(name=f"{name}_flat")(output)
 
 
 def fitted_probes(
@@ -66,7 +66,7 @@ def fitted_probes(
     """Held-out accuracy of scikit-learn's logistic regression on the clean views' features of each stage, one stage at a time."""
     accuracies = {}
     for stage in stages:
-        extractor = FeatureExtractor(keras.Model(model.input, pooled(model.get_layer(stage).output, at_most=at_most)), strategy)
+        extractor = FeatureExtractor(keras.Model(model.input, _pooled_stage(model, stage, at_most)), strategy)
         bank, features = (
             extractor.collect(inference_batches(images, size=size, batch_size=_BATCH), len(images)) for images in (train, held_out)
         )
@@ -113,7 +113,7 @@ def trained_probes(
     with strategy.scope():
         # probes are named by their number: a layer has the stage's name already
         inputs = keras.Input(model.input.shape[1:])
-        frozen = keras.Model(model.input, [pooled(model.get_layer(stage).output, at_most=at_most) for stage in stages])
+        frozen = keras.Model(model.input, [_pooled_stage(model, stage, at_most) for stage in stages])
         outputs = frozen(inputs, training=False)
         logits = {str(i): _probe(output, num_classes, i) for i, output in enumerate(outputs)}
         probes = keras.Model(inputs, logits)
@@ -154,6 +154,10 @@ def trained_probes(
         total += scores.collect(views, len(held_out)).reshape(total.shape)
     correct = total.argmax(axis=2) == _classes(held_out)[:, np.newaxis]
     return dict(zip(stages, correct.mean(axis=0).tolist(), strict=True))
+
+
+def _pooled_stage(model: keras.Model, stage: str, at_most: int) -> tf.Tensor:
+    return pooled(model.get_layer(stage).output, at_most=at_most, name=f"probed_{stage}")
 
 
 def _probe(features: tf.Tensor, num_classes: int, number: int) -> tf.Tensor:

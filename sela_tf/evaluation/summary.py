@@ -42,7 +42,7 @@ def evaluate_network(
     if settle:
         FeatureExtractor(model, strategy).settle(inference_batches(train, size=size, batch_size=_BATCH))
     heads = find_multi_head(model)
-    logits = FeatureExtractor(keras.Model(model.inputs, keras.layers.Flatten()(heads.output)), strategy)
+    logits = FeatureExtractor(keras.Model(model.inputs, keras.layers.Flatten(name="all_heads")(heads.output)), strategy)
 
     def collect(extractor: FeatureExtractor, images: ImageSet) -> np.ndarray:
         batches = inference_batches(images, size=size, batch_size=_BATCH)
