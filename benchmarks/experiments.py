@@ -10,6 +10,7 @@ import argparse
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.measuring import markdown
-from sela_tf.prober import interval
+from sela_tf.evaluation.markdown import markdown
+from sela_tf.prober import interval, mean_and_interval
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUNS, ROWS, PAGE = ROOT / "build" / "experiments", ROOT / "docs" / "results" / "rows", ROOT / "docs" / "results.md"
@@ -71,9 +72,11 @@ def command(row: Row, workdir: pathlib.Path, seed: int) -> list[str]:
     return [sys.executable, "-m", "sela_tf.train", *arguments]
 
 
-def run(name: str, seed: int) -> dict[str, Any]:
-    """Trains and probes; what docs/results/rows keeps."""
-    row, workdir = ROWS_OF[name], RUNS / f"{name}-{seed}"
+def run(name: str, seed: int, *, again: bool = False) -> dict[str, Any]:
+    """Trains and probes; what docs/results/rows keeps. `again`: in a directory of its own, anew."""
+    row, workdir = ROWS_OF[name], RUNS / (f"{name}-{seed}" + "-again" * again)
+    if again:
+        shutil.rmtree(workdir, ignore_errors=True)
     if row.labels_of and not (RUNS / f"{row.labels_of}-{seed}" / "labels.npz").exists():
         run(row.labels_of, seed)
     start = time.perf_counter()
@@ -110,15 +113,10 @@ def run(name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def kept(name: str) -> list[dict[str, Any]]:
-    """The finished rows, by seed."""
-    files = [ROWS / f"{name}-{seed}.json" for seed in SEEDS]
-    return [json.loads(file.read_text()) for file in files if file.exists()]
-
-
-def _cell(values: Sequence[float]) -> str:
-    mean = f"{np.mean(values):.3f}"
-    return mean if len(values) < 2 else f"{mean} ± {interval(values):.3f}"
+def kept(name: str) -> dict[int, dict[str, Any]]:
+    """The finished rows by seed."""
+    files = {seed: ROWS / f"{name}-{seed}.json" for seed in SEEDS}
+    return {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
 
 
 def figures(row: dict[str, Any], column: str) -> dict[str, float]:
@@ -132,10 +130,10 @@ def table(name: str) -> str:
     """Of docs/results.md, from the rows that are there."""
     lines = []
     for row in TABLES[name]:
-        rows = kept(row)
+        rows = list(kept(row).values())
         for column in ("trained", "untrained") if rows else ():
             numbers = [figures(one, column) for one in rows]
-            cells = {key: _cell([one[key] for one in numbers]) for key in numbers[0]}
+            cells = {key: mean_and_interval([one[key] for one in numbers]) for key in numbers[0]}
             seconds = f"{np.mean([one['seconds'] for one in rows]):.0f}" if column == "trained" else ""
             lines.append({"row": f"{row}, {column}", "seeds": str(len(rows)), **cells, "run, s": seconds})
     if name == "transfer":
@@ -150,9 +148,11 @@ def transfer_table() -> str:
     """When each network's kNN, as the monitor has it, reaches the source's last."""
     lines = []
     for row in TABLES["transfer"]:
-        rows, sources = kept(row), kept("resnet8")
-        for seed, (one, source) in enumerate(zip(rows, sources, strict=False)):
-            goal = source["course"][-1]["knn"]
+        sources = kept("resnet8")
+        for seed, one in kept(row).items():
+            if seed not in sources:
+                continue
+            goal = sources[seed]["course"][-1]["knn"]
             reached = next((point for point in one["course"] if point["knn"] >= goal), None)
             at = [str(reached["epoch"]), f"{reached['training_seconds']:.0f}"] if reached else ["not reached", ""]
             course = " ".join(f"{point['knn']:.3f}" for point in one["course"])
@@ -187,11 +187,11 @@ def main() -> None:
         for seed in options.seeds:
             file = ROWS / f"{name}-{seed}.json"
             if options.again:
-                before = [figures(row, "trained") for row in kept(name)]
-                for key, value in figures(run(name, seed), "trained").items():
+                before = [figures(row, "trained") for row in kept(name).values()]
+                for key, value in figures(run(name, seed, again=True), "trained").items():
                     values = [row[key] for row in before]
-                    inside = abs(value - np.mean(values)) <= max(interval(values), np.ptp(values))
-                    print(f"{name}, {key}: {value:.3f}, kept {_cell(values)}: {'within' if inside else 'OUTSIDE'}")
+                    inside = abs(value - np.mean(values)) <= np.nanmax([interval(values), np.ptp(values)])
+                    print(f"{name}, {key}: {value:.3f}, kept {mean_and_interval(values)}: {'within' if inside else 'OUTSIDE'}")
             elif not file.exists():
                 file.write_text(json.dumps(run(name, seed), indent=1) + "\n")
     if PAGE.exists():

@@ -259,7 +259,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     import tensorflow as tf
 
-    from benchmarks.measuring import markdown
+    from sela_tf.evaluation.markdown import markdown
 
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     tf.config.threading.set_inter_op_parallelism_threads(options.threads)

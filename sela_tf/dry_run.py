@@ -11,7 +11,7 @@ import numpy as np
 from sela_tf.config import SelaConfig
 from sela_tf.loop import step_function
 from sela_tf.models import stage_names
-from sela_tf.parts import check_before_loading, compiled_model, label_table, load_data, prepare_devices, training_views
+from sela_tf.parts import check_before_loading, compiled_model, label_table, load_training_data, prepare_devices, training_views
 from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.transport.sinkhorn import sinkhorn
 
@@ -22,7 +22,7 @@ def dry_run(config: SelaConfig) -> None:
     config = dataclasses.replace(config.absolute(), download=False)
     strategy = prepare_devices(config)
     check_before_loading(config, strategy)
-    data = load_data(config)
+    data = load_training_data(config)
     num_examples = len(data.train)
     replicas = strategy.num_replicas_in_sync
     few = max(min(8, num_examples) // replicas, 1) * replicas

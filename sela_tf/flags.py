@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags
 
 from sela_tf.config import ConfigError, SelaConfig
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 _TUPLES: dict[str, Callable[[str], Any]] = {"tuple[float, ...]": float, "tuple[int, ...]": int, "tuple[str, ...]": str}
 
 
-def define(values: flags.FlagValues, kind: type) -> None:
+def define(values: flags.FlagValues, kind: type[DataclassInstance]) -> None:
     """A flag for each field of `kind`, a dataclass such as SelaConfig."""
     for field in dataclasses.fields(kind):
         options: dict[str, Any] = {
@@ -61,7 +64,7 @@ def settings(values: flags.FlagValues, kind: type[Settings]) -> Settings:
         ConfigError: a value is out of range.
     """
     found = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):
         value = values[field.name].value
         parse_one = _TUPLES.get(str(field.type))
         if parse_one is not None:

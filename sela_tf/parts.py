@@ -15,7 +15,8 @@ from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.label_files import read_run_labels
 from sela_tf.data.pipeline import channel_statistics, training_batches, with_rotations
-from sela_tf.data.sources import hold_out, load_source, match_channels, match_classes, unbalanced
+from sela_tf.data.sources import load_source
+from sela_tf.data.splits import hold_out, match_channels, match_classes, unbalanced
 from sela_tf.models import build_model, check_backbone, with_rotation_head
 from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
 from sela_tf.self_labelling.label_table import LabelTable
@@ -73,7 +74,7 @@ def load_data(config: SelaConfig) -> Data:
     """The images for training, those held out, and what the network has to know of them.
 
     Raises:
-        ValueError: they cannot be loaded (SourceError), or the settings do not fit them (ConfigError).
+        ValueError: they cannot be loaded (SourceError), or their size is not known (ConfigError).
     """
     options: dict[str, Any] = {
         "data_dir": config.data_dir,
@@ -104,10 +105,6 @@ def load_data(config: SelaConfig) -> Data:
         report.append(f"--imbalance={config.imbalance}: {len(train)} of {whole} training images are kept")
     for line in report:
         print(line, flush=True)
-    if config.num_clusters > len(train):
-        raise ConfigError(f"--num_clusters={config.num_clusters} exceeds the {len(train)} training images: choose fewer")
-    if config.batch_size > len(train):
-        raise ConfigError(f"--batch_size={config.batch_size} exceeds the {len(train)} training images: choose a smaller one")
     if config.image_size:
         size = (config.image_size, config.image_size)
     elif train.image_size is not None:
@@ -118,10 +115,26 @@ def load_data(config: SelaConfig) -> Data:
         )
     if min(size) < 2:
         raise ConfigError(f"the images of --dataset={config.dataset} are {size[0]} x {size[1]}: give a larger --image_size")
-    if config.rotation and size[0] != size[1]:
-        raise ConfigError(f"--rotation turns images, which must be square, not {size[0]} x {size[1]}: give --image_size")
     mean, variance = channel_statistics(train, size=size, seed=config.seed)
     return Data(train, match_channels(held_out, train.channels), size, mean, variance)
+
+
+def load_training_data(config: SelaConfig) -> Data:
+    """As `load_data`, of images that can be trained on as the settings say.
+
+    Raises:
+        ValueError: likewise, or the settings do not fit the images (ConfigError).
+    """
+    data = load_data(config)
+    num_images = len(data.train)
+    if config.num_clusters > num_images:
+        raise ConfigError(f"--num_clusters={config.num_clusters} exceeds the {num_images} training images: choose fewer")
+    if config.batch_size > num_images:
+        raise ConfigError(f"--batch_size={config.batch_size} exceeds the {num_images} training images: choose a smaller one")
+    height, width = data.size
+    if config.rotation and height != width:
+        raise ConfigError(f"--rotation turns images, which must be square, not {height} x {width}: give --image_size")
+    return data
 
 
 def augmentation(config: SelaConfig) -> Augmentation:

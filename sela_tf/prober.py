@@ -18,15 +18,16 @@ from sela_tf import flags
 from sela_tf.config import ConfigError, ProbeConfig, SelaConfig, absolute_source
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.data.sources import match_channels
+from sela_tf.data.splits import match_channels
 from sela_tf.evaluation.knn import knn_accuracy
-from sela_tf.evaluation.probes import Schedule, fitted_probes, trained_probes
+from sela_tf.evaluation.markdown import markdown
+from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, trained_probes
 from sela_tf.models import EMBEDDING, stage_names
 from sela_tf.models.features import FeatureExtractor
 from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
 from sela_tf.parts import Data, first_network, load_data, prepare_devices
 from sela_tf.trainer import load_run
-from sela_tf.workdir import FLAGS, PROBES, read_results
+from sela_tf.workdir import FLAGS, PROBES, read_results, write_whole
 
 _BATCH = 500
 
@@ -65,10 +66,7 @@ def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[st
         views = inference_batches(data.train, size=data.size, batch_size=_BATCH)
         FeatureExtractor(untrained, strategy).settle(views)
         results["untrained"] = _figures(settings, untrained, stages, data, strategy)
-    path = pathlib.Path(workdir).expanduser() / PROBES
-    unfinished = path.with_name(f".unfinished-{PROBES}")
-    unfinished.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(unfinished, path)
+    write_whole(pathlib.Path(workdir).expanduser() / PROBES, json.dumps(results, indent=1) + "\n")
     return results
 
 
@@ -83,7 +81,7 @@ def _config_of(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> SelaCo
     """Of the run, with other images where they are asked for."""
     config = _run_config(workdir)
     if settings.dataset:
-        config = dataclasses.replace(config, dataset=absolute_source(settings.dataset), eval_dataset="", num_clusters=2)
+        config = dataclasses.replace(config, dataset=absolute_source(settings.dataset), eval_dataset="")
     if settings.eval_dataset:
         config = dataclasses.replace(config, eval_dataset=absolute_source(settings.eval_dataset))
     # a network that learned from unequal classes is judged by all images
@@ -115,28 +113,17 @@ def _figures(
     )
     train_classes, classes = np.asarray(data.train.classes), np.asarray(data.held_out.classes)
     knn = {str(k): knn_accuracy(bank, train_classes, features, classes, k=k) for k in settings.knn}
+    probed = Probed(model, stages, data.train, data.held_out, data.size, settings.values, strategy)
     if settings.protocol == "logistic":
-        probes = fitted_probes(model, stages, data.train, data.held_out, size=data.size, at_most=settings.values, strategy=strategy)
-    else:
-        steps = len(data.train) // settings.batch_size
-        drops = [epoch / settings.epochs for epoch in settings.drop_epochs if epoch < settings.epochs]
-        rates = learning_rate_schedule(
-            settings.learning_rate, schedule="step", epochs=settings.epochs, steps_per_epoch=steps, drops=drops
-        )
-        with strategy.scope():
-            optimizer = CoupledSGD(rates, momentum=settings.momentum, coupled_weight_decay=settings.weight_decay)
-        probes = trained_probes(
-            model,
-            stages,
-            data.train,
-            data.held_out,
-            size=data.size,
-            at_most=settings.values,
-            optimizer=optimizer,
-            schedule=_schedule(settings),
-            seed=settings.seed,
-            strategy=strategy,
-        )
+        return {"knn": knn, "linear_probe": fitted_probes(probed)}
+    steps = len(data.train) // settings.batch_size
+    drops = [epoch / settings.epochs for epoch in settings.drop_epochs if epoch < settings.epochs]
+    rates = learning_rate_schedule(
+        settings.learning_rate, schedule="step", epochs=settings.epochs, steps_per_epoch=steps, drops=drops
+    )
+    with strategy.scope():
+        optimizer = CoupledSGD(rates, momentum=settings.momentum, coupled_weight_decay=settings.weight_decay)
+    probes = trained_probes(probed, optimizer=optimizer, schedule=_schedule(settings), seed=settings.seed)
     return {"knn": knn, "linear_probe": probes}
 
 
@@ -163,8 +150,8 @@ def _protocol(settings: ProbeConfig, data: Data) -> str:
     return said + (
         f"batch normalisation and a linear layer, {settings.epochs} epochs of SGD, learning rate {settings.learning_rate:g} divided by "
         f"10 after {', '.join(map(str, settings.drop_epochs)) or 'no'} epochs, momentum {settings.momentum:g}, weight decay "
-        f"{settings.weight_decay:g}, batch {settings.batch_size}, random resized crops of at least {settings.crop_scale:g} and flips; "
-        + ("mean over ten crops." if settings.ten_crop else "clean view.")
+        f"{settings.weight_decay:g}, batch {settings.batch_size}, random resized crops of at least {settings.crop_scale:g}, flipped with "
+        f"probability {settings.flip_probability:g}; " + ("mean over ten crops." if settings.ten_crop else "clean view.")
     )
 
 
@@ -196,13 +183,11 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
     rows = [["held-out images", *columns]]
     for kind, label in (("knn", "kNN, k = {}"), ("linear_probe", "linear probe, {}")):
         for key in runs[0]["trained"][kind]:
-            rows.append([label.format(key), *(_cell([run[column][kind][key] for run in runs]) for column in columns)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+            rows.append([label.format(key), *(mean_and_interval([run[column][kind][key] for run in runs]) for column in columns)])
+    return markdown(rows[0], rows[1:])
 
 
-def _cell(values: Sequence[float]) -> str:
+def mean_and_interval(values: Sequence[float]) -> str:
+    """Of several seeds; the value itself of one."""
     mean = f"{np.mean(values):.3f}"
     return mean if len(values) < 2 else f"{mean} ± {interval(values):.3f}"

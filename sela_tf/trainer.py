@@ -29,7 +29,7 @@ from sela_tf.parts import (
     compiled_model,
     first_network,
     label_table,
-    load_data,
+    load_training_data,
     network,
     prepare_devices,
     training_views,
@@ -60,7 +60,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     if directory.is_finished:
         print(f"This run is finished ({config.epochs} epochs). More: a larger --epochs.", flush=True)
         return directory.read_results()
-    data = load_data(config)
+    data = load_training_data(config)
     steps_per_epoch = len(data.train) // config.batch_size
     last_step = config.epochs * steps_per_epoch
 

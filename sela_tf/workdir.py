@@ -79,7 +79,7 @@ class Workdir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
-            self._replace(FLAGS, flags.to_flagfile(self.config))
+            write_whole(self.path / FLAGS, flags.to_flagfile(self.config))
         except OSError as error:
             raise ConfigError(f"--workdir={self.path} cannot be written: {error.strerror or error}") from error
         (self.path / RESULTS).unlink(missing_ok=True)
@@ -88,7 +88,7 @@ class Workdir:
             if file.exists():
                 rows = [row for row in map(_row, file.read_text(errors="replace").splitlines()) if row]
                 kept = [row for row in rows if row["step"] < step or (row["step"] == step and row["kind"] not in _BEFORE_STEP)]
-                self._replace(name, "".join(json.dumps(row) + "\n" for row in kept))
+                write_whole(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
         self._writer = tf.summary.create_file_writer(str(self.path / TENSORBOARD))
 
     def close(self) -> None:
@@ -139,7 +139,7 @@ class Workdir:
     def write_results(self, results: Mapping[str, Any]) -> None:
         """results.json, the last file of a run to be written."""
         self.flush()
-        self._replace(RESULTS, json.dumps(results, indent=1) + "\n")
+        write_whole(self.path / RESULTS, json.dumps(results, indent=1) + "\n")
 
     def read_results(self) -> dict[str, Any]:
         """What `write_results` wrote."""
@@ -149,10 +149,12 @@ class Workdir:
         with open(self.path / name, "a") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
 
-    def _replace(self, name: str, text: str) -> None:
-        unfinished = self.path / f".unfinished-{name}"
-        unfinished.write_text(text)
-        os.replace(unfinished, self.path / name)
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """The file is there whole, or as before."""
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
 
 
 def read_results(path: pathlib.Path) -> dict[str, Any]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import oracle
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sela_tf.data.image_set import ImageSet, SourceError
-from sela_tf.data.label_files import read_known_labels
 from sela_tf.transport.assignment import assign_labels
 
 
@@ -74,43 +71,3 @@ def test_a_share_that_known_labels_fill_to_the_last_image_is_rounded_up(rng):
     assigned = assign_labels(oracle.log_probs(rng, 21, 2), marginals=np.array([1.0, 1.0]), known=known)
     np.testing.assert_array_equal(assigned.sizes, [10, 11])
     np.testing.assert_array_equal(assigned.labels, np.repeat([1, 0], [11, 10]))
-
-
-def _images(names: tuple[str, ...] | None) -> ImageSet:
-    return ImageSet(name="four", images=np.zeros((4, 2, 2, 1), np.uint8), channels=1, names=names)
-
-
-class TestKnownLabels:
-    def test_by_name_and_by_index(self, tmp_path):
-        file = tmp_path / "known.csv"
-        file.write_text("name,cluster\nb.png,1\n\nd/e.png, 0\n")
-        assert read_known_labels(file, _images(("a.png", "b.png", "c.png", "d/e.png")), 2).tolist() == [-1, 1, -1, 0]
-        file.write_text("\ufeffindex,cluster\n2,1\n2,1\n")
-        assert read_known_labels(file, _images(None), 2).tolist() == [-1, -1, 1, -1]
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("", "must be name,cluster or index,cluster"),
-            ("a.png,1\n", "first line"),
-            ("name,cluster\nz.png,1\n", "line 2.*'z.png'"),
-            ("name,cluster\na.png,2\n", "line 2.*from 0 to 1. Received: '2'"),
-            ("name,cluster\na.png,cat\n", "line 2.*'cat'"),
-            ("name,cluster\na.png,1\na.png,0\n", "line 3.*cluster 1 before. Received: 0"),
-            ("name,cluster\na.png\n", "line 2.*two columns"),
-            ("index,cluster\n4,0\n", "line 2.*'4' of the 4 training images"),
-            ("index,cluster\n-1,0\n", "'-1'"),
-        ],
-    )
-    def test_a_wrong_line_is_named(self, tmp_path, text, message):
-        file = tmp_path / "known.csv"
-        file.write_text(text)
-        with pytest.raises(SourceError, match=message):
-            read_known_labels(file, _images(("a.png", "b.png", "c.png", "d.png")), 2)
-
-    def test_a_file_that_is_not_there_and_names_that_are_not(self, tmp_path):
-        with pytest.raises(SourceError, match="nothing.csv"):
-            read_known_labels(tmp_path / "nothing.csv", _images(None), 2)
-        (tmp_path / "known.csv").write_text("name,cluster\na.png,1\n")
-        with pytest.raises(SourceError, match="begin .* with index,cluster"):
-            read_known_labels(tmp_path / "known.csv", _images(None), 2)

@@ -12,10 +12,9 @@ from PIL import Image
 
 from sela_tf.data import augment
 from sela_tf.data.augment import NUM_DRAWS, Augmentation
-from sela_tf.data.image_set import ImageSet
-from sela_tf.data.label_files import read_run_labels
+from sela_tf.data.image_set import ImageSet, SourceError
 from sela_tf.data.pipeline import channel_statistics, inference_batches, training_batches, with_rotations
-from sela_tf.data.sources import SourceError, unbalanced
+from sela_tf.data.splits import unbalanced
 
 NOTHING = Augmentation(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -176,43 +175,6 @@ class TestUnbalanced:
     def test_without_classes(self, rng):
         with pytest.raises(SourceError, match="needs class labels"):
             unbalanced(image_set(rng), "light")
-
-
-class TestRunLabels:
-    """labels.npz of another run."""
-
-    @staticmethod
-    def write(path, labels, images, **more) -> None:
-        potentials = np.zeros((len(labels), 4), np.float32)
-        np.savez(path, labels=labels, potentials=potentials, data_fingerprint=np.array(images.fingerprint()), **more)
-
-    def test_without_names_the_images_must_be_the_same(self, rng, tmp_path):
-        images, labels = image_set(rng), rng.integers(0, 4, (2, 23))
-        self.write(tmp_path / "labels.npz", labels, images)
-        np.testing.assert_array_equal(read_run_labels(tmp_path / "labels.npz", images, 2, 4), labels)
-        with pytest.raises(SourceError, match="labels 23 other images than the 22"):
-            read_run_labels(tmp_path / "labels.npz", images.take(np.arange(22)), 2, 4)
-        with pytest.raises(SourceError, match="give --num_heads=2 --num_clusters=4"):
-            read_run_labels(tmp_path / "labels.npz", images, 2, 5)
-
-    def test_by_name_in_any_order(self, rng, tmp_path):
-        images, labels = image_set(rng), rng.integers(0, 4, (2, 23))
-        names = tuple(f"{i}.png" for i in range(23))
-        images = dataclasses.replace(images, names=names)
-        self.write(tmp_path / "labels.npz", labels, images, names=np.array(names))
-        some = images.take(np.array([5, 3, 22]))
-        np.testing.assert_array_equal(read_run_labels(tmp_path / "labels.npz", some, 2, 4), labels[:, [5, 3, 22]])
-        other = dataclasses.replace(some, names=("5.png", "new.png", "22.png"))
-        with pytest.raises(SourceError, match="lacks 1 of the 3 training images .* such as 'new.png'"):
-            read_run_labels(tmp_path / "labels.npz", other, 2, 4)
-
-    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
-    def test_what_is_no_such_file(self, rng, tmp_path, content):
-        (tmp_path / "labels.npz").write_bytes(content)
-        with pytest.raises(SourceError, match="is not the labels.npz of a run"):
-            read_run_labels(tmp_path / "labels.npz", image_set(rng), 2, 4)
-        with pytest.raises(SourceError, match="is not the labels.npz of a run"):
-            read_run_labels(tmp_path / "none.npz", image_set(rng), 2, 4)
 
 
 class TestPipeline:

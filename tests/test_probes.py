@@ -14,9 +14,10 @@ from sela_tf import flags, prober
 from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.sources import hold_out, load_source
+from sela_tf.data.sources import load_source
+from sela_tf.data.splits import hold_out
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.evaluation.probes import Schedule, fitted_probes, pooled, trained_probes
+from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, pooled, trained_probes
 from sela_tf.evaluation.summary import evaluate_network
 from sela_tf.models import build_model, stage_names
 from sela_tf.optimizer import CoupledSGD
@@ -57,7 +58,7 @@ def network() -> keras.Model:
 def test_fitted_probes_are_scikit_learns_on_the_pooled_maps(digits):
     train, held_out = digits
     model = network()
-    found = fitted_probes(model, ["stage2", "embedding"], train, held_out, size=(8, 8), at_most=32)
+    found = fitted_probes(Probed(model, ["stage2", "embedding"], train, held_out, (8, 8), 32))
     cut = keras.Model(model.input, [model.get_layer("stage2").output, model.get_layer("embedding").output])
     (bank_map, bank), (queries_map, queries) = (cut(images.images.astype(np.float32)) for images in digits)
     # 4 x 4 x 8 to at most 32 values: windows of 2
@@ -83,12 +84,12 @@ def test_layers_of_the_network_do_not_clash_with_the_probes(rng, backbone):
     keras.utils.clear_session()
     assert evaluate_network(model, images, images, size=(64, 64), settle=True)["linear_probe"] > 0.4
     stages = stage_names(model)
+    probed = Probed(model, stages, images, images, (64, 64), 512)
     keras.utils.clear_session()
-    assert set(fitted_probes(model, stages, images, images, size=(64, 64), at_most=512)) == set(stages)
+    assert set(fitted_probes(probed)) == set(stages)
     keras.utils.clear_session()
     schedule = Schedule(1, 20, Augmentation(1.0, 0, 0, 0, 0, 0, 0))
-    options = {"size": (64, 64), "at_most": 512, "optimizer": CoupledSGD(0.01), "schedule": schedule}
-    assert set(trained_probes(model, stages, images, images, **options)) == set(stages)
+    assert set(trained_probes(probed, optimizer=CoupledSGD(0.01), schedule=schedule)) == set(stages)
 
 
 @pytest.mark.parametrize("ten_crop", [False, True])
@@ -99,19 +100,11 @@ def test_trained_probes_come_near_the_fitted_ones_and_leave_the_network(digits, 
     views = Augmentation(1.0 if not ten_crop else 0.7, 0, 0, 0, 0, 0, 0)
     stages = ["stage1", "stage2"]
     schedule = Schedule(8 if ten_crop else 25, 32, views, ten_crop)
-    found = trained_probes(
-        model,
-        stages,
-        train,
-        held_out,
-        size=(8, 8),
-        at_most=9600,
-        optimizer=CoupledSGD(0.01),
-        schedule=schedule,
-    )
+    probed = Probed(model, stages, train, held_out, (8, 8), 9600)
+    found = trained_probes(probed, optimizer=CoupledSGD(0.01), schedule=schedule)
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(np.asarray(variable), value)
-    fitted = fitted_probes(model, stages, train, held_out, size=(8, 8), at_most=9600)
+    fitted = fitted_probes(probed)
     for stage in stages:
         assert found[stage] == pytest.approx(fitted[stage], abs=0.15 if ten_crop else 0.03), stage
 
@@ -131,7 +124,7 @@ def test_ten_crops_are_averaged(digits, monkeypatch):
     monkeypatch.setattr(prober.FeatureExtractor, "collect", watched)
     schedule = Schedule(1, 64, Augmentation(0.7, 0.5, 0, 0, 0, 0, 0), ten_crop=True)
     found = trained_probes(
-        network(), ["stage3"], train, held_out, size=(8, 8), at_most=9600, optimizer=CoupledSGD(0.01), schedule=schedule
+        Probed(network(), ["stage3"], train, held_out, (8, 8), 9600), optimizer=CoupledSGD(0.01), schedule=schedule
     )
     assert len(seen) == 10
     assert not np.array_equal(seen[0], seen[5])
@@ -161,7 +154,7 @@ def test_runs_that_differ_in_more_than_the_seed_have_no_mean(tmp_path):
 def test_divergence_is_named(digits):
     schedule = Schedule(1, 64, Augmentation(1.0, 0, 0, 0, 0, 0, 0))
     with pytest.raises(ValueError, match="probes diverged: .* know nothing have 2.3. Lower --learning_rate"):
-        trained_probes(network(), ["stage3"], *digits, size=(8, 8), at_most=9600, optimizer=CoupledSGD(1e30), schedule=schedule)
+        trained_probes(Probed(network(), ["stage3"], *digits, (8, 8), 9600), optimizer=CoupledSGD(1e30), schedule=schedule)
 
 
 def test_through_the_door(finished, tmp_path):
@@ -206,6 +199,29 @@ def test_through_the_door(finished, tmp_path):
     is_one_line(nameless, "has no class labels, which probes need", door="sela_tf.probe")
     is_one_line(stage, "--stages=conv1: no such stage", door="sela_tf.probe")
     is_one_line(nothing, "holds no run", door="sela_tf.probe")
+
+
+def test_unequal_classes_are_judged_by_all_images_and_few_images_will_do(finished, tmp_path):
+    """Neither the run's --imbalance, nor its --num_clusters and --batch_size bind the images that probes are fitted to."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    flagfile = tmp_path / "run" / "flags.cfg"
+    flagfile.write_text(flagfile.read_text().replace("--imbalance=none", "--imbalance=heavy"))
+    train = load_source("digits").train
+    np.savez(
+        tmp_path / "few.npz",
+        images=train.images[:14],
+        classes=train.classes[:14] % 2,
+        eval_images=train.images[:9],
+        eval_classes=train.classes[:9] % 2,
+    )
+    command = [f"--workdir={tmp_path}/run", "--stages=embedding", "--knn=1"]
+    own, few = run_doors([command, [*command, f"--dataset=npz:{tmp_path}/few.npz"]], "sela_tf.probe")
+    assert own.returncode == 0, own.stderr
+    assert "among all 1344 training images" in " ".join(own.stdout.split())
+    assert few.returncode == 0, few.stderr
+    probes = json.loads((tmp_path / "run" / "probes.json").read_text())
+    assert probes["config"]["num_clusters"] == 16
+    assert probes["trained"]["knn"] == {"1": 1.0}
 
 
 def test_untrained_is_the_network_before_its_first_step(finished, tmp_path):

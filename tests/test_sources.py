@@ -17,7 +17,8 @@ from PIL import Image
 
 from sela_tf.data.decoding import BadImageError, check_image, decode_image
 from sela_tf.data.image_set import SourceError
-from sela_tf.data.sources import hold_out, load_source, match_channels, match_classes
+from sela_tf.data.sources import load_source
+from sela_tf.data.splits import hold_out, match_channels, match_classes
 
 
 def write_idx(path: pathlib.Path, array: np.ndarray) -> None:

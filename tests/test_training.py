@@ -21,7 +21,8 @@ from tensorflow.compat.v1.train import summary_iterator
 
 import sela_tf
 from sela_tf.config import ConfigError
-from sela_tf.data.sources import hold_out, load_source
+from sela_tf.data.sources import load_source
+from sela_tf.data.splits import hold_out
 from sela_tf.transport.marginals import check_marginals
 
 

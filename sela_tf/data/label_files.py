@@ -9,8 +9,7 @@ import zipfile
 
 import numpy as np
 
-from sela_tf.data.image_set import ImageSet
-from sela_tf.data.sources import SourceError
+from sela_tf.data.image_set import ImageSet, SourceError
 
 
 def read_known_labels(path: str | os.PathLike[str], images: ImageSet, num_clusters: int) -> np.ndarray:

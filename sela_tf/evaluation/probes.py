@@ -53,67 +53,64 @@ def pooled(output: tf.Tensor, *, at_most: int, name: str) -> tf.Tensor:
     return keras.layers.Flatten(name=f"{name}_flat")(output)
 
 
-def fitted_probes(
-    model: keras.Model,
-    stages: Sequence[str],
-    train: ImageSet,
-    held_out: ImageSet,
-    *,
-    size: tuple[int, int],
-    at_most: int,
-    strategy: tf.distribute.Strategy | None = None,
-) -> dict[str, float]:
+class Probed(NamedTuple):
+    """What probes are fitted to."""
+
+    model: keras.Model
+    stages: Sequence[str]
+    """Names of layers."""
+    train: ImageSet
+    """With classes; likewise `held_out`, which probes are scored on."""
+    held_out: ImageSet
+    size: tuple[int, int]
+    """(height, width) that the network sees."""
+    at_most: int
+    """Values that a probe sees, about."""
+    strategy: tf.distribute.Strategy | None = None
+    """That the model was built under."""
+
+    def features(self, stage: str) -> tf.Tensor:
+        """Symbolic [B, D]."""
+        return pooled(self.model.get_layer(stage).output, at_most=self.at_most, name=f"probed_{stage}")
+
+
+def fitted_probes(probed: Probed) -> dict[str, float]:
     """Held-out accuracy of scikit-learn's logistic regression on the clean views' features of each stage, one stage at a time."""
     accuracies = {}
-    for stage in stages:
-        extractor = FeatureExtractor(keras.Model(model.input, _pooled_stage(model, stage, at_most)), strategy)
+    for stage in probed.stages:
+        extractor = FeatureExtractor(keras.Model(probed.model.input, probed.features(stage)), probed.strategy)
         bank, features = (
-            extractor.collect(inference_batches(images, size=size, batch_size=_BATCH), len(images)) for images in (train, held_out)
+            extractor.collect(inference_batches(images, size=probed.size, batch_size=_BATCH), len(images))
+            for images in (probed.train, probed.held_out)
         )
-        accuracies[stage] = linear_probe_accuracy(bank, _classes(train), features, _classes(held_out))
+        accuracies[stage] = linear_probe_accuracy(bank, _classes(probed.train), features, _classes(probed.held_out))
     return accuracies
 
 
-def trained_probes(
-    model: keras.Model,
-    stages: Sequence[str],
-    train: ImageSet,
-    held_out: ImageSet,
-    *,
-    size: tuple[int, int],
-    at_most: int,
-    optimizer: keras.optimizers.Optimizer,
-    schedule: Schedule,
-    seed: int = 0,
-    strategy: tf.distribute.Strategy | None = None,
-) -> dict[str, float]:
+def trained_probes(probed: Probed, *, optimizer: keras.optimizers.Optimizer, schedule: Schedule, seed: int = 0) -> dict[str, float]:
     """Held-out accuracy of probes (batch normalisation without scale or shift, linear) after all stages, trained together by SGD.
 
-    The network is frozen, in inference mode, and runs once a batch for all of them.
+    The network is frozen, in inference mode, and runs once a batch for all of them; it is not changed but for `trainable`, which
+    becomes False.
 
     Args:
-        model: the network; it is not changed but for `trainable`, which becomes False.
-        stages: names of layers.
-        train: images with classes.
-        held_out: likewise.
-        size: (height, width) that the network sees.
-        at_most: values that a probe sees, about.
+        probed: network, stages and images.
         optimizer: with the schedule's learning rates.
         schedule: passes, batches, views, and how it is scored.
         seed: of the views and of the probes' weights.
-        strategy: that the model was built under.
 
     Raises:
         ValueError: training diverged, or there are no classes.
     """
-    strategy = strategy or tf.distribute.get_strategy()
+    model, stages, train, held_out, size = probed[:5]
+    strategy = probed.strategy or tf.distribute.get_strategy()
     num_classes = int(max(_classes(train).max(), _classes(held_out).max())) + 1
     model.trainable = False
     keras.utils.set_random_seed(seed)
     with strategy.scope():
         # probes are named by their number: a layer has the stage's name already
         inputs = keras.Input(model.input.shape[1:])
-        frozen = keras.Model(model.input, [_pooled_stage(model, stage, at_most) for stage in stages])
+        frozen = keras.Model(model.input, [probed.features(stage) for stage in stages])
         outputs = frozen(inputs, training=False)
         logits = {str(i): _probe(output, num_classes, i) for i, output in enumerate(outputs)}
         probes = keras.Model(inputs, logits)
@@ -154,10 +151,6 @@ def trained_probes(
         total += scores.collect(views, len(held_out)).reshape(total.shape)
     correct = total.argmax(axis=2) == _classes(held_out)[:, np.newaxis]
     return dict(zip(stages, correct.mean(axis=0).tolist(), strict=True))
-
-
-def _pooled_stage(model: keras.Model, stage: str, at_most: int) -> tf.Tensor:
-    return pooled(model.get_layer(stage).output, at_most=at_most, name=f"probed_{stage}")
 
 
 def _probe(features: tf.Tensor, num_classes: int, number: int) -> tf.Tensor:

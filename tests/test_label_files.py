@@ -1,0 +1,92 @@
+"""Labels out of files: known clusters (CSV), and all labels of another run (npz)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sela_tf.data.image_set import ImageSet, SourceError
+from sela_tf.data.label_files import read_known_labels, read_run_labels
+
+
+def _images(names: tuple[str, ...] | None) -> ImageSet:
+    return ImageSet(name="four", images=np.zeros((4, 2, 2, 1), np.uint8), channels=1, names=names)
+
+
+class TestKnownLabels:
+    def test_by_name_and_by_index(self, tmp_path):
+        file = tmp_path / "known.csv"
+        file.write_text("name,cluster\nb.png,1\n\nd/e.png, 0\n")
+        assert read_known_labels(file, _images(("a.png", "b.png", "c.png", "d/e.png")), 2).tolist() == [-1, 1, -1, 0]
+        file.write_text("\ufeffindex,cluster\n2,1\n2,1\n")
+        assert read_known_labels(file, _images(None), 2).tolist() == [-1, -1, 1, -1]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "must be name,cluster or index,cluster"),
+            ("a.png,1\n", "first line"),
+            ("name,cluster\nz.png,1\n", "line 2.*'z.png'"),
+            ("name,cluster\na.png,2\n", "line 2.*from 0 to 1. Received: '2'"),
+            ("name,cluster\na.png,cat\n", "line 2.*'cat'"),
+            ("name,cluster\na.png,1\na.png,0\n", "line 3.*cluster 1 before. Received: 0"),
+            ("name,cluster\na.png\n", "line 2.*two columns"),
+            ("index,cluster\n4,0\n", "line 2.*'4' of the 4 training images"),
+            ("index,cluster\n-1,0\n", "'-1'"),
+        ],
+    )
+    def test_a_wrong_line_is_named(self, tmp_path, text, message):
+        file = tmp_path / "known.csv"
+        file.write_text(text)
+        with pytest.raises(SourceError, match=message):
+            read_known_labels(file, _images(("a.png", "b.png", "c.png", "d.png")), 2)
+
+    def test_a_file_that_is_not_there_and_names_that_are_not(self, tmp_path):
+        with pytest.raises(SourceError, match="nothing.csv"):
+            read_known_labels(tmp_path / "nothing.csv", _images(None), 2)
+        (tmp_path / "known.csv").write_text("name,cluster\na.png,1\n")
+        with pytest.raises(SourceError, match="begin .* with index,cluster"):
+            read_known_labels(tmp_path / "known.csv", _images(None), 2)
+
+
+def _noise(rng) -> ImageSet:
+    return ImageSet(name="noise", channels=3, images=rng.integers(0, 256, (23, 9, 7, 3), dtype=np.uint8))
+
+
+class TestRunLabels:
+    """labels.npz of another run."""
+
+    @staticmethod
+    def write(path, labels, images, **more) -> None:
+        potentials = np.zeros((len(labels), 4), np.float32)
+        np.savez(path, labels=labels, potentials=potentials, data_fingerprint=np.array(images.fingerprint()), **more)
+
+    def test_without_names_the_images_must_be_the_same(self, rng, tmp_path):
+        images, labels = _noise(rng), rng.integers(0, 4, (2, 23))
+        self.write(tmp_path / "labels.npz", labels, images)
+        np.testing.assert_array_equal(read_run_labels(tmp_path / "labels.npz", images, 2, 4), labels)
+        with pytest.raises(SourceError, match="labels 23 other images than the 22"):
+            read_run_labels(tmp_path / "labels.npz", images.take(np.arange(22)), 2, 4)
+        with pytest.raises(SourceError, match="give --num_heads=2 --num_clusters=4"):
+            read_run_labels(tmp_path / "labels.npz", images, 2, 5)
+
+    def test_by_name_in_any_order(self, rng, tmp_path):
+        images, labels = _noise(rng), rng.integers(0, 4, (2, 23))
+        names = tuple(f"{i}.png" for i in range(23))
+        images = dataclasses.replace(images, names=names)
+        self.write(tmp_path / "labels.npz", labels, images, names=np.array(names))
+        some = images.take(np.array([5, 3, 22]))
+        np.testing.assert_array_equal(read_run_labels(tmp_path / "labels.npz", some, 2, 4), labels[:, [5, 3, 22]])
+        other = dataclasses.replace(some, names=("5.png", "new.png", "22.png"))
+        with pytest.raises(SourceError, match="lacks 1 of the 3 training images .* such as 'new.png'"):
+            read_run_labels(tmp_path / "labels.npz", other, 2, 4)
+
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
+    def test_what_is_no_such_file(self, rng, tmp_path, content):
+        (tmp_path / "labels.npz").write_bytes(content)
+        with pytest.raises(SourceError, match="is not the labels.npz of a run"):
+            read_run_labels(tmp_path / "labels.npz", _noise(rng), 2, 4)
+        with pytest.raises(SourceError, match="is not the labels.npz of a run"):
+            read_run_labels(tmp_path / "none.npz", _noise(rng), 2, 4)
