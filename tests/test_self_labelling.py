@@ -382,6 +382,13 @@ class TestSelfLabelling:
             self.fit(make_model(), table, SelfLabelling(other, batches(values), relabel_steps=[0]), values)
         with pytest.raises(ValueError, match="another LabelTable"):
             self.fit(make_model(), table, SelfLabelling(LabelTable(T, K, N), batches(values), relabel_steps=[0]), values)
+        # one loss among several
+        both = with_rotation_head(make_model())
+        both.compile("sgd", loss={"heads": SelfLabelLoss(table), "rotation": "mse"})
+        callback = SelfLabelling(LabelTable(T, K, N), batches(values), relabel_steps=[0])
+        callback.set_model(both)
+        with pytest.raises(ValueError, match="another LabelTable"):
+            callback.on_train_begin()
 
     def test_the_training_view_uses_batch_statistics_and_changes_nothing(self, values):
         table = LabelTable(T, K, N)
