@@ -109,6 +109,21 @@ def test_trained_probes_come_near_the_fitted_ones_and_leave_the_network(digits, 
         assert found[stage] == pytest.approx(fitted[stage], abs=0.15 if ten_crop else 0.03), stage
 
 
+class _Silent(keras.layers.Layer):
+    """Says nothing in training."""
+
+    def call(self, inputs, training=None):
+        return 0.0 * inputs if training else inputs
+
+
+def test_the_network_under_the_probes_is_in_inference_mode(digits):
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, _Silent(name="stage")(inputs))
+    schedule = Schedule(5, 32, Augmentation(1.0, 0, 0, 0, 0, 0, 0))
+    found = trained_probes(Probed(model, ["stage"], *digits, (8, 8), 9600), optimizer=CoupledSGD(0.01), schedule=schedule)
+    assert found["stage"] > 0.9
+
+
 def test_ten_crops_are_averaged(digits, monkeypatch):
     """The score is that of the mean of what is believed of each crop."""
     train, held_out = digits
@@ -163,12 +178,15 @@ def test_through_the_door(finished, tmp_path):
         shutil.copytree(finished[0], tmp_path / name)
     flagfile = tmp_path / "two" / "flags.cfg"
     flagfile.write_text(flagfile.read_text().replace("--seed=0", "--seed=7"))
-    # the first 300 digits in colour, without a split of their own
+    # the first 300 digits in colour and in a frame, without a split of their own
     train = load_source("digits").train
-    np.savez(tmp_path / "other.npz", images=np.repeat(train.images[:300], 3, axis=-1), classes=train.classes[:300])
+    framed = np.pad(train.images[:300], [(0, 0), (2, 2), (1, 1), (0, 0)])
+    np.savez(tmp_path / "other.npz", images=np.repeat(framed, 3, axis=-1), classes=train.classes[:300])
     np.savez(tmp_path / "nameless.npz", images=train.images[:300])
     one, both = f"--workdir={tmp_path}/one", f"--workdir={tmp_path}/one,{tmp_path}/two"
-    single, several, sgd, other, nameless, stage, nothing = run_doors(
+    shutil.copytree(finished[0], tmp_path / "wide")
+    (tmp_path / "wide" / "flags.cfg").write_text(flagfile.read_text().replace("--width=8", "--width=4"))
+    single, several, sgd, other, nameless, stage, nothing, unlike = run_doors(
         [
             [one, "--untrained"],
             [both, "--stages=embedding", "--knn=5"],
@@ -177,6 +195,7 @@ def test_through_the_door(finished, tmp_path):
             [one, f"--dataset=npz:{tmp_path}/nameless.npz"],
             [one, "--stages=conv1"],
             [f"--workdir={tmp_path}"],
+            [f"--workdir={tmp_path}/two,{tmp_path}/wide", "--knn=3"],
         ],
         "sela_tf.probe",
     )
@@ -199,6 +218,8 @@ def test_through_the_door(finished, tmp_path):
     is_one_line(nameless, "has no class labels, which probes need", door="sela_tf.probe")
     is_one_line(stage, "--stages=conv1: no such stage", door="sela_tf.probe")
     is_one_line(nothing, "holds no run", door="sela_tf.probe")
+    is_one_line(unlike, "differ in more than their seed: --width is 8", door="sela_tf.probe")
+    assert json.loads((tmp_path / "two" / "probes.json").read_text()) == two
 
 
 def test_unequal_classes_are_judged_by_all_images_and_few_images_will_do(finished, tmp_path):

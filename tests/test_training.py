@@ -293,7 +293,9 @@ def test_labels_of_another_run_rotations_and_unequal_classes(finished, tmp_path)
     """Labels are kept to the end; the rotation head is trained and not part of the network that is kept; classes thin out."""
     source = f"--labels_from={finished[0] / 'labels.npz'}"
     kept = [*SMALL, source, "--num_relabellings=0"]
-    transfer, rotation, heavy, relabelled, other_images, other_heads, no_labels, no_classes = run_doors(
+    np.savez(tmp_path / "oblong.npz", images=np.zeros((200, 8, 10), np.uint8))
+    oblong = ["--rotation", f"--dataset=npz:{tmp_path}/oblong.npz", f"--workdir={tmp_path}/x"]
+    transfer, rotation, heavy, relabelled, other_images, other_heads, no_labels, no_classes, not_square = run_doors(
         [
             [*kept, "--width=4", f"--workdir={tmp_path}/transfer"],
             [*kept, "--rotation", "--epochs=3", f"--workdir={tmp_path}/rotation"],
@@ -303,6 +305,7 @@ def test_labels_of_another_run_rotations_and_unequal_classes(finished, tmp_path)
             [*kept, "--num_heads=1", f"--workdir={tmp_path}/x"],
             [*SMALL, "--num_relabellings=0", f"--labels_from={finished[0] / 'flags.cfg'}", f"--workdir={tmp_path}/x"],
             [*SMALL, "--imbalance=light", "--classes=none", f"--workdir={tmp_path}/x"],
+            [*SMALL, *oblong],
         ]
     )
     with np.load(finished[0] / "labels.npz") as given:
@@ -317,6 +320,9 @@ def test_labels_of_another_run_rotations_and_unequal_classes(finished, tmp_path)
     assert turned[0] == pytest.approx(np.log(4), rel=0.05)
     assert np.mean(turned[-3:]) < 0.8 * turned[0]
     model = sela_tf.load_run(tmp_path / "rotation")
+    # nothing else is in the file
+    model.save_weights(tmp_path / "again.weights.h5")
+    assert (tmp_path / "again.weights.h5").read_bytes() == (tmp_path / "rotation" / "model.weights.h5").read_bytes()
     assert model.output.shape == (None, 2, 16)
     _, held_out = hold_out(load_source("digits").train, 0.25)
     clusters = model(held_out.images.astype(np.float32)).numpy().argmax(axis=2)
@@ -330,6 +336,7 @@ def test_labels_of_another_run_rotations_and_unequal_classes(finished, tmp_path)
     is_one_line(other_heads, "has 2 heads of 16 clusters")
     is_one_line(no_labels, "is not the labels.npz of a run")
     is_one_line(no_classes, "--imbalance=light needs class labels")
+    is_one_line(not_square, "which must be square, not 8 x 10: give --image_size")
 
 
 def test_a_rotated_run_continues(tmp_path):

@@ -110,9 +110,10 @@ def trained_probes(probed: Probed, *, optimizer: keras.optimizers.Optimizer, sch
     with strategy.scope():
         # probes are named by their number: a layer has the stage's name already
         inputs = keras.Input(model.input.shape[1:])
-        frozen = keras.Model(model.input, [probed.features(stage) for stage in stages])
-        outputs = frozen(inputs, training=False)
-        logits = {str(i): _probe(output, num_classes, i) for i, output in enumerate(outputs)}
+        frozen = keras.Model(model.input, {str(i): probed.features(stage) for i, stage in enumerate(stages)})
+        outputs = _InInferenceMode(frozen)(inputs)
+        # in the stages' order: Keras may sort the names
+        logits = {number: _probe(outputs[number], num_classes, number) for number in map(str, range(len(stages)))}
         probes = keras.Model(inputs, logits)
         optimizer.build(probes.trainable_variables)
         probes.compile(
@@ -153,7 +154,18 @@ def trained_probes(probed: Probed, *, optimizer: keras.optimizers.Optimizer, sch
     return dict(zip(stages, correct.mean(axis=0).tolist(), strict=True))
 
 
-def _probe(features: tf.Tensor, num_classes: int, number: int) -> tf.Tensor:
+class _InInferenceMode(keras.layers.Layer):
+    """A network as it is served, also in training: Keras replaces the `training=False` that a nested model was called with."""
+
+    def __init__(self, network: keras.Model):
+        super().__init__(trainable=False)
+        self.network = network
+
+    def call(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self.network(inputs, training=False)
+
+
+def _probe(features: tf.Tensor, num_classes: int, number: str) -> tf.Tensor:
     normalised = keras.layers.BatchNormalization(
         center=False, scale=False, momentum=0.9, epsilon=1e-5, dtype="float32", name=f"probe{number}_bn"
     )(features)

@@ -154,4 +154,6 @@ def with_rotation_head(model: keras.Model) -> keras.Model:
 
 def without_rotation_head(model: keras.Model) -> keras.Model:
     """From images to the heads' logits alone; a model that has no other output comes back as it is."""
-    return keras.Model(model.input, find_multi_head(model).output) if isinstance(model.output, dict) else model
+    if not isinstance(model.output, dict):
+        return model
+    return keras.Model(model.input, find_multi_head(model).output, name=model.name.removesuffix("_rot"))
