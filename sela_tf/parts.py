@@ -222,4 +222,8 @@ def compiled_model(config: SelaConfig, data: Data, labels: LabelTable, strategy:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
         model.compile(optimizer, loss=loss, jit_compile=False)
+    replicas = strategy.num_replicas_in_sync
+    if config.rotation and replicas > 1:
+        # of several losses Keras makes the trackers when they are first used, which within a distributed step is too late
+        model.evaluate(training_views(config, data, batch_size=replicas, first_step=0, last_step=2), steps=1, verbose=0)
     return model

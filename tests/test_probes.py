@@ -8,7 +8,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from conftest import is_one_line, run_doors
+from conftest import SMALL, is_one_line, run_door, run_doors
 
 from sela_tf import flags, prober
 from sela_tf.config import ConfigError, SelaConfig
@@ -255,3 +255,15 @@ def test_untrained_is_the_network_before_its_first_step(finished, tmp_path):
     for column in ("trained", "untrained"):
         assert probes[column]["knn"]["10"] == pytest.approx(results[column]["knn"], abs=0.005)
         assert probes[column]["linear_probe"]["embedding"] == pytest.approx(results[column]["linear_probe"], abs=0.005)
+
+
+@pytest.mark.slow
+def test_a_rotated_run_and_its_probes_on_two_devices(tmp_path):
+    way = [*SMALL, "--rotation", "--logical_cpus=2", "--sync_batch_norm", f"--workdir={tmp_path}/run"]
+    trained = run_door(*way)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    options = ["--protocol=sgd", "--epochs=3", "--drop_epochs=2", "--batch_size=32", "--flip_probability=0", "--crop_scale=0.5"]
+    (probed,) = run_doors([[f"--workdir={tmp_path}/run", "--untrained", "--stages=stage2", *options]], "sela_tf.probe")
+    assert (probed.returncode, probed.stderr) == (0, "")
+    probes = json.loads((tmp_path / "run" / "probes.json").read_text())
+    assert probes["trained"]["linear_probe"]["stage2"] > 0.8

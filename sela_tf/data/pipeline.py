@@ -103,12 +103,15 @@ def with_rotations(batches: tf.data.Dataset) -> tf.data.Dataset:
     """
 
     def rotate(images: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        # the four views of an image stay together, so that replicas that share a batch get the same mixture
+        # the four views of an image stay together, so that replicas that share a batch get the same mixture; sizes are static
+        # where they are known, without which two replicas could not share it
+        count = images.shape[0] or len(images)
         views = tf.stack([tf.image.rot90(images, turns) for turns in range(4)], axis=1)
-        views = tf.reshape(views, [-1, *images.shape[1:]])
-        turns = tf.tile(tf.range(4, dtype=tf.int64), [len(indices)])
+        views = tf.reshape(views, [4 * count, *images.shape[1:]])
+        turns = tf.reshape(tf.tile(tf.range(4, dtype=tf.int64), [count]), [4 * count])
+        indices = tf.reshape(tf.tile(indices[:, tf.newaxis], [1, 4]), [4 * count])
         weights = {"heads": 4.0 * tf.cast(turns == 0, tf.float32), "rotation": tf.ones_like(turns, tf.float32)}
-        return views, {"heads": tf.repeat(indices, 4), "rotation": turns}, weights
+        return views, {"heads": indices, "rotation": turns}, weights
 
     return batches.map(rotate, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
