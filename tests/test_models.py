@@ -379,14 +379,17 @@ class TestFeatureExtractor:
         batches = tf.data.Dataset.from_tensor_slices((values[order], order)).batch(7)
         np.testing.assert_allclose(FeatureExtractor(model).collect(batches, 50), model(values), atol=1e-6)
 
-    def test_settling_moves_the_statistics_alone(self, rng):
+    @pytest.mark.parametrize("norm", [FusedBatchNormalization(), keras.layers.BatchNormalization(momentum=0.999)])
+    def test_settling_moves_the_statistics_alone(self, rng, norm):
         values = rng.normal(5.0, 2.0, size=(64, 3)).astype(np.float32)
         inputs = keras.Input((3,))
-        model = keras.Model(inputs, FusedBatchNormalization()(keras.layers.Dense(3)(inputs)))
+        momentum = norm.momentum
+        model = keras.Model(inputs, norm(keras.layers.Dense(3)(inputs)))
         kernel = np.asarray(model.layers[1].kernel).copy()
         batches = tf.data.Dataset.from_tensor_slices((values, np.arange(64))).batch(32)
         FeatureExtractor(model).settle(batches)
         np.testing.assert_array_equal(model.layers[1].kernel, kernel)
+        assert norm.momentum == momentum
         outputs = model(values, training=False).numpy()
         np.testing.assert_allclose(outputs.mean(axis=0), 0, atol=0.1)
         np.testing.assert_allclose(outputs.std(axis=0), 1, atol=0.1)

@@ -87,13 +87,23 @@ class FeatureExtractor:
         return features
 
     def settle(self, batches: tf.data.Dataset, *, num_batches: int = 50) -> None:
-        """Moves the moving statistics of batch normalisation to those of these batches' images, as training would; no weight changes.
+        """Moves the moving statistics of batch normalisation to those of these batches' images; no weight changes.
 
-        Of a network before its first step they are still empty, and its outputs in inference mode mean nothing. At a momentum of .9,
-        50 batches leave .5 % of what was there.
+        Of a network before its first step they are still empty, and its outputs in inference mode mean nothing. The statistics move
+        with a momentum of .9 at most, of which 50 batches leave .5 %: at the .99 that Keras' own networks have, they would leave 60 %.
         """
-        for images, _ in batches.repeat().take(num_batches):
-            self._forward(self._split(images), True)
+        norms = [layer for layer in self.model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        before = [layer.momentum for layer in norms]
+        for layer in norms:
+            layer.momentum = min(layer.momentum, 0.9)
+        # traced with these momenta, and not kept
+        forward = tf.function(self._run, reduce_retracing=True)
+        try:
+            for images, _ in batches.repeat().take(num_batches):
+                forward(self._split(images), True)
+        finally:
+            for layer, momentum in zip(norms, before, strict=True):
+                layer.momentum = momentum
 
     def _split(self, images: tf.Tensor) -> tf.Tensor:
         """One part a replica, in order."""
