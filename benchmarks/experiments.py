@@ -44,23 +44,25 @@ ROWS_OF: dict[str, Row] = {
     "resnet8_10_heads": Row("fashion_mnist_128x10", _SHORT),
     "resnet8_bfloat16": Row("fashion_mnist", (*_SHORT, "--mixed_precision=bfloat16")),
     "resnet18": Row("fashion_mnist", (*_SHORT, "--backbone=resnet18", "--width=32")),
+    "resnet20": Row("fashion_mnist", (*_SHORT, "--backbone=resnet20")),
     "preact_resnet18": Row("fashion_mnist", (*_SHORT, "--backbone=preact_resnet18", "--width=32")),
     "mobilenet": Row("fashion_mnist", (*_SHORT, "--backbone=applications:MobileNet", "--image_size=32")),
     "alexnet": Row(
         "fashion_mnist",
         (*_SHORT, "--backbone=alexnet", "--width=24", "--image_size=64", "--hidden_units=0", "--learning_rate=0.05"),
-        ("--stages=conv1,conv2,conv3,conv4,conv5,embedding", "--values=1536"),
+        ("--stages=conv1,conv2,conv3,conv4,conv5,embedding", "--values=384"),
     ),
     "resnet8_rotation": Row("fashion_mnist", ("--epochs=2", *_FIXED, "--rotation"), labels_of="resnet8"),
     "resnet8_same_labels": Row("fashion_mnist", ("--epochs=2", *_FIXED), labels_of="resnet8"),
+    "resnet8_to_resnet20": Row("fashion_mnist", ("--epochs=2", *_FIXED, "--backbone=resnet20"), labels_of="resnet8"),
     "resnet8_to_resnet18": Row("fashion_mnist", ("--epochs=4", *_FIXED, "--backbone=resnet18", "--width=32"), labels_of="resnet8"),
 }
 TABLES: dict[str, Sequence[str]] = {
-    "networks": ("resnet8", "resnet8_10_heads", "resnet18", "preact_resnet18", "mobilenet"),
+    "networks": ("resnet8", "resnet8_10_heads", "resnet20", "resnet18", "preact_resnet18", "mobilenet"),
     "precision": ("resnet8", "resnet8_bfloat16"),
     "alexnet": ("alexnet",),
     "labels": ("resnet8", "resnet8_same_labels", "resnet8_rotation"),
-    "transfer": ("resnet8", "resnet18", "resnet8_to_resnet18"),
+    "transfer": ("resnet8", "resnet20", "resnet8_to_resnet20", "resnet18", "resnet8_to_resnet18"),
 }
 
 
