@@ -1,7 +1,8 @@
 """How fast is training? `python -m benchmarks.train_step`: sela_tf beside a PyTorch twin, in turns, in one process.
 
 Images a second on --threads threads, medians of --rounds rounds: of the bare step (one batch in memory), of the step with the input pipeline
-(random resized crops, flips, brightness, contrast), of the label pass, and of the run's own loop. The twin is PyTorch eager in channels-last, its
+(random resized crops, flips, brightness, contrast), of the label pass, and of the run's own loop, beside the twin's step with its
+input pipeline. The twin is PyTorch eager in channels-last, its
 best on a CPU, and augments whole batches by grid_sample. Ratios are medians of the rounds' ratios. With --profile: where the time of the bare
 step goes, by kind of operation. Nothing else should run on the machine meanwhile.
 """
@@ -37,9 +38,12 @@ WORKLOADS = {
 }
 Measured = dict[str, Callable[[], int]]
 """By name: does some work, and returns the images that it did."""
+Loop = Callable[[int, Callable[[], float]], list[tuple[float, float]]]
+"""Rates of the run's own loop and of a peer, in turns."""
 
 
-def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> Measured:
+def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> tuple[Measured, Loop]:
+    import keras
     import tensorflow as tf
 
     import sela_tf
@@ -92,25 +96,36 @@ def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> Measured
         extractor.collect(clean, len(images))
         return len(images)
 
-    def loop() -> int:
+    def loop(rounds: int, peer: Callable[[], float]) -> list[tuple[float, float]]:
+        """One training of an epoch a round, after one in which its step is traced; the peer's rate is taken at the end of each."""
+        pairs: list[tuple[float, float]] = []
+
+        class Rates(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+                self.start = time.perf_counter()
+
+            def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+                own = steps * work.batch / (time.perf_counter() - self.start)
+                pairs.append((own, peer()))
+
+        last_step = (rounds + 1) * steps
         train(
             model,
-            training_batches(image_set, **options, first_step=0, last_step=steps),
+            training_batches(image_set, **options, first_step=0, last_step=last_step),
             strategy=strategy,
             xla=False,
-            callbacks=[],
+            callbacks=[Rates()],
             clock=Clock(),
             first_step=0,
-            last_step=steps,
+            last_step=last_step,
             steps_per_epoch=steps,
             log_every_steps=50,
             save=lambda step: None,
             stop=Stop(),
         )
-        return steps * work.batch
+        return pairs[1:]
 
-    measured = {"bare step": bare, "step with input pipeline": with_pipeline, "label pass": label_pass}
-    return measured if work.side > 32 else {**measured, "the run's own loop": loop}
+    return {"bare step": bare, "step with input pipeline": with_pipeline, "label pass": label_pass}, loop
 
 
 def pytorch_work(work: Workload, images: np.ndarray, precision: str) -> Measured:
@@ -211,12 +226,7 @@ def pytorch_work(work: Workload, images: np.ndarray, precision: str) -> Measured
                 model[:-1](prepared(few.float())).float().numpy()
         return len(images)
 
-    return {
-        "bare step": bare,
-        "step with input pipeline": with_pipeline,
-        "label pass": label_pass,
-        "the run's own loop": with_pipeline,
-    }
+    return {"bare step": bare, "step with input pipeline": with_pipeline, "label pass": label_pass}
 
 
 def rate(work: Callable[[], int]) -> float:
@@ -268,7 +278,7 @@ def main() -> None:
     for name, work in WORKLOADS.items():
         images = rng.integers(0, 256, (work.num_images, work.side, work.side, work.channels), dtype=np.uint8)
         if options.profile:
-            bare = sela_tf_work(work, images, "float32")["bare step"]
+            bare = sela_tf_work(work, images, "float32")[0]["bare step"]
             bare()
             print(f"{name}, bare step\n\n{markdown(['operation', 'share of the time'], profile(bare))}\n")
             continue
@@ -276,11 +286,14 @@ def main() -> None:
 
         torch.set_num_threads(options.threads)
         for precision in options.precisions:
-            ours, theirs = sela_tf_work(work, images, precision), pytorch_work(work, images, precision)
-            for what in ours:
-                for warm in (ours[what], theirs[what]):
-                    warm()
-                pairs = [(rate(ours[what]), rate(theirs[what])) for _ in range(options.rounds)]
+            (ours, loop), theirs = sela_tf_work(work, images, precision), pytorch_work(work, images, precision)
+            for what in (*ours, "the run's own loop"):
+                if what in ours:
+                    for warm in (ours[what], theirs[what]):
+                        warm()
+                    pairs = [(rate(ours[what]), rate(theirs[what])) for _ in range(options.rounds)]
+                else:
+                    pairs = loop(options.rounds, lambda theirs=theirs: rate(theirs["step with input pipeline"]))
                 own, other = np.median(pairs, axis=0)
                 ratios = [a / b for a, b in pairs]
                 spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
