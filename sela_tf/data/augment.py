@@ -99,18 +99,29 @@ def crop_batch(images: tf.Tensor, indices: tf.Tensor, boxes: tf.Tensor, size: tu
     return tf.image.crop_and_resize(images, tf.stack([y1, x1, y2, x2], axis=1), tf.cast(indices, tf.int32), size)
 
 
-def crop_one(image: tf.Tensor, box: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Crops `box` [4] out of one image [h, w, C] of any size and resizes it with antialiasing: float32 [height, width, C]."""
-    sides = tf.cast(tf.shape(image)[:2], tf.float32)
+def clean_view(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """The largest centred box of the target's shape, of one image [h, w, C] of any size or of a batch of one size, resized to `size`.
+
+    This is what a network sees wherever images are not varied: in label passes, in evaluation, and when it is served.
+    """
+    sides = tf.cast(tf.shape(images)[-3:-1], tf.float32)
+    box = centre_boxes((sides[1] / sides[0])[tf.newaxis], size[1] / size[0])[0]
+    return crop_one(images, box, size)
+
+
+def crop_one(images: tf.Tensor, box: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Crops one `box` [4] out of an image [h, w, C] of any size, or a batch of one size, and resizes it with antialiasing to `size`:
+    float32 [height, width, C], or a batch of these."""
+    sides = tf.cast(tf.shape(images)[-3:-1], tf.float32)
     flipped = box[1] > box[3]
     low = tf.stack([box[0], tf.minimum(box[1], box[3])])
     high = tf.stack([box[2], tf.maximum(box[1], box[3])])
     first = tf.cast(tf.round(low * sides), tf.int32)
     last = tf.maximum(first + 1, tf.cast(tf.round(high * sides), tf.int32))
     first = tf.minimum(first, last - 1)
-    crop = image[first[0] : last[0], first[1] : last[1]]
+    crop = images[..., first[0] : last[0], first[1] : last[1], :]
     crop = tf.clip_by_value(tf.image.resize(crop, size, antialias=True), 0.0, 255.0)
-    return tf.cond(flipped, lambda: tf.reverse(crop, [1]), lambda: crop)
+    return tf.cond(flipped, lambda: tf.reverse(crop, [-2]), lambda: crop)
 
 
 def recolour(images: tf.Tensor, draws: tf.Tensor, augmentation: Augmentation) -> tf.Tensor:

@@ -162,8 +162,8 @@ class _Crops(NamedTuple):
         return augment.centre_boxes(aspect, target)
 
     @property
-    def is_whole(self) -> bool:
-        """An image of the target's size comes back as it is."""
+    def is_clean(self) -> bool:
+        """The same for everyone who looks."""
         return self.augmentation is None and self.number is None
 
 
@@ -184,8 +184,10 @@ def _crops_of_arrays(images: ImageSet, crops: _Crops) -> Callable[[tf.Tensor, tf
     aspect = pixels.shape[2] / pixels.shape[1]
 
     def crop(indices: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-        if crops.is_whole and tuple(pixels.shape[1:3]) == crops.size:
-            return tf.cast(tf.gather(pixels, indices), tf.float32)
+        if crops.is_clean:
+            chosen = tf.gather(pixels, indices)
+            whole = tuple(pixels.shape[1:3]) == crops.size
+            return tf.cast(chosen, tf.float32) if whole else augment.clean_view(chosen, crops.size)
         boxes = crops.boxes(draws, tf.fill(tf.shape(indices), tf.constant(aspect, tf.float32)))
         return augment.crop_batch(pixels, indices, boxes, crops.size)
 
@@ -201,6 +203,8 @@ def _crops_of_files(images: ImageSet, crops: _Crops) -> Callable[[tf.Tensor, tf.
         def one(args: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
             path, draw = args
             image = decode_image(tf.io.read_file(path), images.channels)
+            if crops.is_clean:
+                return augment.clean_view(image, crops.size)
             sides = tf.cast(tf.shape(image), tf.float32)
             box = crops.boxes(draw[tf.newaxis], (sides[1] / sides[0])[tf.newaxis])[0]
             return augment.crop_one(image, box, crops.size)
