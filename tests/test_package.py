@@ -20,14 +20,14 @@ import sela_tf
 
 # Imports go downwards only. What stands on one line knows nothing of its neighbours.
 LAYERS = [
-    {"train", "probe"},
-    {"door", "prober"},
+    {"train", "probe", "export", "label"},
+    {"door", "prober", "labeller"},
     {"trainer", "dry_run"},
     {"loop", "parts"},
     {"workdir", "checkpoint"},
     {"flags", "optimizer"},
     {"config"},
-    {"self_labelling", "evaluation"},
+    {"self_labelling", "evaluation", "serving", "reporting"},
     {"data", "models", "transport"},
 ]
 
