@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from sela_tf.transport import rounding as module
 from sela_tf.transport import scan
 from sela_tf.transport.rounding import balanced_labels
+from sela_tf.transport.rows import LinearLogits
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -223,6 +224,32 @@ def test_memory_stays_below_the_matrix(rng):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < log_probs.nbytes
+
+
+@pytest.mark.parametrize(("num_rows", "mended"), [(1003, False), (1003, True), (30_001, False), (30_001, True)])
+def test_logits_that_are_computed(rng, tmp_path, num_rows, mended):
+    """From features in a file: as good as from the matrix, which is never made."""
+    features = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", np.float32, (num_rows, 8))
+    features[:] = rng.normal(size=(num_rows, 8))
+    kernel, bias = rng.normal(size=(8, 64)).astype(np.float32), rng.normal(size=64).astype(np.float32)
+    computed, matrix = LinearLogits(features, kernel, bias), features @ kernel + bias
+    potentials = np.zeros(64) if mended else sinkhorn(computed).potentials
+    balanced_labels(computed, potentials, lam=25.0)  # what it imports is not its memory
+    tracemalloc.start()
+    result = balanced_labels(computed, potentials, lam=25.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    _check_feasible(result, num_rows, 64)
+    expected = balanced_labels(matrix, potentials, lam=25.0)
+    loss = (_objective(matrix, expected.labels) - _objective(matrix, result.labels)) / num_rows
+    assert abs(loss) <= max(result.gap, expected.gap) + 1e-6
+    if num_rows > 30_000 and not mended:
+        assert peak < matrix.nbytes
+    with pytest.raises(ValueError, match=r"`features` must be \[N, D\]"):
+        balanced_labels(LinearLogits(features, kernel[1:], bias), potentials, lam=25.0)
+    features[5, 0] = np.nan
+    with pytest.raises(ValueError, match="neither NaN nor .* at row 5"):
+        balanced_labels(computed, potentials, lam=25.0)
 
 
 def test_a_number_added_to_a_row_changes_nothing(rng):

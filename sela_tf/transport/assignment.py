@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from sela_tf.transport.marginals import Marginals, cluster_sizes
 from sela_tf.transport.rounding import balanced_labels
+from sela_tf.transport.rows import LinearLogits
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -35,7 +36,7 @@ class BalancedAssignment(NamedTuple):
 
 
 def assign_labels(
-    log_probs: np.ndarray | tf.Tensor,
+    log_probs: np.ndarray | tf.Tensor | LinearLogits,
     *,
     lam: float = 25.0,
     tolerance: float = 1e-3,

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport.exchange import Moves, resolution
+from sela_tf.transport.rows import ComputedLogits, LinearLogits
 from sela_tf.transport.scan import scan
 
 # Up to so many elements the labels are the optimum. Beyond, a row may end up this far below its best cluster, which takes a fifth of
@@ -56,7 +57,7 @@ class BalancedLabels(NamedTuple):
 
 
 def balanced_labels(
-    log_probs: np.ndarray | tf.Tensor,
+    log_probs: np.ndarray | tf.Tensor | LinearLogits,
     potentials: np.ndarray | tf.Tensor,
     *,
     lam: float,
@@ -69,7 +70,8 @@ def balanced_labels(
     potentials are: good ones make it fast.
 
     Args:
-        log_probs: [N, K], log p(y|x) or logits: a constant added to a row changes nothing. -inf forbids the cluster to the row.
+        log_probs: [N, K], log p(y|x) or logits: a constant added to a row changes nothing. -inf forbids the cluster to the row. Or
+            `sela_tf.LinearLogits`, computed anew at each of some ten readings and never stored.
         potentials: [K], those of `sinkhorn` for the same `log_probs` and `lam`, or any others.
         lam: what the potentials are to be divided by to be in units of `log_probs`.
         sizes: integer [K], sum N: the sizes to be met. If None, floor(N/K) or ceil(N/K), whichever is best for each cluster.
@@ -78,7 +80,8 @@ def balanced_labels(
     Raises:
         ValueError: an argument is not as described, a value is NaN or +inf, or no labels meet the sizes.
     """
-    log_probs, potentials = np.asarray(log_probs), np.asarray(potentials, np.float64)
+    log_probs = ComputedLogits(log_probs.checked()) if isinstance(log_probs, LinearLogits) else np.asarray(log_probs)
+    potentials = np.asarray(potentials, np.float64)
     if log_probs.dtype.kind != "f" and log_probs.dtype.name != "bfloat16":
         raise ValueError(f"`log_probs` must be floating point. Received: dtype={log_probs.dtype}")
     if log_probs.ndim != 2 or 0 in log_probs.shape:
@@ -148,7 +151,7 @@ def _bounds(sizes: np.ndarray | None, held: np.ndarray, num_rows: int) -> tuple[
 
 
 def _transport(
-    log_probs: np.ndarray,
+    log_probs: np.ndarray | ComputedLogits,
     u: np.ndarray,
     lower: np.ndarray,
     upper: np.ndarray,
@@ -235,7 +238,11 @@ def _transport(
 
 
 def _mend(
-    log_probs: np.ndarray, shares: np.ndarray, held: np.ndarray, temperature: float, price: Callable[[np.ndarray], float]
+    log_probs: np.ndarray | ComputedLogits,
+    shares: np.ndarray,
+    held: np.ndarray,
+    temperature: float,
+    price: Callable[[np.ndarray], float],
 ) -> np.ndarray:
     """Potentials [K] from nothing, for clusters that are to get `shares` [K] of the free rows, or about that: `price` is exact."""
     zeros, few = np.zeros(len(shares)), len(log_probs) < _FEW_ROWS * len(shares)
@@ -264,13 +271,13 @@ def _anneal(sample: np.ndarray, shares: np.ndarray, temperature: float) -> np.nd
     return u
 
 
-def _sample(log_probs: np.ndarray, num_rows: int) -> np.ndarray:
+def _sample(log_probs: np.ndarray | ComputedLogits, num_rows: int) -> np.ndarray:
     """float64 [n, K]: about so many of the rows that have a finite value."""
     sample = log_probs[:: -(-len(log_probs) // num_rows)].astype(np.float64)
     return sample[np.isfinite(sample.max(axis=1))]
 
 
-def _cost(log_probs: np.ndarray, u: np.ndarray, choices: float, slack: float = 0.0) -> float:
+def _cost(log_probs: np.ndarray | ComputedLogits, u: np.ndarray, choices: float, slack: float = 0.0) -> float:
     """What a move costs at most if there are to be `choices` for each row, besides those that cost no more than `slack`."""
     scores = _sample(log_probs, max(64, min(512, 2**17 // len(u)))) + u
     cost = (scores.max(axis=1, keepdims=True) - scores).ravel()

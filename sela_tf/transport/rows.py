@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import tensorflow as tf
@@ -65,6 +65,37 @@ class LinearLogits(NamedTuple):
         if not np.isfinite(kernel).all() or not np.isfinite(bias).all():
             raise ValueError("`kernel` and `bias` must be finite. Received: NaN or infinity. Has training diverged?")
         return self._replace(kernel=kernel, bias=bias)
+
+
+class ComputedLogits:
+    """`LinearLogits` for those who read arrays: a slice of rows is computed when it is taken, in float32.
+
+    A slice with a step is taken lazily again, until `astype` asks for its numbers.
+    """
+
+    dtype, ndim = np.dtype(np.float32), 2
+
+    def __init__(self, logits: LinearLogits):
+        self._features, self._kernel, self._bias = logits.features, np.asarray(logits.kernel), np.asarray(logits.bias)
+        self.shape = (int(logits.features.shape[0]), int(self._kernel.shape[1]))
+        self.size = self.shape[0] * self.shape[1]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @overload
+    def __getitem__(self, rows: slice[int, int, None]) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, rows: slice[None, None, int]) -> ComputedLogits: ...
+    def __getitem__(self, rows: slice) -> np.ndarray | ComputedLogits:
+        some = self._features[rows]
+        if rows.step is not None:
+            return ComputedLogits(LinearLogits(some, self._kernel, self._bias))
+        return np.asarray(some, np.float32) @ self._kernel + self._bias
+
+    def astype(self, dtype: type) -> np.ndarray:
+        """All of it."""
+        return self[0 : len(self)].astype(dtype)
 
 
 class Measurement(NamedTuple):

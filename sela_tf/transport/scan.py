@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from sela_tf.transport.rows import ComputedLogits
+
 # Elements in a block of rows: few enough to stay in the cache while they are added, compared and searched.
 _BLOCK_SIZE = 2**18
 
 
 def scan(
-    log_probs: np.ndarray,
+    log_probs: np.ndarray | ComputedLogits,
     u: np.ndarray,
     horizon: float,
     slack: float,
