@@ -76,7 +76,7 @@ def absolute_path(path: str) -> str:
 def absolute_source(dataset: str) -> str:
     """The same data set wherever the command is given."""
     kind, colon, path = dataset.partition(":")
-    if kind not in ("idx", "folder", "npz") or not path:
+    if kind not in ("idx", "folder", "npz", "features") or not path:
         return dataset
     return f"{kind}{colon}{absolute_path(path)}"
 
@@ -86,7 +86,11 @@ class SelaConfig:
     """The settings of a run. Sources: P the paper (arXiv 1911.05371), R its reference code."""
 
     # data
-    dataset: str = _option("", "Training images: digits, idx:DIR, folder:DIR, npz:FILE, synthetic, or a TFDS name such as cifar10.")
+    dataset: str = _option(
+        "",
+        "Training images: digits, idx:DIR, folder:DIR, npz:FILE, synthetic, or a TFDS name such as cifar10. Or features:FILE, an npy or npz "
+        "file of vectors [N, D] that stand for images.",
+    )
     eval_dataset: str = _option("", "Images to evaluate on; by default the data set's own test split, or a share of it.")
     eval_fraction: float = _option(0.1, "Share of the images held out for evaluation where there is no test split.")
     data_dir: str = _option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.", shown=True)
@@ -105,7 +109,7 @@ class SelaConfig:
     backbone: str = _option(
         "resnet20",
         "Network: resnet8, resnet20, resnet56 for small images, resnet18, resnet50, preact_resnet18, preact_resnet50, alexnet; or "
-        "applications:NAME for one of keras.applications.",
+        "applications:NAME for one of keras.applications. identity, mlp for features.",
     )
     backbone_weights: str = _option("", "File that a network of keras.applications starts from; by default its initialisers.")
     width: int = _option(0, "Channels of the backbone's first stage; 0 for as many as published.")
@@ -122,6 +126,8 @@ class SelaConfig:
     hue: float = _option(0.4, "Strength of the jitter, at most 0.5; colour images only.")
     grayscale_probability: float = _option(0.2, "Of a gray view; colour images only.")
     blur_probability: float = _option(0.0, "Of a Gaussian blur.")
+    feature_noise: float = _option(0.0, "Of features: Gaussian noise, in standard deviations of each value.")
+    feature_dropout: float = _option(0.0, "Of features: share of the values that a view leaves out.")
     # representation learning (P section 4.1)
     epochs: int = _option(400, "Passes over the training images.")
     batch_size: int = _option(256, "Images of an optimizer step, over all devices.")
@@ -174,7 +180,7 @@ class SelaConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "lr_drops", tuple(float(share) for share in self.lr_drops))
         if not self.dataset:
-            raise ConfigError("--dataset is missing: digits, idx:DIR, folder:DIR, npz:FILE, or a TFDS name")
+            raise ConfigError("--dataset is missing: digits, idx:DIR, folder:DIR, npz:FILE, features:FILE, or a TFDS name")
         at_least = {
             "width": 0, "hidden_units": 0, "num_heads": 1, "num_clusters": 2, "epochs": 1, "batch_size": 2, "num_relabellings": 0,
             "transport_max_iterations": 1, "logical_cpus": 0, "log_every_steps": 1, "monitor_examples": 0, "keep_checkpoints": 1,
@@ -182,7 +188,8 @@ class SelaConfig:
         }  # fmt: skip
         bounds = {
             "eval_fraction": Bound(0, 1, open_below=True, open_above=True), "crop_scale": Bound(0, 1, open_below=True),
-            "flip_probability": _SHARE, "grayscale_probability": _SHARE, "blur_probability": _SHARE, "brightness": _SHARE,
+            "flip_probability": _SHARE, "feature_noise": _NOT_NEGATIVE,
+            "feature_dropout": Bound(0, 1, open_above=True), "grayscale_probability": _SHARE, "blur_probability": _SHARE, "brightness": _SHARE,
             "contrast": _SHARE, "saturation": _SHARE, "hue": Bound(0, 0.5), "momentum": Bound(0, 1, open_above=True),
             "learning_rate": _POSITIVE, "weight_decay": _NOT_NEGATIVE, "lam": _POSITIVE, "memory_limit": _POSITIVE,
             "transport_tolerance": Bound(1e-6, 2),

@@ -11,7 +11,15 @@ import numpy as np
 from sela_tf.config import SelaConfig
 from sela_tf.loop import step_function
 from sela_tf.models import stage_names
-from sela_tf.parts import check_before_loading, compiled_model, label_table, load_training_data, prepare_devices, training_views
+from sela_tf.parts import (
+    check_before_loading,
+    compiled_model,
+    label_table,
+    load_training_data,
+    prepare_devices,
+    shape_in_words,
+    training_views,
+)
 from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.transport.sinkhorn import sinkhorn
 
@@ -27,7 +35,7 @@ def dry_run(config: SelaConfig) -> None:
     replicas = strategy.num_replicas_in_sync
     few = max(min(8, num_examples) // replicas, 1) * replicas
     model = compiled_model(config, data, label_table(config, data), strategy)
-    print(f"{model.name}: {model.count_params():,} parameters, images {data.size[0]} x {data.size[1]} x {data.train.channels}")
+    print(f"{model.name}: {model.count_params():,} parameters, input {shape_in_words(data)}")
     for name in [*stage_names(model), *["hidden"] * bool(config.hidden_units), "heads"]:
         print(f"  {name}: {tuple(model.get_layer(name).output.shape[1:])}")
 

@@ -16,7 +16,7 @@ from sela_tf.data.image_set import ImageSet
 from sela_tf.data.label_files import read_run_labels
 from sela_tf.data.pipeline import channel_statistics, training_batches, with_rotations
 from sela_tf.data.sources import load_source
-from sela_tf.data.splits import hold_out, match_channels, match_classes, unbalanced
+from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
 from sela_tf.models import build_model, check_backbone, with_rotation_head
 from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
 from sela_tf.self_labelling.label_table import LabelTable
@@ -28,7 +28,8 @@ class Data(NamedTuple):
 
     train: ImageSet
     held_out: ImageSet
-    size: tuple[int, int]
+    size: tuple[int, ...]
+    """(height, width) that the network sees; () of vectors."""
     mean: np.ndarray
     variance: np.ndarray
 
@@ -105,18 +106,23 @@ def load_data(config: SelaConfig) -> Data:
         report.append(f"--imbalance={config.imbalance}: {len(train)} of {whole} training images are kept")
     for line in report:
         print(line, flush=True)
+    size: tuple[int, ...]
+    if config.image_size and train.is_vectors:
+        raise ConfigError(
+            f"--image_size={config.image_size} is for images, and --dataset={config.dataset} has vectors: leave it out"
+        )
     if config.image_size:
         size = (config.image_size, config.image_size)
     elif train.image_size is not None:
-        size = (int(train.image_size[0]), int(train.image_size[1]))
+        size = tuple(map(int, train.image_size))
     else:
         raise ConfigError(
             f"the images of --dataset={config.dataset} have many sizes: say which one the network sees with --image_size"
         )
-    if min(size) < 2:
+    if size and min(size) < 2:
         raise ConfigError(f"the images of --dataset={config.dataset} are {size[0]} x {size[1]}: give a larger --image_size")
     mean, variance = channel_statistics(train, size=size, seed=config.seed)
-    return Data(train, match_channels(held_out, train.channels), size, mean, variance)
+    return Data(train, match_input(held_out, (*size, train.channels)), size, mean, variance)
 
 
 def load_training_data(config: SelaConfig) -> Data:
@@ -131,10 +137,18 @@ def load_training_data(config: SelaConfig) -> Data:
         raise ConfigError(f"--num_clusters={config.num_clusters} exceeds the {num_images} training images: choose fewer")
     if config.batch_size > num_images:
         raise ConfigError(f"--batch_size={config.batch_size} exceeds the {num_images} training images: choose a smaller one")
-    height, width = data.size
-    if config.rotation and height != width:
-        raise ConfigError(f"--rotation turns images, which must be square, not {height} x {width}: give --image_size")
+    if config.rotation and data.train.is_vectors:
+        raise ConfigError(f"--rotation turns images, and --dataset={config.dataset} has vectors: leave it out")
+    if config.rotation and len(set(data.size)) > 1:
+        raise ConfigError(
+            f"--rotation turns images, which must be square, not {' x '.join(map(str, data.size))}: give --image_size"
+        )
     return data
+
+
+def shape_in_words(data: Data) -> str:
+    """Of what the network takes."""
+    return f"vectors of {data.train.channels}" if data.train.is_vectors else " x ".join(map(str, (*data.size, data.train.channels)))
 
 
 def augmentation(config: SelaConfig) -> Augmentation:
@@ -145,7 +159,7 @@ def augmentation(config: SelaConfig) -> Augmentation:
 def network(
     config: SelaConfig, image_shape: list[int], mean: list[float], variance: list[float], *, weights: str = ""
 ) -> keras.Model:
-    """The network that the settings describe, for images [height, width, channels] of this mean and variance.
+    """The network that the settings describe, for images [height, width, channels], or vectors [values], of this mean and variance.
 
     Raises:
         ValueError: the images are too small for it, or the file `weights` is not for it.

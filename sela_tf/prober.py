@@ -18,7 +18,7 @@ from sela_tf import flags
 from sela_tf.config import ConfigError, ProbeConfig, SelaConfig, absolute_source
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.data.splits import match_channels
+from sela_tf.data.splits import match_input
 from sela_tf.evaluation.knn import knn_accuracy
 from sela_tf.evaluation.markdown import markdown
 from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, trained_probes
@@ -42,11 +42,13 @@ def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[st
     strategy = prepare_devices(config)
     with strategy.scope():
         model = load_run(workdir)
-    height, width, channels = model.input.shape[1:]
+    shape = model.input.shape[1:]
     stages = _stages(settings, model, workdir)
     # images of another set, of whatever size, are shown to the network at its own
-    data = load_data(dataclasses.replace(config, image_size=height))._replace(size=(height, width))
-    data = data._replace(train=match_channels(data.train, channels), held_out=match_channels(data.held_out, channels))
+    if len(shape) == 3:
+        config = dataclasses.replace(config, image_size=shape[0])
+    data = load_data(config)._replace(size=tuple(shape[:-1]))
+    data = data._replace(train=match_input(data.train, shape), held_out=match_input(data.held_out, shape))
     for images in (data.train, data.held_out):
         if images.classes is None:
             raise ConfigError(f"{images.name} has no class labels, which probes need: name another --dataset or --eval_dataset")

@@ -32,6 +32,7 @@ from sela_tf.parts import (
     load_training_data,
     network,
     prepare_devices,
+    shape_in_words,
     training_views,
 )
 from sela_tf.self_labelling.callback import SelfLabelling
@@ -68,9 +69,8 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     model = compiled_model(config, data, labels, strategy)
     fingerprint = data.train.fingerprint()
     step = _continue_from(directory, config, model, labels, fingerprint)
-    shape = " x ".join(map(str, (*data.size, data.train.channels)))
     print(
-        f"{len(data.train)} training images, {len(data.held_out)} held out, {shape}; "
+        f"{len(data.train)} training images, {len(data.held_out)} held out, {shape_in_words(data)}; "
         f"{model.count_params():,} parameters; {steps_per_epoch} steps an epoch on {strategy.num_replicas_in_sync} device(s)"
         + (f"; continues at step {step}" if step else ""),
         flush=True,

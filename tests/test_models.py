@@ -15,7 +15,7 @@ from sela_tf.models.batch_norm import FusedBatchNormalization
 from sela_tf.models.features import FeatureExtractor
 from sela_tf.models.heads import MultiHead, find_multi_head
 
-SMALL, LARGE, ALEXNET = (12, 10, 3), (20, 18, 3), (65, 63, 3)
+SMALL, LARGE, ALEXNET, VECTORS = (12, 10, 3), (20, 18, 3), (65, 63, 3), (7,)
 STAGES = {
     "resnet20": [(12, 10, 4), (12, 10, 4), (6, 5, 8), (3, 3, 16)],
     "resnet18": [(5, 5, 4), (5, 5, 4), (3, 3, 8), (2, 2, 16), (1, 1, 32)],
@@ -26,7 +26,9 @@ STAGES |= {"preact_resnet18": STAGES["resnet18"], "preact_resnet50": STAGES["res
 SLOW = ("resnet56", "resnet50", "preact_resnet50")
 
 
-def shape_for(backbone: str) -> tuple[int, int, int]:
+def shape_for(backbone: str) -> tuple[int, ...]:
+    if backbone in ("identity", "mlp"):
+        return VECTORS
     return ALEXNET if backbone == "alexnet" else SMALL if backbone in ("resnet8", "resnet20", "resnet56") else LARGE
 
 
@@ -36,7 +38,7 @@ def small(backbone: str, **options) -> keras.Model:
         "image_shape": shape_for(backbone),
         "num_heads": 2,
         "num_clusters": 5,
-        "width": 4,
+        "width": 0 if backbone == "identity" else 4,
         "hidden_units": 6,
         "mean": [100.0],
         "variance": [900.0],
@@ -59,6 +61,9 @@ class TestConformance:
         if backbone == "alexnet":
             names = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]
             shapes = [(15, 15, 4), (7, 7, 10), (3, 3, 16), (3, 3, 16), (3, 3, 10), (170,), (170,)]
+        elif shape_for(backbone) == VECTORS:
+            names = ["fc0"] if backbone == "identity" else ["fc1", "fc2"]
+            shapes = [(7,)] if backbone == "identity" else [(4,), (4,)]
         else:
             shapes = STAGES[backbone]
             names = ["stem", *(f"stage{i}" for i in range(1, len(shapes)))]
@@ -216,6 +221,10 @@ def test_convolutions_start_from_he_fan_out():
         ({"width": -1}, "width=-1"),
         ({"backbone": "alexnet", "image_shape": (62, 80, 3)}, "62 x 80 are too small for alexnet.*63.*--image_size"),
         ({"backbone": "resnet50", "image_shape": (16, 16, 3)}, "too small for resnet50.*17"),
+        ({"backbone": "resnet8", "image_shape": (16,)}, "--backbone=resnet8 takes images.*has vectors.*identity or mlp"),
+        ({"backbone": "mlp", "image_shape": (16, 16, 3)}, "--backbone=mlp takes vectors, and the data set has images"),
+        ({"backbone": "identity", "image_shape": (16,), "width": 3}, "leave --width out"),
+        ({"backbone": "mlp", "image_shape": (16, 3)}, "image_shape.*or .D,.*16, 3"),
         ({"hidden_units": -1}, "hidden_units=-1"),
         ({"num_clusters": 1}, "num_clusters=1"),
         ({"num_heads": 0}, "num_heads=0"),

@@ -18,7 +18,7 @@ from PIL import Image
 from sela_tf.data.decoding import BadImageError, check_image, decode_image
 from sela_tf.data.image_set import SourceError
 from sela_tf.data.sources import load_source
-from sela_tf.data.splits import hold_out, match_channels, match_classes
+from sela_tf.data.splits import hold_out, match_classes, match_input
 
 
 def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
@@ -341,11 +341,11 @@ class TestSplitsAndChannels:
         with pytest.raises(SourceError, match="--eval_fraction=1e-09 leaves 1797"):
             hold_out(digits, 1e-9)
 
-    def test_match_channels(self, rng):
+    def test_match_input(self, rng):
         gray = load_source("digits").train
-        colour = match_channels(gray, 3)
+        colour = match_input(gray, (8, 8, 3))
         assert colour.images.shape == (1797, 8, 8, 3)
-        np.testing.assert_allclose(match_channels(colour, 1).images.astype(int), gray.images, atol=1)
+        np.testing.assert_allclose(match_input(colour, (8, 8, 1)).images.astype(int), gray.images, atol=1)
 
 
 TFDS_SCRIPT = """

@@ -27,6 +27,10 @@ class Augmentation(NamedTuple):
     grayscale_probability: float = 0.2
     blur_probability: float = 0.0
     """Gaussian blur of a standard deviation between .1 and 2 pixels, over a tenth of the image's side (SimCLR)."""
+    feature_noise: float = 0.0
+    """Of vectors only: standard deviation of Gaussian noise, in those of each value over the set."""
+    feature_dropout: float = 0.0
+    """Of vectors only: share of the values that are replaced by their mean; the others are spread so that the variance lasts."""
 
 
 NUM_DRAWS = 12
@@ -77,7 +81,7 @@ def evaluation_crop_boxes(aspect: tf.Tensor, target_aspect: float, number: int) 
     return tf.stack([top, low, top + height, high], axis=1)
 
 
-def crop_batch(images: tf.Tensor, indices: tf.Tensor, boxes: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+def crop_batch(images: tf.Tensor, indices: tf.Tensor, boxes: tf.Tensor, size: tuple[int, ...]) -> tf.Tensor:
     """Crops `boxes` [B, 4] out of `images[indices]`, all of one size, and resizes them to `size`: float32 [B, height, width, C].
 
     Bilinear between pixel centres, so that the whole image at its own size comes back as it is. A reversed box is a flip.
@@ -99,7 +103,7 @@ def crop_batch(images: tf.Tensor, indices: tf.Tensor, boxes: tf.Tensor, size: tu
     return tf.image.crop_and_resize(images, tf.stack([y1, x1, y2, x2], axis=1), tf.cast(indices, tf.int32), size)
 
 
-def clean_view(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+def clean_view(images: tf.Tensor, size: tuple[int, ...]) -> tf.Tensor:
     """The largest centred box of the target's shape, of one image [h, w, C] of any size or of a batch of one size, resized to `size`.
 
     This is what a network sees wherever images are not varied: in label passes, in evaluation, and when it is served.
@@ -109,7 +113,7 @@ def clean_view(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     return crop_one(images, box, size)
 
 
-def crop_one(images: tf.Tensor, box: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+def crop_one(images: tf.Tensor, box: tf.Tensor, size: tuple[int, ...]) -> tf.Tensor:
     """Crops one `box` [4] out of an image [h, w, C] of any size, or a batch of one size, and resizes it with antialiasing to `size`:
     float32 [height, width, C], or a batch of these."""
     sides = tf.cast(tf.shape(images)[-3:-1], tf.float32)
@@ -154,6 +158,25 @@ def recolour(images: tf.Tensor, draws: tf.Tensor, augmentation: Augmentation) ->
         blurred = _blur(images, 0.1 + 1.9 * draw(_SIGMA))
         images = tf.where(draw(_BLUR) < augmentation.blur_probability, blurred, images)
     return images
+
+
+def vary_vectors(
+    vectors: tf.Tensor, moments: tuple[tf.Tensor, tf.Tensor], draws: tf.Tensor, augmentation: Augmentation
+) -> tf.Tensor:
+    """Dropout and noise of vectors [B, D], whose values have the mean and standard deviation `moments` over the set.
+
+    As many random numbers as values are too many to be drawn for a whole pass: they are keyed on the first vector's `draws` [B, ...],
+    and so depend on which vectors make up a batch.
+    """
+    mean, deviation = moments
+    key = tf.cast(draws[0, :2] * 2.0**31, tf.int64)
+    if augmentation.feature_dropout:
+        kept = tf.random.stateless_uniform(tf.shape(vectors), seed=key, alg="philox") >= augmentation.feature_dropout
+        vectors = tf.where(kept, mean + (vectors - mean) / (1.0 - augmentation.feature_dropout), mean)
+    if augmentation.feature_noise:
+        noise = tf.random.stateless_normal(tf.shape(vectors), seed=tf.random.fold_in(key, 1), alg="philox")
+        vectors += augmentation.feature_noise * deviation * noise
+    return vectors
 
 
 def _gray(images: tf.Tensor) -> tf.Tensor:

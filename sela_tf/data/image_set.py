@@ -22,30 +22,40 @@ class SourceError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSet:
-    """N images of one split. Exactly one of `images` and `paths` is given."""
+    """N images of one split, or vectors that stand for images. Exactly one of `images` and `paths` is given."""
 
     name: str
     channels: int
-    """1 for gray, 3 for colour."""
+    """1 for gray, 3 for colour; D of vectors, whose values are normalised one by one as channels are."""
     images: np.ndarray | None = None
-    """uint8 [N, H, W, C]."""
+    """uint8 [N, H, W, C]; of vectors float32 [N, D]."""
     paths: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None
     """Of each image, unique: paths relative to the folder. Splits and later matches of labels go by them."""
     classes: np.ndarray | None = None
     """int64 [N], for evaluation only."""
     class_names: tuple[str, ...] | None = None
-    image_size: tuple[int, int] | None = None
-    """(height, width) where all images agree."""
+    image_size: tuple[int, ...] | None = None
+    """(height, width) where all images agree; () of vectors."""
 
     def __len__(self) -> int:
         return len(self.images if self.images is not None else self.paths or ())
+
+    @property
+    def is_vectors(self) -> bool:
+        """Whether there are no pixels to be seen."""
+        return self.image_size == ()
 
     @functools.cached_property
     def tensor(self) -> tf.Tensor:
         """`images` as a tensor on the CPU, made once: every pass over the set reads this one."""
         with tf.device("CPU"):
             return tf.constant(self.images)
+
+    @functools.cached_property
+    def moments(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean and standard deviation of each value of vectors: two float32 [D]."""
+        return tf.math.reduce_mean(self.tensor, axis=0), tf.math.reduce_std(self.tensor, axis=0)
 
     def take(self, indices: np.ndarray) -> ImageSet:
         """The images at `indices`, in that order."""

@@ -24,7 +24,7 @@ _TRAINING, _LABELLING = 1, 2
 def training_batches(
     images: ImageSet,
     *,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     augmentation: Augmentation,
     batch_size: int,
     seed: int,
@@ -60,12 +60,13 @@ def training_batches(
 def inference_batches(
     images: ImageSet,
     *,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     batch_size: int,
     seed: int = 0,
     augmentation: Augmentation | None = None,
     number: int = 0,
     crop: int | None = None,
+    in_order: bool = False,
 ) -> tf.data.Dataset:
     """Every image once, in an order of its own: clean views, training views where an augmentation is given, or one of ten crops.
 
@@ -73,17 +74,20 @@ def inference_batches(
 
     Args:
         images: N of them.
-        size: (height, width).
+        size: (height, width); () of vectors.
         batch_size: upper bound.
         seed: with `number`, the pass, the key of order and views.
         augmentation: None for the clean view: the largest centred box of the target's shape.
         number: of the pass.
         crop: of ten-crop evaluation, 0 … 9; without an augmentation.
+        in_order: image 0 first.
 
     Yields:
         (float32 [b, height, width, C] in [0, 255], int64 [b]).
     """
     order, draws = _keyed(seed, _LABELLING, tf.constant(number, tf.int64), len(images))
+    if in_order:
+        order = tf.range(len(images), dtype=tf.int64)
     num_batches = -(-len(images) // batch_size)
     bounds = tf.constant([i * len(images) // num_batches for i in range(num_batches + 1)], tf.int64)
 
@@ -117,7 +121,7 @@ def with_rotations(batches: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def channel_statistics(
-    images: ImageSet, *, size: tuple[int, int], seed: int = 0, at_most: int = 10_000
+    images: ImageSet, *, size: tuple[int, ...], seed: int = 0, at_most: int = 10_000
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of each channel over the clean views of (at most) so many images, in [0, 255]: two float64 [C]."""
     if len(images) > at_most:
@@ -147,7 +151,7 @@ def _keyed(seed: int, stream: int, number: tf.Tensor, num_examples: int) -> tupl
 class _Crops(NamedTuple):
     """Which part of an image a view shows."""
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
     augmentation: Augmentation | None = None
     """At random; None for the largest centred box of the target's shape, or the `number`-th of ten."""
     number: int | None = None
@@ -167,15 +171,33 @@ class _Crops(NamedTuple):
         return self.augmentation is None and self.number is None
 
 
+_View = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
 def _with_views(images: ImageSet, steps: tf.data.Dataset, crops: _Crops) -> tf.data.Dataset:
     """(indices, draws) to (views, indices)."""
+    view = _views_of_vectors(images, crops.augmentation) if images.is_vectors else _views_of_images(images, crops)
+    return steps.map(view, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _views_of_images(images: ImageSet, crops: _Crops) -> _View:
     crop = _crops_of_arrays(images, crops) if images.images is not None else _crops_of_files(images, crops)
 
     def view(indices: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         pixels = tf.ensure_shape(crop(indices, draws), [None, *crops.size, images.channels])
         return pixels if crops.augmentation is None else augment.recolour(pixels, draws, crops.augmentation), indices
 
-    return steps.map(view, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    return view
+
+
+def _views_of_vectors(images: ImageSet, augmentation: Augmentation | None) -> _View:
+    all_vectors, moments = images.tensor, images.moments
+
+    def view(indices: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        vectors = tf.ensure_shape(tf.gather(all_vectors, indices), [None, images.channels])
+        return vectors if augmentation is None else augment.vary_vectors(vectors, moments, draws, augmentation), indices
+
+    return view
 
 
 def _crops_of_arrays(images: ImageSet, crops: _Crops) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:

@@ -7,12 +7,12 @@ import gzip
 import os
 import pathlib
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterable
 
 import numpy as np
 
+from sela_tf.data.features import load_features, read_archive
 from sela_tf.data.folder import load_folder
 from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceError, Splits
 
@@ -33,8 +33,9 @@ def load_source(
     """Loads what `--dataset` names.
 
     Args:
-        dataset: "digits" (bundled with scikit-learn), "idx:DIR" (MNIST's format), "folder:DIR", "npz:FILE", "synthetic" or
-            "synthetic:N" (images made on the fly, to try settings with), or a TFDS name such as "cifar10" or "fashion_mnist:3.*.*".
+        dataset: "digits" (bundled with scikit-learn), "idx:DIR" (MNIST's format), "folder:DIR", "npz:FILE", "features:FILE" (vectors
+            that stand for images), "synthetic" or "synthetic:N" (images made on the fly, to try settings with), or a TFDS name such as
+            "cifar10" or "fashion_mnist:3.*.*".
         flag: what messages call it.
         data_dir: where TFDS keeps its data sets.
         download: let TFDS download what is not there.
@@ -47,11 +48,12 @@ def load_source(
     """
     name = f"{flag}={dataset}"
     kind, _, rest = dataset.partition(":")
-    if kind in ("idx", "folder", "npz"):
+    if kind in ("idx", "folder", "npz", "features"):
         path = pathlib.Path(rest).expanduser()
+        is_file = kind in ("npz", "features")
         if not rest or not path.exists():
-            raise SourceError(f"{name}: there is no {'file' if kind == 'npz' else 'directory'} {str(path)!r}")
-        if (kind == "npz") == path.is_dir():
+            raise SourceError(f"{name}: there is no {'file' if is_file else 'directory'} {str(path)!r}")
+        if is_file == path.is_dir():
             raise SourceError(f"{name}: {str(path)!r} is {'a directory' if path.is_dir() else 'not a directory'}")
     if kind == "folder":
         splits = load_folder(path, name=name, skip_bad_images=skip_bad_images)
@@ -59,6 +61,8 @@ def load_source(
         splits = _idx(name, path)
     elif kind == "npz":
         splits = _npz(name, path)
+    elif kind == "features":
+        splits = load_features(path, name=name, memory_limit=memory_limit)
     elif dataset == "digits":
         splits = _digits()
     elif kind == "synthetic":
@@ -160,13 +164,7 @@ def _read_idx(name: str, path: pathlib.Path) -> np.ndarray:
 
 def _npz(name: str, path: pathlib.Path) -> Splits:
     """`images`, `classes`, `eval_images`, `eval_classes`; or the names of Keras' mnist.npz: x_train, y_train, x_test, y_test."""
-    try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("not an archive")
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, AttributeError) as error:
-        raise SourceError(f"{name}: {str(path)!r} is not an npz file, or not a whole one") from error
+    arrays = read_archive(name, path)
     named = {"x_train": "images", "y_train": "classes", "x_test": "eval_images", "y_test": "eval_classes"}
     arrays = {named.get(key, key): value for key, value in arrays.items()}
 
@@ -190,7 +188,7 @@ def _tfds(name: str, dataset: str, data_dir: str, download: bool, memory_limit: 
         builder = tfds.builder(dataset, data_dir=data_dir or None)
     except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError) as error:
         raise SourceError(
-            f"{name}: unknown. Use digits, idx:DIR, folder:DIR, npz:FILE, synthetic, or the name of a TFDS data set, "
+            f"{name}: unknown. Use digits, idx:DIR, folder:DIR, npz:FILE, features:FILE, synthetic, or the name of a TFDS data set, "
             f"registered or prepared in {kept_in}"
         ) from error
     if download:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -59,8 +60,22 @@ def unbalanced(images: ImageSet, kind: str, *, seed: int = 0) -> ImageSet:
     return images.take(np.sort(np.concatenate(kept)))
 
 
-def match_channels(images: ImageSet, channels: int) -> ImageSet:
-    """`images` with 1 or 3 channels, so that an evaluation set fits a network trained on the other kind."""
+def match_input(images: ImageSet, shape: Sequence[int]) -> ImageSet:
+    """`images` as a network takes them that was trained on others: of 1 or 3 channels.
+
+    Args:
+        images: of any size.
+        shape: the network's input, (height, width, C); or (D,) of vectors.
+
+    Raises:
+        SourceError: images where vectors are taken, or the other way round; or vectors of another length.
+    """
+    channels = shape[-1]
+    if images.is_vectors != (len(shape) == 1):
+        kinds = ("vectors", "images") if images.is_vectors else ("images", "vectors")
+        raise SourceError(f"{images.name} has {kinds[0]}, and the network was made for {kinds[1]}: name another data set")
+    if images.is_vectors and images.channels != channels:
+        raise SourceError(f"{images.name} has vectors of {images.channels} values, and the network takes {channels}")
     if images.channels == channels or images.images is None:
         return dataclasses.replace(images, channels=channels)
     if channels == 3:

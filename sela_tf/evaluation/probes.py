@@ -62,7 +62,7 @@ class Probed(NamedTuple):
     train: ImageSet
     """With classes; likewise `held_out`, which probes are scored on."""
     held_out: ImageSet
-    size: tuple[int, int]
+    size: tuple[int, ...]
     """(height, width) that the network sees."""
     at_most: int
     """Values that a probe sees, about."""

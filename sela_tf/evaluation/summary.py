@@ -30,7 +30,7 @@ def evaluate_network(
     train: ImageSet,
     held_out: ImageSet,
     *,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     strategy: tf.distribute.Strategy | None = None,
     settle: bool = False,
 ) -> dict[str, Any]:

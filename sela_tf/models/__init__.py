@@ -13,6 +13,7 @@ import tensorflow as tf
 from sela_tf.models.alexnet import alexnet
 from sela_tf.models.applications import PREFIX, application, check_application
 from sela_tf.models.batch_norm import FusedBatchNormalization
+from sela_tf.models.dense import identity, mlp
 from sela_tf.models.heads import MultiHead, find_multi_head
 from sela_tf.models.resnet import resnet
 
@@ -20,14 +21,15 @@ Stages = dict[str, tf.Tensor]
 
 
 class Architecture(NamedTuple):
-    """A backbone of our own."""
+    """A backbone of our own, over images or over vectors."""
 
     stages: Callable[..., Stages]
-    """Takes inputs [B, H, W, C] and the keywords width, synchronized and dtype; returns its named stages, the last one last."""
+    """Takes inputs [B, H, W, C], or [B, D] of vectors, and the keywords width, synchronized and dtype; returns its named stages, the
+    last one last."""
     width: int
     """Channels of its first stage as published."""
     smallest: int
-    """Pixels that images have at least on each side."""
+    """Pixels that images have at least on each side; 0 where it takes vectors."""
 
 
 def _imagenet(**options: Any) -> Architecture:
@@ -42,6 +44,8 @@ BACKBONES: dict[str, Architecture] = {
     "preact_resnet18": _imagenet(blocks=(2, 2, 2, 2), preactivation=True),
     "preact_resnet50": _imagenet(blocks=(3, 4, 6, 3), bottleneck=True, preactivation=True),
     "alexnet": Architecture(alexnet, width=96, smallest=63),
+    "identity": Architecture(identity, width=0, smallest=0),
+    "mlp": Architecture(mlp, width=512, smallest=0),
 }
 
 EMBEDDING = "embedding"
@@ -84,11 +88,11 @@ def build_model(
     dtype: str | None = None,
     weights: str = "",
 ) -> keras.Model:
-    """A functional model from images [B, H, W, C] with values in [0, 255] to logits [B, T, K].
+    """A functional model from images [B, H, W, C] with values in [0, 255], or from vectors [B, D], to logits [B, T, K].
 
     Args:
         backbone: a key of BACKBONES, or "applications:NAME" for a network of `keras.applications`.
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels); (D,) for a backbone over vectors.
         num_heads: T.
         num_clusters: K.
         width: channels of the backbone's first stage, and so of all others in proportion; 0 for the published ones.
@@ -107,11 +111,17 @@ def build_model(
         ValueError: the backbone is unknown, a number is out of range, or the images are too small.
     """
     check_backbone(backbone)
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"`image_shape` must be (height, width, channels), all positive. Received: {tuple(image_shape)}")
+    named = backbone.startswith(PREFIX)
+    of_vectors = not named and not BACKBONES[backbone].smallest
+    if len(image_shape) not in (1, 3) or min(image_shape) < 1:
+        raise ValueError(f"`image_shape` must be (height, width, channels) or (D,), all positive. Received: {tuple(image_shape)}")
+    if of_vectors != (len(image_shape) == 1):
+        raise ValueError(
+            f"--backbone={backbone} takes {'vectors' if of_vectors else 'images'}, and the data set has "
+            f"{'images' if of_vectors else 'vectors: give --backbone=identity or mlp'}"
+        )
     if width < 0 or hidden_units < 0:
         raise ValueError(f"`width` and `hidden_units` must not be negative. Received: {width=}, {hidden_units=}")
-    named = backbone.startswith(PREFIX)
     if named and (width or synchronized):
         raise ValueError(f"{backbone} has its own width and batch normalisation. Received: {width=}, {synchronized=}")
     if weights and not named:
