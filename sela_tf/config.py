@@ -225,6 +225,35 @@ class SelaConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """The settings of `python -m sela_tf.label`."""
+
+    workdir: str = _option("", "A finished run.")
+    dataset: str = _option("", "Images to label, as in training; by default those of the run, held-out ones included.")
+    output: str = _option("", "File to write: .parquet, .csv or .npz.")
+    balanced: bool = _option(
+        False, "Solve the transport on these images, so that clusters are exactly balanced among them; features are kept on disk."
+    )
+    potentials: bool = _option(
+        True, "Add the potentials of the run's last transport, which corrects clusters for their frequency; otherwise plain argmax."
+    )
+    embeddings: bool = _option(True, "Write the embeddings besides.")
+    batch_size: int = _option(500, "Images at a time.")
+    skip_bad_images: bool = _option(False, "Leave out damaged images of a folder instead of refusing it.")
+    data_dir: str = _option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.")
+    memory_limit: float = _option(4.0, "GiB that decoded images may take; folders are read as they are needed.")
+
+    def __post_init__(self) -> None:
+        if not self.workdir:
+            raise ConfigError("--workdir is missing: the directory of a finished run")
+        if not self.output.endswith((".parquet", ".csv", ".npz")):
+            raise ConfigError(f"--output must be a file .parquet, .csv or .npz. Received: --output={self.output}")
+        if self.balanced and not self.potentials:
+            raise ConfigError("--balanced makes potentials of its own: leave out --nopotentials")
+        _check_fields(self, {"batch_size": 1}, {"memory_limit": _POSITIVE})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
     """The settings of `python -m sela_tf.probe`. Source: the reference's evaluation of AlexNet on ImageNet."""
 

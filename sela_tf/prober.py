@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 from scipy import stats
 
-from sela_tf import flags
 from sela_tf.config import ConfigError, ProbeConfig, SelaConfig, absolute_source
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.pipeline import inference_batches
@@ -27,7 +26,7 @@ from sela_tf.models.features import FeatureExtractor
 from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
 from sela_tf.parts import Data, first_network, load_data, prepare_devices
 from sela_tf.trainer import load_run
-from sela_tf.workdir import FLAGS, PROBES, read_results, write_whole
+from sela_tf.workdir import PROBES, read_config, read_results, write_whole
 
 _BATCH = 500
 
@@ -72,16 +71,9 @@ def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[st
     return results
 
 
-def _run_config(workdir: str | os.PathLike[str]) -> SelaConfig:
-    path = pathlib.Path(workdir).expanduser() / FLAGS
-    if not path.exists():
-        raise ConfigError(f"--workdir={workdir} holds no run (no {FLAGS})")
-    return flags.from_flagfile(path)
-
-
 def _config_of(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> SelaConfig:
     """Of the run, with other images where they are asked for."""
-    config = _run_config(workdir)
+    config = read_config(workdir)
     if settings.dataset:
         config = dataclasses.replace(config, dataset=absolute_source(settings.dataset), eval_dataset="")
     if settings.eval_dataset:
@@ -168,7 +160,7 @@ def check_alike(workdirs: Sequence[str]) -> None:
     """Raises:
     ConfigError: the runs differ in more than their seed and whose labels they learned, so that a mean would mean nothing.
     """
-    first, *others = ((workdir, dataclasses.asdict(_run_config(workdir))) for workdir in workdirs)
+    first, *others = ((workdir, dataclasses.asdict(read_config(workdir))) for workdir in workdirs)
     for name, config in others:
         different = [
             f"--{key} is {value!r} in {first[0]} and {config[key]!r} in {name}"

@@ -234,6 +234,7 @@ def _finish(
             "lam": np.array(config.lam, np.float32),
             "converged": np.array([head.assignment.converged for head in final]),
             "num_changes": labels.num_changes,
+            "num_relabellings": labels.num_relabellings,
             "data_fingerprint": np.array(data.train.fingerprint()),
             **names,
         }

@@ -7,6 +7,8 @@ import fcntl
 import json
 import os
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -155,6 +157,37 @@ def write_whole(path: pathlib.Path, text: str) -> None:
     unfinished = path.with_name(f".unfinished-{path.name}")
     unfinished.write_text(text)
     os.replace(unfinished, path)
+
+
+def read_config(workdir: str | os.PathLike[str]) -> SelaConfig:
+    """The settings of the run in `workdir`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = pathlib.Path(workdir).expanduser() / FLAGS
+    if not path.exists():
+        raise ConfigError(f"--workdir={workdir} holds no run (no {FLAGS})")
+    return flags.from_flagfile(path)
+
+
+def read_labels(workdir: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of labels.npz of the finished run in `workdir`.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    path = pathlib.Path(workdir).expanduser() / LABELS
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        if not {"labels", "potentials", "lam", "num_changes", "num_relabellings", "data_fingerprint"} <= set(arrays):
+            raise ValueError("arrays are missing")
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ConfigError(
+            f"{path} is missing or damaged ({error}): remove {path.parent / RESULTS} and repeat the run's command, which writes both anew"
+        ) from error
+    return arrays
 
 
 def read_results(path: pathlib.Path) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""The door: python -m sela_tf.label --workdir=RUN --dataset=folder:DIR --output=labels.parquet"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags as absl_flags
+
+from sela_tf import flags
+from sela_tf.config import LabelConfig
+from sela_tf.door import run_command
+
+_USAGE = """python -m sela_tf.label --workdir=RUN --output=FILE [--dataset=DATA] [--setting=value …]
+
+Labels images with the network of a finished run: of each its clusters, how sure the network is, and its embedding. Other than the settings:
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, 2 for bad input, 128 + n after signal n."""
+    return run_command(
+        argv, name="sela_tf.label", usage=_USAGE, define=_define, read=_read, work=_work, stopped="; nothing was written"
+    )
+
+
+def _define(values: absl_flags.FlagValues) -> None:
+    flags.define(values, LabelConfig)
+
+
+def _read(values: absl_flags.FlagValues) -> LabelConfig:
+    return flags.settings(values, LabelConfig)
+
+
+def _work(settings: LabelConfig) -> int:
+    from sela_tf.labeller import label_images
+
+    print(label_images(settings))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

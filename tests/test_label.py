@@ -1,0 +1,247 @@
+"""`python -m sela_tf.label`: files of labels of any images, from a real run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pathlib
+import shutil
+
+import keras
+import numpy as np
+import pyarrow.parquet
+import pytest
+from conftest import Door, is_one_line, run_doors
+from PIL import Image
+from scipy.special import softmax
+from sklearn.datasets import load_digits
+
+import sela_tf
+from sela_tf import flags
+from sela_tf.parts import load_data
+from sela_tf.serving.label_writer import LabelWriter
+from sela_tf.serving.opinions import opinions
+from sela_tf.serving.scrutiny import Scrutiny
+
+HEADS = (0, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """Digits as files of many sizes and modes, and what is no image."""
+    root = tmp_path_factory.mktemp("images")
+    for i, image in enumerate(load_digits().images[:60]):
+        picture = Image.fromarray((image * 15.9).astype(np.uint8))
+        picture = picture.resize((8 + i % 5, 8 + i % 3)) if i % 2 else picture.convert("RGB")
+        picture.save(root / f"{i:03d}.{'jpg' if i % 7 == 0 else 'png'}")
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(finished, folder, tmp_path_factory) -> tuple[pathlib.Path, list[Door]]:
+    """Every format, of the run's own images and of others, in one process."""
+    workdir, _ = finished
+    out = tmp_path_factory.mktemp("labels")
+    run = f"--workdir={workdir}"
+    doors = run_doors(
+        [
+            [run, f"--output={out}/own.parquet"],
+            [run, f"--output={out}/own.csv", "--batch_size=77"],
+            [run, f"--output={out}/own.npz", "--noembeddings"],
+            [run, f"--output={out}/plain.parquet", "--nopotentials"],
+            [run, f"--output={out}/balanced.parquet", "--balanced", "--batch_size=100"],
+            [run, f"--output={out}/folder.parquet", f"--dataset=folder:{folder}"],
+            [run, f"--output={out}/few.parquet", f"--dataset=folder:{folder}", "--balanced"],
+        ],
+        "sela_tf.label",
+    )
+    for door in doors:
+        assert door.returncode == 0, door.stderr
+    return out, doors
+
+
+def _columns(path: pathlib.Path) -> dict[str, np.ndarray]:
+    table = pyarrow.parquet.read_table(path)
+    return {name: np.array(table[name].to_pylist()) for name in table.column_names}
+
+
+def _own(workdir: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(images, logits, embedding) of the run's images in the order of the file, from the network itself."""
+    config = flags.from_flagfile(workdir / "flags.cfg")
+    data = load_data(config)
+    images = np.concatenate([data.train.images, data.held_out.images]).astype(np.float32)
+    model = sela_tf.load_run(workdir)
+    both = keras.Model(model.inputs, [model.output, model.get_layer("embedding").output])
+    logits, embedding = both.predict(images, verbose=0)
+    return images, logits, embedding
+
+
+def test_clusters_probabilities_margins_and_embeddings_are_those_of_the_network(finished, written):
+    workdir, _ = finished
+    _, logits, embedding = _own(workdir)
+    labels = np.load(workdir / "labels.npz")
+    for name, offset in (("own", labels["potentials"] / labels["lam"]), ("plain", 0.0)):
+        columns = _columns(written[0] / f"{name}.parquet")
+        probabilities = softmax(logits + offset, axis=-1)
+        best = np.sort(probabilities, axis=-1)
+        for head in HEADS:
+            np.testing.assert_array_equal(columns[f"cluster_{head}"], probabilities[:, head].argmax(axis=-1))
+            np.testing.assert_allclose(columns[f"probability_{head}"], best[:, head, -1], atol=1e-5)
+            np.testing.assert_allclose(columns[f"margin_{head}"], best[:, head, -1] - best[:, head, -2], atol=1e-5)
+        np.testing.assert_allclose(columns["embedding"], embedding, atol=1e-5)
+    # the argmax of lam log p + potentials, which is what the transport of the last step gives before it is balanced
+    agree = columns["cluster_0"][: labels["labels"].shape[1]] == labels["labels"][0]
+    assert agree.mean() > 0.3
+
+
+def test_rows_are_in_order_and_say_which_image_they_are_of(finished, written):
+    workdir, _ = finished
+    columns = _columns(written[0] / "own.parquet")
+    data = load_data(flags.from_flagfile(workdir / "flags.cfg"))
+    counts = [len(data.train), len(data.held_out)]
+    assert columns["split"].tolist() == ["train"] * counts[0] + ["held_out"] * counts[1]
+    assert columns["index"].tolist() == [*range(counts[0]), *range(counts[1])]
+    assert columns["class"].tolist() == [str(i) for i in (*data.train.classes, *data.held_out.classes)]
+    labels = np.load(workdir / "labels.npz")
+    assert columns["num_changes"][: counts[0]].tolist() == labels["num_changes"].sum(axis=0).tolist()
+    assert all(value is None for value in columns["num_changes"][counts[0] :])
+
+
+def test_csv_and_npz_hold_the_same(written):
+    out, _ = written
+    columns = _columns(out / "own.parquet")
+    with (out / "own.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(columns["index"])
+    arrays = np.load(out / "own.npz")
+    assert set(arrays.files) == set(columns) - {"embedding"}
+    for name in ("cluster_0", "probability_1", "margin_0", "look_here_first", "disagreement"):
+        np.testing.assert_allclose([float(row[name]) for row in rows], columns[name], atol=1e-6)
+        np.testing.assert_allclose(arrays[name], columns[name], atol=1e-6)
+    np.testing.assert_allclose([float(row["embedding_3"]) for row in rows], columns["embedding"][:, 3], atol=1e-5)
+    assert [row["num_changes"] == "" for row in rows] == [value is None for value in columns["num_changes"]]
+
+
+def test_balanced_clusters_are_balanced_exactly_and_better_than_any_swap(finished, written):
+    workdir, _ = finished
+    _, logits, _ = _own(workdir)
+    for name in ("balanced", "few"):
+        columns = _columns(written[0] / f"{name}.parquet")
+        for head in HEADS:
+            sizes = np.bincount(columns[f"cluster_{head}"], minlength=16)
+            assert sizes.max() - sizes.min() <= 1, name
+    columns = _columns(written[0] / "balanced.parquet")
+    assert (columns["margin_0"] < 0).any(), "some images had to move"
+    for head in HEADS:
+        best = sela_tf.assign_labels(logits[:, head], lam=25.0)
+        gained = np.take_along_axis(logits[:, head], columns[f"cluster_{head}"][:, np.newaxis], axis=1).mean()
+        assert gained == pytest.approx(np.take_along_axis(logits[:, head], best.labels[:, np.newaxis], axis=1).mean(), abs=1e-4)
+    assert "MB in" in written[1][4].stdout
+    assert not list(written[0].glob(".unfinished*"))
+
+
+def test_folder_of_many_sizes(written, folder):
+    columns = _columns(written[0] / "folder.parquet")
+    assert columns["name"].tolist() == sorted(path.name for path in folder.iterdir() if path.suffix != ".txt")
+    assert "split" not in columns
+    assert all(value is None for value in columns["num_changes"])
+    assert np.isfinite(columns["look_here_first"]).all()
+    assert "1 files that are no images" in written[1][5].stdout
+
+
+def test_summary_names_the_images_to_look_at_first(written):
+    out, doors = written
+    columns = _columns(out / "folder.parquet")
+    worst = columns["name"][np.argsort(-columns["look_here_first"])[:5]]
+    lines = doors[5].stdout.splitlines()[-5:]
+    assert [line.split()[1] for line in lines] == worst.tolist()
+
+
+def test_disagreement_is_the_jaccard_distance_of_the_members(rng):
+    labels = rng.integers(0, 4, (3, 200))
+    scrutiny = Scrutiny(labels, np.zeros_like(labels), np.ones(3, int), num_clusters=4)
+    found = scrutiny.disagreement(labels.T[:20])
+    for i in range(20):
+        members = [set(np.flatnonzero(head == head[i])) for head in labels]
+        pairs = [(members[a], members[b]) for a in range(3) for b in range(a)]
+        assert found[i] == pytest.approx(np.mean([1 - len(a & b) / len(a | b) for a, b in pairs]), abs=1e-6)
+    assert Scrutiny(labels[:1], labels[:1], np.ones(1), num_clusters=4).disagreement(labels[:1].T).max() == 0
+
+
+def test_look_here_first_rises_with_each_of_its_parts():
+    labels = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
+    scrutiny = Scrutiny(labels, np.array([[0, 1, 2, 0], [0, 0, 0, 1]]), np.array([3, 3]), num_clusters=2)
+    sure, unsure, no = np.ones((1, 2)), np.zeros((1, 2)), np.zeros(1)
+    assert scrutiny.look_here_first(sure, no, no)[0] == 0.0
+    assert scrutiny.look_here_first(unsure, np.ones(1), np.array([4.0]))[0] == 1.0
+    for one in ((unsure, no, no), (sure, np.ones(1), no), (sure, no, np.array([4.0]))):
+        assert scrutiny.look_here_first(*one)[0] == pytest.approx(1 / 3)
+    # what is not known counts as the mean, 1 of 4
+    assert scrutiny.look_here_first(sure, no, np.array([np.nan]))[0] == pytest.approx(1 / 12)
+
+
+def test_opinions_of_given_clusters(rng):
+    logits = rng.normal(size=(5, 2, 4)).astype(np.float32)
+    said = opinions(logits, clusters=np.argmin(logits, axis=-1))
+    probabilities = softmax(logits, axis=-1)
+    np.testing.assert_allclose(said.probability, probabilities.min(axis=-1), atol=1e-6)
+    np.testing.assert_allclose(said.margin, probabilities.min(axis=-1) - probabilities.max(axis=-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
+def test_a_file_is_whole_or_as_before(tmp_path, suffix):
+    path = tmp_path / f"labels{suffix}"
+    path.write_text("before")
+
+    def fail() -> None:
+        with LabelWriter(path) as writer:
+            writer.write({"a": np.arange(3)})
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "before"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_bad_input_is_refused_by_name(finished, folder, tmp_path, rng):
+    workdir, _ = finished
+    damaged = tmp_path / "damaged"
+    shutil.copytree(workdir, damaged)
+    (damaged / "labels.npz").write_bytes((workdir / "labels.npz").read_bytes()[:1000])
+    np.save(tmp_path / "vectors.npy", rng.normal(size=(30, 5)).astype(np.float32))
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(folder.iterdir())[:5]:
+        shutil.copy(path, few)
+    run, output = f"--workdir={workdir}", f"--output={tmp_path}/labels.parquet"
+    commands = {
+        "--workdir is missing": [output],
+        "--output must be a file .parquet, .csv or .npz. Received: --output=labels.txt": [run, "--output=labels.txt"],
+        "holds no run": [f"--workdir={tmp_path}", output],
+        "labels.npz is missing or damaged": [f"--workdir={damaged}", output],
+        "there is no directory": [run, "--output=/nowhere/labels.csv"],
+        "is a directory: name a file in it": [run, f"--output={_directory(tmp_path)}"],
+        "has vectors, and the network was made for images": [run, output, f"--dataset=features:{tmp_path}/vectors.npy"],
+        "5 images, 16 clusters": [run, output, f"--dataset=folder:{few}", "--balanced"],
+        "leave out --nopotentials": [run, output, "--balanced", "--nopotentials"],
+        "there is no directory '/nowhere'": [run, output, "--dataset=folder:/nowhere"],
+    }
+    for (message, _), door in zip(commands.items(), run_doors(list(commands.values()), "sela_tf.label"), strict=True):
+        is_one_line(door, message, door="sela_tf.label")
+    assert not (tmp_path / "labels.parquet").exists()
+
+
+def _directory(root: pathlib.Path) -> pathlib.Path:
+    path = root / "is_a.csv"
+    path.mkdir()
+    return path
+
+
+def test_labels_file_says_how_often_heads_were_relabelled(finished):
+    rows = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    counts = [sum(row["kind"] == "relabel" and row["head"] == head for row in rows) for head in HEADS]
+    labels = np.load(finished[0] / "labels.npz")
+    assert labels["num_relabellings"].tolist() == counts
+    assert (labels["num_changes"].max(axis=1) < counts).all()
