@@ -175,6 +175,7 @@ class SelaConfig:
     # shown and kept
     log_every_steps: int = _option(50, "Steps between two rows of the loss in metrics.jsonl and TensorBoard.", shown=True)
     monitor_examples: int = _option(10_000, "Training images that the kNN of each epoch looks among; 0 for no kNN.", shown=True)
+    report: bool = _option(True, "Draw report.png and galleries/ at the end.", shown=True)
     keep_checkpoints: int = _option(2, "Newest checkpoints that are kept.", shown=True)
 
     def __post_init__(self) -> None:

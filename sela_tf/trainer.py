@@ -16,7 +16,7 @@ from sela_tf import checkpoint, flags
 from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.label_files import read_known_labels
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.evaluation.clustering import cluster_metrics
+from sela_tf.evaluation.clustering import cluster_metrics, entropy_histogram
 from sela_tf.evaluation.monitors import KNNMonitor
 from sela_tf.evaluation.summary import evaluate_chance, evaluate_labels, evaluate_network
 from sela_tf.loop import Clock, Progress, signals_noted, train
@@ -35,6 +35,7 @@ from sela_tf.parts import (
     shape_in_words,
     training_views,
 )
+from sela_tf.reporter import write_report
 from sela_tf.self_labelling.callback import SelfLabelling
 from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.self_labelling.label_table import LabelTable
@@ -170,15 +171,19 @@ def _log_first_labels(directory: Workdir, classes: np.ndarray | None, labels: La
     """Where the course of the agreement begins: at random."""
     if classes is not None:
         for head, first in enumerate(labels.labels):
-            directory.write_metrics("first_labels", 0, {"head": head, **cluster_metrics(classes, first)._asdict()})
+            directory.write_metrics("first_labels", 0, {"head": head, **_agreement(classes, first)})
 
 
 def _log_relabelling(directory: Workdir, classes: np.ndarray | None, step: int, outcome: list[HeadLabels]) -> None:
     """What each head's relabelling did, and how its new labels agree with the classes, where there are any."""
     for head in outcome:
-        agreement = {} if classes is None else cluster_metrics(classes, np.asarray(head.assignment.labels))._asdict()
+        agreement = {} if classes is None else _agreement(classes, np.asarray(head.assignment.labels))
         directory.write_metrics("relabel", step, {"head": head.head, **head.metrics, **agreement})
         directory.write_timings("relabel", step, {"head": head.head, "seconds": head.seconds})
+
+
+def _agreement(classes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    return {**cluster_metrics(classes, labels)._asdict(), "entropy_histogram": entropy_histogram(classes, labels)}
 
 
 def _state(model: keras.Model, labels: LabelTable) -> dict[str, np.ndarray]:
@@ -257,5 +262,7 @@ def _finish(
             "variance": data.variance.tolist(),
         },
     }
+    if config.report:
+        write_report(directory, config, data, without_rotation_head(model), labels, results, strategy)
     directory.write_results(results)
     return results

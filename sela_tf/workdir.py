@@ -20,6 +20,7 @@ from sela_tf.config import ConfigError, SelaConfig
 
 FLAGS, WEIGHTS, LABELS, RESULTS, PROBES = "flags.cfg", "model.weights.h5", "labels.npz", "results.json", "probes.json"
 METRICS, TIMINGS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "timings.jsonl", "checkpoints", "tensorboard"
+REPORT, PICTURE, GALLERIES = "report.json", "report.png", "galleries"
 _BEFORE_STEP = ("first_labels", "relabel")
 """Rows that belong before their step; the others come after it."""
 
@@ -137,6 +138,10 @@ class Workdir:
         unfinished = self.path / f".unfinished-{LABELS}"
         np.savez(unfinished, **arrays)  # type: ignore[arg-type]
         os.replace(unfinished, self.path / LABELS)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All of metrics.jsonl."""
+        return [row for row in map(_row, (self.path / METRICS).read_text().splitlines()) if row]
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """results.json, the last file of a run to be written."""

@@ -46,6 +46,7 @@ class Door(NamedTuple):
 SMALL = (
     "--dataset=digits", "--eval_fraction=0.25", "--backbone=resnet8", "--width=8", "--num_heads=2", "--num_clusters=16", "--batch_size=64",
     "--flip_probability=0", "--crop_scale=0.5", "--hue=0", "--epochs=2", "--learning_rate=0.1", "--num_relabellings=4", "--log_every_steps=1",
+    "--noreport",
 )  # fmt: skip
 """A run of seconds."""
 
@@ -54,7 +55,7 @@ SMALL = (
 def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess[str]]:
     """A whole small run, which nobody changes."""
     workdir = tmp_path_factory.mktemp("run") / "digits"
-    return workdir, run_door(*SMALL, f"--workdir={workdir}")
+    return workdir, run_door(*SMALL, "--report", f"--workdir={workdir}")
 
 
 _DOORS = """

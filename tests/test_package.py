@@ -23,6 +23,7 @@ LAYERS = [
     {"train", "probe", "export", "label"},
     {"door", "prober", "labeller"},
     {"trainer", "dry_run"},
+    {"reporter"},
     {"loop", "parts"},
     {"workdir", "checkpoint"},
     {"flags", "optimizer"},

@@ -32,12 +32,27 @@ def cluster_metrics(classes: np.ndarray, clusters: np.ndarray) -> ClusterMetrics
     """Compares `clusters` [N] with `classes` [N]."""
     counts = contingency_matrix(classes, clusters)
     rows, columns = linear_sum_assignment(counts, maximize=True)
-    shares = counts / counts.sum(axis=0)
     return ClusterMetrics(
         nmi=float(normalized_mutual_info_score(classes, clusters)),
         ami=float(adjusted_mutual_info_score(classes, clusters)),
         ari=float(adjusted_rand_score(classes, clusters)),
         hungarian=float(counts[rows, columns].sum() / len(classes)),
-        purity=float(shares.max(axis=0).mean()),
-        entropy=float(entr(shares).sum(axis=0).mean()),
+        purity=float((counts.max(axis=0) / counts.sum(axis=0)).mean()),
+        entropy=float(_entropies(counts).mean()),
     )
+
+
+ENTROPY_BINS = 24
+
+
+def entropy_histogram(classes: np.ndarray, clusters: np.ndarray) -> list[int]:
+    """Clusters in use by the entropy of the classes [N] in them: counts in ENTROPY_BINS bins from 0 to the logarithm of the number of
+    classes, of random clusters nearly all in the last."""
+    entropies = _entropies(contingency_matrix(classes, clusters))
+    highest = max(float(np.log(len(np.unique(classes)))), 1e-9)
+    return np.histogram(np.minimum(entropies, highest), bins=ENTROPY_BINS, range=(0.0, highest))[0].tolist()
+
+
+def _entropies(counts: np.ndarray) -> np.ndarray:
+    """Of the classes in each cluster, in nats [K in use], from the contingency matrix."""
+    return entr(counts / counts.sum(axis=0)).sum(axis=0)

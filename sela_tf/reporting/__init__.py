@@ -1,0 +1,1 @@
+"""What a run shows of itself: pictures, and the numbers behind them."""

@@ -1,0 +1,185 @@
+"""Pictures of a run, by matplotlib; it is imported when something is drawn."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sela_tf.reporting.course import NUM_MEMBERS_SHOWN, objective
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_BLUE, _ORANGE, _GREEN, _GRAY = "#1f5fa8", "#d9730d", "#2f7d4f", "#8a8a8a"
+_HEAD_COLOURS = (_BLUE, _ORANGE, _GREEN, "#8e4b9e", "#b8342f", "#6b5b2e", "#2a8c9a", "#c04f8a", "#5b6abf", "#7a7a7a")
+
+
+def draw_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Six panels that say at once whether training went well; `report` is what report.json holds."""
+    figure = _figure(15, 8.6)
+    axes = figure.subplots(2, 3)
+    figure.suptitle(f"{report['title']}\n{report['verdict']}", fontsize=12, x=0.02, ha="left")
+    _draw_loss(axes[0, 0], report)
+    _draw_agreement(axes[0, 1], report)
+    _draw_changes(axes[0, 2], report)
+    _draw_sizes(axes[1, 0], report)
+    _draw_entropies(axes[1, 1], report)
+    _draw_figures(axes[1, 2], report)
+    figure.savefig(path, dpi=110)
+
+
+def draw_gallery(title: str, rows: Sequence[tuple[str, np.ndarray]], path: str | os.PathLike[str]) -> None:
+    """One row of images for each cluster.
+
+    Args:
+        title: of the picture.
+        rows: a line about the cluster, and images [n, H, W, C] in [0, 255], n from 0 to NUM_MEMBERS_SHOWN.
+        path: of a png file.
+    """
+    height = 1.3 * len(rows) + 0.5
+    figure = _figure(NUM_MEMBERS_SHOWN, height, layout=None)
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.005, top=1 - 0.7 / height, wspace=0.06, hspace=0.3)
+    figure.suptitle(title, fontsize=12, x=0.006, ha="left")
+    axes = figure.subplots(len(rows), NUM_MEMBERS_SHOWN, squeeze=False)
+    for line, (words, images) in zip(axes, rows, strict=True):
+        for axis in line:
+            axis.set_axis_off()
+        words = words if len(images) else f"{words}: none here"
+        line[0].text(0, 1.04, words, fontsize=9, va="bottom", transform=line[0].transAxes)
+        for axis, image in zip(line, images, strict=False):
+            pixels = np.clip(image / 255.0, 0.0, 1.0)
+            axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    figure.savefig(path, dpi=80)
+
+
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    # neither pyplot nor its windows and state, which belong to the caller
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain(axis: Axes, title: str, x: str, y: str) -> None:
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.set_xlabel(x, fontsize=9)
+    axis.set_ylabel(y, fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _mark_relabellings(axis: Axes, report: Mapping[str, Any]) -> None:
+    steps = sorted({row["step"] for head in report["relabellings"] for row in head if row["kind"] == "relabel"})
+    for step in steps:
+        axis.axvline(step, color=_GRAY, linewidth=0.6, alpha=0.5, zorder=0)
+
+
+def _draw_loss(axis: Axes, report: Mapping[str, Any]) -> None:
+    _plain(axis, "training loss, and E(p, q) through both steps", "optimizer step (lines: relabellings)", "nats")
+    _mark_relabellings(axis, report)
+    if report["loss"]:
+        axis.plot(*zip(*report["loss"], strict=True), color=_GRAY, linewidth=1, label="training loss, augmented views")
+    for head, relabellings in enumerate(report["relabellings"]):
+        steps, values = objective(relabellings)
+        label = "E(p, q): SGD, then down at a relabelling" if head == 0 else None
+        axis.plot(steps, values, color=_HEAD_COLOURS[head % len(_HEAD_COLOURS)], marker=".", linewidth=1.2, label=label)
+    chance = math.log(report["num_clusters"])
+    axis.axhline(chance, color="black", linestyle=":", linewidth=1, label=f"ln K = {chance:.2f}: nothing learned")
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=8, frameon=False)
+
+
+def _draw_agreement(axis: Axes, report: Mapping[str, Any]) -> None:
+    _plain(axis, "agreement with the classes (not used in training)", "optimizer step (lines: relabellings)", "")
+    _mark_relabellings(axis, report)
+    drawn = False
+    if report["knn"]:
+        axis.plot(*zip(*report["knn"], strict=True), color="black", marker="o", markersize=4, label="kNN, held-out images")
+        untrained = report["figures"]["untrained"]["knn"]
+        axis.axhline(untrained, color="black", linestyle=":", linewidth=1, label="kNN, untrained")
+        drawn = True
+    for head, relabellings in enumerate(report["relabellings"]):
+        points = [(row["step"], row["nmi"]) for row in relabellings if "nmi" in row]
+        if points:
+            label = "NMI of the labels" if head == 0 else None
+            axis.plot(*zip(*points, strict=True), color=_HEAD_COLOURS[head % len(_HEAD_COLOURS)], marker=".", label=label)
+            drawn = True
+    if drawn:
+        axis.set_ylim(0, 1)
+        axis.legend(fontsize=8, frameon=False, loc="lower right")
+    else:
+        _say(axis, "no class labels")
+
+
+def _draw_changes(axis: Axes, report: Mapping[str, Any]) -> None:
+    _plain(axis, "labels that a relabelling changed", "optimizer step", "share of the images")
+    for head, relabellings in enumerate(report["relabellings"]):
+        points = [(row["step"], row["changed"]) for row in relabellings if "changed" in row]
+        if points:
+            axis.plot(*zip(*points, strict=True), color=_HEAD_COLOURS[head % len(_HEAD_COLOURS)], marker=".", label=f"head {head}")
+    axis.set_ylim(0, 1)
+    if 1 < len(report["relabellings"]) <= 10:
+        axis.legend(fontsize=8, frameon=False, ncols=2)
+
+
+def _draw_sizes(axis: Axes, report: Mapping[str, Any]) -> None:
+    _plain(axis, "images a cluster, the largest first", "rank of the cluster", "training images")
+    for head, sizes in enumerate(report["cluster_sizes"]):
+        colour = _HEAD_COLOURS[head % len(_HEAD_COLOURS)]
+        axis.step(range(len(sizes["labels"])), sizes["labels"], where="mid", color=colour, label="labels" if head == 0 else None)
+        plain = sizes["network"]
+        style = {"color": colour, "linestyle": "--", "linewidth": 0.9}
+        axis.step(range(len(plain)), plain, where="mid", label="the network's plain argmax" if head == 0 else None, **style)
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=8, frameon=False)
+
+
+def _draw_entropies(axis: Axes, report: Mapping[str, Any]) -> None:
+    rows = [row for row in report["relabellings"][0] if "entropy_histogram" in row]
+    _plain(axis, "entropy of the classes in a cluster, head 0", "relabelling (first: random labels)", "nats")
+    if not rows:
+        _say(axis, "no class labels")
+        return
+    highest = math.log(report["num_classes"])
+    counts = np.array([row["entropy_histogram"] for row in rows], np.float64).T
+    shares = counts / counts.sum(axis=0)
+    # the last column is the finished run's
+    image = axis.imshow(shares, origin="lower", aspect="auto", cmap="Blues", extent=(-0.5, len(rows) - 0.5, 0, highest), vmin=0)
+    axis.plot(range(len(rows)), [row["entropy"] for row in rows], color=_ORANGE, marker=".", label="mean")
+    axis.set_xticks(range(0, len(rows), max(1, len(rows) // 8)))
+    bar = axis.figure.colorbar(image, ax=axis)
+    bar.set_label("share of the clusters", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    axis.legend(fontsize=8, frameon=False, loc="lower left")
+
+
+def _draw_figures(axis: Axes, report: Mapping[str, Any]) -> None:
+    axis.set_axis_off()
+    axis.set_title("held-out images", fontsize=10, loc="left")
+    columns = ["trained", "untrained", "chance"]
+    cells = []
+    names = {"knn": "kNN", "linear_probe": "linear probe", "nmi": "NMI", "ami": "AMI", "ari": "ARI", "hungarian": "Hungarian acc."}
+    for key, name in names.items():
+        values = [report["figures"][column].get(key) for column in columns]
+        if values[0] is not None:
+            cells.append([name, *("" if value is None else f"{value:.3f}" for value in values)])
+    if not cells:
+        _say(axis, "no class labels, so no accuracies")
+        return
+    table = axis.table(cellText=cells, colLabels=["", *columns], loc="upper left", cellLoc="right", edges="horizontal")
+    table.auto_set_font_size(False)
+    table.set_fontsize(10)
+    table.scale(1, 1.6)
+    if len(report["relabellings"]) > 1:
+        axis.text(0, 0.02, "NMI … Hungarian: mean of the heads", fontsize=8, color=_GRAY, transform=axis.transAxes)
+
+
+def _say(axis: Axes, words: str) -> None:
+    axis.text(0.5, 0.5, words, ha="center", va="center", color=_GRAY, transform=axis.transAxes)

@@ -1,0 +1,138 @@
+"""What a run draws of itself at its end, and the numbers behind it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from conftest import SMALL, run_doors
+from PIL import Image
+from scipy.special import entr
+
+from sela_tf import flags
+from sela_tf.evaluation.clustering import ENTROPY_BINS, cluster_metrics, entropy_histogram
+from sela_tf.parts import load_data
+from sela_tf.reporting.course import gallery, objective
+
+
+@pytest.fixture(scope="module")
+def report(finished) -> dict:
+    return json.loads((finished[0] / "report.json").read_text())
+
+
+def _is_a_picture(path) -> bool:
+    """Of some size, with more than one colour."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    return min(pixels.shape) > 200 and pixels.std() > 5
+
+
+def test_pictures_are_there(finished):
+    workdir, _ = finished
+    names = [f"{kind}_{part}.png" for kind in ("lowest_entropy", "random") for part in ("held_out", "training")]
+    assert sorted(path.name for path in (workdir / "galleries").iterdir()) == names
+    for path in (workdir / "report.png", *(workdir / "galleries").iterdir()):
+        assert _is_a_picture(path), path
+
+
+def test_course_is_that_of_the_metrics(finished, report):
+    workdir, _ = finished
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert report["loss"] == [[row["step"], row["loss"]] for row in rows if row["kind"] == "train"]
+    assert [value for _, value in report["knn"]] == [row["knn"] for row in rows if row["kind"] == "epoch"]
+    for head, relabellings in enumerate(report["relabellings"]):
+        assert [row["kind"] for row in relabellings] == ["first_labels", *["relabel"] * (len(relabellings) - 1)]
+        steps, values = objective(relabellings)
+        mine = [row for row in rows if row["kind"] == "relabel" and row["head"] == head]
+        assert steps == [step for row in mine for step in [row["step"]] * 2]
+        assert values == [value for row in mine for value in (row["objective_before"], row["objective_after"])]
+    results = json.loads((workdir / "results.json").read_text())
+    assert report["figures"]["trained"]["nmi"] == pytest.approx(np.mean(results["trained"]["nmi"]))
+    assert f"kNN {results['trained']['knn']:.3f}" in report["verdict"]
+
+
+def test_gallery_shows_members_of_its_clusters(finished, report):
+    workdir, _ = finished
+    labels = np.load(workdir / "labels.npz")["labels"][0]
+    data = load_data(flags.from_flagfile(workdir / "flags.cfg"))
+    shown = report["gallery"]
+    entropies = {}
+    for cluster in np.unique(labels):
+        shares = np.bincount(data.train.classes[labels == cluster], minlength=10) / (labels == cluster).sum()
+        entropies[int(cluster)] = entr(shares).sum()
+    best = [one["cluster"] for one in shown["best"]]
+    assert best == sorted(entropies, key=lambda cluster: entropies[cluster])[:8] or len(set(entropies.values())) < len(entropies)
+    assert [one["entropy"] for one in shown["best"]] == pytest.approx(sorted(entropies.values())[:8])
+    others = [one["cluster"] for one in shown["random"]]
+    assert len(others) == 8
+    assert not set(best) & set(others)
+    for one in (*shown["best"], *shown["random"]):
+        assert one["size"] == (labels == one["cluster"]).sum()
+        assert len(one["members"]) == min(12, one["size"])
+        assert (labels[one["members"]] == one["cluster"]).all()
+        assert one["entropy"] == pytest.approx(entropies[one["cluster"]])
+        counts = np.bincount(data.train.classes[labels == one["cluster"]])
+        assert (one["class"], one["share"]) == (str(counts.argmax()), pytest.approx(counts.max() / one["size"]))
+        assert all(0 <= index < len(data.held_out) for index in one["held_out_members"])
+
+
+def test_cluster_sizes(finished, report):
+    labels = np.load(finished[0] / "labels.npz")["labels"]
+    for head, sizes in enumerate(report["cluster_sizes"]):
+        assert sizes["labels"] == sorted(np.bincount(labels[head], minlength=16).tolist(), reverse=True)
+        assert sum(sizes["network"]) == labels.shape[1]
+
+
+def test_entropy_histogram(rng):
+    classes = np.repeat(np.arange(4), 100)
+    pure, mixed = classes.copy(), np.tile(np.arange(4), 100)
+    assert entropy_histogram(classes, pure) == [4] + [0] * (ENTROPY_BINS - 1)
+    assert entropy_histogram(classes, mixed) == [0] * (ENTROPY_BINS - 1) + [4]
+    some = rng.integers(0, 30, 400)
+    counts = np.array(entropy_histogram(classes, some))
+    assert counts.sum() == len(np.unique(some))
+    centres = (np.arange(ENTROPY_BINS) + 0.5) * np.log(4) / ENTROPY_BINS
+    assert counts @ centres / counts.sum() == pytest.approx(cluster_metrics(classes, some).entropy, abs=np.log(4) / ENTROPY_BINS)
+
+
+def test_without_classes_the_most_confident_come_first(rng):
+    labels = np.array([0, 0, 1, 1, 2, 2, 4, 4])
+    shown = gallery(
+        labels,
+        np.array([1, 1, 3]),
+        num_clusters=5,
+        classes=None,
+        class_names=None,
+        confidence=np.array([0.1, 0.2, 0.9, 0.9, 0.5, 0.6, 0.3, 0.3]),
+        seed=0,
+    )
+    assert [one["cluster"] for one in shown["best"]] == [1, 2, 4, 0]  # 3 is empty
+    assert shown["random"] == []
+    assert sorted(shown["best"][0]["held_out_members"]) == [0, 1]
+    assert shown["best"][1]["confidence"] == pytest.approx(0.55)
+    assert "entropy" not in shown["best"][0]
+
+
+def test_runs_without_classes_of_vectors_and_without_a_report(tmp_path, rng):
+    """None of which has all there is to be drawn."""
+    vectors = rng.normal(size=(300, 6)).astype(np.float32) + np.repeat(4 * np.eye(6)[:3], 100, axis=0).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    short = ("--epochs=1", "--report")
+    small = ("--backbone=identity", "--width=0", "--hidden_units=16", "--num_clusters=5")
+    doors = run_doors(
+        [
+            [*SMALL, *short, "--classes=none", f"--workdir={tmp_path}/blind"],
+            [*SMALL, *short, f"--dataset=features:{tmp_path}/vectors.npy", *small, f"--workdir={tmp_path}/vectors"],
+            [*SMALL, "--epochs=1", f"--workdir={tmp_path}/none"],
+        ]
+    )
+    for door in doors:
+        assert door.returncode == 0, door.stderr
+    names = sorted(path.name for path in (tmp_path / "blind" / "galleries").iterdir())
+    assert names == [f"{kind}_{part}.png" for kind in ("highest_confidence", "random") for part in ("held_out", "training")]
+    for run in ("blind", "vectors"):
+        assert _is_a_picture(tmp_path / run / "report.png")
+        assert "no class labels to judge by" in json.loads((tmp_path / run / "report.json").read_text())["verdict"]
+    assert not (tmp_path / "vectors" / "galleries").exists()
+    assert not {"report.png", "report.json", "galleries"} & {path.name for path in (tmp_path / "none").iterdir()}
