@@ -60,7 +60,7 @@ def write_report(
     )
     report = {
         "title": (
-            f"{data.train.name.removeprefix('--dataset=')}: {len(data.train)} images of {shape_in_words(data)}, {config.backbone}, "
+            f"{data.train.name.removeprefix('--dataset=')}: {len(data.train)} images, {shape_in_words(data)}, {config.backbone}, "
             f"{heads.num_heads} x {heads.num_clusters} clusters, {config.epochs} epochs"
         ),
         "verdict": _verdict(results),
