@@ -49,9 +49,7 @@ class Workdir:
         elif self.path.is_dir() and any(self.path.iterdir()):
             found = ", ".join(sorted(os.listdir(self.path))[:3])
             raise ConfigError(f"--workdir={path} holds other files ({found}) and no run: name a new or an empty directory")
-        there = next(parent for parent in (self.path, *self.path.parents) if parent.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-            raise ConfigError(f"--workdir={path} cannot be written: {there} is no directory that you may write to")
+        refuse_unwritable("workdir", self.path)
         self.config = config
         self._writer: tf.summary.SummaryWriter | None = None
         self._descriptor: int | None = None
@@ -148,6 +146,17 @@ class Workdir:
     def _append(self, name: str, kind: str, step: int, values: Mapping[str, Any]) -> None:
         with open(self.path / name, "a") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+
+
+def refuse_unwritable(flag: str, path: pathlib.Path) -> None:
+    """Of an absolute path of a directory that is there or will be made.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ConfigError(f"--{flag}={path} cannot be written: {there} is no directory that you may write to")
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:

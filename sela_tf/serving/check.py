@@ -109,7 +109,7 @@ def _expected(model: keras.Model, images: ImageSet, potentials: np.ndarray | Non
 
 
 def _write_requests(directory: pathlib.Path, model: keras.Model, images: ImageSet, repeated: np.ndarray) -> None:
-    height, width, channels = model.input.shape[1:]
+    height, width, _ = model.input.shape[1:]
     if images.images is not None:
         pixels = list(images.images)
     else:

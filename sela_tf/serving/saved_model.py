@@ -6,11 +6,13 @@ import contextlib
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from sela_tf.data.augment import clean_view
 from sela_tf.data.decoding import decode_image, readable, to_channels
@@ -169,6 +171,28 @@ def export_saved_model(
             write_warm_up_requests(unfinished, model.input.shape[1:], image_key=IMAGE_KEY)
         if check is not None:
             check(unfinished)
+
+
+class Signature(NamedTuple):
+    """Of a SavedModel on disk, by the names that clients use."""
+
+    inputs: dict[str, tf.TensorSpec]
+    outputs: dict[str, tf.TensorSpec]
+
+
+def read_signatures(path: pathlib.Path) -> dict[str, Signature]:
+    """Those of the SavedModel in the directory `path`."""
+    saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+
+    def specs(tensors: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
+        return {
+            name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype))
+            for name, info in sorted(tensors.items())
+        }
+
+    found = saved.meta_graphs[0].signature_def
+    # TensorFlow adds one of its own, without outputs
+    return {name: Signature(specs(each.inputs), specs(each.outputs)) for name, each in sorted(found.items()) if each.outputs}
 
 
 @contextlib.contextmanager

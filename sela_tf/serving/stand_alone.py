@@ -14,6 +14,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 if __name__ == "__main__":
@@ -43,21 +44,27 @@ def run(saved_model: str, directory: pathlib.Path, seconds: float) -> None:
     answers: dict[str, np.ndarray] = {}
     timings: dict[str, dict[str, list[float]]] = {}
     for signature, (name, values, bad) in inputs.items():
-        function = served.signatures[signature]
-
-        def ask(rows: Any, function: Any = function, name: str = name) -> dict[str, np.ndarray]:
-            return {output: value.numpy() for output, value in function(**{name: tf.constant(rows)}).items()}
-
+        ask = _client(served.signatures[signature], name)
         timings[signature] = {}
         for size in BATCHES:
             parts = [ask(values[start : start + size]) for start in range(0, len(values), size)]
-            for output in parts[0]:
-                answers[f"{signature}/{size}/{output}"] = np.concatenate([part[output] for part in parts])
-            timings[signature][str(size)] = _seconds(lambda size=size: ask(values[:size]), seconds)  # type: ignore[misc]
-        rows = [*values[:BAD_ROW], bad, *values[BAD_ROW + 1 : 8]]
-        answers.update({f"{signature}/bad/{output}": value for output, value in ask(rows).items()})
+            answers.update(
+                {f"{signature}/{size}/{output}": np.concatenate([part[output] for part in parts]) for output in parts[0]}
+            )
+            timings[signature][str(size)] = _seconds(ask, values[:size], seconds)
+        found = ask([*values[:BAD_ROW], bad, *values[BAD_ROW + 1 : 8]])
+        answers.update({f"{signature}/bad/{output}": value for output, value in found.items()})
     np.savez(directory / "answers.npz", **answers)  # type: ignore[arg-type]
     (directory / "timings.json").write_text(json.dumps(timings))
+
+
+def _client(function: Callable[..., dict[str, tf.Tensor]], name: str) -> Callable[[Any], dict[str, np.ndarray]]:
+    """Asks a signature about rows of its input `name`, as arrays in and arrays out."""
+
+    def ask(rows: Any) -> dict[str, np.ndarray]:
+        return {output: value.numpy() for output, value in function(**{name: tf.constant(rows)}).items()}
+
+    return ask
 
 
 def _example(data: bytes) -> bytes:
@@ -65,11 +72,11 @@ def _example(data: bytes) -> bytes:
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
 
 
-def _seconds(call: Any, seconds: float) -> list[float]:
+def _seconds(ask: Callable[[Any], Any], rows: Any, seconds: float) -> list[float]:
     taken: list[float] = []
     while len(taken) < _LEAST_CALLS or (sum(taken) < seconds and len(taken) < _MOST_CALLS):
         start = time.perf_counter()
-        call()
+        ask(rows)
         taken.append(time.perf_counter() - start)
     return taken
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -22,7 +23,7 @@ def write_warm_up_requests(saved_model: pathlib.Path, image_shape: Sequence[int]
 
     images = np.random.default_rng(0).integers(0, 256, (max(_BATCHES), *image_shape), dtype=np.uint8)
     encoded = [tf.io.encode_png(image).numpy() for image in images]
-    inputs = {
+    inputs: dict[str, tuple[str, Sequence[Any]]] = {
         "serving_default": ("image_bytes", encoded),
         "images": ("images", images.astype(np.float32)),
         "examples": ("examples", [_example(image_key, data) for data in encoded]),
