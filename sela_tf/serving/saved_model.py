@@ -191,8 +191,12 @@ def read_signatures(path: pathlib.Path) -> dict[str, Signature]:
         }
 
     found = saved.meta_graphs[0].signature_def
-    # TensorFlow adds one of its own, without outputs
-    return {name: Signature(specs(each.inputs), specs(each.outputs)) for name, each in sorted(found.items()) if each.outputs}
+    # TensorFlow adds one of its own, __saved_model_init_op
+    return {
+        name: Signature(specs(each.inputs), specs(each.outputs))
+        for name, each in sorted(found.items())
+        if not name.startswith("__")
+    }
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ def write_warm_up_requests(saved_model: pathlib.Path, image_shape: Sequence[int]
 
     images = np.random.default_rng(0).integers(0, 256, (max(_BATCHES), *image_shape), dtype=np.uint8)
     encoded = [tf.io.encode_png(image).numpy() for image in images]
-    inputs: dict[str, tuple[str, Sequence[Any]]] = {
+    inputs: dict[str, tuple[str, Any]] = {
         "serving_default": ("image_bytes", encoded),
         "images": ("images", images.astype(np.float32)),
         "examples": ("examples", [_example(image_key, data) for data in encoded]),
