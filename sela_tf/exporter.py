@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shlex
+import textwrap
 import zipfile
 from typing import NamedTuple
 
@@ -167,8 +168,10 @@ def _described(name: str, spec: tf.TensorSpec) -> str:
 
 def _report(checked: Checked, images: str) -> str:
     differences = ", ".join(f"{name} {value:.1g}" for name, value in checked.differences.items())
-    return (
+    words = (
         f"In a process without sela_tf, {checked.num_images} of {images} give the network's answers; largest differences {differences}; "
-        f"allowed {checked.tolerance:g} of the largest embedding, of probability and of margin, and of clusters those as close.\n\n"
-        + markdown(["signature", "batch", "median, ms", "95 %, ms", "images/s"], checked.rows())
+        f"allowed {checked.tolerance:g} of the largest embedding, of probability and of margin, and of clusters those as close."
+    )
+    return (
+        f"{textwrap.fill(words, 100)}\n\n{markdown(['signature', 'batch', 'median, ms', '95 %, ms', 'images/s'], checked.rows())}"
     )
