@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sela_tf.self_labelling.label_table import LabelTable
     from sela_tf.self_labelling.loss import SelfLabelLoss
     from sela_tf.self_labelling.schedule import relabel_steps
+    from sela_tf.serving.saved_model import export_saved_model
     from sela_tf.trainer import load_run, run
     from sela_tf.transport.assignment import BalancedAssignment, assign_labels
     from sela_tf.transport.rounding import BalancedLabels, balanced_labels
@@ -42,6 +43,7 @@ _HOMES = {
     "assign_labels": "transport.assignment",
     "balanced_labels": "transport.rounding",
     "build_model": "models",
+    "export_saved_model": "serving.saved_model",
     "head_log_probs": "self_labelling.label_pass",
     "load_run": "trainer",
     "relabel_steps": "self_labelling.schedule",
@@ -65,6 +67,7 @@ __all__ = [
     "assign_labels",
     "balanced_labels",
     "build_model",
+    "export_saved_model",
     "head_log_probs",
     "load_run",
     "relabel_steps",

@@ -302,3 +302,33 @@ class ProbeConfig:
             raise ConfigError(f"--drop_epochs must be increasing epochs from 1. Received: {self.drop_epochs}")
         if self.ten_crop and self.protocol != "sgd":
             raise ConfigError("--ten_crop needs --protocol=sgd")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The settings of `python -m sela_tf.export`."""
+
+    workdir: str = _option("", "A finished run.")
+    export_dir: str = _option(
+        "", "Directory of the served model, made if missing; the export becomes its directory of the next number."
+    )
+    potentials: bool = _option(
+        True,
+        "Add the potentials of the final weights: clusters are corrected for the prior, as the labels of training are. Otherwise they "
+        "are the network's plain argmax.",
+    )
+    export_version: int = _option(0, "Number of the export; 0 for the next one.")
+    warm_up: bool = _option(True, "Add requests that TensorFlow Serving runs before it says that it is ready.")
+    check: bool = _option(
+        False,
+        "Before it gets its number, run the export in a process without sela_tf, hold its answers to the network's, and time it.",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.workdir:
+            raise ConfigError("--workdir is missing: the directory of a finished run")
+        if not self.export_dir:
+            raise ConfigError("--export_dir is missing: the directory that TensorFlow Serving is given")
+        _check_fields(self, {"export_version": 0}, {})
+        object.__setattr__(self, "workdir", absolute_path(self.workdir))
+        object.__setattr__(self, "export_dir", absolute_path(self.export_dir))

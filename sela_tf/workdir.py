@@ -52,9 +52,7 @@ class Workdir:
         elif self.path.is_dir() and any(self.path.iterdir()):
             found = ", ".join(sorted(os.listdir(self.path))[:3])
             raise ConfigError(f"--workdir={path} holds other files ({found}) and no run: name a new or an empty directory")
-        there = next(parent for parent in (self.path, *self.path.parents) if parent.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-            raise ConfigError(f"--workdir={path} cannot be written: {there} is no directory that you may write to")
+        refuse_unwritable("workdir", self.path)
         self.config = config
         self._writer: tf.summary.SummaryWriter | None = None
         self._descriptor: int | None = None
@@ -157,6 +155,17 @@ class Workdir:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
 
 
+def refuse_unwritable(flag: str, path: pathlib.Path) -> None:
+    """Of an absolute path of a directory that is there or will be made.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ConfigError(f"--{flag}={path} cannot be written: {there} is no directory that you may write to")
+
+
 def write_whole(path: pathlib.Path, text: str) -> None:
     """The file is there whole, or as before."""
     unfinished = path.with_name(f".unfinished-{path.name}")
@@ -186,8 +195,10 @@ def read_labels(workdir: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        if not {"labels", "potentials", "lam", "num_changes", "num_relabellings", "data_fingerprint"} <= set(arrays):
+        if not {"labels", "potentials", "lam", "num_changes", "num_relabellings", "converged", "data_fingerprint"} <= set(arrays):
             raise ValueError("arrays are missing")
+        if not np.isfinite(arrays["potentials"]).all():
+            raise ValueError("potentials that are not finite")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(
             f"{path} is missing or damaged ({error}): remove {path.parent / RESULTS} and repeat the run's command, which writes both anew"

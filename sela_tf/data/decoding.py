@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import struct
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import tensorflow as tf
 
@@ -18,7 +17,30 @@ _SIGNATURES = {
     b"GIF89a": "gif",
     b"BM": "bmp",
 }
+_HEADER_BYTES = 30
+_BMP_RESERVED = slice(6, 10)
+"""Four zeros, in a bitmap; a text may begin with its two letters, too."""
+_BMP_BITS = slice(28, 30)
+_BMP_PALETTE_BITS = 8
+"""At most so many bits a pixel are indices into a palette, which tf.io takes for gray values."""
 _OTHER_IMAGES = {b"II*\x00": "tiff", b"MM\x00*": "tiff", b"8BPS": "psd", b"\x00\x00\x01\x00": "ico", b"P5": "pgm", b"P6": "ppm"}
+
+
+class _Sides(NamedTuple):
+    """Where a header has the image's width and then its height."""
+
+    at: int
+    length: int
+    order: Literal["big", "little"]
+
+    def parts(self) -> tuple[slice, slice]:
+        """The bytes of width and height."""
+        middle = self.at + self.length
+        return slice(self.at, middle), slice(middle, middle + self.length)
+
+
+_SIDES = {"png": _Sides(16, 4, "big"), "gif": _Sides(6, 2, "little"), "bmp": _Sides(18, 4, "little")}
+"""A jpeg has them behind parts of any length: extract_jpeg_shape finds them."""
 
 
 class ImageInfo(NamedTuple):
@@ -40,8 +62,8 @@ class UnreadableFormatError(BadImageError):
 
 def image_kind(data: bytes) -> str | None:
     """ "jpeg", "png", "gif" or "bmp" by the first bytes; another image format's name; None for what is no image."""
-    if data.startswith(b"BM") and data[6:10] != bytes(4):
-        return None  # a text that happens to begin so: a bitmap has four zeros there
+    if data.startswith(b"BM") and any(data[_BMP_RESERVED].ljust(4, b"x")):
+        return None
     for signatures in (_SIGNATURES, _OTHER_IMAGES):
         for signature, kind in signatures.items():
             if data.startswith(signature):
@@ -65,24 +87,54 @@ def check_image(data: bytes) -> ImageInfo:
         raise BadImageError("no image" if data else "an empty file")
     if kind not in _SIGNATURES.values():
         raise UnreadableFormatError(f"{kind}: convert it to jpeg, png, gif or bmp")
-    if kind == "bmp" and len(data) >= 30 and int.from_bytes(data[28:30], "little") <= 8:
-        # tf.io takes the indices for gray values
+    if kind == "bmp" and len(data) >= _HEADER_BYTES and int.from_bytes(data[_BMP_BITS], "little") <= _BMP_PALETTE_BITS:
         raise UnreadableFormatError("bmp with a palette: convert it to png")
     try:
         height, width = _header_size(kind, data)
         if height * width > MAX_PIXELS:
             raise BadImageError(f"{height} x {width} pixels; at most {MAX_PIXELS:,} are decoded")
         shape = tf.io.decode_image(data, channels=3 if kind == "jpeg" and _is_cmyk(data) else 0, expand_animations=False).shape
-    except (tf.errors.InvalidArgumentError, struct.error) as error:
+    except tf.errors.InvalidArgumentError as error:
         raise BadImageError(f"a damaged or cut {kind}") from error
     return ImageInfo(kind, int(shape[0]), int(shape[1]), int(shape[2]))
+
+
+def readable(data: tf.Tensor) -> tf.Tensor:
+    """Strings [B] to bool [B]: whether `check_image` would decode them at all, going by their first bytes; runs in a graph.
+
+    What looks like a jpeg passes: the size that it has further on is for `decode_image` to refuse.
+    """
+    # a header that is cut counts as filled up with zeros
+    header = tf.cast(tf.io.decode_raw(data, tf.uint8, fixed_length=_HEADER_BYTES), tf.int64)
+
+    def is_kind(kind: str) -> tf.Tensor:
+        signatures = [list(signature) for signature, other in _SIGNATURES.items() if other == kind]
+        found = [tf.reduce_all(header[:, : len(signature)] == signature, axis=1) for signature in signatures]
+        return tf.reduce_any(found, axis=0)
+
+    def number(part: slice, order: str) -> tf.Tensor:
+        weights = [256**i for i in range(part.stop - part.start)]
+        return tf.reduce_sum(header[:, part] * tf.constant(weights if order == "little" else weights[::-1], tf.int64), axis=1)
+
+    def is_small(kind: str) -> tf.Tensor:
+        sides = [number(part, _SIDES[kind].order) for part in _SIDES[kind].parts()]
+        if kind == "bmp":  # negative when the rows run from the top
+            sides = [tf.minimum(side, 2**32 - side) for side in sides]
+        pixels = tf.reduce_prod(tf.cast(sides, tf.float64), axis=0)  # which may be more than 64 bits count
+        return (pixels > 0) & (pixels <= MAX_PIXELS)
+
+    has_palette = number(_BMP_BITS, "little") <= _BMP_PALETTE_BITS
+    is_true_bmp = tf.reduce_all(header[:, _BMP_RESERVED] == 0, axis=1) & ~has_palette
+    others = [is_kind(kind) & is_small(kind) & (is_true_bmp if kind == "bmp" else True) for kind in _SIDES]
+    return tf.reduce_any([is_kind("jpeg"), *others], axis=0)
 
 
 def decode_image(data: tf.Tensor, channels: int) -> tf.Tensor:
     """Encoded bytes (scalar string) to uint8 [h, w, channels], channels 1 or 3; runs in a graph.
 
-    Gray becomes colour by repetition, colour becomes gray by its luma (ITU-R BT.601), transparency is dropped, of an animation the
-    first frame is taken. Sixteen-bit files are scaled to eight bits.
+    Channels are matched by `to_channels`; of an animation the first frame is taken. Sixteen-bit files are scaled to eight bits. A jpeg
+    of more than MAX_PIXELS is an InvalidArgumentError; for the other formats, and for bytes that nobody has looked at, `readable` says
+    beforehand whether they should be decoded.
     """
     # CMYK files have four channels as RGBA files do; only the jpeg decoder can tell them apart
     pixels = tf.cond(
@@ -90,17 +142,30 @@ def decode_image(data: tf.Tensor, channels: int) -> tf.Tensor:
         lambda: _decode_jpeg(data),
         lambda: tf.io.decode_image(data, channels=0, expand_animations=False),
     )
+    return tf.ensure_shape(to_channels(pixels, channels), [None, None, channels])
+
+
+def to_channels(pixels: tf.Tensor, channels: int) -> tf.Tensor:
+    """[..., C] of gray, gray and transparency, colour, or colour and transparency (C = 1 to 4) to [..., channels], 1 or 3.
+
+    Gray becomes colour by repetition, colour becomes gray by its luma (ITU-R BT.601) in whole numbers, transparency is dropped.
+    """
     is_gray = tf.shape(pixels)[-1] <= 2
     if channels == 1:
-        pixels = tf.cond(is_gray, lambda: pixels[..., :1], lambda: tf.image.rgb_to_grayscale(pixels[..., :3]))
-    else:
-        pixels = tf.cond(is_gray, lambda: tf.repeat(pixels[..., :1], 3, axis=-1), lambda: pixels[..., :3])
-    return tf.ensure_shape(pixels, [None, None, channels])
+        return tf.cond(is_gray, lambda: pixels[..., :1], lambda: _luma(pixels[..., :3]))
+    return tf.cond(is_gray, lambda: tf.repeat(pixels[..., :1], 3, axis=-1), lambda: pixels[..., :3])
+
+
+def _luma(pixels: tf.Tensor) -> tf.Tensor:
+    whole = tf.saturate_cast(tf.round(pixels), tf.uint8)
+    return tf.cast(tf.image.rgb_to_grayscale(whole), pixels.dtype)
 
 
 def _decode_jpeg(data: tf.Tensor) -> tf.Tensor:
-    components = tf.io.extract_jpeg_shape(data)[2]
-    return tf.cond(components == 1, lambda: tf.io.decode_jpeg(data, channels=1), lambda: tf.io.decode_jpeg(data, channels=3))
+    shape = tf.io.extract_jpeg_shape(data)
+    # no decoder reads an empty string
+    data = tf.where(tf.reduce_prod(tf.cast(shape[:2], tf.int64)) <= MAX_PIXELS, data, "")
+    return tf.cond(shape[2] == 1, lambda: tf.io.decode_jpeg(data, channels=1), lambda: tf.io.decode_jpeg(data, channels=3))
 
 
 def _is_cmyk(data: bytes) -> bool:
@@ -108,14 +173,10 @@ def _is_cmyk(data: bytes) -> bool:
 
 
 def _header_size(kind: str, data: bytes) -> tuple[int, int]:
-    """(height, width) as the file's header has them."""
-    if kind == "png":
-        width, height = struct.unpack(">II", data[16:24])
-    elif kind == "gif":
-        width, height = struct.unpack("<HH", data[6:10])
-    elif kind == "bmp":
-        width, height = struct.unpack("<ii", data[18:26])
-        height = abs(height)  # negative when the rows run from the top
-    else:
+    """(height, width) as the file's header has them; less than there is of a header that is cut, which will not decode."""
+    if kind == "jpeg":
         height, width = (int(size) for size in tf.io.extract_jpeg_shape(data)[:2])
+        return height, width
+    # a bitmap's are negative when its rows run from the top
+    width, height = (abs(int.from_bytes(data[part], _SIDES[kind].order, signed=kind == "bmp")) for part in _SIDES[kind].parts())
     return height, width

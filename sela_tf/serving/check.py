@@ -1,0 +1,161 @@
+"""Whether an exported model answers as the network that it was made of, and how fast."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sela_tf.data.augment import clean_view
+from sela_tf.data.decoding import decode_image
+from sela_tf.data.image_set import ImageSet
+from sela_tf.data.pipeline import inference_batches
+from sela_tf.models import EMBEDDING
+from sela_tf.serving import stand_alone
+
+NUM_IMAGES = max(stand_alone.BATCHES)
+
+
+class MismatchError(ValueError):
+    """The exported model does not answer as the network does."""
+
+
+class Checked(NamedTuple):
+    """Of a model that answers as the network does."""
+
+    num_images: int
+    tolerance: float
+    differences: dict[str, float]
+    """The largest of each output: of embedding in units of the network's largest value, of probability and margin as they are, of
+    cluster the share of images and heads where it differs, which is allowed where the two best are as close as the tolerance."""
+    seconds: dict[str, dict[str, list[float]]]
+    """Of single calls, by signature and batch."""
+
+    def rows(self) -> list[list[str]]:
+        """signature, batch, median and 95th percentile in ms, images/s: of a table."""
+        return [
+            [
+                signature,
+                size,
+                f"{1e3 * np.median(taken):.1f}",
+                f"{1e3 * np.percentile(taken, 95):.1f}",
+                f"{int(size) / np.median(taken):.0f}",
+            ]
+            for signature, by_size in self.seconds.items()
+            for size, taken in by_size.items()
+        ]
+
+
+def check_saved_model(
+    saved_model: pathlib.Path,
+    model: keras.Model,
+    images: ImageSet,
+    *,
+    potentials: np.ndarray | None = None,
+    lam: float = 1.0,
+    seconds: float = 0.5,
+) -> Checked:
+    """Runs every signature in a process that knows nothing of sela_tf, and holds the answers to the network's own.
+
+    Args:
+        saved_model: the directory.
+        model: that it was made of.
+        images: some, of which the first NUM_IMAGES are used; encoded as png for the signatures that take files.
+        potentials: that it was made with.
+        lam: likewise.
+        seconds: that the calls of one signature with one size of a batch are timed.
+
+    Raises:
+        MismatchError: something differs by more than the tolerance: 1e-4, or 2e-2 in half precision.
+    """
+    images = images.take(np.arange(min(NUM_IMAGES, len(images))))
+    repeated = np.arange(NUM_IMAGES) % len(images)
+    expected = {name: values[repeated] for name, values in _expected(model, images, potentials, lam).items()}
+    with tempfile.TemporaryDirectory() as directory:
+        _write_requests(pathlib.Path(directory), model, images, repeated)
+        command = [sys.executable, "-I", stand_alone.__file__, str(saved_model), directory, str(seconds)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise MismatchError(f"the exported model cannot be run: {done.stderr.strip().splitlines()[-1:]}")
+        with np.load(pathlib.Path(directory, "answers.npz")) as archive:
+            answers = dict(archive)
+        timings = json.loads(pathlib.Path(directory, "timings.json").read_text())
+    tolerance = 1e-4 if model.get_layer(EMBEDDING).compute_dtype == "float32" else 2e-2
+    return Checked(len(images), tolerance, _compare(answers, expected, tolerance), timings)
+
+
+def _expected(model: keras.Model, images: ImageSet, potentials: np.ndarray | None, lam: float) -> dict[str, np.ndarray]:
+    """Of each image, what the network says of the view that training evaluates; the head's part in double precision."""
+    network = keras.Model(model.input, [model.get_layer(EMBEDDING).output, model.output])
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for views, indices in inference_batches(images, size=tuple(model.input.shape[1:-1]), batch_size=NUM_IMAGES):
+        embedding, logits = (np.asarray(tf.cast(values, tf.float32)) for values in network(views, training=False))
+        found.update(zip(indices.numpy().tolist(), zip(embedding, logits, strict=True), strict=True))
+    embedding, logits = (np.stack([found[i][part] for i in range(len(images))]) for part in (0, 1))
+    logits = logits.astype(np.float64) + (0.0 if potentials is None else np.asarray(potentials, np.float64) / lam)
+    probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities /= probabilities.sum(axis=-1, keepdims=True)
+    second, first = np.moveaxis(np.sort(probabilities, axis=-1)[..., -2:], -1, 0)
+    return {"embedding": embedding, "cluster": probabilities.argmax(axis=-1), "probability": first, "margin": first - second}
+
+
+def _write_requests(directory: pathlib.Path, model: keras.Model, images: ImageSet, repeated: np.ndarray) -> None:
+    if images.is_vectors:
+        np.save(directory / "pixels.npy", images.images[repeated])  # type: ignore[index]
+        return
+    height, width, _ = model.input.shape[1:]
+    if images.images is not None:
+        pixels = list(images.images)
+    else:
+        pixels = [decode_image(tf.io.read_file(path), images.channels).numpy() for path in images.paths or ()]
+    with tf.io.TFRecordWriter(str(directory / "files.tfrecord")) as writer:
+        encoded = [tf.io.encode_png(image).numpy() for image in pixels]
+        for i in repeated:
+            writer.write(encoded[i])
+    if len({image.shape for image in pixels}) > 1:
+        # one request holds images of one size
+        pixels = [clean_view(image, (height, width)).numpy() for image in pixels]
+    np.save(directory / "pixels.npy", np.stack([pixels[i] for i in repeated]).astype(np.float32))
+
+
+def _compare(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> dict[str, float]:
+    """The largest difference of each output, over all signatures and batches.
+
+    Raises:
+        MismatchError: one is too large, or a bad image is not answered as one.
+    """
+    scale = {"embedding": max(float(np.abs(expected["embedding"]).max()), 1e-12)}
+    largest = dict.fromkeys(expected, 0.0)
+    for signature in dict.fromkeys(key.split("/")[0] for key in answers):
+        for size in (*map(str, stand_alone.BATCHES), "bad"):
+            found = {name: answers[f"{signature}/{size}/{name}"] for name in (*expected, "valid")}
+            good = np.ones(len(found["valid"]), bool)
+            if size == "bad":
+                good[stand_alone.BAD_ROW] = False
+                blank = {name: found[name][~good] for name in expected}
+                if (blank.pop("cluster") != -1).any() or any(values.any() for values in blank.values()):
+                    raise MismatchError(f"{signature}: what is no image is answered as if it were one")
+            if (found["valid"] != good).any():
+                raise MismatchError(
+                    f"{signature}, batch {size}: {int((found['valid'] != good).sum())} images are valid or not by mistake"
+                )
+            for name, values in expected.items():
+                wanted, given = values[: len(good)][good], found[name][good]
+                if name == "cluster":
+                    different = (wanted != given) & (expected["margin"][: len(good)][good] > tolerance)
+                    difference, allowed = float((wanted != given).mean()), float("inf") if not different.any() else 0.0
+                else:
+                    difference, allowed = float(np.abs(wanted - given).max()) / scale.get(name, 1.0), tolerance
+                if not difference <= allowed:
+                    raise MismatchError(
+                        f"{signature}, batch {size}: {name} differs from the network's by {difference:.2g}, and {allowed:g} is allowed"
+                    )
+                largest[name] = max(largest[name], difference)
+    return largest

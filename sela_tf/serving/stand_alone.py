@@ -1,0 +1,90 @@
+"""Runs a SavedModel as a server would: in a process of its own, from which neither sela_tf nor Keras can be imported.
+
+    python -I stand_alone.py SAVED_MODEL DIRECTORY SECONDS
+
+DIRECTORY holds files.tfrecord, encoded images, and pixels.npy, the same images float32 [N, h, w, C]; or the latter alone, vectors [N, D].
+Written into it are answers.npz, the outputs as SIGNATURE/BATCH/OUTPUT, and timings.json, seconds of at least five calls and of so many as
+fit into SECONDS.
+As a script it imports nothing of the library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for blocked in ("sela_tf", "keras"):
+        sys.modules[blocked] = None  # type: ignore[assignment]
+
+import numpy as np
+import tensorflow as tf
+
+BATCHES = (1, 8, 64)
+BAD_ROW = 3
+"""Of a batch of eight, asked for once more with something there that is no image: SIGNATURE/bad/OUTPUT."""
+_LEAST_CALLS, _MOST_CALLS = 5, 200
+
+
+def run(saved_model: str, directory: pathlib.Path, seconds: float) -> None:
+    """Every signature at every size of a batch."""
+    served = tf.saved_model.load(saved_model)
+    pixels = np.load(directory / "pixels.npy")
+    nothing = np.full_like(pixels[0], np.nan)
+    if pixels.ndim == 2:
+        inputs: dict[str, tuple[str, Any, Any]] = {"serving_default": ("vectors", pixels, nothing)}
+    else:
+        files = [record.numpy() for record in tf.data.TFRecordDataset(str(directory / "files.tfrecord"))]
+        inputs = {
+            "serving_default": ("image_bytes", files, b"no image"),
+            "examples": ("examples", [_example(data) for data in files], b"no example"),
+            "images": ("images", pixels, nothing),
+        }
+    answers: dict[str, np.ndarray] = {}
+    timings: dict[str, dict[str, list[float]]] = {}
+    for signature, (name, values, bad) in inputs.items():
+        ask = _client(served.signatures[signature], name)
+        timings[signature] = {}
+        for size in BATCHES:
+            parts = [ask(values[start : start + size]) for start in range(0, len(values), size)]
+            answers.update(
+                {f"{signature}/{size}/{output}": np.concatenate([part[output] for part in parts]) for output in parts[0]}
+            )
+            timings[signature][str(size)] = _seconds(ask, values[:size], seconds)
+        found = ask([*values[:BAD_ROW], bad, *values[BAD_ROW + 1 : 8]])
+        answers.update({f"{signature}/bad/{output}": value for output, value in found.items()})
+    np.savez(directory / "answers.npz", **answers)  # type: ignore[arg-type]
+    (directory / "timings.json").write_text(json.dumps(timings))
+
+
+def _client(function: Callable[..., dict[str, tf.Tensor]], name: str) -> Callable[[Any], dict[str, np.ndarray]]:
+    """Asks a signature about rows of its input `name`, as arrays in and arrays out."""
+
+    def ask(rows: Any) -> dict[str, np.ndarray]:
+        return {output: value.numpy() for output, value in function(**{name: tf.constant(rows)}).items()}
+
+    return ask
+
+
+def _example(data: bytes) -> bytes:
+    feature = {"image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))}
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+
+def _seconds(ask: Callable[[Any], Any], rows: Any, seconds: float) -> list[float]:
+    taken: list[float] = []
+    while len(taken) < _LEAST_CALLS or (sum(taken) < seconds and len(taken) < _MOST_CALLS):
+        start = time.perf_counter()
+        ask(rows)
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], pathlib.Path(sys.argv[2]), float(sys.argv[3]))
