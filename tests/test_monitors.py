@@ -141,10 +141,16 @@ class TestDoctor:
     def test_a_network_that_does_not_follow_its_balanced_labels(self, values):
         """Moving statistics that never arrive: trained on one network, the other looks at images far from where it believes them."""
         far = values + 60
-        fit = Fit(far, model=make_model(momentum=0.99999), rate=0.02)
-        assert [kind for kind, _ in fit.found] == ["clusters"]
+        fit = Fit(far, model=make_model(momentum=0.99999), rate=0.05, epochs=6)
+        assert fit.found[0] == ("clusters", 2)  # in time its potentials run away as well
         assert re.search(r"by itself puts 192 images into [123] of 6, .*lag behind", fit.doctor.findings[0].message)
-        assert Fit(far, model=make_model(momentum=0.5), rate=0.02).found == []
+        assert Fit(far, model=make_model(momentum=0.5), rate=0.05, epochs=6).found == []
+
+    def test_a_network_that_has_only_begun_is_given_time(self, values):
+        """Its argmax uses few clusters, but more from epoch to epoch, and its loss falls."""
+        fit = Fit(values, rate=0.004, min_network_clusters=0.99)
+        assert fit.found == []
+        assert fit.seen[1].network_clusters < 0.99
 
     def test_a_frozen_network(self, values):
         """The labels stand still from epoch 3 on, which is said as long as there are relabellings to come."""

@@ -25,7 +25,8 @@ class Thresholds(NamedTuple):
     min_label_clusters: float = 0.8
     """1 where labels are balanced exactly, .98 or more by the plain argmax of a transport that converged."""
     min_network_clusters: float = 0.1
-    """Healthy: .30 and .29 after the first epoch, rising to .9; an untrained network has less than .07."""
+    """Looked at once the loss has left ln K, and no illness while it rises. Healthy: .29 and .30 after the first epoch, rising to .9; an
+    untrained network has less than .04."""
     min_changed: float = 0.001
     """The least of any healthy relabelling was .025, after a cosine schedule had ended."""
     max_potential_range: float = 20.0
@@ -54,6 +55,8 @@ class Symptoms(NamedTuple):
     """Of each head."""
     network: list[ClusterSizes] | None
     """Of each head's own argmax on the sample."""
+    network_clusters_before: float | None
+    """`network_clusters` of the epoch before."""
     expected_clusters: float
     """exp of the entropy of the sizes that the labels are to have: K where they are to be equal."""
     changed: float | None
@@ -70,6 +73,11 @@ class Symptoms(NamedTuple):
     def num_clusters(self) -> int:
         """K."""
         return len(self.labels[0].sizes)
+
+    @property
+    def guessing(self) -> float:
+        """The loss of a network that knows nothing: ln K."""
+        return float(np.log(self.num_clusters))
 
     @property
     def feature_spread(self) -> float | None:
@@ -130,7 +138,7 @@ def diagnose(seen: Symptoms, limits: Thresholds) -> dict[str, Diagnosis]:
 def _loss(seen: Symptoms, limits: Thresholds) -> Diagnosis:
     if seen.loss is None or not np.isfinite(seen.loss):
         return _UNKNOWN
-    guessing = float(np.log(seen.num_clusters))
+    guessing = seen.guessing
     if seen.loss > (1 + limits.loss_tolerance) * guessing:
         message = (
             f"the loss {seen.loss:.3f} is above ln K = {guessing:.3f}, that of guessing: steps are too long. Lower --learning_rate (in your "
@@ -176,7 +184,11 @@ def _label_clusters(seen: Symptoms, limits: Thresholds) -> Diagnosis:
 def _network_clusters(seen: Symptoms, limits: Thresholds) -> Diagnosis:
     if seen.network is None or seen.network_clusters is None:
         return _UNKNOWN
-    if seen.network_clusters >= limits.min_network_clusters:
+    if seen.loss is not None and seen.loss >= (1 - limits.loss_tolerance) * seen.guessing:
+        # it has learned too little yet for an argmax of its own
+        return _UNKNOWN
+    rising = seen.network_clusters_before is not None and seen.network_clusters > seen.network_clusters_before
+    if rising or seen.network_clusters >= limits.min_network_clusters:
         return _WELL
     worst = int(np.argmin([head.effective for head in seen.network]))
     message = (

@@ -89,7 +89,7 @@ class CollapseDoctor(keras.callbacks.Callback):
         self._said = dict.fromkeys(KINDS, False)
         self._counts: np.ndarray | None = None
         self._largest_range, self._growing = 0.0, 0
-        self._loss_before = float("nan")
+        self._loss_before = self._network_before = float("nan")
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         if self._sample is not None:
@@ -114,7 +114,7 @@ class CollapseDoctor(keras.callbacks.Callback):
             "ill_epochs": np.array([self._ill_epochs[kind] for kind in _REPEATABLE]),
             "said": np.array([self._said[kind] for kind in _REPEATABLE]),
             "counts": self._count() if self._counts is None else self._counts,
-            "figures": np.array([self._loss_before, self._largest_range, self._growing]),
+            "figures": np.array([self._loss_before, self._network_before, self._largest_range, self._growing]),
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -122,7 +122,7 @@ class CollapseDoctor(keras.callbacks.Callback):
         self._ill_epochs.update(zip(_REPEATABLE, map(int, state["ill_epochs"]), strict=True))
         self._said.update(zip(_REPEATABLE, map(bool, state["said"]), strict=True))
         self._counts = np.array(state["counts"])
-        self._loss_before, self._largest_range, growing = map(float, state["figures"])
+        self._loss_before, self._network_before, self._largest_range, growing = map(float, state["figures"])
         self._growing = int(growing)
 
     def _count(self) -> np.ndarray:
@@ -140,14 +140,13 @@ class CollapseDoctor(keras.callbacks.Callback):
             self._largest_range = float(ranges.max())
         opinion = None if self._sample is None else self._sample.opinion()
         taken = steps_taken(self.model)
-        loss, before = logs.get(self.loss), self._loss_before
-        self._loss_before = float("nan") if loss is None else loss
-        return Symptoms(
-            loss=loss,
-            loss_before=before if np.isfinite(before) else None,
+        seen = Symptoms(
+            loss=logs.get(self.loss),
+            loss_before=_known(self._loss_before),
             features=None if opinion is None else opinion.features,
             labels=[cluster_sizes(head, self.labels.num_clusters) for head in self.labels.labels],
             network=None if opinion is None else opinion.clusters,
+            network_clusters_before=_known(self._network_before),
             expected_clusters=self._expected_clusters,
             changed=changes / (counted * self.labels.num_examples) if counted else None,
             to_come=sum(step >= taken for step in self.relabel_steps),
@@ -155,6 +154,10 @@ class CollapseDoctor(keras.callbacks.Callback):
             growing=self._growing,
             waiting_share=None if self.waiting_share is None else self.waiting_share(),
         )
+        self._loss_before, self._network_before = (
+            float("nan") if value is None else value for value in (seen.loss, seen.network_clusters)
+        )
+        return seen
 
     def _say(self, finding: Finding) -> None:
         self.findings.append(finding)
@@ -163,3 +166,7 @@ class CollapseDoctor(keras.callbacks.Callback):
         sys.stdout.flush()
         if self.log is not None:
             self.log(finding)
+
+
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -86,7 +87,8 @@ class FeatureExtractor:
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy | None = None):
         self.model = model
         self._strategy = strategy or tf.distribute.get_strategy()
-        self._forward = tf.function(self._run, reduce_retracing=True)
+        # TensorFlow counts traces by a function's code, and would complain of several extractors; a partial is counted by itself
+        self._forward = tf.function(functools.partial(self._run), reduce_retracing=True)
 
     def collect(self, batches: tf.data.Dataset, num_examples: int, *, batch_statistics: bool = False) -> np.ndarray:
         """float32 [N, D], row i for example i.
