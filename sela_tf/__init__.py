@@ -13,7 +13,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sela_tf.config import SelaConfig
-    from sela_tf.evaluation.monitors import KNNMonitor
+    from sela_tf.evaluation.doctor import CollapseDoctor, Finding
+    from sela_tf.evaluation.monitors import ClusterMonitor, KNNMonitor
     from sela_tf.models import BACKBONES, build_model
     from sela_tf.models.heads import MultiHead
     from sela_tf.self_labelling.callback import SelfLabelling
@@ -32,6 +33,9 @@ _HOMES = {
     "BACKBONES": "models",
     "BalancedAssignment": "transport.assignment",
     "BalancedLabels": "transport.rounding",
+    "ClusterMonitor": "evaluation.monitors",
+    "CollapseDoctor": "evaluation.doctor",
+    "Finding": "evaluation.doctor",
     "KNNMonitor": "evaluation.monitors",
     "LabelTable": "self_labelling.label_table",
     "LinearLogits": "transport.rows",
@@ -55,6 +59,9 @@ __all__ = [
     "BACKBONES",
     "BalancedAssignment",
     "BalancedLabels",
+    "ClusterMonitor",
+    "CollapseDoctor",
+    "Finding",
     "KNNMonitor",
     "LabelTable",
     "LinearLogits",

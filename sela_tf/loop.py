@@ -106,7 +106,7 @@ def train(
 ) -> None:
     """Takes the steps from `first_step` up to, not including, `last_step`; `batches` begin with that of `first_step`.
 
-    Logs reach the callbacks as in `model.fit`, but "loss" is the mean since the last row, every `log_every_steps` and at the end of
+    Logs reach the callbacks as in `model.fit`, but they are means since the last row, every `log_every_steps` and at the end of
     an epoch, so that a device is not waited for at every step.
 
     Raises:
@@ -118,14 +118,14 @@ def train(
     clock.step = first_step
     hooks.on_train_begin()
     iterator = iter(distributed)
-    losses: list[tuple[float, int]] = []
+    rows: list[tuple[dict[str, float], int]] = []
     since = 0
     for step in range(first_step, last_step):
         epoch, position = divmod(step, steps_per_epoch)
         if position == 0 or step == first_step:
             hooks.on_epoch_begin(epoch)
             model.reset_metrics()
-            losses, since = [], 0
+            rows, since = [], 0
         start = time.perf_counter()
         batch = next(iterator)
         clock.waiting += time.perf_counter() - start
@@ -137,7 +137,7 @@ def train(
         logs: dict[str, float] = {}
         if (position + 1) % log_every_steps == 0 or position + 1 == steps_per_epoch or stopping is not None:
             logs = {name: float(value) for name, value in values.items()}
-            losses.append((logs["loss"], since))
+            rows.append((dict(logs), since))
             model.reset_metrics()
             since = 0
         clock.stepping += time.perf_counter() - start
@@ -145,8 +145,8 @@ def train(
         clock.step = step + 1
         hooks.on_train_batch_end(position, logs)
         if position + 1 == steps_per_epoch:
-            mean = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
-            hooks.on_epoch_end(epoch, {"loss": mean})
+            steps = sum(count for _, count in rows)
+            hooks.on_epoch_end(epoch, {name: sum(row[name] * count for row, count in rows) / steps for name in logs})
             save(step + 1)
         elif stopping is not None:
             save(step + 1)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -17,7 +18,8 @@ from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.label_files import read_known_labels
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import cluster_metrics, entropy_histogram
-from sela_tf.evaluation.monitors import KNNMonitor
+from sela_tf.evaluation.doctor import CollapseDoctor, Finding
+from sela_tf.evaluation.monitors import ClusterMonitor, KNNMonitor
 from sela_tf.evaluation.summary import evaluate_chance, evaluate_labels, evaluate_network
 from sela_tf.loop import Clock, Progress, signals_noted, train
 from sela_tf.models import EMBEDDING, without_rotation_head
@@ -47,6 +49,9 @@ from sela_tf.workdir import FLAGS, RESULTS, WEIGHTS, Workdir, read_results
 _PASS_BATCH = 1000
 """Images of a batch of a label pass: the reference's number, large enough for steady batch statistics."""
 
+_SAMPLE, _SAMPLE_PER_CLUSTER = 1000, 4
+"""Images, and images a cluster, that the monitors of the clusters show the network: the larger number, of those there are."""
+
 
 def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Trains as `config` says, or continues the run in `workdir`; returns what results.json then holds.
@@ -69,7 +74,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     labels = label_table(config, data)
     model = compiled_model(config, data, labels, strategy)
     fingerprint = data.train.fingerprint()
-    step = _continue_from(directory, config, model, labels, fingerprint)
+    step, kept = _continue_from(directory, config, model, labels, fingerprint)
     print(
         f"{len(data.train)} training images, {len(data.held_out)} held out, {shape_in_words(data)}; "
         f"{model.count_params():,} parameters; {steps_per_epoch} steps an epoch on {strategy.num_replicas_in_sync} device(s)"
@@ -99,15 +104,16 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     )
     batches = training_views(config, data, batch_size=config.batch_size, first_step=step, last_step=last_step)
     clock = Clock()
-    callbacks = [labelling, *_monitors(config, data), Progress(config.epochs, config.batch_size, directory, clock)]
+    knn = _knn_monitor(config, data)
 
     def save(step: int) -> None:
         meta = {"data_fingerprint": fingerprint, "num_examples": len(data.train)}
         directory.flush()
-        checkpoint.save(directory.checkpoints, step, _state(model, labels), meta, keep=config.keep_checkpoints)
+        checkpoint.save(directory.checkpoints, step, _state(model, labels, watchers), meta, keep=config.keep_checkpoints)
 
     directory.start(step)
     try:
+        watchers = _watchers(config, data, labels, labelling.relabel_steps, directory, clock, kept)
         if step == 0:
             _log_first_labels(directory, data.train.classes, labels)
         with signals_noted() as stop:
@@ -116,7 +122,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
                 batches,
                 strategy=strategy,
                 xla=config.xla,
-                callbacks=callbacks,
+                callbacks=[labelling, *knn, *watchers.values(), Progress(config.epochs, config.batch_size, directory, clock)],
                 clock=clock,
                 first_step=step,
                 last_step=last_step,
@@ -150,7 +156,7 @@ def load_run(workdir: str | os.PathLike[str]) -> keras.Model:
     return model
 
 
-def _monitors(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback]:
+def _knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback]:
     """KNN at the end of each epoch, where there are classes to vote for."""
     if data.train.classes is None or data.held_out.classes is None or not config.monitor_examples:
         return []
@@ -165,6 +171,45 @@ def _monitors(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback]:
             data.held_out.classes,
         )
     ]
+
+
+def _watchers(
+    config: SelaConfig,
+    data: Data,
+    labels: LabelTable,
+    relabel_steps: list[int],
+    directory: Workdir,
+    clock: Clock,
+    kept: Mapping[str, np.ndarray],
+) -> dict[str, ClusterMonitor | CollapseDoctor]:
+    """Of the clusters, with the state that a checkpoint kept of them; they see the same images in every run of these settings."""
+    count = min(max(_SAMPLE, _SAMPLE_PER_CLUSTER * config.num_clusters), len(data.train))
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[:count])
+    sample = inference_batches(data.train.take(chosen), size=data.size, batch_size=_PASS_BATCH)
+    watchers: dict[str, ClusterMonitor | CollapseDoctor] = {
+        "clusters": ClusterMonitor(labels, directory.writer, lam=config.lam, sample=sample),
+        "doctor": CollapseDoctor(
+            labels,
+            sample=sample,
+            relabel_steps=relabel_steps,
+            waiting_share=lambda: clock.waiting_share,
+            lam=config.lam,
+            marginals=config.marginals,
+            loss="heads_loss" if config.rotation else "loss",
+            log=functools.partial(_log_finding, directory, clock),
+        ),
+    }
+    for name, watcher in watchers.items():
+        # a run that began before there were these monitors has none
+        if state := _below(name, kept):
+            watcher.restore(state)
+    return watchers
+
+
+def _log_finding(directory: Workdir, clock: Clock, finding: Finding) -> None:
+    """In metrics.jsonl; what depends on the clock in timings.jsonl."""
+    write = directory.write_timings if finding.kind == "waiting" else directory.write_metrics
+    write("warning", clock.step, {"epoch": finding.epoch, "diagnosis": finding.kind, "message": finding.message})
 
 
 def _log_first_labels(directory: Workdir, classes: np.ndarray | None, labels: LabelTable) -> None:
@@ -186,15 +231,20 @@ def _agreement(classes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return {**cluster_metrics(classes, labels)._asdict(), "entropy_histogram": entropy_histogram(classes, labels)}
 
 
-def _state(model: keras.Model, labels: LabelTable) -> dict[str, np.ndarray]:
+def _state(
+    model: keras.Model, labels: LabelTable, watchers: Mapping[str, ClusterMonitor | CollapseDoctor]
+) -> dict[str, np.ndarray]:
     """Everything that training changes."""
     variables = {"model": model.variables, "optimizer": model.optimizer.variables}
     arrays = {f"{kind}/{i:04d}": read(value) for kind, values in variables.items() for i, value in enumerate(values)}
-    return {**arrays, **{f"table/{name}": value for name, value in labels.state().items()}}
+    states = {"table": labels.state(), **{f"monitors/{name}": watcher.state() for name, watcher in watchers.items()}}
+    return {**arrays, **{f"{place}/{name}": value for place, state in states.items() for name, value in state.items()}}
 
 
-def _continue_from(directory: Workdir, config: SelaConfig, model: keras.Model, labels: LabelTable, fingerprint: str) -> int:
-    """Puts the newest checkpoint's state back, if there is one; returns the steps that were taken."""
+def _continue_from(
+    directory: Workdir, config: SelaConfig, model: keras.Model, labels: LabelTable, fingerprint: str
+) -> tuple[int, dict[str, np.ndarray]]:
+    """Puts the newest checkpoint's state back, if there is one; returns the steps that were taken, and the state of the monitors."""
     saved, passed_over = checkpoint.load_newest(directory.checkpoints)
     for line in passed_over:
         print(f"checkpoint passed over: {line}", flush=True)
@@ -203,7 +253,7 @@ def _continue_from(directory: Workdir, config: SelaConfig, model: keras.Model, l
             raise ConfigError(
                 f"--workdir={directory.path}: its checkpoints are gone or damaged, so the run cannot be continued: name another directory"
             )
-        return 0
+        return 0, {}
     if saved.meta["data_fingerprint"] != fingerprint:
         raise ConfigError(
             f"--workdir={directory.path} was trained on {saved.meta['num_examples']} images, and those of "
@@ -212,8 +262,13 @@ def _continue_from(directory: Workdir, config: SelaConfig, model: keras.Model, l
     for kind, variables in (("model", model.variables), ("optimizer", model.optimizer.variables)):
         for i, variable in enumerate(variables):
             variable.assign(saved.arrays[f"{kind}/{i:04d}"])
-    labels.restore({name.removeprefix("table/"): value for name, value in saved.arrays.items() if name.startswith("table/")})
-    return saved.step
+    labels.restore(_below("table", saved.arrays))
+    return saved.step, _below("monitors", saved.arrays)
+
+
+def _below(place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those named place/NAME, by NAME."""
+    return {name.removeprefix(f"{place}/"): value for name, value in arrays.items() if name.startswith(f"{place}/")}
 
 
 def _finish(

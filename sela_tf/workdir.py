@@ -92,6 +92,13 @@ class Workdir:
                 write_whole(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
         self._writer = tf.summary.create_file_writer(str(self.path / TENSORBOARD))
 
+    @property
+    def writer(self) -> tf.summary.SummaryWriter:
+        """Of the run's TensorBoard files, between `start` and `close`."""
+        if self._writer is None:
+            raise RuntimeError(f"{self.path} is not being written")
+        return self._writer
+
     def close(self) -> None:
         """Lets another process use the directory."""
         if self._writer is not None:

@@ -30,6 +30,11 @@ def rows(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
 
 
+def assert_no_warnings(workdir: pathlib.Path) -> None:
+    """A training that goes well is not complained of."""
+    assert [row for name in ("metrics.jsonl", "timings.jsonl") for row in rows(workdir, name) if row["kind"] == "warning"] == []
+
+
 class TestFinishedRun:
     def test_prints_a_line_a_relabelling_and_the_table(self, finished):
         workdir, process = finished
@@ -556,6 +561,7 @@ def test_the_demo_learns(tmp_path):
     assert trained["knn"] >= min(untrained["knn"] + 0.02, 0.98)
     assert np.mean(trained["ami"]) >= np.mean(untrained["ami"]) + 0.15
     assert np.min(trained["ami"]) > results["chance"]["ami"][0] + 0.3
+    assert_no_warnings(tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -583,3 +589,4 @@ def test_fashion_mnist_as_a_folder_without_classes_learns(tmp_path, fashion_mnis
     with np.load(tmp_path / "run" / "labels.npz") as labels:
         classes = train.classes[[int(name[:5]) for name in labels["names"]]]
         assert cluster_metrics(classes, labels["labels"][0]).ami > 0.3
+    assert_no_warnings(tmp_path / "run")

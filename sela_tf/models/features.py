@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -13,6 +14,13 @@ import tensorflow as tf
 def read(variable: keras.Variable) -> np.ndarray:
     """The value of a variable; the first replica's where it is mirrored, which NumPy cannot read by itself."""
     return tf.convert_to_tensor(variable).numpy()
+
+
+def steps_taken(model: keras.Model) -> int:
+    """The optimizer's own count, which a second `fit` and a restored optimizer go on with."""
+    # a loss-scaling optimizer wraps the one that counts
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return int(read(optimizer.iterations))
 
 
 def _pair(batch: Any, num_examples: int) -> tuple[tf.Tensor, np.ndarray]:
@@ -32,6 +40,42 @@ def _pair(batch: Any, num_examples: int) -> tuple[tf.Tensor, np.ndarray]:
     return images, rows
 
 
+class _Seen:
+    """Which of the indices 0 … N - 1 came by, and how often."""
+
+    def __init__(self, num_examples: int):
+        self._times = np.zeros(num_examples, np.int64)
+
+    def repeats(self, rows: np.ndarray) -> bool:
+        """Notes the indices of a batch; whether one of them was there before: of a data set that repeats there would be no end."""
+        np.add.at(self._times, rows, 1)
+        return self._times[rows].max(initial=0) > 1
+
+    def check(self) -> None:
+        """Raises:
+        ValueError: not each index once.
+        """
+        if not len(self._times) or (self._times != 1).any():
+            missing, repeated = np.flatnonzero(self._times == 0), np.flatnonzero(self._times > 1)
+            raise ValueError(
+                f"The inference dataset must yield each of {len(self._times)} example indices once. Received: {len(missing)} missing "
+                f"(first {missing[:1]}), {len(repeated)} repeated (first {repeated[:1]})"
+            )
+
+
+def check_indices(batches: tf.data.Dataset, num_examples: int) -> None:
+    """Goes once through `batches` of (images, indices).
+
+    Raises:
+        ValueError: an index is missing, repeated or outside 0 … N - 1.
+    """
+    seen = _Seen(num_examples)
+    for batch in batches:
+        if seen.repeats(_pair(batch, num_examples)[1]):
+            break
+    seen.check()
+
+
 class FeatureExtractor:
     """Runs a functional model, on every replica of its strategy, without changing any of its variables.
 
@@ -43,7 +87,8 @@ class FeatureExtractor:
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy | None = None):
         self.model = model
         self._strategy = strategy or tf.distribute.get_strategy()
-        self._forward = tf.function(self._run, reduce_retracing=True)
+        # TensorFlow counts traces by a function's code, and would complain of several extractors; a partial is counted by itself
+        self._forward = tf.function(functools.partial(self._run), reduce_retracing=True)
 
     def collect(self, batches: tf.data.Dataset, num_examples: int, *, batch_statistics: bool = False) -> np.ndarray:
         """float32 [N, D], row i for example i.
@@ -60,31 +105,27 @@ class FeatureExtractor:
         trainable = {id(variable) for variable in self.model.trainable_variables}
         state = [variable for variable in self.model.variables if id(variable) not in trainable] if batch_statistics else []
         before = [read(variable) for variable in state]
-        seen = np.zeros(num_examples, np.int64)
-        features: np.ndarray | None = None
+        seen = _Seen(num_examples)
+        features = np.empty((num_examples, 0), np.float32)
         try:
             for batch in batches:
                 images, rows = _pair(batch, num_examples)
-                outputs = self._forward(self._split(images), batch_statistics)
-                outputs = np.concatenate(
-                    [np.asarray(part, np.float32) for part in self._strategy.experimental_local_results(outputs)]
-                )
-                if features is None:
+                outputs = self._outputs(images, batch_statistics)
+                if not features.size:
                     features = np.empty((num_examples, outputs.shape[-1]), np.float32)
                 features[rows] = outputs
-                np.add.at(seen, rows, 1)
-                if seen[rows].max(initial=0) > 1:
-                    break  # of a data set that repeats there would be no end
+                if seen.repeats(rows):
+                    break
         finally:
             for variable, value in zip(state, before, strict=True):
                 variable.assign(value)
-        if features is None or (seen != 1).any():
-            missing, repeated = int((seen == 0).sum()), int((seen > 1).sum())
-            raise ValueError(
-                f"The inference dataset must yield each of {num_examples} example indices once. Received: {missing} missing "
-                f"(first {np.flatnonzero(seen == 0)[:1]}), {repeated} repeated (first {np.flatnonzero(seen > 1)[:1]})"
-            )
+        seen.check()
         return features
+
+    def in_order(self, batches: tf.data.Dataset) -> np.ndarray:
+        """float32 [M, D] in the order of `batches`, which yield images, alone or as the first of a tuple; in inference mode."""
+        images = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
+        return np.concatenate([self._outputs(each, False) for each in images])
 
     def settle(self, batches: tf.data.Dataset, *, num_batches: int = 50) -> None:
         """Moves the moving statistics of batch normalisation to those of these batches' images; no weight changes.
@@ -104,6 +145,11 @@ class FeatureExtractor:
         finally:
             for layer, momentum in zip(norms, before, strict=True):
                 layer.momentum = momentum
+
+    def _outputs(self, images: tf.Tensor, training: bool) -> np.ndarray:
+        """float32 [b, D]."""
+        parts = self._strategy.experimental_local_results(self._forward(self._split(images), training))
+        return np.concatenate([np.asarray(part, np.float32) for part in parts])
 
     def _split(self, images: tf.Tensor) -> tf.Tensor:
         """One part a replica, in order."""

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
-from sela_tf.models.features import FeatureExtractor, read
+from sela_tf.models.features import FeatureExtractor, steps_taken
 from sela_tf.models.heads import find_multi_head
 from sela_tf.self_labelling.label_pass import Assign, HeadLabels, cut_at_heads, relabel
 from sela_tf.self_labelling.label_table import LabelTable
@@ -88,10 +88,10 @@ class SelfLabelling(keras.callbacks.Callback):
         strategy = self.model.distribute_strategy
         self._extractor = FeatureExtractor(cut_at_heads(self.model), strategy)
         # a relabelling at a step that was already taken has happened
-        self._pending = [step for step in self.relabel_steps if step >= self._step()]
+        self._pending = [step for step in self.relabel_steps if step >= steps_taken(self.model)]
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        step = self._step()
+        step = steps_taken(self.model)
         if self._pending and self._pending[0] <= step:
             # steps_per_execution may have jumped over several; one relabelling serves them
             due = [earlier for earlier in self._pending if earlier <= step]
@@ -117,7 +117,7 @@ class SelfLabelling(keras.callbacks.Callback):
             else ""
         )
         raise ValueError(
-            f"The loss became {float(loss)} by step {self._step()}: training diverged. Lower the learning rate{or_stray}"
+            f"The loss became {float(loss)} by step {steps_taken(self.model)}: training diverged. Lower the learning rate{or_stray}"
         )
 
     def relabel(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
@@ -141,11 +141,6 @@ class SelfLabelling(keras.callbacks.Callback):
         if self.log is not None:
             self.log(step, outcome)
         return outcome
-
-    def _step(self) -> int:
-        # a loss-scaling optimizer wraps the one that counts
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        return int(read(optimizer.iterations))
 
 
 def describe(step: int, head: HeadLabels) -> str:
