@@ -31,6 +31,7 @@ from sela_tf.data.sources import load_source
 from sela_tf.data.splits import match_channels
 from sela_tf.parts import load_data
 from sela_tf.serving import stand_alone
+from sela_tf.serving.check import MismatchError, check_saved_model
 from sela_tf.serving.saved_model import ServedImages, export_saved_model, read_signatures
 from sela_tf.serving.warm_up import WARM_UP_FILE
 
@@ -465,6 +466,22 @@ class TestCheck:
                 [sys.executable, "-I", "-c", f"{head}\nimport {name}"], capture_output=True, text=True, check=False
             )
             assert f"import of {name} halted" in done.stderr
+
+    def test_images_of_many_sizes_and_a_model_that_cannot_be_run(self, good, tmp_path):
+        (tmp_path / "images").mkdir()
+        for name, data in good.items():
+            (tmp_path / "images" / name).write_bytes(data)
+        images = load_source(f"folder:{tmp_path}/images").train
+        model = pixels_as_embedding(3)
+        export_saved_model(model, tmp_path / "1", potentials=np.array([[3.0, 0, 0], [0, 0, 1]]), lam=4.0)
+        checked = check_saved_model(
+            tmp_path / "1", model, images, potentials=np.array([[3.0, 0, 0], [0, 0, 1]]), lam=4.0, seconds=0
+        )
+        assert checked.num_images == len(good)
+        assert checked.differences["embedding"] <= 1e-5
+        (tmp_path / "1" / "variables" / "variables.index").unlink()
+        with pytest.raises(MismatchError, match=r"cannot be run: .*variables"):
+            check_saved_model(tmp_path / "1", model, images, seconds=0)
 
     def test_images_that_are_gone_are_replaced_and_it_is_said(self, finished, network, tmp_path, capsys):
         shutil.copytree(finished[0], tmp_path / "run")

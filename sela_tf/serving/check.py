@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -83,7 +84,9 @@ def check_saved_model(
         command = [sys.executable, "-I", stand_alone.__file__, str(saved_model), directory, str(seconds)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise MismatchError(f"the exported model cannot be run: {done.stderr.strip().splitlines()[-1:]}")
+            # the line that names the error; an explanation over several may follow
+            named = [line for line in done.stderr.splitlines() if re.match(r"[\w.]+: ", line)]
+            raise MismatchError(f"the exported model cannot be run: {named[-1] if named else done.stderr[-500:]}")
         with np.load(pathlib.Path(directory, "answers.npz")) as archive:
             answers = dict(archive)
         timings = json.loads(pathlib.Path(directory, "timings.json").read_text())
