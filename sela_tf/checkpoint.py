@@ -71,6 +71,11 @@ def load_newest(directory: pathlib.Path) -> tuple[Checkpoint | None, list[str]]:
     return None, passed_over
 
 
+def below(place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those named place/NAME, by NAME."""
+    return {name.removeprefix(f"{place}/"): value for name, value in arrays.items() if name.startswith(f"{place}/")}
+
+
 def _saves(directory: pathlib.Path) -> list[pathlib.Path]:
     """In the order of their steps; what a user put beside them is not looked at."""
     return sorted(path for path in directory.glob(_PREFIX + "*") if re.fullmatch(_PREFIX + r"\d{8,}", path.name) and path.is_dir())

@@ -58,15 +58,17 @@ def write_report(
         confidence=confidence,
         seed=config.seed,
     )
+    rows = directory.rows()
     report = {
         "title": (
             f"{data.train.name.removeprefix('--dataset=')}: {len(data.train)} images, {shape_in_words(data)}, {config.backbone}, "
             f"{heads.num_heads} x {heads.num_clusters} clusters, {config.epochs} epochs"
         ),
         "verdict": _verdict(results),
+        "warnings": [row["message"] for row in rows if row["kind"] == "warning"],
         "num_clusters": heads.num_clusters,
         "num_classes": None if data.train.classes is None else len(np.unique(data.train.classes)),
-        **course(directory.rows(), num_heads=heads.num_heads),
+        **course(rows, num_heads=heads.num_heads),
         "cluster_sizes": [
             {"labels": _sizes(head, heads.num_clusters), "network": _sizes(plain[:, number], heads.num_clusters)}
             for number, head in enumerate(labels.labels)

@@ -17,12 +17,11 @@ from sela_tf import checkpoint, flags
 from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.label_files import read_known_labels
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.evaluation.clustering import cluster_metrics, entropy_histogram
-from sela_tf.evaluation.doctor import CollapseDoctor, Finding
-from sela_tf.evaluation.monitors import ClusterMonitor, KNNMonitor
+from sela_tf.evaluation.doctor import CollapseDoctor
+from sela_tf.evaluation.monitors import ClusterMonitor
 from sela_tf.evaluation.summary import evaluate_chance, evaluate_labels, evaluate_network
 from sela_tf.loop import Clock, Progress, signals_noted, train
-from sela_tf.models import EMBEDDING, without_rotation_head
+from sela_tf.models import without_rotation_head
 from sela_tf.models.features import read
 from sela_tf.parts import (
     Data,
@@ -39,18 +38,15 @@ from sela_tf.parts import (
 )
 from sela_tf.reporter import write_report
 from sela_tf.self_labelling.callback import SelfLabelling
-from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.transport.assignment import assign_labels
 from sela_tf.transport.sinkhorn import sinkhorn
+from sela_tf.watching import knn_monitor, log_first_labels, log_relabelling, make_watchers
 from sela_tf.workdir import FLAGS, RESULTS, WEIGHTS, Workdir, read_results
 
 _PASS_BATCH = 1000
 """Images of a batch of a label pass: the reference's number, large enough for steady batch statistics."""
-
-_SAMPLE, _SAMPLE_PER_CLUSTER = 1000, 4
-"""Images, and images a cluster, that the monitors of the clusters show the network: the larger number, of those there are."""
 
 
 def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -100,11 +96,11 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         ),
         batch_statistics=config.label_view == "training",
         heads_in_turn=config.relabel_heads == "in_turn",
-        log=functools.partial(_log_relabelling, directory, data.train.classes),
+        log=functools.partial(log_relabelling, directory, data.train.classes),
     )
     batches = training_views(config, data, batch_size=config.batch_size, first_step=step, last_step=last_step)
     clock = Clock()
-    knn = _knn_monitor(config, data)
+    knn = knn_monitor(config, data)
 
     def save(step: int) -> None:
         meta = {"data_fingerprint": fingerprint, "num_examples": len(data.train)}
@@ -113,9 +109,9 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
     directory.start(step)
     try:
-        watchers = _watchers(config, data, labels, labelling.relabel_steps, directory, clock, kept)
+        watchers = make_watchers(config, data, labels, labelling.relabel_steps, directory, clock, kept)
         if step == 0:
-            _log_first_labels(directory, data.train.classes, labels)
+            log_first_labels(directory, data.train.classes, labels)
         with signals_noted() as stop:
             train(
                 model,
@@ -156,81 +152,6 @@ def load_run(workdir: str | os.PathLike[str]) -> keras.Model:
     return model
 
 
-def _knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback]:
-    """KNN at the end of each epoch, where there are classes to vote for."""
-    if data.train.classes is None or data.held_out.classes is None or not config.monitor_examples:
-        return []
-    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[: config.monitor_examples])
-    bank = data.train.take(chosen)
-    return [
-        KNNMonitor(
-            EMBEDDING,
-            inference_batches(bank, size=data.size, batch_size=_PASS_BATCH),
-            data.train.classes[chosen],
-            inference_batches(data.held_out, size=data.size, batch_size=_PASS_BATCH),
-            data.held_out.classes,
-        )
-    ]
-
-
-def _watchers(
-    config: SelaConfig,
-    data: Data,
-    labels: LabelTable,
-    relabel_steps: list[int],
-    directory: Workdir,
-    clock: Clock,
-    kept: Mapping[str, np.ndarray],
-) -> dict[str, ClusterMonitor | CollapseDoctor]:
-    """Of the clusters, with the state that a checkpoint kept of them; they see the same images in every run of these settings."""
-    count = min(max(_SAMPLE, _SAMPLE_PER_CLUSTER * config.num_clusters), len(data.train))
-    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[:count])
-    sample = inference_batches(data.train.take(chosen), size=data.size, batch_size=_PASS_BATCH)
-    watchers: dict[str, ClusterMonitor | CollapseDoctor] = {
-        "clusters": ClusterMonitor(labels, directory.writer, lam=config.lam, sample=sample),
-        "doctor": CollapseDoctor(
-            labels,
-            sample=sample,
-            relabel_steps=relabel_steps,
-            waiting_share=lambda: clock.waiting_share,
-            lam=config.lam,
-            marginals=config.marginals,
-            loss="heads_loss" if config.rotation else "loss",
-            log=functools.partial(_log_finding, directory, clock),
-        ),
-    }
-    for name, watcher in watchers.items():
-        # a run that began before there were these monitors has none
-        if state := _below(name, kept):
-            watcher.restore(state)
-    return watchers
-
-
-def _log_finding(directory: Workdir, clock: Clock, finding: Finding) -> None:
-    """In metrics.jsonl; what depends on the clock in timings.jsonl."""
-    write = directory.write_timings if finding.kind == "waiting" else directory.write_metrics
-    write("warning", clock.step, {"epoch": finding.epoch, "diagnosis": finding.kind, "message": finding.message})
-
-
-def _log_first_labels(directory: Workdir, classes: np.ndarray | None, labels: LabelTable) -> None:
-    """Where the course of the agreement begins: at random."""
-    if classes is not None:
-        for head, first in enumerate(labels.labels):
-            directory.write_metrics("first_labels", 0, {"head": head, **_agreement(classes, first)})
-
-
-def _log_relabelling(directory: Workdir, classes: np.ndarray | None, step: int, outcome: list[HeadLabels]) -> None:
-    """What each head's relabelling did, and how its new labels agree with the classes, where there are any."""
-    for head in outcome:
-        agreement = {} if classes is None else _agreement(classes, np.asarray(head.assignment.labels))
-        directory.write_metrics("relabel", step, {"head": head.head, **head.metrics, **agreement})
-        directory.write_timings("relabel", step, {"head": head.head, "seconds": head.seconds})
-
-
-def _agreement(classes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    return {**cluster_metrics(classes, labels)._asdict(), "entropy_histogram": entropy_histogram(classes, labels)}
-
-
 def _state(
     model: keras.Model, labels: LabelTable, watchers: Mapping[str, ClusterMonitor | CollapseDoctor]
 ) -> dict[str, np.ndarray]:
@@ -262,13 +183,8 @@ def _continue_from(
     for kind, variables in (("model", model.variables), ("optimizer", model.optimizer.variables)):
         for i, variable in enumerate(variables):
             variable.assign(saved.arrays[f"{kind}/{i:04d}"])
-    labels.restore(_below("table", saved.arrays))
-    return saved.step, _below("monitors", saved.arrays)
-
-
-def _below(place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Those named place/NAME, by NAME."""
-    return {name.removeprefix(f"{place}/"): value for name, value in arrays.items() if name.startswith(f"{place}/")}
+    labels.restore(checkpoint.below("table", saved.arrays))
+    return saved.step, checkpoint.below("monitors", saved.arrays)
 
 
 def _finish(

@@ -23,7 +23,7 @@ LAYERS = [
     {"train", "probe", "export", "label"},
     {"door", "exporter", "prober", "labeller"},
     {"trainer", "dry_run"},
-    {"reporter"},
+    {"reporter", "watching"},
     {"loop", "parts"},
     {"workdir", "checkpoint"},
     {"flags", "optimizer"},

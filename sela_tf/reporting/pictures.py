@@ -23,7 +23,9 @@ def draw_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     """Six panels that say at once whether training went well; `report` is what report.json holds."""
     figure = _figure(15, 8.6)
     axes = figure.subplots(2, 3)
-    figure.suptitle(f"{report['title']}\n{report['verdict']}", fontsize=12, x=0.02, ha="left")
+    count = len(report["warnings"])
+    warned = f"; {count} warning{'s' * (count > 1)} on the way, see metrics.jsonl" if count else ""
+    figure.suptitle(f"{report['title']}\n{report['verdict']}{warned}", fontsize=12, x=0.02, ha="left")
     _draw_loss(axes[0, 0], report)
     _draw_agreement(axes[0, 1], report)
     _draw_changes(axes[0, 2], report)

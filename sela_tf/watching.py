@@ -1,0 +1,102 @@
+"""What a run looks at while it trains, and what it writes down of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from sela_tf.checkpoint import below
+from sela_tf.config import SelaConfig
+from sela_tf.data.pipeline import inference_batches
+from sela_tf.evaluation.clustering import cluster_metrics, entropy_histogram
+from sela_tf.evaluation.doctor import CollapseDoctor, Finding
+from sela_tf.evaluation.monitors import ClusterMonitor, KNNMonitor
+from sela_tf.loop import Clock
+from sela_tf.models import EMBEDDING
+from sela_tf.parts import Data
+from sela_tf.self_labelling.label_pass import HeadLabels
+from sela_tf.self_labelling.label_table import LabelTable
+from sela_tf.workdir import Workdir
+
+_PASS_BATCH = 1000
+_SAMPLE, _SAMPLE_PER_CLUSTER = 1000, 4
+"""Images, and images a cluster, that the monitors of the clusters show the network: the larger number, of those there are."""
+
+
+def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback]:
+    """KNN at the end of each epoch, where there are classes to vote for."""
+    if data.train.classes is None or data.held_out.classes is None or not config.monitor_examples:
+        return []
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[: config.monitor_examples])
+    bank = data.train.take(chosen)
+    return [
+        KNNMonitor(
+            EMBEDDING,
+            inference_batches(bank, size=data.size, batch_size=_PASS_BATCH),
+            data.train.classes[chosen],
+            inference_batches(data.held_out, size=data.size, batch_size=_PASS_BATCH),
+            data.held_out.classes,
+        )
+    ]
+
+
+def make_watchers(
+    config: SelaConfig,
+    data: Data,
+    labels: LabelTable,
+    relabel_steps: list[int],
+    directory: Workdir,
+    clock: Clock,
+    kept: Mapping[str, np.ndarray],
+) -> dict[str, ClusterMonitor | CollapseDoctor]:
+    """Of the clusters, with the state that a checkpoint kept of them; they see the same images in every run of these settings."""
+    count = min(max(_SAMPLE, _SAMPLE_PER_CLUSTER * config.num_clusters), len(data.train))
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[:count])
+    sample = inference_batches(data.train.take(chosen), size=data.size, batch_size=_PASS_BATCH)
+    watchers: dict[str, ClusterMonitor | CollapseDoctor] = {
+        "clusters": ClusterMonitor(labels, directory.writer, lam=config.lam, sample=sample),
+        "doctor": CollapseDoctor(
+            labels,
+            sample=sample,
+            relabel_steps=relabel_steps,
+            waiting_share=lambda: clock.waiting_share,
+            lam=config.lam,
+            marginals=config.marginals,
+            loss="heads_loss" if config.rotation else "loss",
+            log=functools.partial(_log_finding, directory, clock),
+        ),
+    }
+    for name, watcher in watchers.items():
+        # a run that began before there were these monitors has none
+        if state := below(name, kept):
+            watcher.restore(state)
+    return watchers
+
+
+def _log_finding(directory: Workdir, clock: Clock, finding: Finding) -> None:
+    """In metrics.jsonl; what depends on the clock in timings.jsonl."""
+    write = directory.write_timings if finding.kind == "waiting" else directory.write_metrics
+    write("warning", clock.step, {"epoch": finding.epoch, "diagnosis": finding.kind, "message": finding.message})
+
+
+def log_first_labels(directory: Workdir, classes: np.ndarray | None, labels: LabelTable) -> None:
+    """Where the course of the agreement begins: at random."""
+    if classes is not None:
+        for head, first in enumerate(labels.labels):
+            directory.write_metrics("first_labels", 0, {"head": head, **_agreement(classes, first)})
+
+
+def log_relabelling(directory: Workdir, classes: np.ndarray | None, step: int, outcome: list[HeadLabels]) -> None:
+    """What each head's relabelling did, and how its new labels agree with the classes, where there are any."""
+    for head in outcome:
+        agreement = {} if classes is None else _agreement(classes, np.asarray(head.assignment.labels))
+        directory.write_metrics("relabel", step, {"head": head.head, **head.metrics, **agreement})
+        directory.write_timings("relabel", step, {"head": head.head, "seconds": head.seconds})
+
+
+def _agreement(classes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    return {**cluster_metrics(classes, labels)._asdict(), "entropy_histogram": entropy_histogram(classes, labels)}
