@@ -28,7 +28,7 @@ from sela_tf.data.augment import clean_view
 from sela_tf.data.decoding import BadImageError, check_image, decode_image, readable
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import load_source
-from sela_tf.data.splits import match_channels
+from sela_tf.data.splits import match_input
 from sela_tf.parts import load_data
 from sela_tf.serving import stand_alone
 from sela_tf.serving.check import MismatchError, check_saved_model
@@ -220,7 +220,7 @@ class TestImages:
         loaded, channels = shown
         for name, data in good.items():
             (tmp_path / name).write_bytes(data)
-        images = match_channels(load_source(f"folder:{tmp_path}").train, channels)
+        images = match_input(load_source(f"folder:{tmp_path}").train, (1, 1, channels))
         answers = ask(loaded, "serving_default", [pathlib.Path(path).read_bytes() for path in images.paths])
         for views, indices in inference_batches(images, size=(10, 16), batch_size=4):
             np.testing.assert_allclose(answers["embedding"][indices], np.reshape(views, (len(views), -1)), atol=PIXEL)

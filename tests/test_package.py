@@ -13,8 +13,10 @@ import sys
 import sysconfig
 import zipfile
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_doors
+from sklearn.datasets import load_digits
 
 import sela_tf
 
@@ -131,13 +133,21 @@ def test_the_readmes_command_trains_on_what_it_names():
     assert values["workdir"].value
 
 
-def run_example(python: pathlib.Path, directory: pathlib.Path) -> subprocess.CompletedProcess[str]:
-    """With warnings as errors, in a directory outside the checkout."""
-    check = "\nimport pathlib\nassert 'site-packages' in pathlib.Path(sela_tf.__file__).parts, sela_tf.__file__\n"
-    (directory / "example.py").write_text(readme_example() + check)
+def run_example(
+    python: pathlib.Path, directory: pathlib.Path, *arguments: str, example: str = "own_model"
+) -> subprocess.CompletedProcess[str]:
+    """One of examples/, with warnings as errors, in a directory outside the checkout."""
+    check = "\nimport pathlib\nimport sela_tf\nassert 'site-packages' in pathlib.Path(sela_tf.__file__).parts, sela_tf.__file__\n"
+    (directory / "example.py").write_text((ROOT / "examples" / f"{example}.py").read_text() + check)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [str(python), "-W", "error", "example.py"]
+    command = [str(python), "-W", "error", "example.py", *arguments]
     return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+
+def test_the_readme_shows_the_example_that_is_run():
+    assert (ROOT / "examples" / "own_model.py").read_text().endswith(f'"""\n\n{readme_example()}')
+    listed = set(re.findall(r"`examples/(\w+)\.py`", (ROOT / "docs" / "use.md").read_text()))
+    assert listed == {path.stem for path in (ROOT / "examples").glob("*.py")}
 
 
 class TestWheel:
@@ -150,16 +160,44 @@ class TestWheel:
         modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sela_tf").rglob("*.py")}
         assert modules <= set(names)
 
-    def test_readme_example_runs_from_it_with_warnings_as_errors(self, wheel, tmp_path):
-        """Dependencies come from this environment, the library from the wheel."""
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
-        packages = pathlib.Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "env")}))
+    @pytest.fixture(scope="class")
+    def python(self, wheel, tmp_path_factory) -> pathlib.Path:
+        """Of an environment whose dependencies come from this one, and the library from the wheel."""
+        directory = tmp_path_factory.mktemp("env")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
+        packages = pathlib.Path(sysconfig.get_path("purelib", vars={"base": str(directory)}))
         zipfile.ZipFile(wheel).extractall(packages)
         (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        done = run_example(tmp_path / "env" / "bin" / "python", tmp_path)
+        return directory / "bin" / "python"
+
+    def test_readme_example_runs_from_it_with_warnings_as_errors(self, python, tmp_path):
+        done = run_example(python, tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "(2, 1797)"
         assert re.match(r"relabel step 0 head 0: ", done.stdout)
+
+    def test_transport_alone(self, python, tmp_path):
+        done = run_example(python, tmp_path, example="sinkhorn_alone")
+        assert done.returncode == 0, done.stderr
+        assert "balanced exactly: clusters of 400 to 400 rows" in done.stdout
+
+    def test_a_new_network_learns_the_labels_of_a_run(self, python, tmp_path, finished):
+        label = [f"--workdir={finished[0]}", "--dataset=digits", f"--output={tmp_path}/labels.parquet"]
+        (door,) = run_doors([label], "sela_tf.label")
+        assert door.returncode == 0, door.stderr
+        done = run_example(python, tmp_path, "labels.parquet", example="train_on_labels")
+        assert done.returncode == 0, done.stderr
+        found, agreement = map(float, re.findall(r"0\.\d{3}", done.stdout))
+        assert found > 4 / 16
+        assert agreement > 0.3
+
+    def test_choosing_k(self, python, tmp_path):
+        np.save(tmp_path / "features.npy", load_digits().data.astype(np.float32))
+        done = run_example(python, tmp_path, "features.npy", "4", "10", "--epochs=3", example="choose_k")
+        assert done.returncode == 0, done.stderr
+        rows = [line.split() for line in done.stdout.splitlines()[-2:]]
+        assert [row[0] for row in rows] == ["4", "10"]
+        assert all(0.2 < float(row[1]) <= 1 and 0 < float(row[2]) < 1 for row in rows)
 
     @pytest.mark.slow
     def test_installs_and_works_in_a_clean_environment(self, wheel, tmp_path):
