@@ -14,7 +14,7 @@ demo: $(VENV)/.core
 	$(BIN)/python -m sela_tf.train --flagfile=configs/digits.cfg --workdir=runs/digits $(FLAGS)
 
 test: lint
-	$(BIN)/python -m pytest $(FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(FLAGS)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow $(FLAGS)
