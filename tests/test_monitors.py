@@ -445,8 +445,8 @@ class TestInOurTrainer:
         assert ["WARNING" in door.stdout for door in doors] == [True, False]
 
     def test_a_healthy_run_has_none(self, finished):
-        for name in ("metrics.jsonl", "timings.jsonl"):
-            assert '"warning"' not in (finished[0] / name).read_text()
+        """But for waiting, which a busy machine may bring about."""
+        assert '"warning"' not in (finished[0] / "metrics.jsonl").read_text()
 
 
 _ON_TWO_DEVICES = """
