@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import oracle
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sela_tf.transport import assignment as module
 from sela_tf.transport.assignment import assign_labels
+from sela_tf.transport.sinkhorn import sinkhorn
 
 
 def _objective(log_probs: np.ndarray, labels: np.ndarray) -> float:
@@ -71,3 +74,30 @@ def test_a_share_that_known_labels_fill_to_the_last_image_is_rounded_up(rng):
     assigned = assign_labels(oracle.log_probs(rng, 21, 2), marginals=np.array([1.0, 1.0]), known=known)
     np.testing.assert_array_equal(assigned.sizes, [10, 11])
     np.testing.assert_array_equal(assigned.labels, np.repeat([1, 0], [11, 10]))
+
+
+@pytest.mark.parametrize("marginals", ["uniform", "zipf:0.5"])
+def test_rows_that_hardly_differ_are_rounded_from_colder_transports(rng, monkeypatch, marginals):
+    """As a network makes them that sees little difference between images: the soft transport is balanced, its argmax far from it."""
+    log_probs = (0.05 * rng.normal(size=(600, 1)) @ rng.normal(size=(1, 12)) + 1e-4 * rng.normal(size=(600, 12))).astype(np.float32)
+    known = np.full(600, -1)
+    known[:5] = [3, 3, 1, 0, 11]
+    solved = sinkhorn(log_probs, marginals=marginals, known=known)
+    sizes = np.bincount(solved.labels, minlength=12)
+    assert np.maximum(sizes - 600 * solved.marginals, 0).sum() > 0.22 * 600
+    lams = []
+
+    def counted(*args, **options):
+        lams.append(options["lam"])
+        return sinkhorn(*args, **options)
+
+    monkeypatch.setattr(module, "sinkhorn", counted)
+    assigned = assign_labels(log_probs, marginals=marginals, known=known)
+    assert len(lams) > 1
+    assert lams == [25.0 * 4**i for i in range(len(lams))]
+    np.testing.assert_array_equal(assigned.potentials, solved.potentials)
+    assert (assigned.labels[:5] == known[:5]).all()
+    monkeypatch.setattr(module, "_MANY_TO_MOVE", 1.0)
+    plain = assign_labels(log_probs, marginals=marginals, known=known)
+    np.testing.assert_array_equal(assigned.sizes, plain.sizes)
+    assert _objective(log_probs, assigned.labels) == pytest.approx(_objective(log_probs, plain.labels), rel=1e-9)
