@@ -11,7 +11,11 @@ import pyarrow.parquet
 from sklearn.datasets import load_digits
 from sklearn.metrics import normalized_mutual_info_score
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 table = pyarrow.parquet.read_table(sys.argv[1])
+if "split" in table.column_names:
+    sys.exit("this file has the run's images split by split: label --dataset=digits, whose rows are the digits in order")
 clusters = table["cluster" if "cluster" in table.column_names else "cluster_0"].to_numpy()
 digits = load_digits()
 images = digits.images[..., None].astype("float32") / 16  # row i of the table is image i

@@ -242,13 +242,14 @@ class LabelConfig:
     batch_size: int = _option(500, "Images at a time.")
     skip_bad_images: bool = _option(False, "Leave out damaged images of a folder instead of refusing it.")
     data_dir: str = _option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.")
+    download: bool = _option(False, "Let TFDS download what is missing. Nothing is downloaded without it.")
     memory_limit: float = _option(4.0, "GiB that decoded images may take; folders are read as they are needed.")
 
     def __post_init__(self) -> None:
         if not self.workdir:
             raise ConfigError("--workdir is missing: the directory of a finished run")
-        if not self.output.endswith((".parquet", ".csv", ".npz")):
-            raise ConfigError(f"--output must be a file .parquet, .csv or .npz. Received: --output={self.output}")
+        if os.path.splitext(self.output)[1] not in (".parquet", ".csv", ".npz"):
+            raise ConfigError(f"--output must be a file NAME.parquet, NAME.csv or NAME.npz. Received: --output={self.output}")
         if self.balanced and not self.potentials:
             raise ConfigError("--balanced makes potentials of its own: leave out --nopotentials")
         _check_fields(self, {"batch_size": 1}, {"memory_limit": _POSITIVE})

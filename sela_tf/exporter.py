@@ -20,7 +20,7 @@ from sela_tf.parts import load_data, prepare_devices
 from sela_tf.serving.check import NUM_IMAGES, Checked, check_saved_model
 from sela_tf.serving.saved_model import export_saved_model, read_signatures
 from sela_tf.trainer import load_run
-from sela_tf.workdir import LABELS, read_config, read_labels, refuse_unwritable
+from sela_tf.workdir import read_config, read_labels, refuse_unwritable
 
 
 class Exported(NamedTuple):
@@ -104,15 +104,10 @@ def _version_is_there(path: pathlib.Path) -> ConfigError:
 
 def _read_transport(workdir: pathlib.Path, model: keras.Model) -> _Transport:
     try:
-        labels = read_labels(workdir)
+        labels = read_labels(workdir, model.output.shape[1:])
     except ConfigError as error:
         raise ConfigError(f"{error}. Or export the network's plain argmax with --nopotentials") from error
     potentials, lam = labels["potentials"], float(labels["lam"])
-    if potentials.shape != tuple(model.output.shape[1:]):
-        raise ConfigError(
-            f"{workdir / LABELS} has potentials of another network: {list(potentials.shape)}, and this one gives "
-            f"{list(model.output.shape[1:])}. Export its plain argmax with --nopotentials"
-        )
     unsolved = np.flatnonzero(~labels["converged"])
     if len(unsolved):
         print(

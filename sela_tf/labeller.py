@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import keras
@@ -30,7 +29,7 @@ from sela_tf.serving.scrutiny import Scrutiny
 from sela_tf.trainer import load_run
 from sela_tf.transport.assignment import assign_labels
 from sela_tf.transport.rows import LinearLogits
-from sela_tf.workdir import read_config, read_labels
+from sela_tf.workdir import RUN_FILES, read_config, read_labels
 
 _SHOWN = 5
 
@@ -68,9 +67,12 @@ def label_images(settings: LabelConfig) -> str:
         raise ConfigError(
             f"--output={settings.output}: there is no directory {str(output.parent)!r}: make it, or name another file"
         )
-    config, model, labels = read_config(settings.workdir), load_run(settings.workdir), read_labels(settings.workdir)
-    parts = [_Part(name, images, _num_changes(images, labels)) for name, images in _images(settings, config, model)]
+    refuse_unwritable("output", output.parent)
+    _refuse_own_files(settings, output)
+    config, model = read_config(settings.workdir), load_run(settings.workdir)
     heads = find_multi_head(model)
+    labels = read_labels(settings.workdir, (heads.num_heads, heads.num_clusters))
+    parts = _parts(settings, config, model.input.shape[1:], labels)
     num_images = sum(len(part.images) for part in parts)
     if settings.balanced and num_images < heads.num_clusters:
         raise ConfigError(f"--balanced needs as many images as clusters: {num_images} images, {heads.num_clusters} clusters")
@@ -93,39 +95,52 @@ def label_images(settings: LabelConfig) -> str:
             look_first = _worst(look_first, columns)
             if settings.embeddings:
                 columns["embedding"] = block.embedding
-            writer.write({name: columns[name] for name in columns if len(parts) > 1 or name != "split"})
+            if len(parts) == 1:
+                del columns["split"]
+            writer.write(columns)
             done = some.stop
     return _summary(output, num_images, columns, look_first)
 
 
-def _images(settings: LabelConfig, config: SelaConfig, model: keras.Model) -> list[tuple[str, ImageSet]]:
-    """Split by split, as the network takes them."""
-    shape = model.input.shape[1:]
-    if settings.dataset:
+def _refuse_own_files(settings: LabelConfig, output: pathlib.Path) -> None:
+    """Raises:
+    ConfigError: the file is one of the run's, or the data set itself.
+    """
+    read = [pathlib.Path(absolute_path(settings.workdir)) / name for name in RUN_FILES]
+    read.append(pathlib.Path(absolute_source(settings.dataset).partition(":")[2]))
+    if output.resolve() in [path.resolve() for path in read]:
+        raise ConfigError(f"--output={settings.output} is read by this very command: name another file")
+
+
+def _parts(settings: LabelConfig, config: SelaConfig, shape: Sequence[int], labels: Mapping[str, np.ndarray]) -> list[_Part]:
+    """Split by split, as the network takes them; of the run's own source with what is known of the images it was trained on."""
+    source = absolute_source(settings.dataset)
+    own = load_data(config) if source in ("", config.dataset) else None
+    if own is not None and not settings.dataset:
+        found = [("train", own.train), ("eval", own.held_out)]
+    else:
         splits = load_source(
-            absolute_source(settings.dataset),
-            data_dir=settings.data_dir,
+            source,
+            data_dir=settings.data_dir or config.data_dir,
+            download=settings.download,
             skip_bad_images=settings.skip_bad_images,
             memory_limit=int(settings.memory_limit * 2**30),
         )
         for line in splits.report:
             print(line, flush=True)
         found = [("train", splits.train)] + ([("eval", splits.eval)] if splits.eval is not None else [])
-    else:
-        data = load_data(dataclasses.replace(config, data_dir=settings.data_dir or config.data_dir))
-        found = [("train", data.train), ("held_out", data.held_out)]
-    return [(name, match_input(images, shape)) for name, images in found]
+    known = own.train if own is not None and own.train.fingerprint() == str(labels["data_fingerprint"]) else None
+    return [_Part(name, match_input(images, shape), _num_changes(name, images, known, labels)) for name, images in found]
 
 
-def _num_changes(images: ImageSet, labels: dict[str, np.ndarray]) -> np.ndarray:
-    """Of the images that the run was trained on, found by name or as the same set; see `_Part`."""
-    totals = labels["num_changes"].sum(axis=0).astype(np.float32)
-    if images.names is not None and "names" in labels:
-        places = {name: index for index, name in enumerate(labels["names"].tolist())}
-        found = np.array([places.get(name, -1) for name in images.names])
-        return np.where(found >= 0, totals[found], np.float32(np.nan))
-    same = len(images) == len(totals) and images.fingerprint() == str(labels["data_fingerprint"])
-    return totals if same else np.full(len(images), np.nan, np.float32)
+def _num_changes(name: str, images: ImageSet, known: ImageSet | None, labels: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Of the images that the run was trained on, `known`, found by their names or rows in the same source; see `_Part`."""
+    found = np.full(len(images), np.nan, np.float32)
+    if known is not None and (name == "train" or images.names is not None):
+        keys = images.names or images.rows.tolist()
+        totals = dict(zip(known.names or known.rows.tolist(), labels["num_changes"].sum(axis=0).tolist(), strict=True))
+        found[:] = [totals.get(key, np.nan) for key in keys]
+    return found
 
 
 def _blocks(model: keras.Model, parts: list[_Part], settings: LabelConfig) -> Iterator[_Block]:
@@ -224,7 +239,7 @@ def _columns(
     if part.images.names is not None:
         columns["name"] = np.array(part.images.names[some])
     else:
-        columns["index"] = np.arange(some.start, some.stop)
+        columns["index"] = part.images.rows[some]
     columns["split"] = np.full(len(block.features), part.name)
     if part.images.classes is not None:
         numbers, names = part.images.classes[some], part.images.class_names
@@ -246,7 +261,7 @@ def _worst(before: list[tuple[float, str]], columns: Columns) -> list[tuple[floa
     names = columns.get("name", columns.get("index"))
     scores = columns["look_here_first"]
     here = [
-        (float(scores[i]), f"{names[i]} ({columns['split'][i]})" if "index" in columns else str(names[i]))  # type: ignore[index]
+        (float(scores[i]), f"{names[i]} ({columns['split'][i]})" if "index" in columns else str(names[i]).__repr__()[1:-1])  # type: ignore[index]
         for i in np.argsort(-scores)[:_SHOWN]
     ]
     return sorted(before + here, key=lambda pair: -pair[0])[:_SHOWN]

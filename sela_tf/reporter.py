@@ -91,6 +91,8 @@ def _draw_galleries(directory: Workdir, data: Data, shown: Mapping[str, Any]) ->
     for kind, name in (("best", order), ("random", "random")):
         for part, images, key in (("training", data.train, "members"), ("held_out", data.held_out, "held_out_members")):
             rows = [(_words(cluster), _pixels(images, cluster[key], data.size)) for cluster in shown[kind]]
+            if not rows:
+                continue  # all clusters are among the best
             title = f"{'clusters of ' * (kind == 'best')}{name}{' clusters' * (kind != 'best')}: {part.replace('_', '-')} images, head 0"
             draw_gallery(title, rows, directory.path / GALLERIES / f"{name.replace(' ', '_')}_{part}.png")
 
@@ -128,8 +130,9 @@ def _verdict(results: Mapping[str, Any]) -> str:
     if trained["knn"] is None:
         return f"{used} of {results['config']['num_clusters']} clusters in use on held-out images; no class labels to judge by"
     gained = trained["knn"] - untrained["knn"]
-    words = "better than" if gained > 0.005 else "NO BETTER THAN" if gained > -0.005 else "WORSE THAN"
+    words = "better than" if gained > 0.005 else "as good as" if gained > -0.005 else "WORSE THAN"
     return (
-        f"kNN {trained['knn']:.3f}, {words} the untrained network's {untrained['knn']:.3f} (chance {chance['knn']:.3f}); "
+        f"kNN {trained['knn']:.3f}, {words} the untrained network's {untrained['knn']:.3f} (chance {chance['knn']:.3f}); NMI "
+        f"{np.mean(trained['nmi']):.3f} against {np.mean(untrained['nmi']):.3f}; "
         f"{used} of {results['config']['num_clusters']} clusters in use on held-out images"
     )

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sela_tf import checkpoint, flags
+from sela_tf import checkpoint
 from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.label_files import read_known_labels
 from sela_tf.data.pipeline import inference_batches
@@ -43,7 +43,7 @@ from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.transport.assignment import assign_labels
 from sela_tf.transport.sinkhorn import sinkhorn
 from sela_tf.watching import knn_monitor, log_first_labels, log_relabelling, make_watchers
-from sela_tf.workdir import FLAGS, RESULTS, WEIGHTS, Workdir, read_results
+from sela_tf.workdir import FLAGS, RESULTS, WEIGHTS, Workdir, read_config, read_results
 
 _PASS_BATCH = 1000
 """Images of a batch of a label pass: the reference's number, large enough for steady batch statistics."""
@@ -145,10 +145,17 @@ def load_run(workdir: str | os.PathLike[str]) -> keras.Model:
         raise ConfigError(f"{str(path)!r} holds no run (no {FLAGS})")
     if not (path / RESULTS).exists():
         raise ConfigError(f"the run in {str(path)!r} is not finished: repeat its command to continue it")
-    config = flags.from_flagfile(path / FLAGS)
+    config = read_config(path)
     data = read_results(path)["data"]
     model = network(config, data["image_shape"], data["mean"], data["variance"])
-    model.load_weights(path / WEIGHTS)
+    try:
+        model.load_weights(path / WEIGHTS)
+    except (OSError, ValueError, KeyError) as error:
+        why = str(error).splitlines()[0][:200]
+        raise ConfigError(
+            f"{path / WEIGHTS} is missing or damaged, or of another network ({why}): remove {path / RESULTS} and repeat the run's command, "
+            "which writes both anew"
+        ) from error
     return model
 
 
@@ -234,6 +241,10 @@ def _finish(
         },
     }
     if config.report:
-        write_report(directory, config, data, without_rotation_head(model), labels, results, strategy)
+        try:
+            write_report(directory, config, data, without_rotation_head(model), labels, results, strategy)
+        except Exception as error:
+            # whatever goes wrong with a picture, the training is done and shall not be lost
+            print(f"WARNING: the report could not be drawn: {type(error).__name__}: {error}", flush=True)
     directory.write_results(results)
     return results

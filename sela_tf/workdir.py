@@ -9,7 +9,7 @@ import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from sela_tf.config import ConfigError, SelaConfig
 FLAGS, WEIGHTS, LABELS, RESULTS, PROBES = "flags.cfg", "model.weights.h5", "labels.npz", "results.json", "probes.json"
 METRICS, TIMINGS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "timings.jsonl", "checkpoints", "tensorboard"
 REPORT, PICTURE, GALLERIES = "report.json", "report.png", "galleries"
+RUN_FILES = (FLAGS, WEIGHTS, LABELS, RESULTS, PROBES, METRICS, TIMINGS, REPORT)
 _BEFORE_STEP = ("first_labels", "relabel")
 """Rows that belong before their step; the others come after it."""
 
@@ -184,33 +185,52 @@ def read_config(workdir: str | os.PathLike[str]) -> SelaConfig:
     """The settings of the run in `workdir`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or they cannot be read.
     """
     path = pathlib.Path(workdir).expanduser() / FLAGS
     if not path.exists():
         raise ConfigError(f"--workdir={workdir} holds no run (no {FLAGS})")
-    return flags.from_flagfile(path)
+    try:
+        return flags.from_flagfile(path)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is damaged, or was written by another version of sela_tf ({error})") from error
 
 
-def read_labels(workdir: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of labels.npz of the finished run in `workdir`.
+def read_labels(workdir: str | os.PathLike[str], shape: Sequence[int]) -> dict[str, np.ndarray]:
+    """The arrays of labels.npz of the finished run in `workdir`, whose network has `shape`: heads and clusters.
 
     Raises:
-        ConfigError: the file is missing or damaged.
+        ConfigError: the file is missing or damaged, or of another network.
     """
     path = pathlib.Path(workdir).expanduser() / LABELS
     try:
+        if path.exists() and not zipfile.is_zipfile(path):
+            raise ValueError("not an archive")
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        if not {"labels", "potentials", "lam", "num_changes", "num_relabellings", "converged", "data_fingerprint"} <= set(arrays):
-            raise ValueError("arrays are missing")
-        if not np.isfinite(arrays["potentials"]).all():
-            raise ValueError("potentials that are not finite")
+        _check_labels(arrays, tuple(shape))
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(
             f"{path} is missing or damaged ({error}): remove {path.parent / RESULTS} and repeat the run's command, which writes both anew"
         ) from error
     return arrays
+
+
+def _check_labels(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None:
+    """Raises:
+    ValueError: they are not as a run writes them.
+    """
+    if not {"labels", "potentials", "lam", "num_changes", "num_relabellings", "converged", "data_fingerprint"} <= set(arrays):
+        raise ValueError("arrays are missing")
+    if arrays["potentials"].shape != shape or not np.isfinite(arrays["potentials"]).all():
+        raise ValueError(f"potentials {list(arrays['potentials'].shape)} that are not finite numbers {list(shape)}")
+    labels = arrays["labels"]
+    if labels.ndim != 2 or len(labels) != shape[0] or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= shape[1]:
+        raise ValueError(
+            f"labels {labels.dtype} {list(labels.shape)} that are not numbers of {shape[1]} clusters for {shape[0]} heads"
+        )
+    if arrays["num_changes"].shape != labels.shape or arrays["num_relabellings"].shape != shape[:1] or not arrays["lam"] > 0:
+        raise ValueError("num_changes, num_relabellings or lam that do not belong to the labels")
 
 
 def read_results(path: pathlib.Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class TestSource:
         (tmp_path / "text.npy").write_text("no matrix")
         np.save(tmp_path / "objects.npy", np.array([{}, {}], object))
         for name in ("cut", "text", "objects"):
-            with pytest.raises(SourceError, match="is not an npy file, or not a whole one"):
+            with pytest.raises(SourceError, match="is not an npy file of numbers, or not a whole one"):
                 load_source(f"features:{tmp_path}/{name}.npy")
         with pytest.raises(SourceError, match="there is no file"):
             load_source(f"features:{tmp_path}/none.npy")

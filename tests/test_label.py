@@ -18,10 +18,12 @@ from sklearn.datasets import load_digits
 
 import sela_tf
 from sela_tf import flags
+from sela_tf.config import ConfigError
 from sela_tf.parts import load_data
 from sela_tf.serving.label_writer import LabelWriter
 from sela_tf.serving.opinions import opinions
 from sela_tf.serving.scrutiny import Scrutiny
+from sela_tf.workdir import read_labels
 
 HEADS = (0, 1)
 
@@ -53,6 +55,7 @@ def written(finished, folder, tmp_path_factory) -> tuple[pathlib.Path, list[Door
             [run, f"--output={out}/balanced.parquet", "--balanced", "--batch_size=100"],
             [run, f"--output={out}/folder.parquet", f"--dataset=folder:{folder}"],
             [run, f"--output={out}/few.parquet", f"--dataset=folder:{folder}", "--balanced"],
+            [run, f"--output={out}/whole.parquet", "--dataset=digits", "--noembeddings"],
         ],
         "sela_tf.label",
     )
@@ -100,12 +103,28 @@ def test_rows_are_in_order_and_say_which_image_they_are_of(finished, written):
     columns = _columns(written[0] / "own.parquet")
     data = load_data(flags.from_flagfile(workdir / "flags.cfg"))
     counts = [len(data.train), len(data.held_out)]
-    assert columns["split"].tolist() == ["train"] * counts[0] + ["held_out"] * counts[1]
-    assert columns["index"].tolist() == [*range(counts[0]), *range(counts[1])]
+    assert columns["split"].tolist() == ["train"] * counts[0] + ["eval"] * counts[1]
+    # rows of the source, so that the file can be joined with it
+    assert columns["index"].tolist() == [*data.train.rows, *data.held_out.rows]
+    assert sorted(columns["index"]) == list(range(1797))
+    pixels = np.rint(load_digits().images * (255 / 16))
+    np.testing.assert_array_equal(pixels[columns["index"][: counts[0]]], data.train.images[..., 0])
     assert columns["class"].tolist() == [str(i) for i in (*data.train.classes, *data.held_out.classes)]
     labels = np.load(workdir / "labels.npz")
     assert columns["num_changes"][: counts[0]].tolist() == labels["num_changes"].sum(axis=0).tolist()
     assert all(value is None for value in columns["num_changes"][counts[0] :])
+
+
+def test_the_runs_source_by_name_knows_which_images_were_trained_on(finished, written):
+    workdir, _ = finished
+    columns, own = (_columns(written[0] / f"{name}.parquet") for name in ("whole", "own"))
+    assert columns["index"].tolist() == list(range(1797))
+    assert "split" not in columns
+    assert "split" not in written[1][7].stdout.splitlines()[0]
+    order = np.argsort(own["index"])
+    assert columns["num_changes"].tolist() == own["num_changes"][order].tolist()
+    assert sum(value is not None for value in columns["num_changes"]) == np.load(workdir / "labels.npz")["labels"].shape[1]
+    np.testing.assert_array_equal(columns["cluster_1"], own["cluster_1"][order])
 
 
 def test_csv_and_npz_hold_the_same(written):
@@ -189,6 +208,56 @@ def test_opinions_of_given_clusters(rng):
     np.testing.assert_allclose(said.margin, probabilities.min(axis=-1) - probabilities.max(axis=-1), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": np.zeros((2, 9))},
+        {"labels": np.full((2, 9), 16)},
+        {"labels": np.full((2, 9), -1)},
+        {"labels": np.zeros(9, int)},
+        {"labels": np.zeros((3, 9), int)},
+        {"num_changes": np.zeros((2, 8), int)},
+        {"num_relabellings": np.zeros(3, int)},
+        {"potentials": np.zeros((2, 3), np.float32)},
+        {"potentials": np.full((2, 16), np.nan, np.float32)},
+        {"lam": np.array(0.0)},
+    ],
+)
+def test_damaged_labels_are_refused(tmp_path, change):
+    whole = {
+        "labels": np.zeros((2, 9), int),
+        "num_changes": np.zeros((2, 9), int),
+        "num_relabellings": np.ones(2, int),
+        "potentials": np.zeros((2, 16), np.float32),
+        "lam": np.array(25.0),
+        "converged": np.ones(2, bool),
+        "data_fingerprint": np.array("abc"),
+    }
+    np.savez(tmp_path / "labels.npz", **whole)
+    assert set(read_labels(tmp_path, (2, 16))) == set(whole)
+    np.savez(tmp_path / "labels.npz", **{**whole, **change})
+    with pytest.raises(ConfigError, match=r"labels.npz is missing or damaged \("):
+        read_labels(tmp_path, (2, 16))
+    with (tmp_path / "labels.npz").open("wb") as file:
+        np.save(file, whole["labels"])
+    with pytest.raises(ConfigError, match="not an archive"):
+        read_labels(tmp_path, (2, 16))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
+def test_nothing_is_left_on_a_full_disk(tmp_path, suffix, monkeypatch):
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with (
+        pytest.raises(OSError, match=f"labels{suffix} cannot be written: No space left"),
+        LabelWriter(tmp_path / f"labels{suffix}") as writer,
+    ):
+        writer.write({"a": np.arange(3)})
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
 def test_a_file_is_whole_or_as_before(tmp_path, suffix):
     path = tmp_path / f"labels{suffix}"
@@ -210,6 +279,12 @@ def test_bad_input_is_refused_by_name(finished, folder, tmp_path, rng):
     damaged = tmp_path / "damaged"
     shutil.copytree(workdir, damaged)
     (damaged / "labels.npz").write_bytes((workdir / "labels.npz").read_bytes()[:1000])
+    cut, newer = tmp_path / "cut", tmp_path / "newer"
+    for copy in (cut, newer):
+        shutil.copytree(workdir, copy)
+    (cut / "model.weights.h5").write_bytes((workdir / "model.weights.h5").read_bytes()[:1000])
+    (newer / "flags.cfg").write_text("--a_flag_of_tomorrow=3\n" + (workdir / "flags.cfg").read_text())
+    np.savez(tmp_path / "same.npz", images=np.zeros((40, 8, 8), np.uint8))
     np.save(tmp_path / "vectors.npy", rng.normal(size=(30, 5)).astype(np.float32))
     few = tmp_path / "few"
     few.mkdir()
@@ -218,8 +293,14 @@ def test_bad_input_is_refused_by_name(finished, folder, tmp_path, rng):
     run, output = f"--workdir={workdir}", f"--output={tmp_path}/labels.parquet"
     commands = {
         "--workdir is missing": [output],
-        "--output must be a file .parquet, .csv or .npz. Received: --output=labels.txt": [run, "--output=labels.txt"],
+        "--output must be a file NAME.parquet, NAME.csv or NAME.npz. Received: --output=labels.txt": [run, "--output=labels.txt"],
+        "NAME.npz. Received: --output=.csv": [run, "--output=.csv"],
+        "labels.npz is read by this very command": [run, f"--output={workdir}/labels.npz"],
+        "same.npz is read by this very command": [run, f"--output={tmp_path}/same.npz", f"--dataset=npz:{tmp_path}/same.npz"],
+        "say which directory, as in folder:PATH": [run, output, "--dataset=folder:"],
         "holds no run": [f"--workdir={tmp_path}", output],
+        "model.weights.h5 is missing or damaged, or of another network": [f"--workdir={cut}", output],
+        "flags.cfg is damaged, or was written by another version of sela_tf": [f"--workdir={newer}", output],
         "labels.npz is missing or damaged": [f"--workdir={damaged}", output],
         "there is no directory": [run, "--output=/nowhere/labels.csv"],
         "is a directory: name a file in it": [run, f"--output={_directory(tmp_path)}"],

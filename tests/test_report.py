@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import SMALL, run_doors
+from conftest import ROOT, SMALL, run_doors
 from PIL import Image
 from scipy.special import entr
 
@@ -114,6 +116,25 @@ def test_without_classes_the_most_confident_come_first(rng):
     assert "entropy" not in shown["best"][0]
 
 
+_WITHOUT_MATPLOTLIB = """
+import sys
+import sela_tf.reporter
+def fail(*args):
+    raise RuntimeError("no ink")
+sela_tf.reporter.draw_report = fail
+from sela_tf.train import main
+sys.exit(main(["sela_tf.train", *sys.argv[1:]]))
+"""
+
+
+def test_a_picture_that_fails_costs_no_training(tmp_path):
+    command = [sys.executable, "-c", _WITHOUT_MATPLOTLIB, *SMALL, "--epochs=1", "--report", f"--workdir={tmp_path}/run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: the report could not be drawn: RuntimeError: no ink" in done.stdout
+    assert (tmp_path / "run" / "results.json").exists()
+
+
 def test_runs_without_classes_of_vectors_and_without_a_report(tmp_path, rng):
     """None of which has all there is to be drawn."""
     vectors = rng.normal(size=(300, 6)).astype(np.float32) + np.repeat(4 * np.eye(6)[:3], 100, axis=0).astype(np.float32)
@@ -125,6 +146,7 @@ def test_runs_without_classes_of_vectors_and_without_a_report(tmp_path, rng):
             [*SMALL, *short, "--classes=none", f"--workdir={tmp_path}/blind"],
             [*SMALL, *short, f"--dataset=features:{tmp_path}/vectors.npy", *small, f"--workdir={tmp_path}/vectors"],
             [*SMALL, "--epochs=1", f"--workdir={tmp_path}/none"],
+            [*SMALL, *short, "--num_clusters=4", f"--workdir={tmp_path}/few"],
         ]
     )
     for door in doors:
@@ -135,4 +157,7 @@ def test_runs_without_classes_of_vectors_and_without_a_report(tmp_path, rng):
         assert _is_a_picture(tmp_path / run / "report.png")
         assert "no class labels to judge by" in json.loads((tmp_path / run / "report.json").read_text())["verdict"]
     assert not (tmp_path / "vectors" / "galleries").exists()
+    # eight or fewer clusters are all among the best
+    few = sorted(path.name for path in (tmp_path / "few" / "galleries").iterdir())
+    assert few == ["lowest_entropy_held_out.png", "lowest_entropy_training.png"]
     assert not {"report.png", "report.json", "galleries"} & {path.name for path in (tmp_path / "none").iterdir()}

@@ -56,7 +56,7 @@ def _mapped(name: str, path: pathlib.Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise SourceError(f"{name}: {str(path)!r} is not an npy file, or not a whole one ({error})") from error
+        raise SourceError(f"{name}: {str(path)!r} is not an npy file of numbers, or not a whole one") from error
 
 
 def _vector_set(name: str, key: str, vectors: np.ndarray, classes: np.ndarray | None, memory_limit: int) -> ImageSet:
@@ -68,7 +68,8 @@ def _vector_set(name: str, key: str, vectors: np.ndarray, classes: np.ndarray | 
             f"{name}: as float32, {key} {list(vectors.shape)} takes {size / 2**30:.1f} GiB, --memory_limit={memory_limit / 2**30:g} GiB: "
             "raise it"
         )
-    values = np.ascontiguousarray(vectors, np.float32)
+    with np.errstate(over="ignore"):  # which the next lines refuse
+        values = np.ascontiguousarray(vectors, np.float32)
     wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(wrong):
         raise SourceError(

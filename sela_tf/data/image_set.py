@@ -32,6 +32,8 @@ class ImageSet:
     paths: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None
     """Of each image, unique: paths relative to the folder. Splits and later matches of labels go by them."""
+    source_rows: np.ndarray | None = None
+    """int64 [N], places in the set that these were taken from; None for all of it, in order."""
     classes: np.ndarray | None = None
     """int64 [N], for evaluation only."""
     class_names: tuple[str, ...] | None = None
@@ -40,6 +42,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images if self.images is not None else self.paths or ())
+
+    @property
+    def rows(self) -> np.ndarray:
+        """int64 [N], `source_rows` in any case."""
+        return np.arange(len(self)) if self.source_rows is None else self.source_rows
 
     @property
     def is_vectors(self) -> bool:
@@ -68,6 +75,7 @@ class ImageSet:
             images=None if self.images is None else self.images[indices],
             paths=pick(self.paths),
             names=pick(self.names),
+            source_rows=self.rows[indices],
             classes=None if self.classes is None else self.classes[indices],
         )
 

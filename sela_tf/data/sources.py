@@ -51,7 +51,9 @@ def load_source(
     if kind in ("idx", "folder", "npz", "features"):
         path = pathlib.Path(rest).expanduser()
         is_file = kind in ("npz", "features")
-        if not rest or not path.exists():
+        if not rest:
+            raise SourceError(f"{name}: say which {'file' if is_file else 'directory'}, as in {kind}:PATH")
+        if not path.exists():
             raise SourceError(f"{name}: there is no {'file' if is_file else 'directory'} {str(path)!r}")
         if is_file == path.is_dir():
             raise SourceError(f"{name}: {str(path)!r} is {'a directory' if path.is_dir() else 'not a directory'}")

@@ -166,7 +166,7 @@ def _features(seen: Symptoms, limits: Thresholds) -> Diagnosis:
     message = (
         f"the features hardly differ between {len(seen.features)} images (by {spread:.2%} of their size; {dead} of "
         f"{seen.features.shape[1]} are always 0): begin again with a lower --learning_rate or --weight_decay (in your own fit, those of the "
-        "optimizer), or with batch normalisation"
+        "optimizer), or with batch normalisation; unless the images themselves are all alike"
     )
     return Diagnosis(True, message)
 

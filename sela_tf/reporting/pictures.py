@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +26,8 @@ def draw_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     axes = figure.subplots(2, 3)
     count = len(report["warnings"])
     warned = f"; {count} warning{'s' * (count > 1)} on the way, see metrics.jsonl" if count else ""
-    figure.suptitle(f"{report['title']}\n{report['verdict']}{warned}", fontsize=12, x=0.02, ha="left")
+    lines = [line for part in (report["title"], f"{report['verdict']}{warned}") for line in textwrap.wrap(part, 150)]
+    figure.suptitle("\n".join(lines), fontsize=12, x=0.02, ha="left")
     _draw_loss(axes[0, 0], report)
     _draw_agreement(axes[0, 1], report)
     _draw_changes(axes[0, 2], report)
@@ -95,7 +97,7 @@ def _draw_loss(axis: Axes, report: Mapping[str, Any]) -> None:
     chance = math.log(report["num_clusters"])
     axis.axhline(chance, color="black", linestyle=":", linewidth=1, label=f"ln K = {chance:.2f}: nothing learned")
     axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8, frameon=False)
+    _legend(axis)
 
 
 def _draw_agreement(axis: Axes, report: Mapping[str, Any]) -> None:
@@ -114,8 +116,8 @@ def _draw_agreement(axis: Axes, report: Mapping[str, Any]) -> None:
             axis.plot(*zip(*points, strict=True), color=_HEAD_COLOURS[head % len(_HEAD_COLOURS)], marker=".", label=label)
             drawn = True
     if drawn:
-        axis.set_ylim(0, 1)
-        axis.legend(fontsize=8, frameon=False, loc="lower right")
+        axis.set_ylim(0, 1.04)
+        _legend(axis, loc="lower right")
     else:
         _say(axis, "no class labels")
 
@@ -126,21 +128,22 @@ def _draw_changes(axis: Axes, report: Mapping[str, Any]) -> None:
         points = [(row["step"], row["changed"]) for row in relabellings if "changed" in row]
         if points:
             axis.plot(*zip(*points, strict=True), color=_HEAD_COLOURS[head % len(_HEAD_COLOURS)], marker=".", label=f"head {head}")
-    axis.set_ylim(0, 1)
+    axis.set_ylim(0, 1.04)
     if 1 < len(report["relabellings"]) <= 10:
-        axis.legend(fontsize=8, frameon=False, ncols=2)
+        _legend(axis, ncols=2)
 
 
 def _draw_sizes(axis: Axes, report: Mapping[str, Any]) -> None:
     _plain(axis, "images a cluster, the largest first", "rank of the cluster", "training images")
     for head, sizes in enumerate(report["cluster_sizes"]):
         colour = _HEAD_COLOURS[head % len(_HEAD_COLOURS)]
-        axis.step(range(len(sizes["labels"])), sizes["labels"], where="mid", color=colour, label="labels" if head == 0 else None)
+        # of several heads these are the same where they are balanced
+        axis.step(range(len(sizes["labels"])), sizes["labels"], where="mid", color="black", label="labels" if head == 0 else None)
         plain = sizes["network"]
-        style = {"color": colour, "linestyle": "--", "linewidth": 0.9}
+        style = {"color": colour, "linestyle": "--", "linewidth": 0.9, "alpha": 0.8}
         axis.step(range(len(plain)), plain, where="mid", label="the network's plain argmax" if head == 0 else None, **style)
     axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8, frameon=False)
+    _legend(axis)
 
 
 def _draw_entropies(axis: Axes, report: Mapping[str, Any]) -> None:
@@ -159,7 +162,7 @@ def _draw_entropies(axis: Axes, report: Mapping[str, Any]) -> None:
     bar = axis.figure.colorbar(image, ax=axis)
     bar.set_label("share of the clusters", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    axis.legend(fontsize=8, frameon=False, loc="lower left")
+    _legend(axis, loc="lower left")
 
 
 def _draw_figures(axis: Axes, report: Mapping[str, Any]) -> None:
@@ -183,5 +186,11 @@ def _draw_figures(axis: Axes, report: Mapping[str, Any]) -> None:
         axis.text(0, 0.02, "NMI … Hungarian: mean of the heads", fontsize=8, color=_GRAY, transform=axis.transAxes)
 
 
+def _legend(axis: Axes, **options: Any) -> None:
+    axis.legend(fontsize=8, facecolor="white", framealpha=0.9, edgecolor="none", **options)
+
+
 def _say(axis: Axes, words: str) -> None:
+    """In a panel that has nothing else to show."""
+    axis.set_axis_off()
     axis.text(0.5, 0.5, words, ha="center", va="center", color=_GRAY, transform=axis.transAxes)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -35,27 +36,45 @@ class LabelWriter:
         return self
 
     def write(self, columns: Columns) -> None:
-        """One block."""
+        """One block.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         if self.path.suffix == ".npz":
             self._blocks.append(columns)
             return
         batch = _record_batch(columns, flat=self.path.suffix == ".csv")
-        if self._writer is None:
-            kind = pa.csv.CSVWriter if self.path.suffix == ".csv" else pa.parquet.ParquetWriter
-            self._writer = kind(str(self._unfinished), batch.schema)
-        self._writer.write_batch(batch)
+        with self._named():
+            if self._writer is None:
+                kind = pa.csv.CSVWriter if self.path.suffix == ".csv" else pa.parquet.ParquetWriter
+                self._writer = kind(str(self._unfinished), batch.schema)
+            self._writer.write_batch(batch)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        if kind is not None:
+        try:
+            with self._named():
+                if self._writer is not None:
+                    self._writer.close()
+                if kind is None:
+                    self._finish()
+        finally:
             self._unfinished.unlink(missing_ok=True)
-            return
+
+    def _finish(self) -> None:
         if self._blocks:
             arrays = {name: np.concatenate([block[name] for block in self._blocks]) for name in self._blocks[0]}
             with self._unfinished.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
         os.replace(self._unfinished, self.path)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """An error says which file it is about."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
 
 def _record_batch(columns: Columns, *, flat: bool) -> pa.RecordBatch:
