@@ -29,7 +29,7 @@ from sela_tf.serving.scrutiny import Scrutiny
 from sela_tf.trainer import load_run
 from sela_tf.transport.assignment import assign_labels
 from sela_tf.transport.rows import LinearLogits
-from sela_tf.workdir import RUN_FILES, read_config, read_labels
+from sela_tf.workdir import RUN_FILES, read_config, read_labels, refuse_unwritable
 
 _SHOWN = 5
 
