@@ -109,7 +109,7 @@ def _words(cluster: Mapping[str, Any]) -> str:
     words = f"cluster {cluster['cluster']}: {cluster['size']} training images"
     if "entropy" not in cluster:
         return f"{words}, mean confidence {cluster['confidence']:.2f}"
-    return f"{words}, {cluster['share']:.0%} {cluster['class']}, entropy {cluster['entropy']:.2f}"
+    return f"{words}, {cluster['share']:.0%} of class {cluster['class']}, entropy {cluster['entropy']:.2f}"
 
 
 def _sizes(clusters: np.ndarray, num_clusters: int) -> list[int]:

@@ -105,7 +105,7 @@ def _draw_agreement(axis: Axes, report: Mapping[str, Any]) -> None:
     _mark_relabellings(axis, report)
     drawn = False
     if report["knn"]:
-        axis.plot(*zip(*report["knn"], strict=True), color="black", marker="o", markersize=4, label="kNN, held-out images")
+        axis.plot(*zip(*report["knn"], strict=True), color="black", marker="o", markersize=4, label="kNN of the monitor")
         untrained = report["figures"]["untrained"]["knn"]
         axis.axhline(untrained, color="black", linestyle=":", linewidth=1, label="kNN, untrained")
         drawn = True
@@ -152,11 +152,16 @@ def _draw_entropies(axis: Axes, report: Mapping[str, Any]) -> None:
     if not rows:
         _say(axis, "no class labels")
         return
+    from matplotlib.colors import PowerNorm
+
     highest = math.log(report["num_classes"])
     counts = np.array([row["entropy_histogram"] for row in rows], np.float64).T
     shares = counts / counts.sum(axis=0)
     # the last column is the finished run's
-    image = axis.imshow(shares, origin="lower", aspect="auto", cmap="Blues", extent=(-0.5, len(rows) - 0.5, 0, highest), vmin=0)
+    # the random labels of the start are all in one cell: the root keeps the others visible
+    image = axis.imshow(
+        shares, origin="lower", aspect="auto", cmap="Blues", extent=(-0.5, len(rows) - 0.5, 0, highest), norm=PowerNorm(0.5, 0, 1)
+    )
     axis.plot(range(len(rows)), [row["entropy"] for row in rows], color=_ORANGE, marker=".", label="mean")
     axis.set_xticks(range(0, len(rows), max(1, len(rows) // 8)))
     bar = axis.figure.colorbar(image, ax=axis)
