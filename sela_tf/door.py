@@ -9,14 +9,18 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from absl import flags as absl_flags
 
 from sela_tf import __version__, flags
 from sela_tf.config import ConfigError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Settings = TypeVar("Settings")
+SettingsOf = TypeVar("SettingsOf", bound="DataclassInstance")
 
 
 def run_command(
@@ -71,6 +75,21 @@ def run_command(
     except KeyboardInterrupt as signalled:
         print(f"\n{name}: stopped{stopped}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(signalled, _Terminated) else signal.SIGINT)
+
+
+def run_on_a_run(
+    argv: list[str] | None, *, name: str, usage: str, kind: type[SettingsOf], work: Callable[[SettingsOf], int]
+) -> int:
+    """`run_command` of what is done to a finished run, whose flags are the fields of `kind` and no more."""
+    return run_command(
+        argv,
+        name=name,
+        usage=usage,
+        define=lambda values: flags.define(values, kind),
+        read=lambda values: flags.settings(values, kind),
+        work=work,
+        stopped="; nothing was written",
+    )
 
 
 class _Terminated(KeyboardInterrupt):

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from absl import flags as absl_flags
-
-from sela_tf import flags
 from sela_tf.config import ExportConfig
-from sela_tf.door import run_command
+from sela_tf.door import run_on_a_run
 
 _USAGE = """python -m sela_tf.export --workdir=RUN --export_dir=DIR [--setting=value …]
 
@@ -18,17 +15,7 @@ Writes the network of a finished run into DIR/VERSION, for TensorFlow Serving. T
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 2 for bad input or an export that fails its check, 128 + n after signal n."""
-    return run_command(
-        argv, name="sela_tf.export", usage=_USAGE, define=_define, read=_read, work=_work, stopped="; nothing was written"
-    )
-
-
-def _define(values: absl_flags.FlagValues) -> None:
-    flags.define(values, ExportConfig)
-
-
-def _read(values: absl_flags.FlagValues) -> ExportConfig:
-    return flags.settings(values, ExportConfig)
+    return run_on_a_run(argv, name="sela_tf.export", usage=_USAGE, kind=ExportConfig, work=_work)
 
 
 def _work(settings: ExportConfig) -> int:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from absl import flags as absl_flags
-
-from sela_tf import flags
 from sela_tf.config import LabelConfig
-from sela_tf.door import run_command
+from sela_tf.door import run_on_a_run
 
 _USAGE = """python -m sela_tf.label --workdir=RUN --output=FILE [--dataset=DATA] [--setting=value …]
 
@@ -18,17 +15,7 @@ Labels images with the network of a finished run: of each its clusters, how sure
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 2 for bad input, 128 + n after signal n."""
-    return run_command(
-        argv, name="sela_tf.label", usage=_USAGE, define=_define, read=_read, work=_work, stopped="; nothing was written"
-    )
-
-
-def _define(values: absl_flags.FlagValues) -> None:
-    flags.define(values, LabelConfig)
-
-
-def _read(values: absl_flags.FlagValues) -> LabelConfig:
-    return flags.settings(values, LabelConfig)
+    return run_on_a_run(argv, name="sela_tf.label", usage=_USAGE, kind=LabelConfig, work=_work)
 
 
 def _work(settings: LabelConfig) -> int:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import sys
 import textwrap
 
-from absl import flags as absl_flags
-
-from sela_tf import flags
 from sela_tf.config import ProbeConfig
-from sela_tf.door import run_command
+from sela_tf.door import run_on_a_run
 
 _USAGE = """python -m sela_tf.probe --workdir=RUN[,RUN …] [--setting=value …]
 
@@ -19,17 +16,7 @@ Linear probes after every stage of a trained network, and kNN. Writes probes.jso
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 2 for bad input, 128 + n after signal n."""
-    return run_command(
-        argv, name="sela_tf.probe", usage=_USAGE, define=_define, read=_read, work=_work, stopped="; nothing was written"
-    )
-
-
-def _define(values: absl_flags.FlagValues) -> None:
-    flags.define(values, ProbeConfig)
-
-
-def _read(values: absl_flags.FlagValues) -> ProbeConfig:
-    return flags.settings(values, ProbeConfig)
+    return run_on_a_run(argv, name="sela_tf.probe", usage=_USAGE, kind=ProbeConfig, work=_work)
 
 
 def _work(settings: ProbeConfig) -> int:
