@@ -250,7 +250,7 @@ class TestFolder:
             load_source(f"folder:{tmp_path / 'none'}")
         with pytest.raises(SourceError, match="not a directory"):
             load_source(f"folder:{tmp_path / 'a.txt'}")
-        with pytest.raises(SourceError, match="there is no directory"):
+        with pytest.raises(SourceError, match="say which directory"):
             load_source("folder:")
 
     def test_fingerprint_follows_names_and_sizes(self, folder, rng):
