@@ -14,7 +14,7 @@ demo: $(VENV)/.core
 	$(BIN)/python -m sela_tf.train --flagfile=configs/digits.cfg --workdir=runs/digits $(FLAGS)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FLAGS)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow $(FLAGS)

@@ -35,6 +35,9 @@ from sela_tf.serving.check import MismatchError, check_saved_model
 from sela_tf.serving.saved_model import ServedImages, export_saved_model, read_signatures
 from sela_tf.serving.warm_up import WARM_UP_FILE
 
+# its fixtures are made once: in one process of several
+pytestmark = pytest.mark.xdist_group("export")
+
 PIXEL = 1e-5 * 255
 
 

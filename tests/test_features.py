@@ -20,6 +20,9 @@ from sela_tf.data.pipeline import inference_batches, training_batches
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import match_input
 
+# its fixtures are made once: in one process of several
+pytestmark = pytest.mark.xdist_group("features")
+
 STILL = Augmentation(feature_noise=0.0, feature_dropout=0.0)
 VECTORS = ("--backbone=identity", "--width=0", "--hidden_units=32", "--feature_dropout=0.3", "--feature_noise=0.2")
 

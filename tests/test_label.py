@@ -25,6 +25,9 @@ from sela_tf.serving.opinions import opinions
 from sela_tf.serving.scrutiny import Scrutiny
 from sela_tf.workdir import read_labels
 
+# its fixtures are made once: in one process of several
+pytestmark = pytest.mark.xdist_group("label")
+
 HEADS = (0, 1)
 
 

@@ -163,6 +163,7 @@ def python(wheel, tmp_path_factory) -> pathlib.Path:
     return directory / "bin" / "python"
 
 
+@pytest.mark.xdist_group("wheel")
 class TestWheel:
     def test_holds_the_library_alone(self, wheel):
         names = zipfile.ZipFile(wheel).namelist()
@@ -194,6 +195,7 @@ class TestWheel:
         assert found > 4 / 16
         assert agreement > 0.3
 
+    @pytest.mark.slow
     def test_choosing_k(self, python, tmp_path):
         np.save(tmp_path / "features.npy", load_digits().data.astype(np.float32))
         done = run_example(python, tmp_path, "features.npy", "4", "10", "--epochs=6", example="choose_k")

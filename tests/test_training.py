@@ -347,6 +347,7 @@ def test_labels_of_another_run_rotations_and_unequal_classes(finished, tmp_path)
     is_one_line(not_square, "which must be square, not 8 x 10: give --image_size")
 
 
+@pytest.mark.slow
 def test_a_rotated_run_continues(tmp_path):
     """The state of the head that is not exported is part of a checkpoint."""
     way = [*SMALL, "--rotation", "--num_relabellings=1"]
