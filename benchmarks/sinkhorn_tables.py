@@ -67,7 +67,7 @@ def _more_rows(values: np.ndarray, kernel: np.ndarray, bias: np.ndarray, num_row
 def features_table(options: argparse.Namespace) -> str:
     """one solve of N = 1,000,000 and K = 3000 from features of D = 64, N x K never stored"""
     import sela_tf
-    from sela_tf.transport.rows import LinearLogits
+    from sela_tf.transport.linear_logits import LinearLogits
 
     num_rows, num_clusters, dimensions = 1_000_000 // (8 if options.quick else 1), 3000, 64
     values = features(options.workdir)

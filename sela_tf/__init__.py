@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from sela_tf.serving.saved_model import export_saved_model
     from sela_tf.trainer import load_run, run
     from sela_tf.transport.assignment import BalancedAssignment, assign_labels
+    from sela_tf.transport.linear_logits import LinearLogits
     from sela_tf.transport.rounding import BalancedLabels, balanced_labels
-    from sela_tf.transport.rows import LinearLogits
     from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn
 
 _HOMES = {
@@ -38,7 +38,7 @@ _HOMES = {
     "Finding": "evaluation.doctor",
     "KNNMonitor": "evaluation.monitors",
     "LabelTable": "self_labelling.label_table",
-    "LinearLogits": "transport.rows",
+    "LinearLogits": "transport.linear_logits",
     "MultiHead": "models.heads",
     "SelaConfig": "config",
     "SelfLabelLoss": "self_labelling.loss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pathlib
 import shlex
 import textwrap
@@ -73,7 +74,7 @@ def export_run(settings: ExportConfig) -> Exported:
 
 def _need_serving_api() -> None:
     try:
-        import tensorflow_serving.apis.prediction_log_pb2  # noqa: F401
+        importlib.import_module("tensorflow_serving.apis.prediction_log_pb2")
     except ImportError as error:
         raise ConfigError(
             f"warm-up requests need tensorflow-serving-api ({error}): pip install 'sela-tf[serving]', or leave them out with --nowarm_up"

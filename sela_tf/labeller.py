@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import keras
@@ -28,7 +29,7 @@ from sela_tf.serving.opinions import opinions
 from sela_tf.serving.scrutiny import Scrutiny
 from sela_tf.trainer import load_run
 from sela_tf.transport.assignment import assign_labels
-from sela_tf.transport.rows import LinearLogits
+from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.workdir import RUN_FILES, read_config, read_labels, refuse_unwritable
 
 _SHOWN = 5
@@ -72,7 +73,10 @@ def label_images(settings: LabelConfig) -> str:
     config, model = read_config(settings.workdir), load_run(settings.workdir)
     heads = find_multi_head(model)
     labels = read_labels(settings.workdir, (heads.num_heads, heads.num_clusters))
-    parts = _parts(settings, config, model.input.shape[1:], labels)
+    parts = [
+        _Part(name, match_input(images, model.input.shape[1:]), _num_changes(images, labels))
+        for name, images in _images(settings, config)
+    ]
     num_images = sum(len(part.images) for part in parts)
     if settings.balanced and num_images < heads.num_clusters:
         raise ConfigError(f"--balanced needs as many images as clusters: {num_images} images, {heads.num_clusters} clusters")
@@ -112,34 +116,31 @@ def _refuse_own_files(settings: LabelConfig, output: pathlib.Path) -> None:
         raise ConfigError(f"--output={settings.output} is read by this very command: name another file")
 
 
-def _parts(settings: LabelConfig, config: SelaConfig, shape: Sequence[int], labels: Mapping[str, np.ndarray]) -> list[_Part]:
-    """Split by split, as the network takes them; of the run's own source with what is known of the images it was trained on."""
-    source = absolute_source(settings.dataset)
-    own = load_data(config) if source in ("", config.dataset) else None
-    if own is not None and not settings.dataset:
-        found = [("train", own.train), ("eval", own.held_out)]
-    else:
-        splits = load_source(
-            source,
-            data_dir=settings.data_dir or config.data_dir,
-            download=settings.download,
-            skip_bad_images=settings.skip_bad_images,
-            memory_limit=int(settings.memory_limit * 2**30),
-        )
-        for line in splits.report:
-            print(line, flush=True)
-        found = [("train", splits.train)] + ([("eval", splits.eval)] if splits.eval is not None else [])
-    known = own.train if own is not None and own.train.fingerprint() == str(labels["data_fingerprint"]) else None
-    return [_Part(name, match_input(images, shape), _num_changes(name, images, known, labels)) for name, images in found]
+def _images(settings: LabelConfig, config: SelaConfig) -> list[tuple[str, ImageSet]]:
+    """Split by split, as they are."""
+    if not settings.dataset:
+        data = load_data(dataclasses.replace(config, data_dir=settings.data_dir or config.data_dir))
+        return [("train", data.train), ("eval", data.held_out)]
+    splits = load_source(
+        absolute_source(settings.dataset),
+        data_dir=settings.data_dir or config.data_dir,
+        download=settings.download,
+        skip_bad_images=settings.skip_bad_images,
+        memory_limit=int(settings.memory_limit * 2**30),
+    )
+    for line in splits.report:
+        print(line, flush=True)
+    return [("train", splits.train)] + ([("eval", splits.eval)] if splits.eval is not None else [])
 
 
-def _num_changes(name: str, images: ImageSet, known: ImageSet | None, labels: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Of the images that the run was trained on, `known`, found by their names or rows in the same source; see `_Part`."""
+def _num_changes(images: ImageSet, labels: Mapping[str, np.ndarray]) -> np.ndarray:
+    """See `_Part`: known if all that the run was trained on are among `images`, by their names or rows, and are still the same."""
+    named = images.names is not None and "names" in labels
+    places = {key: place for place, key in enumerate(images.names or () if named else images.rows.tolist())}
+    trained = np.array([places.get(key, -1) for key in labels["names" if named else "source_rows"].tolist()])
     found = np.full(len(images), np.nan, np.float32)
-    if known is not None and (name == "train" or images.names is not None):
-        keys = images.names or images.rows.tolist()
-        totals = dict(zip(known.names or known.rows.tolist(), labels["num_changes"].sum(axis=0).tolist(), strict=True))
-        found[:] = [totals.get(key, np.nan) for key in keys]
+    if trained.min() >= 0 and images.take(trained).fingerprint() == str(labels["data_fingerprint"]):
+        found[trained] = labels["num_changes"].sum(axis=0)
     return found
 
 
@@ -258,13 +259,17 @@ def _columns(
 
 def _worst(before: list[tuple[float, str]], columns: Columns) -> list[tuple[float, str]]:
     """The images that are to be looked at first, among those of before and these."""
-    names = columns.get("name", columns.get("index"))
     scores = columns["look_here_first"]
-    here = [
-        (float(scores[i]), f"{names[i]} ({columns['split'][i]})" if "index" in columns else str(names[i]).__repr__()[1:-1])  # type: ignore[index]
-        for i in np.argsort(-scores)[:_SHOWN]
-    ]
+    here = [(float(scores[i]), _called(columns, i)) for i in np.argsort(-scores)[:_SHOWN]]
     return sorted(before + here, key=lambda pair: -pair[0])[:_SHOWN]
+
+
+def _called(columns: Columns, i: int) -> str:
+    """The i-th image, for a line of a table."""
+    if "index" in columns:
+        return f"{columns['index'][i]} ({columns['split'][i]})"
+    # the name of a file may break lines
+    return repr(str(columns["name"][i]))[1:-1]
 
 
 def _summary(output: pathlib.Path, num_images: int, columns: Columns, look_first: list[tuple[float, str]]) -> str:

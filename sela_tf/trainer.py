@@ -219,6 +219,7 @@ def _finish(
             "num_changes": labels.num_changes,
             "num_relabellings": labels.num_relabellings,
             "data_fingerprint": np.array(data.train.fingerprint()),
+            "source_rows": data.train.rows,
             **names,
         }
     )

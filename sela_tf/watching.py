@@ -22,7 +22,7 @@ from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.workdir import Workdir
 
-_PASS_BATCH = 1000
+_BATCH = 1000
 _SAMPLE, _SAMPLE_PER_CLUSTER = 1000, 4
 """Images, and images a cluster, that the monitors of the clusters show the network: the larger number, of those there are."""
 
@@ -36,9 +36,9 @@ def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback
     return [
         KNNMonitor(
             EMBEDDING,
-            inference_batches(bank, size=data.size, batch_size=_PASS_BATCH),
+            inference_batches(bank, size=data.size, batch_size=_BATCH),
             data.train.classes[chosen],
-            inference_batches(data.held_out, size=data.size, batch_size=_PASS_BATCH),
+            inference_batches(data.held_out, size=data.size, batch_size=_BATCH),
             data.held_out.classes,
         )
     ]
@@ -56,7 +56,7 @@ def make_watchers(
     """Of the clusters, with the state that a checkpoint kept of them; they see the same images in every run of these settings."""
     count = min(max(_SAMPLE, _SAMPLE_PER_CLUSTER * config.num_clusters), len(data.train))
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[:count])
-    sample = inference_batches(data.train.take(chosen), size=data.size, batch_size=_PASS_BATCH)
+    sample = inference_batches(data.train.take(chosen), size=data.size, batch_size=_BATCH)
     watchers: dict[str, ClusterMonitor | CollapseDoctor] = {
         "clusters": ClusterMonitor(labels, directory.writer, lam=config.lam, sample=sample),
         "doctor": CollapseDoctor(

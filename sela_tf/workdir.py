@@ -22,6 +22,9 @@ FLAGS, WEIGHTS, LABELS, RESULTS, PROBES = "flags.cfg", "model.weights.h5", "labe
 METRICS, TIMINGS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "timings.jsonl", "checkpoints", "tensorboard"
 REPORT, PICTURE, GALLERIES = "report.json", "report.png", "galleries"
 RUN_FILES = (FLAGS, WEIGHTS, LABELS, RESULTS, PROBES, METRICS, TIMINGS, REPORT)
+_LABELS_HOLD = (
+    "labels", "potentials", "lam", "num_changes", "num_relabellings", "converged", "data_fingerprint", "source_rows"
+)  # fmt: skip
 _BEFORE_STEP = ("first_labels", "relabel")
 """Rows that belong before their step; the others come after it."""
 
@@ -220,7 +223,7 @@ def _check_labels(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> N
     """Raises:
     ValueError: they are not as a run writes them.
     """
-    if not {"labels", "potentials", "lam", "num_changes", "num_relabellings", "converged", "data_fingerprint"} <= set(arrays):
+    if not set(_LABELS_HOLD) <= set(arrays):
         raise ValueError("arrays are missing")
     if arrays["potentials"].shape != shape or not np.isfinite(arrays["potentials"]).all():
         raise ValueError(f"potentials {list(arrays['potentials'].shape)} that are not finite numbers {list(shape)}")
@@ -229,8 +232,9 @@ def _check_labels(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> N
         raise ValueError(
             f"labels {labels.dtype} {list(labels.shape)} that are not numbers of {shape[1]} clusters for {shape[0]} heads"
         )
-    if arrays["num_changes"].shape != labels.shape or arrays["num_relabellings"].shape != shape[:1] or not arrays["lam"] > 0:
-        raise ValueError("num_changes, num_relabellings or lam that do not belong to the labels")
+    rows = arrays["num_changes"].shape == labels.shape and arrays["source_rows"].shape == labels.shape[1:]
+    if not rows or arrays["num_relabellings"].shape != shape[:1] or not arrays["lam"] > 0:
+        raise ValueError("num_changes, source_rows, num_relabellings or lam that do not belong to the labels")
 
 
 def read_results(path: pathlib.Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -19,6 +20,8 @@ from sklearn.datasets import load_digits
 import sela_tf
 from sela_tf import flags
 from sela_tf.config import ConfigError
+from sela_tf.data.image_set import ImageSet
+from sela_tf.labeller import _num_changes
 from sela_tf.parts import load_data
 from sela_tf.serving.label_writer import LabelWriter
 from sela_tf.serving.opinions import opinions
@@ -130,6 +133,31 @@ def test_the_runs_source_by_name_knows_which_images_were_trained_on(finished, wr
     np.testing.assert_array_equal(columns["cluster_1"], own["cluster_1"][order])
 
 
+def test_what_is_known_of_an_image_is_known_of_no_other_of_its_name_or_row(tmp_path, rng):
+    """Changes of labels belong to the images that were trained on, wherever these lie, and to them alone."""
+    for name in "abcd":
+        (tmp_path / name).write_text("image" * (1 + ord(name)))
+    files = ImageSet(name="f", channels=1, paths=tuple(str(tmp_path / n) for n in "abcd"), names=tuple("abcd"))
+    pixels = ImageSet(name="p", channels=1, images=rng.integers(0, 256, (4, 3, 3, 1), dtype=np.uint8))
+    for whole in (files, pixels):
+        trained = whole.take(np.array([2, 0]))
+        labels = {
+            "num_changes": np.array([[3, 0], [1, 1]]),
+            "data_fingerprint": np.array(trained.fingerprint()),
+            "source_rows": trained.rows,
+            **({} if trained.names is None else {"names": np.array(trained.names)}),
+        }
+        np.testing.assert_array_equal(_num_changes(whole, labels), [1, np.nan, 4, np.nan])
+        np.testing.assert_array_equal(_num_changes(trained, labels), [4, 1])
+        assert np.isnan(_num_changes(whole.take(np.array([1, 2])), labels)).all()
+        if whole is files:
+            (tmp_path / "c").write_text("another image of that name")
+            others = files
+        else:
+            others = dataclasses.replace(pixels, images=pixels.images + 1)
+        assert np.isnan(_num_changes(others, labels)).all()
+
+
 def test_csv_and_npz_hold_the_same(written):
     out, _ = written
     columns = _columns(out / "own.parquet")
@@ -221,6 +249,7 @@ def test_opinions_of_given_clusters(rng):
         {"labels": np.zeros((3, 9), int)},
         {"num_changes": np.zeros((2, 8), int)},
         {"num_relabellings": np.zeros(3, int)},
+        {"source_rows": np.arange(8)},
         {"potentials": np.zeros((2, 3), np.float32)},
         {"potentials": np.full((2, 16), np.nan, np.float32)},
         {"lam": np.array(0.0)},
@@ -235,6 +264,7 @@ def test_damaged_labels_are_refused(tmp_path, change):
         "lam": np.array(25.0),
         "converged": np.ones(2, bool),
         "data_fingerprint": np.array("abc"),
+        "source_rows": np.arange(9),
     }
     np.savez(tmp_path / "labels.npz", **whole)
     assert set(read_labels(tmp_path, (2, 16))) == set(whole)

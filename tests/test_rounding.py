@@ -14,8 +14,8 @@ from scipy.optimize import linear_sum_assignment
 
 from sela_tf.transport import rounding as module
 from sela_tf.transport import scan
+from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.rounding import balanced_labels
-from sela_tf.transport.rows import LinearLogits
 from sela_tf.transport.sinkhorn import sinkhorn
 
 

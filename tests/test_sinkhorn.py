@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from sela_tf.transport import sinkhorn as module
-from sela_tf.transport.rows import LinearLogits, Rows
+from sela_tf.transport.linear_logits import LinearLogits
+from sela_tf.transport.rows import Rows
 from sela_tf.transport.sinkhorn import sinkhorn
 
 

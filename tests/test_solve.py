@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 
 from sela_tf.transport import acceleration, passes, solve
+from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.newton import newton
-from sela_tf.transport.rows import LinearLogits, Rows
+from sela_tf.transport.rows import Rows
 from sela_tf.transport.sinkhorn import sinkhorn
 
 

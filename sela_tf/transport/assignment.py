@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, cluster_sizes
 from sela_tf.transport.rounding import balanced_labels
-from sela_tf.transport.rows import LinearLogits
 from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn
 
 # Of the rows, that would have to leave their cluster: where they are more than the first, as with networks that see hardly any difference

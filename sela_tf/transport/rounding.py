@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport.exchange import Moves, resolution
-from sela_tf.transport.rows import ComputedLogits, LinearLogits
+from sela_tf.transport.linear_logits import ComputedLogits, LinearLogits
 from sela_tf.transport.scan import scan
 
 # Up to so many elements the labels are the optimum. Beyond, a row may end up this far below its best cluster, which takes a fifth of

@@ -13,12 +13,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport import passes
+from sela_tf.transport.linear_logits import LinearLogits, float32_tensor
 
 # Entries of a chunk: calling a compiled function costs 0.1 ms, reading this many takes twenty times as long.
 _CHUNK_ENTRIES = 2**22
@@ -37,65 +38,6 @@ _SMALLEST_MASS = 1e-30
 _FLOAT32_RANGE = 4000.0
 
 _Result = TypeVar("_Result")
-
-
-class LinearLogits(NamedTuple):
-    """Logits that are computed when they are needed: `features @ kernel + bias`, so that N x K numbers are never stored."""
-
-    features: np.ndarray | tf.Tensor
-    """[N, D]; anything that can be sliced, such as an np.memmap of a file larger than memory."""
-    kernel: np.ndarray | tf.Tensor
-    """[D, K]."""
-    bias: np.ndarray | tf.Tensor
-    """[K]."""
-
-    def checked(self) -> LinearLogits:
-        """Itself, with kernel and bias as float32 tensors.
-
-        Raises:
-            ValueError: shapes that do not belong together, no rows, or a kernel or bias that is not finite.
-        """
-        kernel, bias = _float32(self.kernel), _float32(self.bias)
-        shape = tuple(self.features.shape)
-        if len(shape) != 2 or 0 in shape or kernel.shape.rank != 2 or kernel.shape[0] != shape[1] or bias.shape != kernel.shape[1:]:
-            raise ValueError(
-                "`features` must be [N, D], `kernel` [D, K] and `bias` [K], none of them empty. "
-                f"Received: {shape}, {tuple(kernel.shape)} and {tuple(bias.shape)}"
-            )
-        if not np.isfinite(kernel).all() or not np.isfinite(bias).all():
-            raise ValueError("`kernel` and `bias` must be finite. Received: NaN or infinity. Has training diverged?")
-        return self._replace(kernel=kernel, bias=bias)
-
-
-class ComputedLogits:
-    """`LinearLogits` for those who read arrays: a slice of rows is computed when it is taken, in float32.
-
-    A slice with a step is taken lazily again, until `astype` asks for its numbers.
-    """
-
-    dtype, ndim = np.dtype(np.float32), 2
-
-    def __init__(self, logits: LinearLogits):
-        self._features, self._kernel, self._bias = logits.features, np.asarray(logits.kernel), np.asarray(logits.bias)
-        self.shape = (int(logits.features.shape[0]), int(self._kernel.shape[1]))
-        self.size = self.shape[0] * self.shape[1]
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    @overload
-    def __getitem__(self, rows: slice[int, int, None]) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, rows: slice[None, None, int]) -> ComputedLogits: ...
-    def __getitem__(self, rows: slice) -> np.ndarray | ComputedLogits:
-        some = self._features[rows]
-        if rows.step is not None:
-            return ComputedLogits(LinearLogits(some, self._kernel, self._bias))
-        return np.asarray(some, np.float32) @ self._kernel + self._bias
-
-    def astype(self, dtype: type) -> np.ndarray:
-        """All of it."""
-        return self[0 : len(self)].astype(dtype)
 
 
 class Measurement(NamedTuple):
@@ -133,7 +75,7 @@ class Rows:
         self.lam, self.counted = lam, counted
         self.is_linear = isinstance(source, LinearLogits)
         self._table = source.features if self.is_linear else source
-        self._parameters = [_float32(source.kernel), _float32(source.bias)] if self.is_linear else []
+        self._parameters = [float32_tensor(source.kernel), float32_tensor(source.bias)] if self.is_linear else []
         self.num_rows = int(self._table.shape[0])
         self.num_clusters = int((source.kernel if self.is_linear else source).shape[1])
         self.num_counted = self.num_rows if counted is None else int(counted.sum())
@@ -228,7 +170,7 @@ class Rows:
         dtype = self.dtype.as_numpy_dtype
         some = _as_array(self._table[rows] if isinstance(rows, slice) else _take(self._table, rows))
         if self.is_linear:
-            some = _as_array(_float32(some) @ self._parameters[0] + self._parameters[1])
+            some = _as_array(float32_tensor(some) @ self._parameters[0] + self._parameters[1])
         return np.multiply(some, dtype(self.lam), dtype=dtype)
 
     def sample(self, share: int) -> Rows:
@@ -328,10 +270,6 @@ class Kernel:
         masses, changes = zip(*_share(one, self._chunks, self._num_threads), strict=True)
         mass = np.sum(masses, axis=0, dtype=np.float64) * scaling.numpy()
         return mass / self._num_counted, float(np.sum(changes, dtype=np.float64)) / self._num_counted + centre
-
-
-def _float32(values: Any) -> tf.Tensor:
-    return tf.cast(tf.convert_to_tensor(values), tf.float32)
 
 
 def _as_array(values: Any) -> np.ndarray:

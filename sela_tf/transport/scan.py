@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sela_tf.transport.rows import ComputedLogits
+from sela_tf.transport.linear_logits import ComputedLogits
 
 # Elements in a block of rows: few enough to stay in the cache while they are added, compared and searched.
 _BLOCK_SIZE = 2**18

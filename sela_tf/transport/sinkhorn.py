@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, held_and_target
-from sela_tf.transport.rows import LinearLogits, Rows
+from sela_tf.transport.rows import Rows
 from sela_tf.transport.solve import MOST_DRIFT, coarse_start, solve
 
 # Below this the rounding of float32 marginals decides, not the iteration.
