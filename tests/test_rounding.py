@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from sela_tf.transport import rounding as module
 from sela_tf.transport import scan
-from sela_tf.transport.linear_logits import LinearLogits
+from sela_tf.transport.linear_logits import ComputedLogits, LinearLogits
 from sela_tf.transport.rounding import balanced_labels
 from sela_tf.transport.sinkhorn import sinkhorn
 
@@ -245,6 +245,9 @@ def test_logits_that_are_computed(rng, tmp_path, num_rows, mended):
     assert abs(loss) <= max(result.gap, expected.gap) + 1e-6
     if num_rows > 30_000 and not mended:
         assert peak < matrix.nbytes
+    few = ComputedLogits(computed.checked())[::7]
+    assert isinstance(few, ComputedLogits), "not computed before it is asked for"
+    np.testing.assert_allclose(few.astype(np.float64), matrix[::7], atol=1e-5)
     with pytest.raises(ValueError, match=r"`features` must be \[N, D\]"):
         balanced_labels(LinearLogits(features, kernel[1:], bias), potentials, lam=25.0)
     features[5, 0] = np.nan
