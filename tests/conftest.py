@@ -14,9 +14,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pytest
+from tensorflow.python.framework import config as tf_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture(autouse=True)
+def _op_determinism_is_left_off():
+    """A run turns it on for its process, in which Keras then compiles no other test's model with XLA."""
+    yield
+    # the public interface can only turn it on
+    tf_config.disable_op_determinism()
 
 
 @pytest.fixture
