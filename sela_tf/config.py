@@ -15,7 +15,7 @@ class ConfigError(ValueError):
     """A number that cannot be; the message names it and the way out."""
 
 
-def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), shown: bool = False, example: str = "") -> Any:
+def option(default: Any, help: str, *, choices: tuple[str, ...] = (), shown: bool = False, example: str = "") -> Any:
     """A field that is also a flag.
 
     Args:
@@ -53,7 +53,7 @@ class Bound(NamedTuple):
 _SHARE, _POSITIVE, _NOT_NEGATIVE = Bound(0, 1), Bound(0, open_below=True), Bound(0)
 
 
-def _check_fields(settings: Any, at_least: Mapping[str, int], bounds: Mapping[str, Bound]) -> None:
+def check_fields(settings: Any, at_least: Mapping[str, int], bounds: Mapping[str, Bound]) -> None:
     """Of whole numbers the lower bound, of others both, of words the choices."""
     for name, least in at_least.items():
         value = getattr(settings, name)
@@ -68,6 +68,9 @@ def _check_fields(settings: Any, at_least: Mapping[str, int], bounds: Mapping[st
             raise ConfigError(f"--{field.name} must be one of {', '.join(choices)}. Received: {getattr(settings, field.name)!r}")
 
 
+SOURCES_WITH_PATH = ("idx", "folder", "npz", "features", "records", "tfrecords")
+
+
 def absolute_path(path: str) -> str:
     """Of a path that may begin with ~."""
     return os.path.abspath(os.path.expanduser(path))
@@ -76,7 +79,7 @@ def absolute_path(path: str) -> str:
 def absolute_source(dataset: str) -> str:
     """The same data set wherever the command is given."""
     kind, colon, path = dataset.partition(":")
-    if kind not in ("idx", "folder", "npz", "features") or not path:
+    if kind not in SOURCES_WITH_PATH or not path or "://" in path:
         return dataset
     return f"{kind}{colon}{absolute_path(path)}"
 
@@ -86,102 +89,104 @@ class SelaConfig:
     """The settings of a run. Sources: P the paper (arXiv 1911.05371), R its reference code."""
 
     # data
-    dataset: str = _option(
+    dataset: str = option(
         "",
-        "Training images: digits, idx:DIR, folder:DIR, npz:FILE, synthetic, or a TFDS name such as cifar10. Or features:FILE, an npy or npz "
-        "file of vectors [N, D] that stand for images.",
+        "Training images: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR (as components.data_ingestion writes them), synthetic, or a "
+        "TFDS name such as cifar10. Or features:FILE, an npy or npz file of vectors [N, D] that stand for images.",
     )
-    eval_dataset: str = _option("", "Images to evaluate on; by default the data set's own test split, or a share of it.")
-    eval_fraction: float = _option(0.1, "Share of the images held out for evaluation where there is no test split.")
-    data_dir: str = _option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.", shown=True)
-    download: bool = _option(False, "Let TFDS download what is missing. Nothing is downloaded without it.", shown=True)
-    classes: str = _option("auto", "none ignores class labels, which serve evaluation only.", choices=("auto", "none"))
-    imbalance: str = _option(
+    eval_dataset: str = option("", "Images to evaluate on; by default the data set's own test split, or a share of it.")
+    eval_fraction: float = option(0.1, "Share of the images held out for evaluation where there is no test split.")
+    data_dir: str = option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.", shown=True)
+    download: bool = option(False, "Let TFDS download what is missing. Nothing is downloaded without it.", shown=True)
+    classes: str = option("auto", "none ignores class labels, which serve evaluation only.", choices=("auto", "none"))
+    imbalance: str = option(
         "none",
         "Leave out training images to try what unequal classes do (P, on CIFAR-10): light half of the last class; heavy keeps all of the "
         "first class of C, then (C - 1) / C, …, 1 / C of the last.",
         choices=("none", "light", "heavy"),
     )
-    skip_bad_images: bool = _option(False, "Leave out damaged images of a folder instead of refusing it.")
-    memory_limit: float = _option(4.0, "GiB that decoded images may take; TensorFlow keeps a copy besides.", shown=True)
-    image_size: int = _option(0, "Side of the square that the network sees; 0 for the images' own size.")
+    skip_bad_images: bool = option(False, "Leave out damaged images of a folder instead of refusing it.")
+    memory_limit: float = option(4.0, "GiB that decoded images may take; TensorFlow keeps a copy besides.", shown=True)
+    image_size: int = option(0, "Side of the square that the network sees; 0 for the images' own size.")
     # network
-    backbone: str = _option(
+    backbone: str = option(
         "resnet20",
         "Network: resnet8, resnet20, resnet56 for small images, resnet18, resnet50, preact_resnet18, preact_resnet50, alexnet; or "
         "applications:NAME for one of keras.applications. identity, mlp for features.",
     )
-    backbone_weights: str = _option("", "File that a network of keras.applications starts from; by default its initialisers.")
-    width: int = _option(0, "Channels of the backbone's first stage; 0 for as many as published.")
-    hidden_units: int = _option(0, "Width of a hidden layer between the embedding and the heads; 0 for none.")
-    num_heads: int = _option(10, "Heads T, each with labels of its own (P: 1 or 10).")
-    num_clusters: int = _option(3000, "Clusters K of each head (P: 3000 on ImageNet, 128 on CIFAR).")
-    sync_batch_norm: bool = _option(False, "Batch statistics over all devices.")
+    backbone_weights: str = option("", "File that a network of keras.applications starts from; by default its initialisers.")
+    width: int = option(0, "Channels of the backbone's first stage; 0 for as many as published.")
+    hidden_units: int = option(0, "Width of a hidden layer between the embedding and the heads; 0 for none.")
+    num_heads: int = option(10, "Heads T, each with labels of its own (P: 1 or 10).")
+    num_clusters: int = option(3000, "Clusters K of each head (P: 3000 on ImageNet, 128 on CIFAR).")
+    sync_batch_norm: bool = option(False, "Batch statistics over all devices.")
     # views (R: its ImageNet augmentation)
-    crop_scale: float = _option(0.08, "Smallest share of the area that a random resized crop keeps.")
-    flip_probability: float = _option(0.5, "Of a horizontal flip.")
-    brightness: float = _option(0.4, "Strength of the jitter.")
-    contrast: float = _option(0.4, "Strength of the jitter.")
-    saturation: float = _option(0.4, "Strength of the jitter; colour images only.")
-    hue: float = _option(0.4, "Strength of the jitter, at most 0.5; colour images only.")
-    grayscale_probability: float = _option(0.2, "Of a gray view; colour images only.")
-    blur_probability: float = _option(0.0, "Of a Gaussian blur.")
-    feature_noise: float = _option(0.0, "Of features: Gaussian noise, in standard deviations of each value.")
-    feature_dropout: float = _option(0.0, "Of features: share of the values that a view leaves out.")
+    crop_scale: float = option(0.08, "Smallest share of the area that a random resized crop keeps.")
+    flip_probability: float = option(0.5, "Of a horizontal flip.")
+    brightness: float = option(0.4, "Strength of the jitter.")
+    contrast: float = option(0.4, "Strength of the jitter.")
+    saturation: float = option(0.4, "Strength of the jitter; colour images only.")
+    hue: float = option(0.4, "Strength of the jitter, at most 0.5; colour images only.")
+    grayscale_probability: float = option(0.2, "Of a gray view; colour images only.")
+    blur_probability: float = option(0.0, "Of a Gaussian blur.")
+    feature_noise: float = option(0.0, "Of features: Gaussian noise, in standard deviations of each value.")
+    feature_dropout: float = option(0.0, "Of features: share of the values that a view leaves out.")
     # representation learning (P section 4.1)
-    epochs: int = _option(400, "Passes over the training images.")
-    batch_size: int = _option(256, "Images of an optimizer step, over all devices.")
-    learning_rate: float = _option(0.05, "Of SGD, before any drop.")
-    momentum: float = _option(0.9, "Of SGD, without Nesterov's correction.")
-    weight_decay: float = _option(1e-5, "Added to the gradient, times the weight (coupled); all variables.")
-    lr_schedule: str = _option("step", "How the learning rate falls.", choices=("step", "cosine"))
-    lr_drops: tuple[float, ...] = _option(
+    epochs: int = option(400, "Passes over the training images.")
+    batch_size: int = option(256, "Images of an optimizer step, over all devices.")
+    learning_rate: float = option(0.05, "Of SGD, before any drop.")
+    momentum: float = option(0.9, "Of SGD, without Nesterov's correction.")
+    weight_decay: float = option(1e-5, "Added to the gradient, times the weight (coupled); all variables.")
+    lr_schedule: str = option("step", "How the learning rate falls.", choices=("step", "cosine"))
+    lr_drops: tuple[float, ...] = option(
         (0.375, 0.75, 0.875), "Shares of the epochs after which step divides by 10 (P: 150, 300, 350 of 400).", example="0.375,0.75"
     )
     # self-labelling (P section 3)
-    lam: float = _option(25.0, "Inverse strength of the entropic regularisation (P: 25 on ImageNet, 10 on CIFAR).")
-    num_relabellings: int = _option(80, "Times that labels are recomputed (P: 80 is best).")
-    relabel_spacing: str = _option(
+    lam: float = option(25.0, "Inverse strength of the entropic regularisation (P: 25 on ImageNet, 10 on CIFAR).")
+    num_relabellings: int = option(80, "Times that labels are recomputed (P: 80 is best).")
+    relabel_spacing: str = option(
         "quadratic", "Of the relabellings over the training (R: linear on CIFAR).", choices=("quadratic", "linear")
     )
-    relabel_heads: str = _option(
+    relabel_heads: str = option(
         "all", "Heads of a relabelling: all, or one after another in_turn (R, on CIFAR).", choices=("all", "in_turn")
     )
-    label_view: str = _option(
+    label_view: str = option(
         "clean", "Images as the label pass sees them: clean, or augmented with batch statistics (R).", choices=("clean", "training")
     )
-    transport_tolerance: float = _option(1e-3, "L1 error of the clusters' marginals at which the transport is solved.")
-    transport_max_iterations: int = _option(10_000, "Passes over the log-probabilities after which a transport is given up.")
-    exact_balance: bool = _option(
+    transport_tolerance: float = option(1e-3, "L1 error of the clusters' marginals at which the transport is solved.")
+    transport_max_iterations: int = option(10_000, "Passes over the log-probabilities after which a transport is given up.")
+    exact_balance: bool = option(
         True, "Round the transport to clusters of exactly the right sizes; otherwise labels are its plain argmax (R)."
     )
-    marginals: str = _option(
+    marginals: str = option(
         "uniform", "Shares of the clusters: uniform, zipf, gaussian, or the latter two with a parameter, as zipf:0.5."
     )
-    known_labels: str = _option("", "CSV file of images whose cluster is known and kept: name,cluster or index,cluster.")
-    labels_from: str = _option(
+    known_labels: str = option("", "CSV file of images whose cluster is known and kept: name,cluster or index,cluster.")
+    labels_from: str = option(
         "", "labels.npz of another run, whose labels of the same images are trained on and kept (P: label transfer)."
     )
-    rotation: bool = _option(False, "Learn besides by which of four right angles an image was turned (P: SeLa+Rot).")
+    rotation: bool = option(False, "Learn besides by which of four right angles an image was turned (P: SeLa+Rot).")
     # machine
-    seed: int = _option(0, "Of weights, initial labels, permutations and views.")
-    mixed_precision: str = _option(
+    seed: int = option(0, "Of weights, initial labels, permutations and views.")
+    mixed_precision: str = option(
         "none",
         "Number format inside; float16 skips steps that overflow, and relabelling does not count them.",
         choices=("none", "bfloat16", "float16"),
     )
-    xla: bool = _option(False, "Compile the training step with XLA; one device only.")
-    logical_cpus: int = _option(0, "Split the CPU into so many logical devices, to try several devices without GPUs.")
+    xla: bool = option(False, "Compile the training step with XLA; one device only.")
+    logical_cpus: int = option(0, "Split the CPU into so many logical devices, to try several devices without GPUs.")
     # shown and kept
-    log_every_steps: int = _option(50, "Steps between two rows of the loss in metrics.jsonl and TensorBoard.", shown=True)
-    monitor_examples: int = _option(10_000, "Training images that the kNN of each epoch looks among; 0 for no kNN.", shown=True)
-    report: bool = _option(True, "Draw report.png and galleries/ at the end.", shown=True)
-    keep_checkpoints: int = _option(2, "Newest checkpoints that are kept.", shown=True)
+    log_every_steps: int = option(50, "Steps between two rows of the loss in metrics.jsonl and TensorBoard.", shown=True)
+    monitor_examples: int = option(10_000, "Training images that the kNN of each epoch looks among; 0 for no kNN.", shown=True)
+    report: bool = option(True, "Draw report.png and galleries/ at the end.", shown=True)
+    keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", shown=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lr_drops", tuple(float(share) for share in self.lr_drops))
         if not self.dataset:
-            raise ConfigError("--dataset is missing: digits, idx:DIR, folder:DIR, npz:FILE, features:FILE, or a TFDS name")
+            raise ConfigError(
+                "--dataset is missing: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR, features:FILE, or a TFDS name"
+            )
         at_least = {
             "width": 0, "hidden_units": 0, "num_heads": 1, "num_clusters": 2, "epochs": 1, "batch_size": 2, "num_relabellings": 0,
             "transport_max_iterations": 1, "logical_cpus": 0, "log_every_steps": 1, "monitor_examples": 0, "keep_checkpoints": 1,
@@ -195,7 +200,7 @@ class SelaConfig:
             "learning_rate": _POSITIVE, "weight_decay": _NOT_NEGATIVE, "lam": _POSITIVE, "memory_limit": _POSITIVE,
             "transport_tolerance": Bound(1e-6, 2),
         }  # fmt: skip
-        _check_fields(self, at_least, bounds)
+        check_fields(self, at_least, bounds)
         if self.image_size == 1:
             raise ConfigError("--image_size must be 0 or at least 2. Received: --image_size=1")
         try:
@@ -229,21 +234,21 @@ class SelaConfig:
 class LabelConfig:
     """The settings of `python -m sela_tf.label`."""
 
-    workdir: str = _option("", "A finished run.")
-    dataset: str = _option("", "Images to label, as in training; by default those of the run, held-out ones included.")
-    output: str = _option("", "File to write: .parquet, .csv or .npz.")
-    balanced: bool = _option(
+    workdir: str = option("", "A finished run.")
+    dataset: str = option("", "Images to label, as in training; by default those of the run, held-out ones included.")
+    output: str = option("", "File to write: .parquet, .csv or .npz.")
+    balanced: bool = option(
         False, "Solve the transport on these images, so that clusters are exactly balanced among them; features are kept on disk."
     )
-    potentials: bool = _option(
+    potentials: bool = option(
         True, "Add the potentials of the run's last transport, which corrects clusters for their frequency; otherwise plain argmax."
     )
-    embeddings: bool = _option(True, "Write the embeddings besides.")
-    batch_size: int = _option(500, "Images at a time.")
-    skip_bad_images: bool = _option(False, "Leave out damaged images of a folder instead of refusing it.")
-    data_dir: str = _option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.")
-    download: bool = _option(False, "Let TFDS download what is missing. Nothing is downloaded without it.")
-    memory_limit: float = _option(4.0, "GiB that decoded images may take; folders are read as they are needed.")
+    embeddings: bool = option(True, "Write the embeddings besides.")
+    batch_size: int = option(500, "Images at a time.")
+    skip_bad_images: bool = option(False, "Leave out damaged images of a folder instead of refusing it.")
+    data_dir: str = option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.")
+    download: bool = option(False, "Let TFDS download what is missing. Nothing is downloaded without it.")
+    memory_limit: float = option(4.0, "GiB that decoded images may take; folders are read as they are needed.")
 
     def __post_init__(self) -> None:
         if not self.workdir:
@@ -252,44 +257,44 @@ class LabelConfig:
             raise ConfigError(f"--output must be a file NAME.parquet, NAME.csv or NAME.npz. Received: --output={self.output}")
         if self.balanced and not self.potentials:
             raise ConfigError("--balanced makes potentials of its own: leave out --nopotentials")
-        _check_fields(self, {"batch_size": 1}, {"memory_limit": _POSITIVE})
+        check_fields(self, {"batch_size": 1}, {"memory_limit": _POSITIVE})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
     """The settings of `python -m sela_tf.probe`. Source: the reference's evaluation of AlexNet on ImageNet."""
 
-    workdir: tuple[str, ...] = _option((), "Finished runs; of several, which differ in their seed, mean and interval are shown.")
-    stages: tuple[str, ...] = _option((), "Stages that are probed, such as conv3,conv4; by default all, and the embedding.")
-    protocol: str = _option(
+    workdir: tuple[str, ...] = option((), "Finished runs; of several, which differ in their seed, mean and interval are shown.")
+    stages: tuple[str, ...] = option((), "Stages that are probed, such as conv3,conv4; by default all, and the embedding.")
+    protocol: str = option(
         "logistic",
         "logistic: scikit-learn's logistic regression on features kept in memory, for small data. sgd: all probes trained together by "
         "SGD in passes over augmented images, the paper's way.",
         choices=("logistic", "sgd"),
     )
-    values: int = _option(9600, "Values that a stage's map is pooled to, at most about so many (R: 9600).")
-    knn: tuple[int, ...] = _option((10, 50, 200), "Neighbours k of the kNN on the embedding.", example="10,50,200")
-    untrained: bool = _option(False, "Also probe the network before its first step.")
-    dataset: str = _option("", "Images with classes to fit the probes to; by default those of the run.")
-    eval_dataset: str = _option("", "Images with classes to score them on; by default those of the run, or --dataset's own.")
+    values: int = option(9600, "Values that a stage's map is pooled to, at most about so many (R: 9600).")
+    knn: tuple[int, ...] = option((10, 50, 200), "Neighbours k of the kNN on the embedding.", example="10,50,200")
+    untrained: bool = option(False, "Also probe the network before its first step.")
+    dataset: str = option("", "Images with classes to fit the probes to; by default those of the run.")
+    eval_dataset: str = option("", "Images with classes to score them on; by default those of the run, or --dataset's own.")
     # of protocol sgd (R)
-    epochs: int = _option(36, "Of sgd.")
-    batch_size: int = _option(192, "Of sgd.")
-    learning_rate: float = _option(0.01, "Of sgd, before any drop.")
-    drop_epochs: tuple[int, ...] = _option(
+    epochs: int = option(36, "Of sgd.")
+    batch_size: int = option(192, "Of sgd.")
+    learning_rate: float = option(0.01, "Of sgd, before any drop.")
+    drop_epochs: tuple[int, ...] = option(
         (10, 20, 30), "Epochs of sgd after which the learning rate is divided by 10.", example="10,20,30"
     )
-    momentum: float = _option(0.9, "Of sgd.")
-    weight_decay: float = _option(1e-5, "Of sgd, coupled.")
-    crop_scale: float = _option(0.08, "Smallest share of the area that a crop of sgd keeps; images are flipped besides.")
-    flip_probability: float = _option(0.5, "Of a horizontal flip, in sgd.")
-    ten_crop: bool = _option(False, "After sgd, score the mean over the corners, the centre and their mirror images (R).")
-    seed: int = _option(0, "Of the views and of the probes' weights.")
+    momentum: float = option(0.9, "Of sgd.")
+    weight_decay: float = option(1e-5, "Of sgd, coupled.")
+    crop_scale: float = option(0.08, "Smallest share of the area that a crop of sgd keeps; images are flipped besides.")
+    flip_probability: float = option(0.5, "Of a horizontal flip, in sgd.")
+    ten_crop: bool = option(False, "After sgd, score the mean over the corners, the centre and their mirror images (R).")
+    seed: int = option(0, "Of the views and of the probes' weights.")
 
     def __post_init__(self) -> None:
         if not self.workdir:
             raise ConfigError("--workdir is missing: the directory of a finished run")
-        _check_fields(
+        check_fields(
             self,
             {"values": 1, "epochs": 1, "batch_size": 1, "seed": 0},
             {
@@ -309,18 +314,18 @@ class ProbeConfig:
 class ExportConfig:
     """The settings of `python -m sela_tf.export`."""
 
-    workdir: str = _option("", "A finished run.")
-    export_dir: str = _option(
+    workdir: str = option("", "A finished run.")
+    export_dir: str = option(
         "", "Directory of the served model, made if missing; the export becomes its directory of the next number."
     )
-    potentials: bool = _option(
+    potentials: bool = option(
         True,
         "Add the potentials of the final weights: clusters are corrected for the prior, as the labels of training are. Otherwise they "
         "are the network's plain argmax.",
     )
-    export_version: int = _option(0, "Number of the export; 0 for the next one.")
-    warm_up: bool = _option(True, "Add requests that TensorFlow Serving runs before it says that it is ready.")
-    check: bool = _option(
+    export_version: int = option(0, "Number of the export; 0 for the next one.")
+    warm_up: bool = option(True, "Add requests that TensorFlow Serving runs before it says that it is ready.")
+    check: bool = option(
         False,
         "Before it gets its number, run the export in a process without sela_tf, hold its answers to the network's, and time it.",
     )
@@ -330,6 +335,6 @@ class ExportConfig:
             raise ConfigError("--workdir is missing: the directory of a finished run")
         if not self.export_dir:
             raise ConfigError("--export_dir is missing: the directory that TensorFlow Serving is given")
-        _check_fields(self, {"export_version": 0}, {})
+        check_fields(self, {"export_version": 0}, {})
         object.__setattr__(self, "workdir", absolute_path(self.workdir))
         object.__setattr__(self, "export_dir", absolute_path(self.export_dir))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from types import FrameType
@@ -15,6 +14,7 @@ from absl import flags as absl_flags
 
 from sela_tf import __version__, flags
 from sela_tf.config import ConfigError
+from sela_tf.noise import stderr_kept_back
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -77,10 +77,10 @@ def run_command(
         return 128 + (signal.SIGTERM if isinstance(signalled, _Terminated) else signal.SIGINT)
 
 
-def run_on_a_run(
+def run_settings_command(
     argv: list[str] | None, *, name: str, usage: str, kind: type[SettingsOf], work: Callable[[SettingsOf], int]
 ) -> int:
-    """`run_command` of what is done to a finished run, whose flags are the fields of `kind` and no more."""
+    """`run_command` of a command that writes all or nothing, and whose flags are the fields of `kind` and no more."""
     return run_command(
         argv,
         name=name,
@@ -110,21 +110,10 @@ def _refuse(name: str, error: Exception, *, debug: bool) -> int:
 def _load_tensorflow() -> None:
     """Imports TensorFlow without the lines that its libraries write on loading; they come out if it fails."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    before = os.dup(2)
-    with tempfile.TemporaryFile() as noise:
-        os.dup2(noise.fileno(), 2)
-        try:
-            import tensorflow as tf
+    with stderr_kept_back():
+        import tensorflow as tf
 
-            tf.config.list_physical_devices()
-        except BaseException:
-            noise.seek(0)
-            os.write(before, noise.read())
-            raise
-        finally:
-            os.dup2(before, 2)
-            os.close(before)
+        tf.config.list_physical_devices()
     tf.get_logger().setLevel("ERROR")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from sela_tf.config import ExportConfig
-from sela_tf.door import run_on_a_run
+from sela_tf.door import run_settings_command
 
 _USAGE = """python -m sela_tf.export --workdir=RUN --export_dir=DIR [--setting=value …]
 
@@ -15,7 +15,7 @@ Writes the network of a finished run into DIR/VERSION, for TensorFlow Serving. T
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 2 for bad input or an export that fails its check, 128 + n after signal n."""
-    return run_on_a_run(argv, name="sela_tf.export", usage=_USAGE, kind=ExportConfig, work=_work)
+    return run_settings_command(argv, name="sela_tf.export", usage=_USAGE, kind=ExportConfig, work=_work)
 
 
 def _work(settings: ExportConfig) -> int:

@@ -50,7 +50,11 @@ def export_run(settings: ExportConfig) -> Exported:
     """
     if settings.warm_up:
         _need_serving_api()
-    path = _place(settings)
+    return export_to(_place(settings), settings)
+
+
+def export_to(path: pathlib.Path, settings: ExportConfig) -> Exported:
+    """As `export_run`, into the new directory `path`, whatever its name is."""
     model = load_run(settings.workdir)
     config = read_config(settings.workdir)
     prepare_devices(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags
@@ -18,9 +18,11 @@ Settings = TypeVar("Settings", bound="DataclassInstance")
 _TUPLES: dict[str, Callable[[str], Any]] = {"tuple[float, ...]": float, "tuple[int, ...]": int, "tuple[str, ...]": str}
 
 
-def define(values: flags.FlagValues, kind: type[DataclassInstance]) -> None:
-    """A flag for each field of `kind`, a dataclass such as SelaConfig."""
+def define(values: flags.FlagValues, kind: type[DataclassInstance], *, leave_out: Collection[str] = ()) -> None:
+    """A flag for each field of `kind`, a dataclass such as SelaConfig, but those left out."""
     for field in dataclasses.fields(kind):
+        if field.name in leave_out:
+            continue
         options: dict[str, Any] = {
             "name": field.name,
             "help": field.metadata["help"],
@@ -57,14 +59,16 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
         raise ConfigError(f"{rest[0]!r} is no flag: every setting is written --name=value")
 
 
-def settings(values: flags.FlagValues, kind: type[Settings]) -> Settings:
-    """The settings that the parsed flags stand for.
+def settings(values: flags.FlagValues, kind: type[Settings], **given: Any) -> Settings:
+    """The settings that the parsed flags stand for; some fields may be given instead.
 
     Raises:
         ConfigError: a value is out of range.
     """
-    found = {}
+    found = dict(given)
     for field in dataclasses.fields(kind):
+        if field.name in given:
+            continue
         value = values[field.name].value
         parse_one = _TUPLES.get(str(field.type))
         if parse_one is not None:
@@ -77,9 +81,16 @@ def settings(values: flags.FlagValues, kind: type[Settings]) -> Settings:
     return kind(**found)
 
 
-def to_flagfile(config: SelaConfig) -> str:
+def to_flagfile(config: DataclassInstance) -> str:
     """Every setting on a line of its own; read back, it gives the same config."""
     return "".join(_line(field.name, getattr(config, field.name)) for field in dataclasses.fields(config))
+
+
+def departures(settings: DataclassInstance, *, leave_out: Collection[str] = ()) -> str:
+    """The lines of `to_flagfile` that depart from the defaults."""
+    changed = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    return "".join(_line(name, value) for name, value in changed.items() if value != defaults[name] and name not in leave_out)
 
 
 def from_flagfile(path: str | os.PathLike[str]) -> SelaConfig:
@@ -98,5 +109,5 @@ def _line(name: str, value: Any) -> str:
     if isinstance(value, bool):
         value = str(value).lower()
     elif isinstance(value, tuple):
-        value = ",".join(map(repr, value))
+        value = ",".join(item if isinstance(item, str) else repr(item) for item in value)
     return f"--{name}={value}\n"

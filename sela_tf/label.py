@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from sela_tf.config import LabelConfig
-from sela_tf.door import run_on_a_run
+from sela_tf.door import run_settings_command
 
 _USAGE = """python -m sela_tf.label --workdir=RUN --output=FILE [--dataset=DATA] [--setting=value …]
 
@@ -15,7 +15,7 @@ Labels images with the network of a finished run: of each its clusters, how sure
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 2 for bad input, 128 + n after signal n."""
-    return run_on_a_run(argv, name="sela_tf.label", usage=_USAGE, kind=LabelConfig, work=_work)
+    return run_settings_command(argv, name="sela_tf.label", usage=_USAGE, kind=LabelConfig, work=_work)
 
 
 def _work(settings: LabelConfig) -> int:

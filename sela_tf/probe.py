@@ -6,7 +6,7 @@ import sys
 import textwrap
 
 from sela_tf.config import ProbeConfig
-from sela_tf.door import run_on_a_run
+from sela_tf.door import run_settings_command
 
 _USAGE = """python -m sela_tf.probe --workdir=RUN[,RUN …] [--setting=value …]
 
@@ -16,7 +16,7 @@ Linear probes after every stage of a trained network, and kNN. Writes probes.jso
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 2 for bad input, 128 + n after signal n."""
-    return run_on_a_run(argv, name="sela_tf.probe", usage=_USAGE, kind=ProbeConfig, work=_work)
+    return run_settings_command(argv, name="sela_tf.probe", usage=_USAGE, kind=ProbeConfig, work=_work)
 
 
 def _work(settings: ProbeConfig) -> int:

@@ -21,6 +21,7 @@ from sela_tf.data.splits import match_input
 from sela_tf.evaluation.knn import knn_accuracy
 from sela_tf.evaluation.markdown import markdown
 from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, trained_probes
+from sela_tf.evaluation.summary import evaluate_labels, plain_clusters
 from sela_tf.models import EMBEDDING, stage_names
 from sela_tf.models.features import FeatureExtractor
 from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
@@ -29,10 +30,21 @@ from sela_tf.trainer import load_run
 from sela_tf.workdir import PROBES, read_config, read_results, write_whole
 
 _BATCH = 500
+_CLUSTERING = {
+    "nmi": "NMI, mean of heads", "ami": "AMI", "ari": "ARI", "hungarian": "Hungarian accuracy", "purity": "mean purity",
+    "entropy": "mean entropy, nats",
+}  # fmt: skip
 
 
 def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Probes the network of a finished run, writes probes.json into its directory and returns what that holds.
+    """As `probe`; also writes probes.json into the directory of the run."""
+    results = probe(settings, workdir)
+    write_whole(pathlib.Path(workdir).expanduser() / PROBES, json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Probes the network of a finished run, and returns what probes.json holds.
 
     Raises:
         ValueError: there is no finished run, no such stage, or no classes to fit probes to.
@@ -67,7 +79,6 @@ def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[st
         views = inference_batches(data.train, size=data.size, batch_size=_BATCH)
         FeatureExtractor(untrained, strategy).settle(views)
         results["untrained"] = _figures(settings, untrained, stages, data, strategy)
-    write_whole(pathlib.Path(workdir).expanduser() / PROBES, json.dumps(results, indent=1) + "\n")
     return results
 
 
@@ -99,7 +110,7 @@ def _stages(settings: ProbeConfig, model: keras.Model, workdir: str | os.PathLik
 def _figures(
     settings: ProbeConfig, model: keras.Model, stages: Sequence[str], data: Data, strategy: tf.distribute.Strategy
 ) -> dict[str, Any]:
-    """Of one network: "knn" by k, "linear_probe" by stage."""
+    """Of one network: "knn" by k, "linear_probe" by stage, "clustering" by metric, a list of heads each."""
     embedding = FeatureExtractor(keras.Model(model.inputs, model.get_layer(EMBEDDING).output), strategy)
     bank, features = (
         embedding.collect(inference_batches(images, size=data.size, batch_size=_BATCH), len(images))
@@ -107,9 +118,11 @@ def _figures(
     )
     train_classes, classes = np.asarray(data.train.classes), np.asarray(data.held_out.classes)
     knn = {str(k): knn_accuracy(bank, train_classes, features, classes, k=k) for k in settings.knn}
+    clusters = plain_clusters(model, data.held_out, size=data.size, strategy=strategy)
+    found: dict[str, Any] = {"knn": knn, "clustering": evaluate_labels(clusters, classes)}
     probed = Probed(model, stages, data.train, data.held_out, data.size, settings.values, strategy)
     if settings.protocol == "logistic":
-        return {"knn": knn, "linear_probe": fitted_probes(probed)}
+        return {**found, "linear_probe": fitted_probes(probed)}
     steps = len(data.train) // settings.batch_size
     drops = [epoch / settings.epochs for epoch in settings.drop_epochs if epoch < settings.epochs]
     rates = learning_rate_schedule(
@@ -118,7 +131,7 @@ def _figures(
     with strategy.scope():
         optimizer = CoupledSGD(rates, momentum=settings.momentum, coupled_weight_decay=settings.weight_decay)
     probes = trained_probes(probed, optimizer=optimizer, schedule=_schedule(settings), seed=settings.seed)
-    return {"knn": knn, "linear_probe": probes}
+    return {**found, "linear_probe": probes}
 
 
 def _schedule(settings: ProbeConfig) -> Schedule:
@@ -137,7 +150,8 @@ def _schedule(settings: ProbeConfig) -> Schedule:
 def _protocol(settings: ProbeConfig, data: Data) -> str:
     said = (
         f"{len(data.held_out)} held-out images; knn: embedding, cosine, votes weighted exp(similarity / .1), among all "
-        f"{len(data.train)} training images, clean view. linear_probe: maps max-pooled to at most about {settings.values} values; "
+        f"{len(data.train)} training images, clean view; clustering: plain argmax of each head. "
+        f"linear_probe: maps max-pooled to at most about {settings.values} values; "
     )
     if settings.protocol == "logistic":
         return said + "scikit-learn's logistic regression on the standardised features of the clean view."
@@ -178,6 +192,9 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
     for kind, label in (("knn", "kNN, k = {}"), ("linear_probe", "linear probe, {}")):
         for key in runs[0]["trained"][kind]:
             rows.append([label.format(key), *(mean_and_interval([run[column][kind][key] for run in runs]) for column in columns)])
+    for key, label in _CLUSTERING.items():
+        means = [[float(np.mean(run[column]["clustering"][key])) for run in runs] for column in columns]
+        rows.append([label, *map(mean_and_interval, means)])
     return markdown(rows[0], rows[1:])
 
 

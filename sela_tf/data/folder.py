@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import os
-import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from sela_tf.data.decoding import BadImageError, ImageInfo, UnreadableFormatError, check_image, image_kind
 from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceError, Splits
@@ -16,12 +17,16 @@ from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceErro
 _SHOWN = 5
 
 
-class _File(NamedTuple):
-    path: pathlib.Path
+class LookedAt(NamedTuple):
+    """A file, and what was found in it."""
+
+    path: str
     name: str
     """Relative to the root, with forward slashes."""
     info: ImageInfo | None = None
-    problem: BadImageError | None = None
+    problem: str = ""
+    is_foreign: bool = False
+    """The problem is that it is an image of a format that is not read."""
 
     @property
     def top(self) -> str:
@@ -29,7 +34,7 @@ class _File(NamedTuple):
         return self.name.split("/")[0].lower() if "/" in self.name else ""
 
 
-def load_folder(root: pathlib.Path, *, name: str, skip_bad_images: bool = False) -> Splits:
+def load_folder(root: str, *, name: str, skip_bad_images: bool = False) -> Splits:
     """Every jpeg, png, gif and bmp below `root`, in the order of their names; hidden files are not looked at.
 
     Each file is read and decoded in full once, so that the damaged one is found before training. Top-level directories named train,
@@ -39,12 +44,69 @@ def load_folder(root: pathlib.Path, *, name: str, skip_bad_images: bool = False)
     Raises:
         SourceError: no image, or damaged ones and not `skip_bad_images`; with names and counts.
     """
-    paths = _walk(root, name)
+    names = walk(root, name=name)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        files = list(pool.map(lambda path: _look(root, path), paths))
+        files = list(pool.map(lambda each: look_at(root, each), names))
+    return arrange(root, files, name=name, skip_bad_images=skip_bad_images)
+
+
+def walk(root: str, *, name: str) -> list[str]:
+    """The names of all files below `root` but hidden ones and those in hidden directories, sorted as paths are; links are followed,
+    each directory once. `root` may be of any file system that TensorFlow knows, such as gs://BUCKET/DIR.
+
+    Raises:
+        SourceError: a directory cannot be read, or a name is not UTF-8.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise SourceError(f"{name}: {error.filename!r} cannot be read: {error.strerror}") from error
+
+    names, visited = [], set()
+    remote = "://" in root
+    found = tf.io.gfile.walk(root) if remote else os.walk(root, followlinks=True, onerror=refuse)
+    for directory, directories, files in found:
+        real = directory if remote else os.path.realpath(directory)
+        directories[:] = [] if real in visited else sorted(each for each in directories if not each.startswith("."))
+        if real not in visited:
+            below = directory[len(root) :].strip("/")
+            shown = [f"{below}/{file}" if below else file for file in files if not file.startswith(".")]
+            names += [each for each in shown if remote or os.path.isfile(os.path.join(root, each))]
+        visited.add(real)
+    # the file system's bytes that are no UTF-8 come as lone surrogates, which no report and no labels file could hold
+    odd = [ascii(each) for each in names if any("\ud800" <= character <= "\udfff" for character in f"{root}/{each}")]
+    if odd:
+        raise SourceError(f"{name}: {len(odd)} file names are not UTF-8: {', '.join(odd[:_SHOWN])}. Rename them")
+    return sorted(names, key=order_of)
+
+
+def order_of(name: str) -> tuple[str, ...]:
+    """Names are sorted by this: a directory comes whole."""
+    return tuple(name.split("/"))
+
+
+def look_at(root: str, name: str) -> LookedAt:
+    """Reads the file, and decodes it if it is an image."""
+    path = f"{root.rstrip('/')}/{name}"
+    is_called_image = name.lower().endswith((".jpg", ".jpeg", ".png", ".gif", ".bmp"))
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            data = file.read(16)
+            if image_kind(data) is None:  # which need not be read whole
+                return LookedAt(path, name, problem=("no image" if data else "an empty file") if is_called_image else "")
+            data += file.read()
+    except tf.errors.OpError as error:
+        return LookedAt(path, name, problem=f"cannot be read: {error.message.rpartition('; ')[2]}")
+    try:
+        return LookedAt(path, name, info=check_image(data))
+    except BadImageError as error:
+        return LookedAt(path, name, problem=str(error), is_foreign=isinstance(error, UnreadableFormatError))
+
+
+def arrange(root: str, files: Sequence[LookedAt], *, name: str, skip_bad_images: bool = False) -> Splits:
+    """What `load_folder` says of files that were looked at, in the order of their names."""
     images = [file for file in files if file.info is not None]
-    foreign = [file for file in files if isinstance(file.problem, UnreadableFormatError)]
-    damaged = [file for file in files if file.problem is not None and not isinstance(file.problem, UnreadableFormatError)]
+    foreign = [file for file in files if file.is_foreign]
+    damaged = [file for file in files if file.problem and not file.is_foreign]
     others = len(files) - len(images) - len(foreign) - len(damaged)
     if damaged and not skip_bad_images:
         raise SourceError(
@@ -52,13 +114,13 @@ def load_folder(root: pathlib.Path, *, name: str, skip_bad_images: bool = False)
             "Repair or remove them, or leave them out with --skip_bad_images"
         )
     if not images:
-        rejected = _listed(foreign + damaged)
+        rejected = _listed([*foreign, *damaged])
         raise SourceError(
-            f"{name}: no jpeg, png, gif or bmp image in {str(root)!r} or below it; {len(files)} other files"
+            f"{name}: no jpeg, png, gif or bmp image in {root!r} or below it; {len(files)} other files"
             + (f" ({rejected})" if rejected else "")
         )
     kinds = collections.Counter(file.info.kind for file in images if file.info)
-    report = [f"{len(images)} images in {str(root)!r}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())]
+    report = [f"{len(images)} images in {root!r}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())]
     if foreign:
         report.append(f"left out, {len(foreign)} images of a format that is not read: {_listed(foreign)}")
     if damaged:
@@ -68,7 +130,7 @@ def load_folder(root: pathlib.Path, *, name: str, skip_bad_images: bool = False)
 
     tops = {file.top for file in images}
     eval_name = next((each for each in EVAL_NAMES if each in tops), None)
-    if eval_name and not tops & set(TRAIN_NAMES) and any((root / each).is_dir() for each in TRAIN_NAMES):
+    if eval_name and not tops & set(TRAIN_NAMES) and any(tf.io.gfile.isdir(f"{root}/{each}") for each in TRAIN_NAMES):
         raise SourceError(f"{name}: the training directory is empty, and {eval_name!r} is for evaluation")
     # a directory `train` beside others, none of them for evaluation, is a class: of vehicles, say
     if not (tops & set(TRAIN_NAMES) and (eval_name or tops <= set(TRAIN_NAMES))):
@@ -83,65 +145,26 @@ def load_folder(root: pathlib.Path, *, name: str, skip_bad_images: bool = False)
     return Splits(training_set, _image_set(name, held_out, both, 1, []) if held_out else None, tuple(report))
 
 
-def _walk(root: pathlib.Path, name: str) -> list[pathlib.Path]:
-    """All files below `root` but hidden ones and those in hidden directories, sorted; links are followed, each directory once."""
-
-    def refuse(error: OSError) -> None:
-        raise SourceError(f"{name}: {error.filename!r} cannot be read: {error.strerror}") from error
-
-    paths, visited = [], set()
-    for directory, directories, files in os.walk(root, followlinks=True, onerror=refuse):
-        real = os.path.realpath(directory)
-        directories[:] = [] if real in visited else sorted(each for each in directories if not each.startswith("."))
-        if real not in visited:
-            paths += [pathlib.Path(directory, file) for file in files if not file.startswith(".")]
-        visited.add(real)
-    paths = sorted(path for path in paths if path.is_file())
-    # the file system's bytes that are no UTF-8 come as lone surrogates, which no report and no labels file could hold
-    odd = [ascii(str(path)) for path in paths if any("\ud800" <= character <= "\udfff" for character in str(path))]
-    if odd:
-        raise SourceError(f"{name}: {len(odd)} file names are not UTF-8: {', '.join(odd[:_SHOWN])}. Rename them")
-    return paths
-
-
-def _look(root: pathlib.Path, path: pathlib.Path) -> _File:
-    name = path.relative_to(root).as_posix()
-    is_called_image = path.suffix.lower() in (".jpg", ".jpeg", ".png", ".gif", ".bmp")
-    try:
-        with path.open("rb") as file:
-            data = file.read(16)
-            if image_kind(data) is None:  # which need not be read whole
-                return _File(
-                    path, name, problem=BadImageError("no image" if data else "an empty file") if is_called_image else None
-                )
-            data += file.read()
-    except OSError as error:
-        return _File(path, name, problem=BadImageError(f"cannot be read: {error.strerror}"))
-    try:
-        return _File(path, name, info=check_image(data))
-    except BadImageError as error:
-        return _File(path, name, problem=error)
-
-
-def _image_set(name: str, files: list[_File], all_files: list[_File], depth: int, report: list[str]) -> ImageSet:
+def _image_set(name: str, files: list[LookedAt], all_files: list[LookedAt], depth: int, report: list[str]) -> ImageSet:
     """One split; what holds for all splits (channels, classes) is decided by `all_files`. Classes lie below `depth` directories."""
     infos = [file.info for file in files if file.info is not None]
     # one colour image makes it a colour set, so that nothing is lost
     channels = 3 if any(file.info is not None and file.info.channels >= 3 for file in all_files) else 1
     sizes = {(info.height, info.width) for info in infos}
     class_names = _class_names(all_files, depth, report)
+    numbers = {each: number for number, each in enumerate(class_names or ())}
     return ImageSet(
         name=name,
         channels=channels,
-        paths=tuple(str(file.path) for file in files),
+        paths=tuple(file.path for file in files),
         names=tuple(file.name for file in files),
-        classes=np.array([class_names.index(file.path.parent.name) for file in files], np.int64) if class_names else None,
+        classes=np.array([numbers[file.name.split("/")[-2]] for file in files], np.int64) if class_names else None,
         class_names=class_names,
         image_size=sizes.pop() if len(sizes) == 1 else None,
     )
 
 
-def _class_names(files: list[_File], depth: int, report: list[str]) -> tuple[str, ...] | None:
+def _class_names(files: list[LookedAt], depth: int, report: list[str]) -> tuple[str, ...] | None:
     """The names of the images' directories; None where there is only one, or where images lie beside the directories."""
     parents = [file.name.split("/")[:-1] for file in files]
     names = sorted({parent[-1] for parent in parents if len(parent) > depth})
@@ -153,6 +176,6 @@ def _class_names(files: list[_File], depth: int, report: list[str]) -> tuple[str
     return tuple(names) if len(names) >= 2 and not beside else None
 
 
-def _listed(files: list[_File]) -> str:
+def _listed(files: list[LookedAt]) -> str:
     shown = "; ".join(f"{file.name} ({file.problem})" for file in files[:_SHOWN])
     return shown + (f"; and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")

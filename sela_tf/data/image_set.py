@@ -1,4 +1,4 @@
-"""What every source becomes: arrays in memory, or files by path."""
+"""What every source becomes: arrays in memory, files by path, or records by their place."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import dataclasses
 import functools
 import hashlib
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    from sela_tf.data.records import Records
 
 TRAIN_NAMES = ("train", "training")
 EVAL_NAMES = ("test", "val", "valid", "validation", "eval")
@@ -22,7 +25,7 @@ class SourceError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSet:
-    """N images of one split, or vectors that stand for images. Exactly one of `images` and `paths` is given."""
+    """N images of one split, or vectors that stand for images. Exactly one of `images`, `paths` and `records` is given."""
 
     name: str
     channels: int
@@ -30,6 +33,7 @@ class ImageSet:
     images: np.ndarray | None = None
     """uint8 [N, H, W, C]; of vectors float32 [N, D]."""
     paths: tuple[str, ...] | None = None
+    records: Records | None = None
     names: tuple[str, ...] | None = None
     """Of each image, unique: paths relative to the folder. Splits and later matches of labels go by them."""
     source_rows: np.ndarray | None = None
@@ -41,7 +45,7 @@ class ImageSet:
     """(height, width) where all images agree; () of vectors."""
 
     def __len__(self) -> int:
-        return len(self.images if self.images is not None else self.paths or ())
+        return len(self.images) if self.images is not None else len(self.records or self.paths or ())
 
     @property
     def rows(self) -> np.ndarray:
@@ -64,6 +68,17 @@ class ImageSet:
         """Mean and standard deviation of each value of vectors: two float32 [D]."""
         return tf.math.reduce_mean(self.tensor, axis=0), tf.math.reduce_std(self.tensor, axis=0)
 
+    def encoded(self, indices: tf.Tensor) -> tf.Tensor:
+        """The files of images int64 [B] that are not in memory: string [B]; runs in a graph."""
+        if self.records is not None:
+            return self.records.encoded(indices)
+        return tf.map_fn(tf.io.read_file, tf.gather(self._paths, indices))
+
+    @functools.cached_property
+    def _paths(self) -> tf.Tensor:
+        with tf.device("CPU"):
+            return tf.constant(self.paths)
+
     def take(self, indices: np.ndarray) -> ImageSet:
         """The images at `indices`, in that order."""
 
@@ -74,17 +89,21 @@ class ImageSet:
             self,
             images=None if self.images is None else self.images[indices],
             paths=pick(self.paths),
+            records=None if self.records is None else self.records.take(indices),
             names=pick(self.names),
             source_rows=self.rows[indices],
             classes=None if self.classes is None else self.classes[indices],
         )
 
     def fingerprint(self) -> str:
-        """Changes when an image is added, removed, moved or changed (of a file: its name or its size)."""
+        """Changes when an image is added, removed, moved or changed (of a file: its name or its size; of a record, also its bytes)."""
         digest = hashlib.sha256(f"{len(self)} {self.channels}".encode())
         if self.images is not None:
             digest.update(str(self.images.shape).encode())
             digest.update(np.ascontiguousarray(self.images).data)
+        elif self.records is not None:
+            for name, checksum in zip(self.names or (), self.records.crc32, strict=True):
+                digest.update(f"{name}\0{checksum}\0".encode())
         else:
             for name, path in zip(self.names or (), self.paths or (), strict=True):
                 digest.update(f"{name}\0{os.path.getsize(path)}\0".encode())

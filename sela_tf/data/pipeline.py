@@ -217,14 +217,12 @@ def _crops_of_arrays(images: ImageSet, crops: _Crops) -> Callable[[tf.Tensor, tf
 
 
 def _crops_of_files(images: ImageSet, crops: _Crops) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Each file read, decoded and cropped at its own size, as PyTorch does."""
-    with tf.device("CPU"):
-        paths = tf.constant(images.paths)
+    """Each file decoded and cropped at its own size, as PyTorch does."""
 
     def crop(indices: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         def one(args: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-            path, draw = args
-            image = decode_image(tf.io.read_file(path), images.channels)
+            data, draw = args
+            image = decode_image(data, images.channels)
             if crops.is_clean:
                 return augment.clean_view(image, crops.size)
             sides = tf.cast(tf.shape(image), tf.float32)
@@ -232,6 +230,6 @@ def _crops_of_files(images: ImageSet, crops: _Crops) -> Callable[[tf.Tensor, tf.
             return augment.crop_one(image, box, crops.size)
 
         signature = tf.TensorSpec([*crops.size, images.channels], tf.float32)
-        return tf.map_fn(one, (tf.gather(paths, indices), draws), fn_output_signature=signature)
+        return tf.map_fn(one, (images.encoded(indices), draws), fn_output_signature=signature)
 
     return crop

@@ -11,12 +11,16 @@ import zlib
 from collections.abc import Iterable
 
 import numpy as np
+import tensorflow as tf
 
 from sela_tf.data.features import load_features, read_archive
 from sela_tf.data.folder import load_folder
-from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceError, Splits
+from sela_tf.data.image_set import ImageSet, SourceError, Splits
+from sela_tf.data.records import load_records
+from sela_tf.data.tfds_source import open_tfds
 
 _SHOWN = 5
+_INGEST = "Write them to records: python -m components.data_ingestion --dataset=… --examples=DIR, and use --dataset=records:DIR"
 _SYNTHETIC_IMAGES, _SYNTHETIC_SIDE, _SYNTHETIC_CLASSES = 4096, 64, 10
 
 
@@ -34,8 +38,8 @@ def load_source(
 
     Args:
         dataset: "digits" (bundled with scikit-learn), "idx:DIR" (MNIST's format), "folder:DIR", "npz:FILE", "features:FILE" (vectors
-            that stand for images), "synthetic" or "synthetic:N" (images made on the fly, to try settings with), or a TFDS name such as
-            "cifar10" or "fashion_mnist:3.*.*".
+            that stand for images), "records:DIR" (as components.data_ingestion writes them), "synthetic" or "synthetic:N" (images made
+            on the fly, to try settings with), or a TFDS name such as "cifar10" or "fashion_mnist:3.*.*".
         flag: what messages call it.
         data_dir: where TFDS keeps its data sets.
         download: let TFDS download what is not there.
@@ -48,23 +52,18 @@ def load_source(
     """
     name = f"{flag}={dataset}"
     kind, _, rest = dataset.partition(":")
-    if kind in ("idx", "folder", "npz", "features"):
-        path = pathlib.Path(rest).expanduser()
-        is_file = kind in ("npz", "features")
-        if not rest:
-            raise SourceError(f"{name}: say which {'file' if is_file else 'directory'}, as in {kind}:PATH")
-        if not path.exists():
-            raise SourceError(f"{name}: there is no {'file' if is_file else 'directory'} {str(path)!r}")
-        if is_file == path.is_dir():
-            raise SourceError(f"{name}: {str(path)!r} is {'a directory' if path.is_dir() else 'not a directory'}")
+    if kind in ("idx", "folder", "npz", "features", "records"):
+        path = _existing(name, kind, rest)
     if kind == "folder":
         splits = load_folder(path, name=name, skip_bad_images=skip_bad_images)
+    elif kind == "records":
+        splits = load_records(path, name=name, memory_limit=memory_limit)
     elif kind == "idx":
-        splits = _idx(name, path)
+        splits = _idx(name, pathlib.Path(path))
     elif kind == "npz":
-        splits = _npz(name, path)
+        splits = _npz(name, pathlib.Path(path))
     elif kind == "features":
-        splits = load_features(path, name=name, memory_limit=memory_limit)
+        splits = load_features(pathlib.Path(path), name=name, memory_limit=memory_limit)
     elif dataset == "digits":
         splits = _digits()
     elif kind == "synthetic":
@@ -80,6 +79,21 @@ def load_source(
             eval=splits.eval and dataclasses.replace(splits.eval, classes=None, class_names=None),
         )
     return splits
+
+
+def _existing(name: str, kind: str, rest: str) -> str:
+    """Of a source that is a file or a directory, where it is: a URL stays one."""
+    is_file = kind in ("npz", "features")
+    if not rest:
+        raise SourceError(f"{name}: say which {'file' if is_file else 'directory'}, as in {kind}:PATH")
+    path = rest if "://" in rest else str(pathlib.Path(rest).expanduser())
+    if "://" in rest and kind not in ("folder", "records"):
+        raise SourceError(f"{name}: only folder: and records: may be URLs. Copy it to a local disk")
+    if not tf.io.gfile.exists(path):
+        raise SourceError(f"{name}: there is no {'file' if is_file else 'directory'} {path!r}")
+    if is_file == tf.io.gfile.isdir(path):
+        raise SourceError(f"{name}: {path!r} is {'a directory' if is_file else 'not a directory'}")
+    return path
 
 
 def _array_set(name: str, images: np.ndarray, classes: np.ndarray | None, class_names: Iterable[str] | None = None) -> ImageSet:
@@ -183,60 +197,28 @@ def _npz(name: str, path: pathlib.Path) -> Splits:
 
 
 def _tfds(name: str, dataset: str, data_dir: str, download: bool, memory_limit: int) -> Splits:
-    import tensorflow_datasets as tfds
-
-    kept_in = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    try:
-        builder = tfds.builder(dataset, data_dir=data_dir or None)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError) as error:
-        raise SourceError(
-            f"{name}: unknown. Use digits, idx:DIR, folder:DIR, npz:FILE, features:FILE, synthetic, or the name of a TFDS data set, "
-            f"registered or prepared in {kept_in}"
-        ) from error
-    if download:
-        try:
-            builder.download_and_prepare()
-        except Exception as error:  # TFDS and what it calls raise whatever they like
-            raise SourceError(f"{name}: TFDS could not download and prepare it: {error}") from error
-    if not builder.info.splits or not pathlib.Path(str(builder.data_dir)).is_dir():
-        raise SourceError(f"{name}: TFDS has not prepared it in {kept_in}. Add --download, or --data_dir where it is")
-    features = builder.info.features
-    image_key = next((key for key, feature in features.items() if isinstance(feature, tfds.features.Image)), None)
-    class_key = next((key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)), None)
-    if image_key is None:
-        raise SourceError(f"{name}: it has no image feature (it has {', '.join(features)})")
-    splits = builder.info.splits
-    train_name = next((name for name in TRAIN_NAMES if name in splits), None)
-    eval_name = next((name for name in EVAL_NAMES if name in splits), None)
-    if train_name is None:
-        raise SourceError(f"{name}: it has no split 'train' (it has {', '.join(splits)})")
+    prepared = open_tfds(name, dataset, data_dir=data_dir, download=download)
 
     def part(split: str) -> ImageSet:
         images: list[np.ndarray] = []
         classes: list[int] = []
         size = 0
-        # one file at a time, so that an example's index does not depend on timing
-        options = tfds.ReadConfig(interleave_cycle_length=1)
-        for example in tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False, read_config=options)):
-            images.append(example[image_key])
-            size += images[-1].nbytes
-            if images[-1].shape != images[0].shape:
-                raise SourceError(
-                    f"{name}: its images have many sizes ({images[0].shape}, {images[-1].shape}, …). "
-                    "Write them to a directory, and use --dataset=folder:DIR"
-                )
+        for pixels, class_number in prepared.examples(split):
+            images.append(pixels)
+            classes.append(class_number)
+            size += pixels.nbytes
+            if pixels.shape != images[0].shape:
+                raise SourceError(f"{name}: its images have many sizes ({images[0].shape}, {pixels.shape}, …). {_INGEST}")
             if size > memory_limit:
                 raise SourceError(_too_large(name, size, memory_limit))
-            if class_key is not None:
-                classes.append(example[class_key])
-        class_names = features[class_key].names if class_key is not None else None
-        return _array_set(name, np.stack(images), np.array(classes, np.int64) if class_key is not None else None, class_names)
+        known = prepared.class_names is not None
+        return _array_set(name, np.stack(images), np.array(classes, np.int64) if known else None, prepared.class_names)
 
-    return Splits(part(train_name), part(eval_name) if eval_name else None)
+    return Splits(part(prepared.train), part(prepared.eval) if prepared.eval else None)
 
 
 def _too_large(name: str, size: int, limit: int) -> str:
     return (
         f"{name}: its decoded images take more than {size / 2**30:.1f} GiB, --memory_limit={limit / 2**30:g} GiB. "
-        "Raise it, or write the images to a directory and use --dataset=folder:DIR, which reads them as they are needed"
+        f"Raise it, or read them as they are needed. {_INGEST}"
     )

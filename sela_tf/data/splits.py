@@ -23,14 +23,18 @@ def hold_out(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
         SourceError: one of the two parts would be empty.
     """
     keys = images.names or tuple(str(i) for i in range(len(images)))
-    threshold = fraction * 2**32
-    held = np.array([zlib.crc32(hashlib.sha256(key.encode()).digest()) < threshold for key in keys])
+    held = np.array([is_held_out(key, fraction) for key in keys])
     if not held.any() or held.all():
         raise SourceError(
             f"--eval_fraction={fraction} leaves {int((~held).sum())} of {len(images)} images of {images.name} for training and "
             f"{int(held.sum())} for evaluation: choose another, or give --eval_dataset"
         )
     return images.take(np.flatnonzero(~held)), images.take(np.flatnonzero(held))
+
+
+def is_held_out(key: str, fraction: float) -> bool:
+    """Of an image with this name, or row."""
+    return zlib.crc32(hashlib.sha256(key.encode()).digest()) < fraction * 2**32
 
 
 def unbalanced(images: ImageSet, kind: str, *, seed: int = 0) -> ImageSet:

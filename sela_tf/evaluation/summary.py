@@ -41,23 +41,17 @@ def evaluate_network(
     """
     if settle:
         FeatureExtractor(model, strategy).settle(inference_batches(train, size=size, batch_size=_BATCH))
-    heads = find_multi_head(model)
-    logits = FeatureExtractor(keras.Model(model.inputs, keras.layers.Flatten(name="all_heads")(heads.output)), strategy)
-
-    def collect(extractor: FeatureExtractor, images: ImageSet) -> np.ndarray:
-        batches = inference_batches(images, size=size, batch_size=_BATCH)
-        return extractor.collect(batches, len(images))
-
-    outputs = collect(logits, held_out)
+    clusters = plain_clusters(model, held_out, size=size, strategy=strategy)
     view = "clean view, inference mode" + (", moving statistics of 50 batches" if settle else "")
-    num_clusters = heads.num_clusters
-    clusters = outputs.reshape(len(held_out), heads.num_heads, num_clusters).argmax(axis=2).T
+    num_clusters = find_multi_head(model).num_clusters
     if train.classes is None or held_out.classes is None:
         reason = _NO_CLASSES if train.classes is None else _NO_EVAL_CLASSES
         protocol = f"{len(held_out)} held-out images, {view}. clusters_used: plain argmax of each head, K = {num_clusters}."
         return {"knn": None, "linear_probe": None, **evaluate_labels(clusters, None), "reason": reason, "protocol": protocol}
     embedding = FeatureExtractor(keras.Model(model.inputs, model.get_layer(EMBEDDING).output), strategy)
-    bank, features = collect(embedding, train), collect(embedding, held_out)
+    bank, features = (
+        embedding.collect(inference_batches(images, size=size, batch_size=_BATCH), len(images)) for images in (train, held_out)
+    )
     return {
         "knn": knn_accuracy(bank, train.classes, features, held_out.classes, k=KNN_NEIGHBOURS),
         "linear_probe": linear_probe_accuracy(bank, train.classes, features, held_out.classes),
@@ -69,6 +63,16 @@ def evaluate_network(
             f"nmi, ami, ari, hungarian, purity, entropy: plain argmax of each head, K = {num_clusters}."
         ),
     }
+
+
+def plain_clusters(
+    model: keras.Model, images: ImageSet, *, size: tuple[int, ...], strategy: tf.distribute.Strategy | None = None
+) -> np.ndarray:
+    """The plain argmax of each head on the clean views: int64 [T, N]."""
+    heads = find_multi_head(model)
+    logits = FeatureExtractor(keras.Model(model.inputs, keras.layers.Flatten(name="all_heads")(heads.output)), strategy)
+    outputs = logits.collect(inference_batches(images, size=size, batch_size=_BATCH), len(images))
+    return outputs.reshape(len(images), heads.num_heads, heads.num_clusters).argmax(axis=2).T
 
 
 def evaluate_labels(labels: np.ndarray, classes: np.ndarray | None) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _write_requests(directory: pathlib.Path, model: keras.Model, images: ImageSe
     if images.images is not None:
         pixels = list(images.images)
     else:
-        pixels = [decode_image(tf.io.read_file(path), images.channels).numpy() for path in images.paths or ()]
+        pixels = [decode_image(data, images.channels).numpy() for data in images.encoded(tf.range(len(images), dtype=tf.int64))]
     with tf.io.TFRecordWriter(str(directory / "files.tfrecord")) as writer:
         encoded = [tf.io.encode_png(image).numpy() for image in pixels]
         for i in repeated:

@@ -16,12 +16,11 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from sela_tf.data.augment import clean_view
 from sela_tf.data.decoding import decode_image, readable, to_channels
+from sela_tf.data.records import IMAGE_KEY
 from sela_tf.models import EMBEDDING
 from sela_tf.serving.opinions import opinions
 from sela_tf.serving.warm_up import write_warm_up_requests
 
-IMAGE_KEY = "image/encoded"
-"""Of the encoded image in a tf.Example."""
 Answers = dict[str, tf.Tensor]
 """embedding float32 [B, D]; cluster int64, probability and margin float32 [B, T]; valid bool [B]. Of an input that is not valid the
 cluster is -1, and the other numbers are zero."""

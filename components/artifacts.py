@@ -1,0 +1,78 @@
+"""What a component leaves behind knows what it was made of, so that unchanged work is not done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from sela_tf import __version__
+from sela_tf.config import ConfigError
+
+MADE_OF = "made_of.json"
+"""Written last: a directory that has it is complete."""
+_STARTED = ".started"
+
+
+def fingerprint(made_of: Mapping[str, Any]) -> str:
+    """Of everything that a result hangs on, the version of sela_tf included."""
+    text = json.dumps({"sela_tf": __version__, **made_of}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_made_of(directory: str) -> dict[str, Any] | None:
+    """What `finish` wrote; None where there is nothing, or nothing whole."""
+    try:
+        with tf.io.gfile.GFile(f"{directory}/{MADE_OF}", "r") as file:
+            found = json.loads(file.read())
+    except (tf.errors.OpError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "fingerprint" in found else None
+
+
+def is_current(directory: str, made_of: Mapping[str, Any]) -> bool:
+    """Whether the directory holds what the same component would make of the same."""
+    found = read_made_of(directory)
+    return found is not None and found["fingerprint"] == fingerprint(made_of)
+
+
+def refuse_foreign(directory: str, flag: str) -> None:
+    """Raises:
+    ConfigError: the directory holds what no component has left there, or is a file.
+    """
+    if not tf.io.gfile.exists(directory):
+        return
+    if not tf.io.gfile.isdir(directory):
+        raise ConfigError(f"--{flag}={directory} is a file: name a directory")
+    found = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(directory))
+    if found and MADE_OF not in found and _STARTED not in found:
+        raise ConfigError(f"--{flag}={directory} holds other files ({', '.join(found[:3])}): name a new or an empty directory")
+
+
+def start(directory: str, flag: str) -> None:
+    """Makes the directory a component's own, and no longer complete.
+
+    Raises:
+        ConfigError: it holds something else, or cannot be written.
+    """
+    refuse_foreign(directory, flag)
+    try:
+        tf.io.gfile.makedirs(directory)
+        with tf.io.gfile.GFile(f"{directory}/{_STARTED}", "w") as file:
+            file.write("")
+        if tf.io.gfile.exists(f"{directory}/{MADE_OF}"):
+            tf.io.gfile.remove(f"{directory}/{MADE_OF}")
+    except tf.errors.OpError as error:
+        raise ConfigError(f"--{flag}={directory} cannot be written: {error.message.rpartition('; ')[2]}") from error
+
+
+def finish(directory: str, made_of: Mapping[str, Any]) -> None:
+    """Says that `directory` is complete, and what it was made of."""
+    unfinished = f"{directory}/.unfinished-{MADE_OF}"
+    with tf.io.gfile.GFile(unfinished, "w") as file:
+        file.write(json.dumps({"fingerprint": fingerprint(made_of), **made_of}, indent=1) + "\n")
+    tf.io.gfile.rename(unfinished, f"{directory}/{MADE_OF}", overwrite=True)
+    tf.io.gfile.remove(f"{directory}/{_STARTED}")

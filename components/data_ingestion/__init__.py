@@ -1,0 +1,1 @@
+"""Images from anywhere to shards of tf.train.Example, by Apache Beam."""

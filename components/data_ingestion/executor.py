@@ -1,0 +1,294 @@
+"""Ingestion: `ingest(settings)` reads and checks every image once, by Apache Beam, and writes the artifact Examples.
+
+A shard is a unit of work: one worker reads its images and writes it whole, so that the bytes do not depend on how many workers there are,
+and no more than one image is in memory. (Beam's own sink for TFRecords repeats neither the bytes nor what is in a shard.)
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import importlib.util
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from components import artifacts
+from components.data_ingestion.inputs import PARTS, Options, Plan, Rejected, files_of, plan
+from components.settings import IngestionSettings
+from sela_tf.config import ConfigError
+from sela_tf.data.decoding import ImageInfo
+from sela_tf.data.folder import LookedAt, look_at
+from sela_tf.data.image_set import SourceError
+from sela_tf.data.records import (
+    FEATURES,
+    INDEX,
+    MANIFEST,
+    Shard,
+    load_records,
+    read_manifest,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
+from sela_tf.noise import stderr_kept_back
+
+REJECTED, SCHEMA = "rejected.json", "schema.pbtxt"
+_SCRATCH = ".unfinished"
+_LOOKED_AT_ONCE = 500
+_HERE = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=0")
+"""A process on each core. Beam's DirectRunner would first look for a binary of another runner, which it wants to download."""
+_SHOWN = 5
+
+
+def ingest(settings: IngestionSettings) -> dict[str, Any]:
+    """Writes what `sela_tf.data.records` describes, and beside it schema.pbtxt (tensorflow-metadata) and rejected.json.
+
+    Returns:
+        The manifest. If the directory holds what the same input made, nothing is done.
+
+    Raises:
+        ValueError: Beam is missing, or the directory will not do (ConfigError); the images will not do (SourceError).
+    """
+    if importlib.util.find_spec("apache_beam") is None:
+        raise ConfigError("ingestion needs Apache Beam: pip install 'sela-tf[beam]'")
+    directory = settings.examples
+    artifacts.refuse_foreign(directory, "examples")
+    made_of = _made_of(settings)
+    if artifacts.is_current(directory, made_of):
+        with contextlib.suppress(SourceError):
+            load_records(directory, name=f"records:{directory}", memory_limit=0)
+            print(f"unchanged since it was ingested: {directory}", flush=True)
+            return read_manifest(directory, name=f"records:{directory}")
+    artifacts.start(directory, "examples")
+    for name in tf.io.gfile.listdir(directory):
+        if name.startswith(("Split-", _SCRATCH, MANIFEST, INDEX)):
+            tf.io.gfile.rmtree(f"{directory}/{name}") if tf.io.gfile.isdir(f"{directory}/{name}") else tf.io.gfile.remove(
+                f"{directory}/{name}"
+            )
+    with _scratch(directory) as scratch:
+        workers = _Workers(scratch, settings.beam_pipeline_args)
+        manifest = _ingest(settings, directory, workers)
+    artifacts.finish(directory, made_of)
+    return manifest
+
+
+def _ingest(settings: IngestionSettings, directory: str, workers: _Workers) -> dict[str, Any]:
+    def look(root: str, names: Sequence[str]) -> list[LookedAt]:
+        parts = [[root, *names[i : i + _LOOKED_AT_ONCE]] for i in range(0, len(names), _LOOKED_AT_ONCE)]
+        found = workers.run("look", parts, "checking", len(names))
+        files = [LookedAt(*file) for part in found for file in part]
+        return [file if file.info is None else file._replace(info=ImageInfo(*file.info)) for file in files]
+
+    planned = plan(settings.dataset, _options(settings), look)
+    for line in planned.report:
+        print(line, flush=True)
+    parts = [
+        (split, shard_name(split, number, len(shards)), part)
+        for split, shards in planned.shards.items()
+        for number, part in enumerate(shards)
+    ]
+    tasks = [[directory, file, type(part).__name__, part] for _, file, part in parts]
+    written: dict[str, list[Shard]] = {split: [] for split in planned.shards}
+    rejected = list(planned.rejected)
+    for (split, *_), (shard, left_out) in zip(parts, workers.run("write", tasks, "writing", len(tasks)), strict=True):
+        written[split].append(Shard(*shard))
+        rejected += [Rejected(*each) for each in left_out]
+    _refuse_or_report(settings, written, rejected, already_told=len(planned.rejected))
+    _write(f"{directory}/{REJECTED}", json.dumps([each._asdict() for each in sorted(rejected)], indent=1) + "\n")
+    _write(f"{directory}/{SCHEMA}", _schema(planned, written))
+    return write_manifest(directory, written, _about(settings, planned, written, rejected))
+
+
+def _made_of(settings: IngestionSettings) -> dict[str, Any]:
+    """The settings, and size and time of every file that is read."""
+    digest = hashlib.sha256()
+    for source in filter(None, (settings.dataset, settings.eval_dataset)):
+        for path in files_of(source, settings.data_dir):
+            found = tf.io.gfile.stat(path)
+            digest.update(f"{path}\0{found.length}\0{found.mtime_nsec}\0".encode())
+    own = ("examples", "beam_pipeline_args", "download", "memory_limit")
+    said = {name: value for name, value in vars(settings).items() if name not in own}
+    return {"component": "data_ingestion", "settings": said, "input": digest.hexdigest()}
+
+
+def _options(settings: IngestionSettings) -> Options:
+    chosen = {name: getattr(settings, name) for name in Options._fields if hasattr(settings, name)}
+    return Options(**{**chosen, "use_classes": settings.classes == "auto", "memory_limit": int(settings.memory_limit * 2**30)})
+
+
+def _refuse_or_report(
+    settings: IngestionSettings, written: dict[str, list[Shard]], rejected: Sequence[Rejected], *, already_told: int
+) -> None:
+    """Raises:
+    SourceError: images are damaged and not to be skipped, or a split is empty.
+    """
+    new = rejected[already_told:]
+    shown = "; ".join(f"{each.name} ({each.reason})" for each in new[:_SHOWN]) + ("; …" if len(new) > _SHOWN else "")
+    if new and not settings.skip_bad_images:
+        raise SourceError(
+            f"--dataset={settings.dataset}: {len(new)} images cannot be read: {shown}. Leave them out with --skip_bad_images"
+        )
+    if new:
+        print(f"left out, {len(new)} images: {shown}", flush=True)
+    for split, shards in written.items():
+        count = sum(len(shard.rows) for shard in shards)
+        if not count:
+            raise SourceError(
+                f"--dataset={settings.dataset}: no image is left for the split {split!r}: choose another --eval_fraction, or name an "
+                "--eval_dataset"
+            )
+        print(f"{split}: {count} images in {len(shards)} shards, {sum(shard.size for shard in shards) / 1e6:.1f} MB", flush=True)
+
+
+def _about(
+    settings: IngestionSettings, planned: Plan, written: dict[str, list[Shard]], rejected: Sequence[Rejected]
+) -> dict[str, Any]:
+    """What the manifest says besides counts and digests. No path of this machine: the same images have the same manifest anywhere."""
+    rows = [row for shards in written.values() for shard in shards for row in shard.rows]
+    shapes = collections.Counter(f"{row['height']} x {row['width']} x {row['channels']}" for row in rows)
+    return {
+        "source": settings.dataset.partition(":")[0],
+        "split_rule": planned.split_rule,
+        "class_names": None if planned.class_names is None else list(planned.class_names),
+        # one colour image makes it a colour set, so that nothing is lost
+        "channels": 3 if any(row["channels"] >= 3 for row in rows) else 1,
+        "shapes": dict(sorted(shapes.most_common(100))),
+        "num_rejected": len(rejected),
+    }
+
+
+def _schema(planned: Plan, written: dict[str, list[Shard]]) -> str:
+    """For TensorFlow Data Validation and TFX, in protobuf's text format."""
+    from google.protobuf import text_format
+    from tensorflow_metadata.proto.v0 import schema_pb2
+
+    rows = [row for shards in written.values() for shard in shards for row in shard.rows]
+    present = {"image/class/label": any(row["class"] >= 0 for row in rows), "image/class/text": planned.class_names is not None}
+    schema = schema_pb2.Schema()
+    for name, meaning in FEATURES.items():
+        if not present.get(name, True):
+            continue
+        is_number = name in ("image/height", "image/width", "image/channels", "image/class/label")
+        feature = schema.feature.add(name=name, type=schema_pb2.INT if is_number else schema_pb2.BYTES)
+        feature.annotation.comment.append(meaning)
+        feature.presence.min_count = 1
+        feature.shape.dim.add(size=1)
+        if name == "image/encoded":
+            feature.presence.min_fraction = 1.0
+            feature.image_domain.SetInParent()
+        if name == "image/class/label" and planned.class_names:
+            feature.int_domain.min, feature.int_domain.max = 0, len(planned.class_names) - 1
+            feature.int_domain.is_categorical = True
+    return text_format.MessageToString(schema)
+
+
+class _Workers:
+    """Beam, and a directory that its workers and we see."""
+
+    def __init__(self, scratch: str, arguments: Sequence[str]):
+        self._scratch, self._arguments = scratch, list(arguments)
+        self._count = 0
+
+    def run(self, kind: str, tasks: Sequence[Any], what: str, total: int) -> list[Any]:
+        """What `_work` makes of each task, in order; `kind` is "look" or "write". `total` is shown.
+
+        Raises:
+            SourceError: a task ended so, or with an OSError.
+        """
+        self._count += 1
+        place = f"{self._scratch}/{self._count}"
+        tf.io.gfile.makedirs(place)
+        for number, task in enumerate(tasks):
+            _write(f"{place}/task-{number}.json", json.dumps(task))
+        print(f"{what} {total} {'images' if kind == 'look' else 'shards'}", flush=True)
+        with contextlib.ExitStack() as stack:
+            # on this machine, two lines of each worker for everything that TensorFlow and Beam do in it
+            shown = sys.stderr if self._arguments else stack.enter_context(stderr_kept_back())
+            import apache_beam as beam
+            from apache_beam.options.pipeline_options import PipelineOptions
+
+            stack.enter_context(_progress(place, what, len(tasks), shown))
+            with beam.Pipeline(options=PipelineOptions(self._arguments or _HERE)) as pipeline:
+                _ = pipeline | beam.Create(range(len(tasks))) | beam.Reshuffle() | beam.Map(_work, place, kind)
+        results = [json.loads(_read(f"{place}/done-{number}.json")) for number in range(len(tasks))]
+        for result in results:
+            if "error" in result:
+                raise SourceError(result["error"])
+        return [result["result"] for result in results]
+
+
+def _work(number: int, place: str, kind: str) -> None:
+    """In a worker: one task, and its result or what is wrong, as files. Done twice, it does the same."""
+    task = json.loads(_read(f"{place}/task-{number}.json"))
+    try:
+        result: dict[str, Any] = {"result": _looked(*task) if kind == "look" else _written(*task)}
+    except (ValueError, OSError, tf.errors.OpError) as error:
+        result = {"error": " ".join(str(getattr(error, "message", error)).split())}
+    unfinished = f"{place}/.done-{number}-{time.monotonic_ns()}.json"
+    _write(unfinished, json.dumps(result))
+    tf.io.gfile.rename(unfinished, f"{place}/done-{number}.json", overwrite=True)
+
+
+def _looked(root: str, *names: str) -> list[LookedAt]:
+    return [look_at(root, name) for name in names]
+
+
+def _written(directory: str, file: str, kind: str, values: Sequence[Any]) -> tuple[Shard, list[Rejected]]:
+    rejected = []
+
+    def good() -> Iterator[Any]:
+        for record in PARTS[kind](*values).records():
+            if isinstance(record, Rejected):
+                rejected.append(record)
+            else:
+                yield record
+
+    return write_shard(directory, file, good()), rejected
+
+
+@contextlib.contextmanager
+def _progress(place: str, what: str, num_tasks: int, shown: TextIO) -> Iterator[None]:
+    """A bar, if `shown` is a terminal."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        with tqdm(total=num_tasks, desc=what, unit="part", file=shown, disable=None, dynamic_ncols=True, leave=False) as bar:
+            while not finished.wait(0.5) and not bar.disable:
+                bar.n = sum(name.startswith("done-") for name in tf.io.gfile.listdir(place))
+                bar.refresh()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _scratch(directory: str) -> Iterator[str]:
+    path = f"{directory}/{_SCRATCH}"
+    tf.io.gfile.makedirs(path)
+    try:
+        yield path
+    finally:
+        tf.io.gfile.rmtree(path)
+
+
+def _read(path: str) -> str:
+    with tf.io.gfile.GFile(path, "r") as file:
+        return file.read()
+
+
+def _write(path: str, text: str) -> None:
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(text)

@@ -1,0 +1,142 @@
+"""The steps of components/pipeline.py as Kubeflow Pipelines has them, and the pipeline that joins them."""
+
+# kfp reads the annotations of components for types, so they are not postponed here; and of a component it takes the source of the function
+# alone, which imports what it needs.
+
+import hashlib
+import importlib
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from kfp import dsl
+
+from components.settings import PipelineSettings
+
+
+def data_ingestion(examples: dsl.Output[dsl.Dataset], settings: str, root: str):
+    """Images to Examples. `settings` are lines of a flagfile."""
+    from components.kfp_steps import call, place
+
+    place(examples, root, "data_ingestion", settings)
+    call("data_ingestion", settings, examples=examples.path)
+
+
+def self_labelling(
+    examples: dsl.Input[dsl.Dataset],
+    model: dsl.Output[dsl.Model],
+    labels: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Artifact],
+    figures: dsl.Output[dsl.Metrics],
+    settings: str,
+    scratch: str,
+    root: str,
+):
+    """Examples to a model and its labels."""
+    from components.kfp_steps import call, digest_of, log_figures, place
+
+    made_of = settings + digest_of(examples.path)
+    for output, name in ((model, "model"), (labels, "labels"), (metrics, "metrics")):
+        place(output, root, f"self_labelling/{name}", made_of)
+    paths = {"examples": examples.path, "model": model.path, "labels": labels.path, "metrics": metrics.path}
+    call("self_labelling", settings, **paths, scratch="" if root else scratch)
+    log_figures(figures, f"{metrics.path}/results.json", "trained")
+
+
+def linear_probe(
+    examples: dsl.Input[dsl.Dataset],
+    model: dsl.Input[dsl.Model],
+    evaluation: dsl.Output[dsl.Artifact],
+    blessing: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.Markdown],
+    figures: dsl.Output[dsl.Metrics],
+    settings: str,
+    root: str,
+) -> bool:
+    """Model and Examples to an evaluation and a verdict, which is returned: whether the model is blessed."""
+    import json
+    import shutil
+
+    from components.kfp_steps import call, digest_of, log_figures, place
+
+    made_of = settings + digest_of(examples.path) + digest_of(model.path)
+    for output, name in ((evaluation, "evaluation"), (blessing, "blessing")):
+        place(output, root, f"linear_probe/{name}", made_of)
+    paths = {"examples": examples.path, "model": model.path, "evaluation": evaluation.path, "blessing": blessing.path}
+    call("linear_probe", settings, **paths)
+    shutil.copyfile(f"{evaluation.path}/evaluation.md", report.path)
+    log_figures(figures, f"{evaluation.path}/evaluation.json", "model", "figures")
+    with open(f"{evaluation.path}/evaluation.json") as file:
+        return json.load(file)["blessed"]
+
+
+def make_pipeline(settings: PipelineSettings, ingestion: str, training: str, probing: str) -> Callable[..., Any]:
+    """The pipeline, for kfp to run or to compile; the last three are lines of flagfiles, the defaults of its parameters."""
+
+    def component(function: Callable[..., Any]) -> Callable[..., Any]:
+        return dsl.component(function, base_image=settings.image, install_kfp_package=False)
+
+    ingest, train, probe = (component(each) for each in (data_ingestion, self_labelling, linear_probe))
+
+    def sized(task: dsl.PipelineTask) -> dsl.PipelineTask:
+        if settings.compile:
+            task.set_cpu_limit(settings.cpu).set_memory_limit(settings.memory).set_retry(settings.retries, "60s", 2.0)
+        return task
+
+    @dsl.pipeline(
+        name="sela-tf", description="A network labels its own images by optimal transport, learns from them, and is probed."
+    )
+    def sela(ingestion: str = ingestion, training: str = training, probing: str = probing) -> None:
+        root = settings.root
+        examples = sized(ingest(settings=ingestion, root=root)).outputs["examples"]
+        trained = sized(train(examples=examples, settings=training, scratch=settings.scratch, root=root))
+        if settings.accelerator:
+            trained.set_accelerator_type(settings.accelerator).set_accelerator_limit(1)
+        sized(probe(examples=examples, model=trained.outputs["model"], settings=probing, root=root))
+
+    return sela
+
+
+def place(output: Any, root: str, step: str, made_of: str) -> None:
+    """Puts an output where the same step finds it again, below `root`; on a cluster, without a root, it stays where kfp wants it."""
+    if root:
+        output.uri = f"{root}/{step}/{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
+    else:
+        pathlib.Path(output.path).parent.mkdir(parents=True, exist_ok=True)
+
+
+def call(component: str, settings: str, **directories: str) -> None:
+    """The command of a component, in this process.
+
+    Raises:
+        RuntimeError: it did not end well; what it said is on stderr.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        flagfile = pathlib.Path(directory) / "flags.cfg"
+        flagfile.write_text(settings)
+        flags = [f"--{name}={path}" for name, path in directories.items() if path]
+        status = importlib.import_module(f"components.{component}.__main__").main([component, f"--flagfile={flagfile}", *flags])
+    if status:
+        raise RuntimeError(f"components.{component} ended with status {status}: see what it says above")
+
+
+def digest_of(artifact: str) -> str:
+    """Of a directory that a component has written: what it was made of."""
+    from components.artifacts import read_made_of
+
+    found = read_made_of(artifact)
+    return str(found and found["fingerprint"])
+
+
+def log_figures(figures: Any, path: str, *keys: str) -> None:
+    """The numbers of a JSON file, for Kubeflow's page of a run; of lists the mean."""
+    import json
+
+    found = json.loads(pathlib.Path(path).read_text())
+    for key in keys:
+        found = found[key]
+    for name, value in found.items():
+        values = value if isinstance(value, list) else [value]
+        if values and all(isinstance(each, int | float) for each in values):
+            figures.log_metric(name, sum(values) / len(values))

@@ -1,0 +1,136 @@
+"""Training: `self_label(settings, config)` makes the artifacts Model, Labels and metrics of Examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import tensorflow as tf
+
+from components import artifacts
+from components.settings import RUN, SelfLabellingSettings, training_config
+from sela_tf.config import ConfigError, ExportConfig, SelaConfig
+from sela_tf.data.pipeline import inference_batches
+from sela_tf.data.records import example_id, read_manifest
+from sela_tf.exporter import export_to
+from sela_tf.models.heads import find_multi_head
+from sela_tf.parts import load_data
+from sela_tf.serving.opinions import opinions
+from sela_tf.trainer import load_run, run
+from sela_tf.workdir import METRICS, RESULTS, read_labels
+
+SERVING = "Format-Serving"
+LABELS_FILE = "labels.parquet"
+_BATCH = 500
+
+
+def self_label(settings: SelfLabellingSettings, config: SelaConfig) -> dict[str, Any]:
+    """Trains, and writes what the settings name; what was stopped half way goes on from its last checkpoint.
+
+    Args:
+        settings: directories.
+        config: of the training; its data set is replaced by the examples.
+
+    Returns:
+        What results.json holds. If the directories hold what the same examples and settings made, nothing is done.
+
+    Raises:
+        ValueError: the examples or the settings will not do, or the model's directory holds another one (ConfigError, SourceError).
+        TrainingInterrupted: on SIGINT or SIGTERM, after saving.
+    """
+    config = training_config(config, settings.examples)
+    manifest = read_manifest(settings.examples, name=config.dataset)
+    made_of = {
+        "component": "self_labelling",
+        "examples": manifest["digest"],
+        "config": _that_count(config),
+        "settings": {name: getattr(settings, name) for name in ("potentials", "warm_up")},
+    }
+    model, labels, metrics = (pathlib.Path(path) for path in (settings.model, settings.labels, settings.metrics))
+    outputs = {"model": model, "labels": labels, "metrics": metrics}
+    workdir = pathlib.Path(settings.scratch) if settings.scratch else model / RUN
+    if all(artifacts.is_current(str(path), made_of) for path in outputs.values()):
+        print(f"unchanged since it was trained: {model}", flush=True)
+        return run(config, model / RUN)
+    found = artifacts.read_made_of(str(model))
+    if found is not None and found["fingerprint"] != artifacts.fingerprint(made_of):
+        raise ConfigError(f"--model={model} holds a model of other examples or settings: name another directory")
+    for name, path in outputs.items():
+        artifacts.start(str(path), name)
+    results = run(config, workdir)
+    if workdir != model / RUN:
+        _replace(workdir, model / RUN)
+    _export(settings, model)
+    _write_labels(config, model / RUN, labels / LABELS_FILE)
+    for name in (RESULTS, METRICS):
+        shutil.copyfile(model / RUN / name, metrics / name)
+    for path in outputs.values():
+        artifacts.finish(str(path), made_of)
+    return results
+
+
+def _that_count(config: SelaConfig) -> dict[str, Any]:
+    """The settings that change what is computed; the examples have a digest of their own."""
+    fields = dataclasses.fields(config)
+    return {field.name: getattr(config, field.name) for field in fields if not field.metadata["shown"] and field.name != "dataset"}
+
+
+def _replace(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies file by file: a mounted bucket renames no directory."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+
+
+def _export(settings: SelfLabellingSettings, model: pathlib.Path) -> None:
+    options = ExportConfig(
+        workdir=str(model / RUN),
+        export_dir=str(model),
+        potentials=settings.potentials,
+        warm_up=settings.warm_up,
+        check=settings.check,
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        exported = export_to(pathlib.Path(directory) / SERVING, options)
+        _replace(exported.path, model / SERVING)
+
+
+def _write_labels(config: SelaConfig, workdir: pathlib.Path, path: pathlib.Path) -> None:
+    """Of each training image and head the label that the run ended with, and how probable it is to the network: a row."""
+    model = load_run(workdir)
+    heads = find_multi_head(model)
+    train = load_data(config).train
+    kept = read_labels(workdir, (heads.num_heads, heads.num_clusters))
+    forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+    names = np.array(train.names)
+    done = 0
+    schema = pa.schema(
+        [
+            ("example_id", pa.string()), ("source_name", pa.string()), ("head", pa.int32()), ("cluster", pa.int64()),
+            ("probability", pa.float32()), ("margin", pa.float32()),
+        ]
+    )  # fmt: skip
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    with pa.parquet.ParquetWriter(unfinished, schema) as writer:
+        size = tuple(model.input.shape[1:-1])
+        for images, _ in inference_batches(train, size=size, batch_size=_BATCH, in_order=True):
+            some = slice(done, done + len(images))
+            clusters = kept["labels"].T[some].astype(np.int64)
+            said = opinions(forward(images), kept["potentials"], lam=float(kept["lam"]), clusters=clusters)
+            rows = np.repeat(names[some], heads.num_heads)
+            columns = {
+                "example_id": [example_id(name) for name in rows.tolist()],
+                "source_name": rows,
+                "head": np.tile(np.arange(heads.num_heads, dtype=np.int32), len(images)),
+                "cluster": clusters.reshape(-1),
+                "probability": said.probability.numpy().reshape(-1),
+                "margin": said.margin.numpy().reshape(-1),
+            }
+            writer.write_table(pa.table(columns, schema=schema))
+            done = some.stop
+    unfinished.replace(path)

@@ -1,0 +1,437 @@
+"""Images in gzip TFRecord shards of tf.train.Example, which TFX and TensorFlow read as any other; here each is found and checked alone.
+
+The compressor is flushed after every record, so that unpacking can begin at any of them. With an index of where they begin, records are
+what files in a folder are: epochs have exact permutations, a pass over a part reads that part, and what is not looked at stays on disk.
+
+    DIR/Split-train/data_tfrecord-00000-of-00002.gz …    one tf.train.Example an image, see FEATURES
+    DIR/Split-eval/…
+    DIR/index.parquet     a row for each image, in the order of training: where it lies, its name, class and size
+    DIR/manifest.json     written last: counts and digests of all of these
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+import tensorflow as tf
+
+from sela_tf.data.decoding import decode_image
+from sela_tf.data.folder import order_of
+from sela_tf.data.image_set import ImageSet, SourceError, Splits
+
+MANIFEST, INDEX = "manifest.json", "index.parquet"
+IMAGE_KEY = "image/encoded"
+FEATURES = {
+    IMAGE_KEY: "the file: jpeg, png, gif or bmp",
+    "image/height": "pixels",
+    "image/width": "pixels",
+    "image/channels": "as the file has them",
+    "image/class/label": "number of the class, where classes are known",
+    "image/class/text": "its name, where it has one",
+    "example_id": "the same for the same name",
+    "source_name": "path below the folder, or split and row of the source",
+}
+_FORMAT = 1
+_HEADER = bytes.fromhex("1f8b0800000000000003")
+"""Of every shard: gzip, without a name or a time."""
+_LEVEL = 1
+"""Images are compressed already."""
+_DESCRIBED = {"name": "name", "class": "class_number", "height": "height", "width": "width", "channels": "channels"}
+"""Columns of the index, and where a record has them."""
+_COLUMNS = pa.schema(
+    [
+        ("split", pa.string()), ("name", pa.string()), ("example_id", pa.string()), ("class", pa.int64()), ("height", pa.int32()),
+        ("width", pa.int32()), ("channels", pa.int8()), ("shard", pa.int32()), ("record", pa.int32()), ("offset", pa.int64()),
+        ("size", pa.int64()), ("crc32", pa.uint32()),
+    ]
+)  # fmt: skip
+_OF_SHARD = ("size", "sha256", "ends_crc32")
+_AT_ONCE = 500
+_LENGTH, _FRAME = 8, 16
+"""Bytes of a record that hold its length, and that are not its data: the length, its checksum, and that of the data."""
+
+
+class Record(NamedTuple):
+    """One image, to be written."""
+
+    name: str
+    encoded: bytes
+    height: int
+    width: int
+    channels: int
+    class_number: int = -1
+    """-1 where it is not known."""
+    class_name: str = ""
+
+    def serialized(self) -> bytes:
+        """As a tf.train.Example."""
+        values: dict[str, bytes | int] = {
+            IMAGE_KEY: self.encoded,
+            "image/height": self.height,
+            "image/width": self.width,
+            "image/channels": self.channels,
+            "example_id": example_id(self.name).encode(),
+            "source_name": self.name.encode(),
+        }
+        if self.class_number >= 0:
+            values["image/class/label"] = self.class_number
+        if self.class_name:
+            values["image/class/text"] = self.class_name.encode()
+        features = {
+            key: tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+            if isinstance(value, int)
+            else tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+            for key, value in values.items()
+        }
+        example = tf.train.Example(features=tf.train.Features(feature=features))
+        return example.SerializeToString(deterministic=True)
+
+
+def example_id(name: str) -> str:
+    """32 hexadecimal digits that hang on the name alone."""
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
+def shard_name(split: str, number: int, count: int) -> str:
+    """Below the directory, as TFX names them."""
+    return f"Split-{split}/data_tfrecord-{number:05d}-of-{count:05d}.gz"
+
+
+class Shard(NamedTuple):
+    """What was written, for the index and the manifest."""
+
+    file: str
+    size: int
+    sha256: str
+    ends_crc32: int
+    """Of the bytes before the first and after the last record."""
+    rows: list[dict[str, Any]]
+    """Of the index, in the order of the file."""
+
+
+def write_shard(directory: str, file: str, records: Iterable[Record]) -> Shard:
+    """Writes the shard `file` below `directory`, whole or not at all, in memory for one record.
+
+    The same records give the same bytes.
+    """
+    path = f"{directory}/{file}"
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    unfinished = f"{os.path.dirname(path)}/.unfinished-{os.path.basename(path)}-{os.getpid()}"
+    rows: list[dict[str, Any]] = []
+    digest, size, checksum, length = hashlib.sha256(), 0, 0, 0
+    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    try:
+        with tf.io.gfile.GFile(unfinished, "wb") as out:
+
+            def put(data: bytes) -> None:
+                nonlocal size
+                out.write(data)
+                digest.update(data)
+                size += len(data)
+
+            put(_HEADER)
+            for record, framed in _framed(records):
+                begin = size
+                put(compressor.compress(framed) + compressor.flush(zlib.Z_FULL_FLUSH))
+                checksum, length = zlib.crc32(framed, checksum), length + len(framed)
+                described = {column: getattr(record, name) for column, name in _DESCRIBED.items()}
+                rows.append({**described, "offset": begin, "size": size - begin, "crc32": zlib.crc32(framed)})
+            end = compressor.flush() + struct.pack("<II", checksum, length % 2**32)
+            put(end)
+        tf.io.gfile.rename(unfinished, path, overwrite=True)
+    except BaseException:
+        with contextlib.suppress(tf.errors.OpError):
+            tf.io.gfile.remove(unfinished)
+        raise
+    return Shard(file, size, digest.hexdigest(), zlib.crc32(_HEADER + end), rows)
+
+
+def _framed(records: Iterable[Record]) -> Iterator[tuple[Record, bytes]]:
+    """Each record, without its image, and its bytes in a TFRecord file, checksums included, which are TensorFlow's to make."""
+    described = []
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/shard"
+        with tf.io.TFRecordWriter(path) as writer:
+            for record in records:
+                writer.write(record.serialized())
+                described.append(record._replace(encoded=b""))
+        with open(path, "rb") as file:
+            for record in described:
+                start = file.read(_LENGTH)
+                yield record, start + file.read(int.from_bytes(start, "little") + _FRAME - _LENGTH)
+
+
+def write_manifest(directory: str, shards: Mapping[str, Sequence[Shard]], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes index and manifest of the shards of each split, and returns the manifest.
+
+    Args:
+        directory: that they were written to.
+        shards: by split; "train" has at least one record.
+        about: what else the manifest says: "channels" (1 or 3), "class_names" (a list, or None) and whatever is worth knowing.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS.names}
+    splits: dict[str, Any] = {}
+    for split, parts in shards.items():
+        rows = [
+            {**row, "split": split, "shard": number, "record": record, "example_id": example_id(row["name"])}
+            for number, part in enumerate(parts)
+            for record, row in enumerate(part.rows)
+        ]
+        rows.sort(key=lambda row: order_of(row["name"]))
+        for row in rows:
+            for name, values in columns.items():
+                values.append(row[name])
+        sizes = {(row["height"], row["width"]) for row in rows}
+        splits[split] = {
+            "num_examples": len(rows),
+            "image_size": list(sizes.pop()) if len(sizes) == 1 else None,
+            "shards": [
+                {"file": part.file, "num_examples": len(part.rows), **{name: getattr(part, name) for name in _OF_SHARD}}
+                for part in parts
+            ],
+        }
+    index = io.BytesIO()
+    pa.parquet.write_table(pa.table(columns, schema=_COLUMNS), index)
+    manifest = {
+        "format": _FORMAT,
+        **about,
+        "splits": splits,
+        "features": FEATURES,
+        "index_sha256": hashlib.sha256(index.getvalue()).hexdigest(),
+    }
+    manifest["digest"] = _digest(manifest)
+    _write_whole(f"{directory}/{INDEX}", index.getvalue())
+    _write_whole(f"{directory}/{MANIFEST}", json.dumps(manifest, indent=1).encode() + b"\n")
+    return manifest
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Of all that the manifest says, and so, by the digests in it, of all that it is about."""
+    return hashlib.sha256(json.dumps({**manifest, "digest": ""}, sort_keys=True).encode()).hexdigest()
+
+
+def _write_whole(path: str, data: bytes) -> None:
+    unfinished = f"{os.path.dirname(path)}/.unfinished-{os.path.basename(path)}"
+    with tf.io.gfile.GFile(unfinished, "wb") as file:
+        file.write(data)
+    tf.io.gfile.rename(unfinished, path, overwrite=True)
+
+
+def read_manifest(directory: str, *, name: str) -> dict[str, Any]:
+    """What `write_manifest` wrote.
+
+    Raises:
+        SourceError: there is none, or it is damaged.
+    """
+    try:
+        with tf.io.gfile.GFile(f"{directory}/{MANIFEST}", "rb") as file:
+            manifest = json.loads(file.read())
+    except tf.errors.NotFoundError as error:
+        raise SourceError(
+            f"{name}: {directory!r} has no {MANIFEST}, so it holds no records, or ingestion was not finished. "
+            "python -m components.data_ingestion makes them, also of TFRecords that are there: --dataset=tfrecords:GLOB"
+        ) from error
+    except (tf.errors.OpError, ValueError) as error:
+        raise SourceError(f"{name}: {MANIFEST} in {directory!r} is damaged ({error}): ingest the images again") from error
+    if not isinstance(manifest, dict) or manifest.get("digest") != _digest(manifest):
+        raise SourceError(f"{name}: {MANIFEST} in {directory!r} was changed or damaged: ingest the images again")
+    if manifest["format"] != _FORMAT:
+        raise SourceError(
+            f"{name}: {directory!r} is of format {manifest['format']}, this is for format {_FORMAT}: ingest the images again"
+        )
+    return manifest
+
+
+def load_records(directory: str, *, name: str, memory_limit: int) -> Splits:
+    """What was ingested into `directory`. Images of one size that fit into memory are decoded at once, others are read as they are needed.
+
+    Shards are there, and are as long as they were when they were written; that each record is unharmed is checked whenever it is read.
+
+    Args:
+        directory: with a manifest.
+        name: of the source, for messages.
+        memory_limit: bytes that decoded images may take in memory.
+
+    Raises:
+        SourceError: something is missing, cut or damaged, which is named with counts.
+    """
+    manifest = read_manifest(directory, name=name)
+    index = _read_index(directory, manifest, name)
+    sets = {split: _image_set(directory, split, manifest, index, name) for split in manifest["splits"]}
+    decoded = sum(len(images) * int(np.prod(images.image_size)) * images.channels for images in sets.values() if images.image_size)
+    if decoded <= memory_limit:
+        sets = {split: _decoded(images) if images.image_size else images for split, images in sets.items()}
+    train, held_out = sets["train"], sets.get("eval")
+    kind = "in memory" if train.images is not None else "read as they are needed"
+    report = f"{len(train)} images for training and {len(held_out or ())} for evaluation in {directory!r}, {kind}"
+    return Splits(train, held_out, (report,))
+
+
+def _read_index(directory: str, manifest: Mapping[str, Any], name: str) -> pa.Table:
+    try:
+        with tf.io.gfile.GFile(f"{directory}/{INDEX}", "rb") as file:
+            data = file.read()
+    except tf.errors.OpError as error:
+        raise SourceError(f"{name}: {INDEX} in {directory!r} cannot be read: restore it, or ingest the images again") from error
+    if hashlib.sha256(data).hexdigest() != manifest["index_sha256"]:
+        raise SourceError(f"{name}: {INDEX} in {directory!r} was changed or damaged: restore it, or ingest the images again")
+    return pa.parquet.read_table(io.BytesIO(data))
+
+
+def _image_set(directory: str, split: str, manifest: Mapping[str, Any], index: pa.Table, name: str) -> ImageSet:
+    described = manifest["splits"][split]
+    rows = index.filter(pa.compute.equal(index["split"], split))
+    columns = {each: rows[each].to_numpy() for each in ("shard", "record", "offset", "size", "crc32", "class")}
+    shards = tuple(f"{directory}/{shard['file']}" for shard in described["shards"])
+    for number, shard in enumerate(described["shards"]):
+        own = columns["shard"] == number
+        _check_shard(directory, shard, columns["offset"][own] + columns["size"][own], split, described["num_examples"], name)
+    records = Records(
+        shards=shards,
+        counts=tuple(shard["num_examples"] for shard in described["shards"]),
+        **{each: columns[each] for each in ("shard", "record", "offset", "size", "crc32")},
+    )
+    classes = columns["class"].astype(np.int64)
+    class_names = manifest["class_names"]
+    return ImageSet(
+        name=name,
+        channels=manifest["channels"],
+        records=records,
+        names=tuple(rows["name"].to_pylist()),
+        classes=classes if len(classes) and classes.min() >= 0 else None,
+        class_names=tuple(class_names) if class_names else None,
+        image_size=tuple(described["image_size"]) if described["image_size"] else None,
+    )
+
+
+def _check_shard(directory: str, shard: Mapping[str, Any], ends: np.ndarray, split: str, num_examples: int, name: str) -> None:
+    """Its length, and the bytes at its ends, which belong to no record."""
+    path, count = f"{directory}/{shard['file']}", shard["num_examples"]
+    way_out = "Restore the file, or ingest the images again"
+    end = max(ends, default=len(_HEADER))
+    try:
+        size = tf.io.gfile.stat(path).length
+        with tf.io.gfile.GFile(path, "rb") as file:
+            outside = file.read(len(_HEADER))
+            file.seek(end)
+            outside += file.read(size - end) if size > end else b""
+    except tf.errors.NotFoundError as error:
+        raise SourceError(
+            f"{name}: {shard['file']} is missing, with {count} of the {num_examples} examples of split {split!r}. {way_out}"
+        ) from error
+    if size != shard["size"]:
+        whole = int(np.count_nonzero(ends <= size))
+        raise SourceError(
+            f"{name}: {shard['file']} has {size} bytes, and {shard['size']} were written: {whole} of its {count} records are whole. {way_out}"
+        )
+    if zlib.crc32(outside) != shard["ends_crc32"]:
+        raise SourceError(
+            f"{name}: {shard['file']} was changed or damaged before the first or after the last of its {count} records. {way_out}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Records:
+    """Where N records lie: arrays [N]."""
+
+    shards: tuple[str, ...]
+    counts: tuple[int, ...]
+    """Records of each shard."""
+    shard: np.ndarray
+    """Of each record, its place in `shards`."""
+    record: np.ndarray
+    """Its place in its shard."""
+    offset: np.ndarray
+    size: np.ndarray
+    """Bytes of the packed record."""
+    crc32: np.ndarray
+    """Of the record as it was before it was packed."""
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def take(self, indices: np.ndarray) -> Records:
+        """The records at `indices`, in that order."""
+        columns = {name: getattr(self, name)[indices] for name in ("shard", "record", "offset", "size", "crc32")}
+        return dataclasses.replace(self, **columns)
+
+    def encoded(self, indices: tf.Tensor) -> tf.Tensor:
+        """The image files of records int64 [B]: string [B]; runs in a graph.
+
+        A record that is damaged is an InvalidArgumentError with the words of a SourceError.
+        """
+        serialized = tf.ensure_shape(tf.numpy_function(self._read, [indices], tf.string, stateful=False), [None])
+        return tf.io.parse_example(serialized, {IMAGE_KEY: tf.io.FixedLenFeature([], tf.string)})[IMAGE_KEY]
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        return np.array([self._unpacked(int(i)) for i in indices], object)
+
+    def _unpacked(self, i: int) -> bytes:
+        file = _opened(self.shards[self.shard[i]])
+        packed = file.read(int(self.offset[i]), int(self.size[i]))
+        try:
+            framed = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed)
+        except zlib.error:
+            framed = b""
+        if zlib.crc32(framed) != self.crc32[i]:
+            count = self.counts[self.shard[i]]
+            raise SourceError(
+                f"{file.path}: record {self.record[i]} of {count}, from 0, is damaged or was changed. Restore the file, or ingest the "
+                "images again"
+            )
+        return framed[_LENGTH + 4 : -4]
+
+
+class _Opened:
+    """A file that several threads read."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self._descriptor = None if "://" in path else os.open(path, os.O_RDONLY)
+
+    def read(self, offset: int, size: int) -> bytes:
+        if self._descriptor is not None:
+            return os.pread(self._descriptor, size, offset)
+        with tf.io.gfile.GFile(self.path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+# a file that falls out while a thread reads it is closed when that thread lets go of it
+_opened = functools.lru_cache(maxsize=128)(_Opened)
+
+
+def _decoded(images: ImageSet) -> ImageSet:
+    """The same, in memory."""
+    height, width = images.image_size or (0, 0)
+    pixels = np.empty((len(images), height, width, images.channels), np.uint8)
+    signature = tf.TensorSpec([height, width, images.channels], tf.uint8)
+
+    def decode(start: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        indices = tf.range(start, tf.minimum(start + _AT_ONCE, len(images)))
+        encoded = images.encoded(indices)
+        return start, tf.map_fn(lambda data: decode_image(data, images.channels), encoded, fn_output_signature=signature)
+
+    starts = tf.data.Dataset.range(0, len(images), _AT_ONCE)
+    for start, block in starts.map(decode, num_parallel_calls=tf.data.AUTOTUNE):
+        pixels[int(start) : int(start) + len(block)] = block.numpy()
+    return dataclasses.replace(images, records=None, images=pixels)
