@@ -4,14 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 FLAGS ?=
 
-.PHONY: demo test test-slow lint format system-deps lock wheel clean help
+.PHONY: demo pipeline test test-slow lint format system-deps lock wheel clean help
 
 help:
 	@sed -n '1s/^# //p' Makefile
-	@echo 'make test-slow, lint, format, system-deps, lock, wheel, clean: see BUILD.md'
+	@echo 'make pipeline, test-slow, lint, format, system-deps, lock, wheel, clean: see BUILD.md'
 
 demo: $(VENV)/.core
 	$(BIN)/python -m sela_tf.train --flagfile=configs/digits.cfg --workdir=runs/digits $(FLAGS)
+
+# Ingestion, training and verdict as steps of Kubeflow Pipelines, on this machine; again, and what is unchanged is not done again.
+pipeline: $(VENV)/.dev
+	$(BIN)/python -m components.pipeline --flagfile=configs/digits.cfg --root=runs/pipeline --min_knn=0.95 --min_linear_probe=0.95 $(FLAGS)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FLAGS)
@@ -23,6 +27,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint components/Dockerfile
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -35,8 +40,8 @@ system-deps:
 	else echo 'Fashion-MNIST is missing. As root on Debian or Ubuntu: apt-get install dataset-fashion-mnist' >&2; fi
 
 lock: $(VENV)/.dev
-	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade -c requirements.lock --extra dev pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade --extra dev pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade -c requirements-dev.lock pyproject.toml -o requirements.lock
 
 wheel: $(VENV)/.dev
 	rm -rf build dist

@@ -6,17 +6,19 @@
 import hashlib
 import importlib
 import pathlib
-import tempfile
+import shlex
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from kfp import dsl
 
 from components.settings import PipelineSettings
+from sela_tf.door import load_tensorflow
 
 
 def data_ingestion(examples: dsl.Output[dsl.Dataset], settings: str, root: str):
-    """Images to Examples. `settings` are lines of a flagfile."""
+    """Images to Examples. `settings` are flags, as in a shell."""
     from components.kfp_steps import call, place
 
     place(examples, root, "data_ingestion", settings)
@@ -72,7 +74,7 @@ def linear_probe(
 
 
 def make_pipeline(settings: PipelineSettings, ingestion: str, training: str, probing: str) -> Callable[..., Any]:
-    """The pipeline, for kfp to run or to compile; the last three are lines of flagfiles, the defaults of its parameters."""
+    """The pipeline, for kfp to run or to compile; the last three are flags, the defaults of its parameters."""
 
     def component(function: Callable[..., Any]) -> Callable[..., Any]:
         return dsl.component(function, base_image=settings.image, install_kfp_package=False)
@@ -89,7 +91,8 @@ def make_pipeline(settings: PipelineSettings, ingestion: str, training: str, pro
     )
     def sela(ingestion: str = ingestion, training: str = training, probing: str = probing) -> None:
         root = settings.root
-        examples = sized(ingest(settings=ingestion, root=root)).outputs["examples"]
+        # kfp would not notice that images were added
+        examples = sized(ingest(settings=ingestion, root=root)).set_caching_options(False).outputs["examples"]
         trained = sized(train(examples=examples, settings=training, scratch=settings.scratch, root=root))
         if settings.accelerator:
             trained.set_accelerator_type(settings.accelerator).set_accelerator_limit(1)
@@ -110,19 +113,17 @@ def call(component: str, settings: str, **directories: str) -> None:
     """The command of a component, in this process.
 
     Raises:
-        RuntimeError: it did not end well; what it said is on stderr.
+        SystemExit: it did not end well, and has said why.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        flagfile = pathlib.Path(directory) / "flags.cfg"
-        flagfile.write_text(settings)
-        flags = [f"--{name}={path}" for name, path in directories.items() if path]
-        status = importlib.import_module(f"components.{component}.__main__").main([component, f"--flagfile={flagfile}", *flags])
+    places = [f"--{name}={path}" for name, path in directories.items() if path]
+    status = importlib.import_module(f"components.{component}.__main__").main([component, *shlex.split(settings), *places])
     if status:
-        raise RuntimeError(f"components.{component} ended with status {status}: see what it says above")
+        sys.exit(status)
 
 
 def digest_of(artifact: str) -> str:
     """Of a directory that a component has written: what it was made of."""
+    load_tensorflow()
     from components.artifacts import read_made_of
 
     found = read_made_of(artifact)

@@ -6,10 +6,17 @@ python -m components.pipeline --flagfile=configs/digits.cfg --compile=pipeline.y
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
+import os
+import re
+import shlex
+import sys
+import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from absl import flags as absl_flags
 
@@ -23,6 +30,7 @@ python -m components.pipeline --flagfile=configs/NAME.cfg --compile=FILE.yaml [-
 
 Ingests --dataset, trains on it, probes the model and says whether it is good enough. The settings:
 """
+_LOG = "kfp.log"
 _OF_INGESTION = ("images_per_shard", "image_key", "label_key", "beam_pipeline_args")
 """The others are settings of a training, too."""
 _OF_VERDICT = ("max_drop", "min_knn", "min_linear_probe", "min_nmi", "baseline")
@@ -32,7 +40,7 @@ _OF_PROBES = ("stages", "protocol", "values", "knn", "untrained")
 class _Asked(NamedTuple):
     settings: PipelineSettings
     ingestion: str
-    """Lines of flagfiles."""
+    """Flags, as in a shell: on one line."""
     training: str
     probing: str
 
@@ -76,9 +84,9 @@ def _read(values: absl_flags.FlagValues) -> _Asked:
     probes = flags.settings(values, ProbeConfig, **{**others, "workdir": ("-",)})
     return _Asked(
         settings,
-        flags.departures(ingestion, leave_out=("examples",)),
-        flags.departures(config, leave_out=FROM_EXAMPLES),
-        flags.departures(verdict, leave_out=tuple(directories)) + flags.departures(probes, leave_out=FROM_EXAMPLES),
+        shlex.join(flags.departures(ingestion, leave_out=("examples",))),
+        shlex.join(flags.departures(config, leave_out=FROM_EXAMPLES)),
+        shlex.join([*flags.departures(verdict, leave_out=directories), *flags.departures(probes, leave_out=FROM_EXAMPLES)]),
     )
 
 
@@ -99,6 +107,55 @@ def _run_here(pipeline: Callable[[], Any], root: str) -> int:
     """Each step in a process of its own; what they say appears as they say it."""
     from kfp import local
 
-    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=f"{root}/kfp", raise_on_error=False)
-    pipeline()
+    os.makedirs(root, exist_ok=True)
+    with open(f"{root}/{_LOG}", "a") as log, warnings.catch_warnings():
+        # of the steps' image, which is for a cluster
+        warnings.filterwarnings("ignore", message="You may be attemp", category=RuntimeWarning)
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=f"{root}/kfp", raise_on_error=True)
+        try:
+            with contextlib.redirect_stdout(_Steps(sys.stdout, log)):
+                pipeline()
+        except RuntimeError as error:
+            print(f"components.pipeline: a step failed, see above. All that kfp says: {root}/{_LOG}", file=sys.stderr)
+            log.write(f"{error}\n")
+            return 1
+    print(f"Artifacts: {root}")
     return 0
+
+
+class _Steps(io.TextIOBase):
+    """Of all that kfp writes, what the steps themselves say, under their names; everything goes into the log."""
+
+    def __init__(self, terminal: TextIO, log: TextIO):
+        self._terminal, self._log = terminal, log
+        self._line, self._is_step = "", False
+
+    def write(self, text: str) -> int:
+        self._log.write(text)
+        self._log.flush()
+        *whole, self._line = (self._line + text).split("\n")
+        for line in whole:
+            self._show(line)
+        return len(text)
+
+    def _show(self, line: str) -> None:
+        started = re.search(r"Executing task .*?'(.+?)'", line)
+        if started:
+            self._tell(f"\n== {started[1]}")
+        elif "[KFP Executor" in line:
+            self._is_step = False
+        elif self._is_step and line.startswith("    "):
+            self._tell(line[4:])
+        elif line == "    }":  # the end of what kfp tells the step
+            self._is_step = True
+        elif not line.startswith("    "):
+            self._is_step = False
+
+    def _tell(self, line: str) -> None:
+        # kfp indents what is printed meanwhile
+        self._terminal.write(line + "\n")
+        self._terminal.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

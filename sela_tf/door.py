@@ -64,7 +64,7 @@ def run_command(
     # while training runs, the loop saves on a signal; at other times there is nothing to save but the line to say
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        _load_tensorflow()
+        load_tensorflow()
         import tensorflow as tf
 
         # an image file that was removed or changed meanwhile comes as an OpError, with its path in the first line
@@ -107,7 +107,7 @@ def _refuse(name: str, error: Exception, *, debug: bool) -> int:
     return 2
 
 
-def _load_tensorflow() -> None:
+def load_tensorflow() -> None:
     """Imports TensorFlow without the lines that its libraries write on loading; they come out if it fails."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with stderr_kept_back():
@@ -118,7 +118,7 @@ def _load_tensorflow() -> None:
 
 
 def _versions() -> str:
-    _load_tensorflow()
+    load_tensorflow()
     import keras
     import tensorflow as tf
 

@@ -83,14 +83,13 @@ def settings(values: flags.FlagValues, kind: type[Settings], **given: Any) -> Se
 
 def to_flagfile(config: DataclassInstance) -> str:
     """Every setting on a line of its own; read back, it gives the same config."""
-    return "".join(_line(field.name, getattr(config, field.name)) for field in dataclasses.fields(config))
+    return "".join(_flag(field.name, getattr(config, field.name)) + "\n" for field in dataclasses.fields(config))
 
 
-def departures(settings: DataclassInstance, *, leave_out: Collection[str] = ()) -> str:
-    """The lines of `to_flagfile` that depart from the defaults."""
-    changed = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
-    return "".join(_line(name, value) for name, value in changed.items() if value != defaults[name] and name not in leave_out)
+def departures(settings: DataclassInstance, *, leave_out: Collection[str] = ()) -> list[str]:
+    """A flag for every setting that departs from its default."""
+    fields = [field for field in dataclasses.fields(settings) if field.name not in leave_out]
+    return [_flag(field.name, value) for field in fields if (value := getattr(settings, field.name)) != field.default]
 
 
 def from_flagfile(path: str | os.PathLike[str]) -> SelaConfig:
@@ -105,9 +104,9 @@ def from_flagfile(path: str | os.PathLike[str]) -> SelaConfig:
     return settings(values, SelaConfig).absolute()
 
 
-def _line(name: str, value: Any) -> str:
+def _flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         value = str(value).lower()
     elif isinstance(value, tuple):
         value = ",".join(item if isinstance(item, str) else repr(item) for item in value)
-    return f"--{name}={value}\n"
+    return f"--{name}={value}"
