@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -103,7 +104,10 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _refuse(name: str, error: Exception, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    print(f"{name}: error: {' '.join(str(getattr(error, 'message', error)).split())}", file=sys.stderr)
+    message = str(getattr(error, "message", error))
+    # of Python's own in a data set, TensorFlow tells where it was, what it said, and the traceback
+    raised = re.search(r"SourceError: (.*?)\n+Traceback", message, re.DOTALL)
+    print(f"{name}: error: {' '.join((raised[1] if raised else message).split())}", file=sys.stderr)
     return 2
 
 

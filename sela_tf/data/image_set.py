@@ -102,7 +102,7 @@ class ImageSet:
             digest.update(str(self.images.shape).encode())
             digest.update(np.ascontiguousarray(self.images).data)
         elif self.records is not None:
-            for name, checksum in zip(self.names or (), self.records.crc32, strict=True):
+            for name, checksum in zip(self.names or (), self.records.content_crc32, strict=True):
                 digest.update(f"{name}\0{checksum}\0".encode())
         else:
             for name, path in zip(self.names or (), self.paths or (), strict=True):

@@ -57,11 +57,12 @@ _COLUMNS = pa.schema(
     [
         ("split", pa.string()), ("name", pa.string()), ("example_id", pa.string()), ("class", pa.int64()), ("height", pa.int32()),
         ("width", pa.int32()), ("channels", pa.int8()), ("shard", pa.int32()), ("record", pa.int32()), ("offset", pa.int64()),
-        ("size", pa.int64()), ("crc32", pa.uint32()),
+        ("size", pa.int64()), ("crc32", pa.uint32()), ("content_crc32", pa.uint32()),
     ]
 )  # fmt: skip
+_WHERE = ("shard", "record", "offset", "size", "crc32", "content_crc32")
 _OF_SHARD = ("size", "sha256", "ends_crc32")
-_AT_ONCE = 500
+_AT_ONCE, _PARALLEL = 500, 16
 _LENGTH, _FRAME = 8, 16
 """Bytes of a record that hold its length, and that are not its data: the length, its checksum, and that of the data."""
 
@@ -147,10 +148,12 @@ def write_shard(directory: str, file: str, records: Iterable[Record]) -> Shard:
             put(_HEADER)
             for record, framed in _framed(records):
                 begin = size
-                put(compressor.compress(framed) + compressor.flush(zlib.Z_FULL_FLUSH))
+                packed = compressor.compress(framed) + compressor.flush(zlib.Z_FULL_FLUSH)
+                put(packed)
                 checksum, length = zlib.crc32(framed, checksum), length + len(framed)
                 described = {column: getattr(record, name) for column, name in _DESCRIBED.items()}
-                rows.append({**described, "offset": begin, "size": size - begin, "crc32": zlib.crc32(framed)})
+                where = {"offset": begin, "size": len(packed), "crc32": zlib.crc32(packed), "content_crc32": zlib.crc32(framed)}
+                rows.append({**described, **where})
             end = compressor.flush() + struct.pack("<II", checksum, length % 2**32)
             put(end)
         tf.io.gfile.rename(unfinished, path, overwrite=True)
@@ -296,15 +299,16 @@ def _read_index(directory: str, manifest: Mapping[str, Any], name: str) -> pa.Ta
 def _image_set(directory: str, split: str, manifest: Mapping[str, Any], index: pa.Table, name: str) -> ImageSet:
     described = manifest["splits"][split]
     rows = index.filter(pa.compute.equal(index["split"], split))
-    columns = {each: rows[each].to_numpy() for each in ("shard", "record", "offset", "size", "crc32", "class")}
+    columns = {each: rows[each].to_numpy() for each in (*_WHERE, "class")}
     shards = tuple(f"{directory}/{shard['file']}" for shard in described["shards"])
     for number, shard in enumerate(described["shards"]):
         own = columns["shard"] == number
         _check_shard(directory, shard, columns["offset"][own] + columns["size"][own], split, described["num_examples"], name)
     records = Records(
         shards=shards,
+        digests=tuple(shard["sha256"] for shard in described["shards"]),
         counts=tuple(shard["num_examples"] for shard in described["shards"]),
-        **{each: columns[each] for each in ("shard", "record", "offset", "size", "crc32")},
+        **{each: columns[each] for each in _WHERE},
     )
     classes = columns["class"].astype(np.int64)
     class_names = manifest["class_names"]
@@ -323,13 +327,8 @@ def _check_shard(directory: str, shard: Mapping[str, Any], ends: np.ndarray, spl
     """Its length, and the bytes at its ends, which belong to no record."""
     path, count = f"{directory}/{shard['file']}", shard["num_examples"]
     way_out = "Restore the file, or ingest the images again"
-    end = max(ends, default=len(_HEADER))
     try:
         size = tf.io.gfile.stat(path).length
-        with tf.io.gfile.GFile(path, "rb") as file:
-            outside = file.read(len(_HEADER))
-            file.seek(end)
-            outside += file.read(size - end) if size > end else b""
     except tf.errors.NotFoundError as error:
         raise SourceError(
             f"{name}: {shard['file']} is missing, with {count} of the {num_examples} examples of split {split!r}. {way_out}"
@@ -337,8 +336,13 @@ def _check_shard(directory: str, shard: Mapping[str, Any], ends: np.ndarray, spl
     if size != shard["size"]:
         whole = int(np.count_nonzero(ends <= size))
         raise SourceError(
-            f"{name}: {shard['file']} has {size} bytes, and {shard['size']} were written: {whole} of its {count} records are whole. {way_out}"
+            f"{name}: {shard['file']} has {size} bytes, and {shard['size']} were written: {whole} of its {count} records are whole. "
+            f"{way_out}"
         )
+    with tf.io.gfile.GFile(path, "rb") as file:
+        outside = file.read(len(_HEADER))
+        file.seek(int(max(ends, default=len(_HEADER))))
+        outside += file.read()
     if zlib.crc32(outside) != shard["ends_crc32"]:
         raise SourceError(
             f"{name}: {shard['file']} was changed or damaged before the first or after the last of its {count} records. {way_out}"
@@ -350,6 +354,8 @@ class Records:
     """Where N records lie: arrays [N]."""
 
     shards: tuple[str, ...]
+    digests: tuple[str, ...]
+    """Of the shards; a file that was replaced by another is another."""
     counts: tuple[int, ...]
     """Records of each shard."""
     shard: np.ndarray
@@ -360,14 +366,16 @@ class Records:
     size: np.ndarray
     """Bytes of the packed record."""
     crc32: np.ndarray
-    """Of the record as it was before it was packed."""
+    """Of the packed record."""
+    content_crc32: np.ndarray
+    """Of what was packed, which does not depend on who packed it."""
 
     def __len__(self) -> int:
         return len(self.shard)
 
     def take(self, indices: np.ndarray) -> Records:
         """The records at `indices`, in that order."""
-        columns = {name: getattr(self, name)[indices] for name in ("shard", "record", "offset", "size", "crc32")}
+        columns = {name: getattr(self, name)[indices] for name in _WHERE}
         return dataclasses.replace(self, **columns)
 
     def encoded(self, indices: tf.Tensor) -> tf.Tensor:
@@ -382,26 +390,22 @@ class Records:
         return np.array([self._unpacked(int(i)) for i in indices], object)
 
     def _unpacked(self, i: int) -> bytes:
-        file = _opened(self.shards[self.shard[i]])
+        shard = self.shard[i]
+        file = _opened(self.shards[shard], self.digests[shard])
         packed = file.read(int(self.offset[i]), int(self.size[i]))
-        try:
-            framed = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed)
-        except zlib.error:
-            framed = b""
-        if zlib.crc32(framed) != self.crc32[i]:
-            count = self.counts[self.shard[i]]
+        if zlib.crc32(packed) != self.crc32[i]:
             raise SourceError(
-                f"{file.path}: record {self.record[i]} of {count}, from 0, is damaged or was changed. Restore the file, or ingest the "
+                f"{file.path}: record {self.record[i]} of {self.counts[shard]}, from 0, is damaged or was changed. Restore the file, or ingest the "
                 "images again"
             )
-        return framed[_LENGTH + 4 : -4]
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed)[_LENGTH + 4 : -4]
 
 
 class _Opened:
     """A file that several threads read."""
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, digest: str):
+        self.path, self.digest = path, digest
         self._descriptor = None if "://" in path else os.open(path, os.O_RDONLY)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -426,12 +430,15 @@ def _decoded(images: ImageSet) -> ImageSet:
     pixels = np.empty((len(images), height, width, images.channels), np.uint8)
     signature = tf.TensorSpec([height, width, images.channels], tf.uint8)
 
-    def decode(start: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        indices = tf.range(start, tf.minimum(start + _AT_ONCE, len(images)))
-        encoded = images.encoded(indices)
-        return start, tf.map_fn(lambda data: decode_image(data, images.channels), encoded, fn_output_signature=signature)
+    @tf.function(reduce_retracing=True)
+    def decode(encoded: tf.Tensor) -> tf.Tensor:
+        def one(data: tf.Tensor) -> tf.Tensor:
+            return decode_image(data, images.channels)
 
-    starts = tf.data.Dataset.range(0, len(images), _AT_ONCE)
-    for start, block in starts.map(decode, num_parallel_calls=tf.data.AUTOTUNE):
-        pixels[int(start) : int(start) + len(block)] = block.numpy()
+        return tf.map_fn(one, encoded, fn_output_signature=signature, parallel_iterations=_PARALLEL)
+
+    for start in range(0, len(images), _AT_ONCE):
+        # read outside of a graph, in which a damaged record would be told in TensorFlow's words
+        some = tf.range(start, min(start + _AT_ONCE, len(images)), dtype=tf.int64)
+        pixels[start : start + len(some)] = decode(images.encoded(some)).numpy()
     return dataclasses.replace(images, records=None, images=pixels)
