@@ -93,14 +93,10 @@ class TestSources:
         are_the_same(found.train, train)
         are_the_same(found.eval, held_out)
         assert len(list((tmp_path / "records" / "Split-train").iterdir())) == -(-len(train) // 20)
-        assert manifest["shapes"] == {
-            f"{12 + i} x 10 x {c}": n for i, c, n in ((0, 3, 12), (1, 3, 12), (2, 1, 12), (3, 4, 12), (4, 3, 12))
-        }
+        assert manifest["shapes"] == {f"{12 + i} x 10 x {1 if i == 2 else 3}": 12 for i in range(5)}
         assert manifest["class_names"] == ["cats", "dogs"]
         rejected = json.loads((tmp_path / "records" / "rejected.json").read_text())
-        assert (
-            rejected == [{"name": "cats/new.webp", "reason": "webp is not read: convert it to png or jpeg"}] or len(rejected) == 1
-        )
+        assert rejected == [{"name": "cats/new.webp", "reason": "webp: convert it to jpeg, png, gif or bmp"}]
 
     @pytest.mark.slow
     def test_two_workers_one_and_a_copy_give_the_same_bytes(self, folder, tmp_path):

@@ -29,7 +29,7 @@ LAYERS = [
     {"loop", "parts"},
     {"workdir", "checkpoint"},
     {"flags", "optimizer"},
-    {"config"},
+    {"config", "noise"},
     {"self_labelling", "evaluation", "serving", "reporting"},
     {"data", "models", "transport"},
 ]
@@ -69,6 +69,22 @@ def test_only_flags_and_doors_know_absl_and_only_the_top_knows_the_config():
             assert path.name in ("flags.py", "door.py", "train.py"), path
         if "SelaConfig" in text and path.parent.name != "sela_tf":
             pytest.fail(f"{path} knows the config: functions take the numbers that they need")
+
+
+def test_components_stand_on_the_library_and_executors_know_no_orchestrator():
+    def imported(path: pathlib.Path) -> set[str]:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        return names | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+
+    for path in (ROOT / "sela_tf").rglob("*.py"):
+        assert not any(name.split(".")[0] in ("components", "kfp", "apache_beam", "tfx") for name in imported(path)), path
+    for path in (ROOT / "components").rglob("*.py"):
+        tops = {name.split(".")[0] for name in imported(path)}
+        if path.parent.name != "components":
+            assert not tops & {"kfp", "tfx"}, path
+        if path.parent.name != "data_ingestion":
+            assert "apache_beam" not in tops, path
 
 
 class TestPublicFace:
@@ -168,10 +184,10 @@ class TestWheel:
     def test_holds_the_library_alone(self, wheel):
         names = zipfile.ZipFile(wheel).namelist()
         tops = {name.split("/")[0] for name in names}
-        assert tops == {"sela_tf", f"sela_tf-{sela_tf.__version__}.dist-info"}
+        assert tops == {"sela_tf", "components", f"sela_tf-{sela_tf.__version__}.dist-info"}
         assert "sela_tf/py.typed" in names
         assert any(name.endswith("LICENSE") for name in names)
-        modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sela_tf").rglob("*.py")}
+        modules = {path.relative_to(ROOT).as_posix() for top in ("sela_tf", "components") for path in (ROOT / top).rglob("*.py")}
         assert modules <= set(names)
 
     def test_readme_example_runs_from_it_with_warnings_as_errors(self, python, tmp_path):

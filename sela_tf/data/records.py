@@ -40,7 +40,7 @@ FEATURES = {
     IMAGE_KEY: "the file: jpeg, png, gif or bmp",
     "image/height": "pixels",
     "image/width": "pixels",
-    "image/channels": "as the file has them",
+    "image/channels": "as they are decoded",
     "image/class/label": "number of the class, where classes are known",
     "image/class/text": "its name, where it has one",
     "example_id": "the same for the same name",

@@ -1,0 +1,164 @@
+"""The pipeline on Kubeflow Pipelines: really run here, and compiled for a cluster."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+from absl import flags as absl_flags
+from conftest import ROOT, SMALL
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+from served import encoded, picture
+
+from components.linear_probe.__main__ import _define as define_probe
+from components.linear_probe.__main__ import _read as read_probe
+from components.self_labelling.__main__ import _define as define_training
+from components.self_labelling.__main__ import _read as read_training
+from sela_tf import flags
+from sela_tf.config import SelaConfig
+
+TRAINING = [flag for flag in SMALL if not flag.startswith("--dataset")]
+
+
+def run_pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "components.pipeline", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> dict:
+    """What a cluster would get."""
+    file = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
+    done = run_pipeline(
+        "--flagfile=configs/cifar10_128x10.cfg", "--dataset=folder:/data/with space", "--min_knn=0.7", "--knn=20", f"--compile={file}",
+        "--image=registry/sela-tf:1", "--cpu=8", "--memory=32G", "--accelerator=NVIDIA_L4", "--retries=3", "--beam_pipeline_args=--runner=X,--y=z",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Written: " in done.stdout
+    return yaml.safe_load(file.read_text())
+
+
+class TestCompiled:
+    def test_kfps_own_schema_takes_it(self, compiled):
+        spec = json_format.ParseDict(compiled, pipeline_spec_pb2.PipelineSpec())
+        assert spec.pipeline_info.name == "sela-tf"
+        assert sorted(spec.root.dag.tasks) == ["data-ingestion", "linear-probe", "self-labelling"]
+        probe = spec.root.dag.tasks["linear-probe"]
+        assert set(probe.dependent_tasks) == {"data-ingestion", "self-labelling"}
+        assert {each.task_output_artifact.producer_task for each in probe.inputs.artifacts.values()} == {
+            "data-ingestion",
+            "self-labelling",
+        }
+
+    def test_image_resources_and_retries(self, compiled):
+        executors = compiled["deploymentSpec"]["executors"]
+        assert len(executors) == 3
+        for name, executor in executors.items():
+            container = executor["container"]
+            assert container["image"] == "registry/sela-tf:1"
+            assert (container["resources"]["resourceCpuLimit"], container["resources"]["resourceMemoryLimit"]) == ("8", "32G")
+            assert ("accelerator" in container["resources"]) == (name == "exec-self-labelling")
+            assert "pip install" not in str(container["command"])
+        for name, task in compiled["root"]["dag"]["tasks"].items():
+            assert task["retryPolicy"]["maxRetryCount"] == 3
+            # kfp would not see that there are new images
+            assert task.get("cachingOptions", {}).get("enableCache", False) == (name != "data-ingestion")
+
+    def test_steps_are_told_what_was_asked(self, compiled):
+        """The components' own doors read the flags back."""
+        told = {name: each["defaultValue"] for name, each in compiled["root"]["inputDefinitions"]["parameters"].items()}
+        assert shlex.split(told["ingestion"]) == [
+            "--dataset=folder:/data/with space", "--beam_pipeline_args=--runner=X,--y=z",
+        ]  # fmt: skip
+
+        def asked(define, read, text: str, **places: str):
+            values = absl_flags.FlagValues()
+            define(values)
+            flags.parse(values, ["step", *shlex.split(text), *(f"--{name}={place}" for name, place in places.items())])
+            return read(values)
+
+        places = {name: f"/{name}" for name in ("examples", "model", "labels", "metrics")}
+        training = asked(define_training, read_training, told["training"], **places).config
+        values = absl_flags.FlagValues()
+        flags.define(values, SelaConfig)
+        flags.parse(values, ["door", f"--flagfile={ROOT}/configs/cifar10_128x10.cfg", "--dataset=records:/examples"])
+        assert training == flags.settings(values, SelaConfig)
+        places = {name: f"/{name}" for name in ("examples", "model", "evaluation", "blessing")}
+        probing = asked(define_probe, read_probe, told["probing"], **places)
+        assert (probing.settings.min_knn, probing.probe.knn) == (0.7, (20,))
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--dataset=digits",), "give --root=DIR"),
+            (("--dataset=digits", "--root=x", "--compile=y.yaml"), "or --compile=FILE.yaml"),
+            (("--root=x",), "--dataset is missing"),
+            (("--dataset=digits", "--compile=x.json"), "--compile must be a file NAME.yaml"),
+            (("--dataset=digits", "--root=x", "--num_clusters=1"), "--num_clusters must be at least 2"),
+            (("--dataset=digits", "--root=x", "--min_knn=2"), "--min_knn must be"),
+            (("--dataset=digits", "--root=x", "--knn=0"), "--knn must be"),
+            (("--dataset=digits", "--root=x", "--images_per_shard=0"), "--images_per_shard must be"),
+        ],
+    )
+    def test_are_checked_before_the_first_step(self, arguments, message, capsys, monkeypatch, tmp_path):
+        from components.pipeline import main
+
+        monkeypatch.chdir(tmp_path)
+        assert main(["components.pipeline", *arguments]) == 2
+        assert message in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_without_kfp(self, capsys, monkeypatch):
+        from components import pipeline
+
+        monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None)
+        assert pipeline.main(["components.pipeline", "--dataset=digits", "--root=x"]) == 2
+        assert "pip install 'sela-tf[pipelines]'" in capsys.readouterr().err
+
+
+class TestHere:
+    def test_a_step_that_fails_ends_it_with_its_cause(self, tmp_path, rng):
+        (tmp_path / "images").mkdir()
+        for i in range(4):
+            (tmp_path / "images" / f"{i}.png").write_bytes(encoded(picture(rng), "PNG")[: -20 if i == 2 else None])
+        done = run_pipeline(f"--dataset=folder:{tmp_path}/images", *TRAINING, f"--root={tmp_path}/root")
+        assert done.returncode == 1
+        (cause,) = re.findall("components.data_ingestion: error: .*", done.stdout)
+        assert "1 of 4 images cannot be read: 2.png" in cause
+        assert "a step failed" in done.stderr
+        assert "== self-labelling" not in done.stdout
+        assert "Traceback" not in done.stdout + done.stderr
+
+    @pytest.mark.slow
+    def test_all_of_it_and_again(self, tmp_path):
+        arguments = ("--dataset=digits", *TRAINING, f"--root={tmp_path}/root", "--min_knn=0.5", "--stages=embedding")
+        first = run_pipeline(*arguments)
+        assert first.returncode == 0, first.stdout + first.stderr
+        assert re.findall("^== (.*)", first.stdout, re.MULTILINE) == ["data-ingestion", "self-labelling", "linear-probe"]
+        assert "epoch 1/2: loss" in first.stdout  # what it does is seen
+        assert "**Blessed**" in first.stdout
+        assert first.stdout.index("| kNN, k = 10 ") > first.stdout.index("== linear-probe")
+        assert "unchanged" not in first.stdout
+        assert first.stderr == ""
+        second = run_pipeline(*arguments)
+        assert second.returncode == 0, second.stdout + second.stderr
+        assert second.stdout.count("unchanged since it was ") == 3
+        # another training needs no other ingestion
+        third = run_pipeline(*arguments, "--seed=1")
+        assert third.stdout.count("unchanged since it was ingested") == 1
+        assert third.stdout.count("unchanged") == 1
+        assert len(list((tmp_path / "root" / "self_labelling" / "model").iterdir())) == 2
+
+
+def test_the_dockerfile_copies_what_is_there():
+    text = (ROOT / "components" / "Dockerfile").read_text()
+    for line in re.findall("^COPY (.*)", text, re.MULTILINE):
+        for name in line.split()[:-1]:
+            assert (ROOT / name).exists(), name
