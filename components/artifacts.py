@@ -14,7 +14,7 @@ from sela_tf.config import ConfigError
 
 MADE_OF = "made_of.json"
 """Written last: a directory that has it is complete."""
-_STARTED = ".started"
+_STARTED = ".started-{}"
 
 
 def fingerprint(made_of: Mapping[str, Any]) -> str:
@@ -39,32 +39,36 @@ def is_current(directory: str, made_of: Mapping[str, Any]) -> bool:
     return found is not None and found["fingerprint"] == fingerprint(made_of)
 
 
-def refuse_foreign(directory: str, flag: str) -> None:
+def refuse_foreign(directory: str, flag: str, component: str) -> None:
     """Raises:
-    ConfigError: the directory holds what no component has left there, or is a file.
+    ConfigError: the directory holds what this component has not left there, or is a file.
     """
     if not tf.io.gfile.exists(directory):
         return
     if not tf.io.gfile.isdir(directory):
         raise ConfigError(f"--{flag}={directory} is a file: name a directory")
     found = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(directory))
-    if found and MADE_OF not in found and _STARTED not in found:
+    mark = _STARTED.format(component)
+    made_of = read_made_of(directory)
+    if found and mark not in found and (made_of is None or made_of["component"] != component):
         raise ConfigError(f"--{flag}={directory} holds other files ({', '.join(found[:3])}): name a new or an empty directory")
 
 
-def start(directory: str, flag: str) -> None:
-    """Makes the directory a component's own, and no longer complete.
+def start(directory: str, flag: str, component: str, *, clear: tuple[str, ...] = ()) -> None:
+    """Makes the directory a component's own, and no longer complete; what begins with a word of `clear` is removed.
 
     Raises:
         ConfigError: it holds something else, or cannot be written.
     """
-    refuse_foreign(directory, flag)
+    refuse_foreign(directory, flag, component)
     try:
         tf.io.gfile.makedirs(directory)
-        with tf.io.gfile.GFile(f"{directory}/{_STARTED}", "w") as file:
+        with tf.io.gfile.GFile(f"{directory}/{_STARTED.format(component)}", "w") as file:
             file.write("")
-        if tf.io.gfile.exists(f"{directory}/{MADE_OF}"):
-            tf.io.gfile.remove(f"{directory}/{MADE_OF}")
+        for name in tf.io.gfile.listdir(directory):
+            path = f"{directory}/{name.rstrip('/')}"
+            if name.startswith((MADE_OF, *clear)):
+                (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
     except tf.errors.OpError as error:
         raise ConfigError(f"--{flag}={directory} cannot be written: {error.message.rpartition('; ')[2]}") from error
 
@@ -75,4 +79,4 @@ def finish(directory: str, made_of: Mapping[str, Any]) -> None:
     with tf.io.gfile.GFile(unfinished, "w") as file:
         file.write(json.dumps({"fingerprint": fingerprint(made_of), **made_of}, indent=1) + "\n")
     tf.io.gfile.rename(unfinished, f"{directory}/{MADE_OF}", overwrite=True)
-    tf.io.gfile.remove(f"{directory}/{_STARTED}")
+    tf.io.gfile.remove(f"{directory}/{_STARTED.format(made_of['component'])}")

@@ -58,6 +58,10 @@ class IngestionSettings:
         object.__setattr__(self, "dataset", absolute_source(self.dataset))
         object.__setattr__(self, "eval_dataset", absolute_source(self.eval_dataset))
         object.__setattr__(self, "examples", _directory(self.examples))
+        for source in (self.dataset, self.eval_dataset):
+            kind, _, path = source.partition(":")
+            if kind == "folder" and f"{self.examples}/".startswith(f"{path.rstrip('/')}/"):
+                raise ConfigError(f"--examples={self.examples} lies in the folder that is ingested: name a directory elsewhere")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,16 @@ class TestSelfLabelling:
         assert "largest differences" not in made.training[1]
         assert "checking it with" in made.training[1]
 
+    def test_no_component_takes_what_another_made(self, made):
+        """An artifact in the wrong place is refused before anything is removed."""
+        before = times(made.root)
+        places = [*made.places("examples", "model"), f"--evaluation={made.root / 'model'}", *made.places("blessing")]
+        (probe,) = run_doors([["--stages=embedding", *places]], "components.linear_probe.__main__")
+        is_one_line(probe, "holds other files (Format-Serving, Run, made_of.json)", door="components.linear_probe")
+        (ingestion,) = run_doors([["--dataset=digits", f"--examples={made.root / 'model'}"]], "components.data_ingestion.__main__")
+        is_one_line(ingestion, "holds other files", door="components.data_ingestion")
+        assert times(made.root) == before
+
     def test_metrics(self, made):
         for name in ("results.json", "metrics.jsonl"):
             assert (made.root / "metrics" / name).read_bytes() == (made.root / "model" / "Run" / name).read_bytes()

@@ -334,6 +334,7 @@ class TestBadInput:
             ({"examples": ""}, "--examples is missing"),
             ({"dataset": "records:/x"}, "need not be ingested"),
             ({"dataset": "features:x.npy"}, "need not be ingested"),
+            ({"dataset": "folder:/a/b", "examples": "/a/b/records"}, "lies in the folder that is ingested"),
             ({"images_per_shard": 0}, "--images_per_shard must be at least 1"),
             ({"eval_fraction": 1.0}, "--eval_fraction must be above 0 and below 1"),
         ],

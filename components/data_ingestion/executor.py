@@ -41,7 +41,7 @@ from sela_tf.data.records import (
 from sela_tf.noise import stderr_kept_back
 
 REJECTED, SCHEMA = "rejected.json", "schema.pbtxt"
-_SCRATCH = ".unfinished"
+_NAME, _SCRATCH = "data_ingestion", ".unfinished"
 _LOOKED_AT_ONCE = 500
 _HERE = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=0")
 """A process on each core. Beam's DirectRunner would first look for a binary of another runner, which it wants to download."""
@@ -60,19 +60,14 @@ def ingest(settings: IngestionSettings) -> dict[str, Any]:
     if importlib.util.find_spec("apache_beam") is None:
         raise ConfigError("ingestion needs Apache Beam: pip install 'sela-tf[beam]'")
     directory = settings.examples
-    artifacts.refuse_foreign(directory, "examples")
+    artifacts.refuse_foreign(directory, "examples", _NAME)
     made_of = _made_of(settings)
     if artifacts.is_current(directory, made_of):
         with contextlib.suppress(SourceError):
             load_records(directory, name=f"records:{directory}", memory_limit=0)
             print(f"unchanged since it was ingested: {directory}", flush=True)
             return read_manifest(directory, name=f"records:{directory}")
-    artifacts.start(directory, "examples")
-    for name in tf.io.gfile.listdir(directory):
-        if name.startswith(("Split-", _SCRATCH, MANIFEST, INDEX)):
-            tf.io.gfile.rmtree(f"{directory}/{name}") if tf.io.gfile.isdir(f"{directory}/{name}") else tf.io.gfile.remove(
-                f"{directory}/{name}"
-            )
+    artifacts.start(directory, "examples", _NAME, clear=("Split-", MANIFEST, INDEX, REJECTED, SCHEMA, _SCRATCH))
     with _scratch(directory) as scratch:
         workers = _Workers(scratch, settings.beam_pipeline_args)
         manifest = _ingest(settings, directory, workers)
@@ -116,7 +111,7 @@ def _made_of(settings: IngestionSettings) -> dict[str, Any]:
             digest.update(f"{path}\0{found.length}\0{found.mtime_nsec}\0".encode())
     own = ("examples", "beam_pipeline_args", "download", "memory_limit")
     said = {name: value for name, value in vars(settings).items() if name not in own}
-    return {"component": "data_ingestion", "settings": said, "input": digest.hexdigest()}
+    return {"component": _NAME, "settings": said, "input": digest.hexdigest()}
 
 
 def _options(settings: IngestionSettings) -> Options:

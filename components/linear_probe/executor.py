@@ -17,6 +17,7 @@ from sela_tf.prober import probe as probe_network
 from sela_tf.prober import table
 from sela_tf.workdir import write_whole
 
+_NAME = "linear_probe"
 EVALUATION, REPORT = "evaluation.json", "evaluation.md"
 BLESSED, NOT_BLESSED = "BLESSED", "NOT_BLESSED"
 """As TFX names them, empty files."""
@@ -40,7 +41,7 @@ def evaluate(settings: LinearProbeSettings, probe: ProbeConfig) -> dict[str, Any
     models = {"model": settings.model, **({"baseline": settings.baseline} if settings.baseline else {})}
     own = ("examples", "model", "evaluation", "blessing", "baseline")
     made_of = {
-        "component": "linear_probe",
+        "component": _NAME,
         "examples": manifest["digest"],
         "settings": {name: value for name, value in vars(settings).items() if name not in own},
         "probe": {name: value for name, value in vars(probe).items() if name not in ("workdir", "dataset")},
@@ -51,7 +52,7 @@ def evaluate(settings: LinearProbeSettings, probe: ProbeConfig) -> dict[str, Any
         print(f"unchanged since it was evaluated: {evaluation}", flush=True)
         return json.loads((evaluation / EVALUATION).read_text())
     for name, path in {"evaluation": evaluation, "blessing": blessing}.items():
-        artifacts.start(str(path), name)
+        artifacts.start(str(path), name, _NAME, clear=(BLESSED, NOT_BLESSED))
     probed = {name: probe_network(probe_config(probe, path, settings.examples), f"{path}/{RUN}") for name, path in models.items()}
     figures = {name: headline(found["trained"]) for name, found in probed.items()}
     reasons = objections(figures["model"], figures.get("baseline"), settings)
@@ -65,8 +66,6 @@ def evaluate(settings: LinearProbeSettings, probe: ProbeConfig) -> dict[str, Any
     }
     write_whole(evaluation / EVALUATION, json.dumps(found, indent=1) + "\n")
     write_whole(evaluation / REPORT, markdown_report(found))
-    for name in (BLESSED, NOT_BLESSED):
-        (blessing / name).unlink(missing_ok=True)
     (blessing / (NOT_BLESSED if reasons else BLESSED)).touch()
     for path in (evaluation, blessing):
         artifacts.finish(str(path), made_of)

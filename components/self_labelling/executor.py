@@ -25,6 +25,7 @@ from sela_tf.serving.opinions import opinions
 from sela_tf.trainer import load_run, run
 from sela_tf.workdir import METRICS, RESULTS, read_labels
 
+_NAME = "self_labelling"
 SERVING = "Format-Serving"
 LABELS_FILE = "labels.parquet"
 _BATCH = 500
@@ -47,7 +48,7 @@ def self_label(settings: SelfLabellingSettings, config: SelaConfig) -> dict[str,
     config = training_config(config, settings.examples)
     manifest = read_manifest(settings.examples, name=config.dataset)
     made_of = {
-        "component": "self_labelling",
+        "component": _NAME,
         "examples": manifest["digest"],
         "config": _that_count(config),
         "settings": {name: getattr(settings, name) for name in ("potentials", "warm_up")},
@@ -62,7 +63,7 @@ def self_label(settings: SelfLabellingSettings, config: SelaConfig) -> dict[str,
     if found is not None and found["fingerprint"] != artifacts.fingerprint(made_of):
         raise ConfigError(f"--model={model} holds a model of other examples or settings: name another directory")
     for name, path in outputs.items():
-        artifacts.start(str(path), name)
+        artifacts.start(str(path), name, _NAME)
     results = run(config, workdir)
     if workdir != model / RUN:
         _replace(workdir, model / RUN)
