@@ -181,6 +181,11 @@ def python(wheel, tmp_path_factory) -> pathlib.Path:
 
 @pytest.mark.xdist_group("wheel")
 class TestWheel:
+    def test_is_one_group_to_xdist(self, request):
+        """Or each of its processes would build the wheel."""
+        if getattr(request.config.option, "loadgroup", False):
+            assert request.node.nodeid.endswith("@wheel")
+
     def test_holds_the_library_alone(self, wheel):
         names = zipfile.ZipFile(wheel).namelist()
         tops = {name.split("/")[0] for name in names}
