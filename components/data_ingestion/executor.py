@@ -106,7 +106,7 @@ def _made_of(settings: IngestionSettings) -> dict[str, Any]:
     """The settings, and size and time of every file that is read."""
     digest = hashlib.sha256()
     for source in filter(None, (settings.dataset, settings.eval_dataset)):
-        for path in files_of(source, settings.data_dir):
+        for path in files_of(source, data_dir=settings.data_dir, download=settings.download):
             found = tf.io.gfile.stat(path)
             digest.update(f"{path}\0{found.length}\0{found.mtime_nsec}\0".encode())
     own = ("examples", "beam_pipeline_args", "download", "memory_limit")

@@ -158,7 +158,6 @@ class Options(NamedTuple):
     image_key: str
     label_key: str
     data_dir: str
-    download: bool
     memory_limit: int
 
 
@@ -247,7 +246,7 @@ def _plan_of_sets(dataset: str, options: Options, look: Look) -> Plan:
 
 
 def _plan_of_tfds(dataset: str, options: Options) -> Plan:
-    source = open_tfds(f"--dataset={dataset}", dataset, data_dir=options.data_dir, download=options.download)
+    source = open_tfds(f"--dataset={dataset}", dataset, data_dir=options.data_dir)
     if options.eval_dataset:
         raise SourceError(
             f"--eval_dataset={options.eval_dataset} cannot be beside --dataset={dataset}: ingest a folder, or leave it out"
@@ -326,7 +325,7 @@ def _arrays(dataset: str, memory_limit: int) -> Any:
     return load_source(dataset, memory_limit=memory_limit)
 
 
-def files_of(dataset: str, data_dir: str) -> Iterable[str]:
+def files_of(dataset: str, *, data_dir: str, download: bool) -> Iterable[str]:
     """All files that a data set is made of, to notice when one changes; none of what is bundled or made on the fly."""
     kind, _, path = dataset.partition(":")
     if kind == "tfrecords":
@@ -335,5 +334,5 @@ def files_of(dataset: str, data_dir: str) -> Iterable[str]:
         return [f"{path}/{name}" for name in walk(path, name=dataset)] if tf.io.gfile.isdir(path) else [path]
     if kind in ("digits", "synthetic"):
         return []
-    root = str(open_tfds(f"--dataset={dataset}", dataset, data_dir=data_dir).builder.data_dir)
+    root = str(open_tfds(f"--dataset={dataset}", dataset, data_dir=data_dir, download=download).builder.data_dir)
     return [f"{root}/{name}" for name in walk(root, name=dataset)]
