@@ -112,6 +112,9 @@ def run(name: str, seed: int, *, again: bool = False) -> dict[str, Any]:
         "protocol": probes["protocol"],
         "course": course,
         "seconds": seconds,
+        "revision": subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip(),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from sela_tf.config import Bound, ConfigError, ProbeConfig, SelaConfig, absolute_path, absolute_source, check_fields, option
 
@@ -80,10 +81,7 @@ class SelfLabellingSettings:
     check: bool = option(True, "Hold the served model's answers to the network's, in a process without sela_tf.")
 
     def __post_init__(self) -> None:
-        for name in ("examples", "model", "labels", "metrics"):
-            if not getattr(self, name):
-                raise ConfigError(f"--{name} is missing: a directory")
-            object.__setattr__(self, name, _directory(getattr(self, name)))
+        _require_directories(self, "examples", "model", "labels", "metrics")
         for name in ("model", "labels", "metrics"):
             if "://" in getattr(self, name):
                 raise ConfigError(f"--{name}={getattr(self, name)} must be a directory, perhaps of a mounted bucket, no URL")
@@ -105,10 +103,7 @@ class LinearProbeSettings:
     min_nmi: float = option(0.0, "Threshold; 0 for none. Mean of the heads.")
 
     def __post_init__(self) -> None:
-        for name in ("examples", "model", "evaluation", "blessing"):
-            if not getattr(self, name):
-                raise ConfigError(f"--{name} is missing: a directory")
-            object.__setattr__(self, name, _directory(getattr(self, name)))
+        _require_directories(self, "examples", "model", "evaluation", "blessing")
         object.__setattr__(self, "baseline", self.baseline and _directory(self.baseline))
         check_fields(self, {}, dict.fromkeys(("max_drop", "min_knn", "min_linear_probe", "min_nmi"), _SHARE))
 
@@ -144,6 +139,14 @@ def training_config(config: SelaConfig, examples: str) -> SelaConfig:
 def probe_config(probe: ProbeConfig, model: str, examples: str) -> ProbeConfig:
     """The settings of probes, of this model on these examples."""
     return dataclasses.replace(probe, workdir=(f"{model}/{RUN}",), dataset=f"records:{_directory(examples)}", eval_dataset="")
+
+
+def _require_directories(settings: Any, *names: str) -> None:
+    """That they are named; and makes them absolute."""
+    for name in names:
+        if not getattr(settings, name):
+            raise ConfigError(f"--{name} is missing: a directory")
+        object.__setattr__(settings, name, _directory(getattr(settings, name)))
 
 
 def _directory(path: str) -> str:
