@@ -22,7 +22,7 @@ from served import ask
 from components.linear_probe.executor import headline, objections
 from components.settings import LinearProbeSettings
 from sela_tf.config import ConfigError
-from sela_tf.data.records import Record, example_id, shard_name, write_manifest, write_shard
+from sela_tf.data.record_writer import Record, example_id, shard_name, write_manifest, write_shard
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import hold_out
 from sela_tf.trainer import load_run

@@ -16,7 +16,8 @@ from served import encoded, picture
 
 from sela_tf.data.image_set import SourceError
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.data.records import IMAGE_KEY, Record, example_id, load_records, shard_name, write_manifest, write_shard
+from sela_tf.data.record_writer import Record, example_id, shard_name, write_manifest, write_shard
+from sela_tf.data.records import IMAGE_KEY, load_records
 
 EVERYTHING = 2**40
 

@@ -27,17 +27,8 @@ from sela_tf.config import ConfigError
 from sela_tf.data.decoding import ImageInfo
 from sela_tf.data.folder import LookedAt, look_at
 from sela_tf.data.image_set import SourceError
-from sela_tf.data.records import (
-    FEATURES,
-    INDEX,
-    MANIFEST,
-    Shard,
-    load_records,
-    read_manifest,
-    shard_name,
-    write_manifest,
-    write_shard,
-)
+from sela_tf.data.record_writer import Shard, shard_name, write_manifest, write_shard
+from sela_tf.data.records import FEATURES, INDEX, MANIFEST, load_records, read_manifest
 from sela_tf.noise import stderr_kept_back
 
 REJECTED, SCHEMA = "rejected.json", "schema.pbtxt"

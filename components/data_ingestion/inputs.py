@@ -14,7 +14,7 @@ import tensorflow as tf
 from sela_tf.data.decoding import BadImageError, ImageInfo, check_image
 from sela_tf.data.folder import LookedAt, arrange, walk
 from sela_tf.data.image_set import ImageSet, SourceError
-from sela_tf.data.records import Record, example_id
+from sela_tf.data.record_writer import Record, example_id
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import hold_out, is_held_out, match_classes
 from sela_tf.data.tfds_source import TfdsSource, open_tfds

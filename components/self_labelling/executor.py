@@ -17,7 +17,8 @@ from components import artifacts
 from components.settings import RUN, SelfLabellingSettings, training_config
 from sela_tf.config import ConfigError, ExportConfig, SelaConfig
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.data.records import example_id, read_manifest
+from sela_tf.data.record_writer import example_id
+from sela_tf.data.records import read_manifest
 from sela_tf.exporter import export_to
 from sela_tf.models.heads import find_multi_head
 from sela_tf.parts import load_data

@@ -11,18 +11,15 @@ what files in a folder are: epochs have exact permutations, a pass over a part r
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
 import json
 import os
-import struct
-import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +28,6 @@ import pyarrow.parquet
 import tensorflow as tf
 
 from sela_tf.data.decoding import decode_image
-from sela_tf.data.folder import order_of
 from sela_tf.data.image_set import ImageSet, SourceError, Splits
 
 MANIFEST, INDEX = "manifest.json", "index.parquet"
@@ -46,193 +42,18 @@ FEATURES = {
     "example_id": "the same for the same name",
     "source_name": "path below the folder, or split and row of the source",
 }
-_FORMAT = 1
-_HEADER = bytes.fromhex("1f8b0800000000000003")
+FORMAT = 1
+HEADER = bytes.fromhex("1f8b0800000000000003")
 """Of every shard: gzip, without a name or a time."""
-_LEVEL = 1
-"""Images are compressed already."""
-_DESCRIBED = {"name": "name", "class": "class_number", "height": "height", "width": "width", "channels": "channels"}
-"""Columns of the index, and where a record has them."""
-_COLUMNS = pa.schema(
-    [
-        ("split", pa.string()), ("name", pa.string()), ("example_id", pa.string()), ("class", pa.int64()), ("height", pa.int32()),
-        ("width", pa.int32()), ("channels", pa.int8()), ("shard", pa.int32()), ("record", pa.int32()), ("offset", pa.int64()),
-        ("size", pa.int64()), ("crc32", pa.uint32()), ("content_crc32", pa.uint32()),
-    ]
-)  # fmt: skip
 _WHERE = ("shard", "record", "offset", "size", "crc32", "content_crc32")
-_OF_SHARD = ("size", "sha256", "ends_crc32")
 _AT_ONCE, _PARALLEL = 500, 16
-_LENGTH, _FRAME = 8, 16
+LENGTH, FRAME = 8, 16
 """Bytes of a record that hold its length, and that are not its data: the length, its checksum, and that of the data."""
 
 
-class Record(NamedTuple):
-    """One image, to be written."""
-
-    name: str
-    encoded: bytes
-    height: int
-    width: int
-    channels: int
-    class_number: int = -1
-    """-1 where it is not known."""
-    class_name: str = ""
-
-    def serialized(self) -> bytes:
-        """As a tf.train.Example."""
-        values: dict[str, bytes | int] = {
-            IMAGE_KEY: self.encoded,
-            "image/height": self.height,
-            "image/width": self.width,
-            "image/channels": self.channels,
-            "example_id": example_id(self.name).encode(),
-            "source_name": self.name.encode(),
-        }
-        if self.class_number >= 0:
-            values["image/class/label"] = self.class_number
-        if self.class_name:
-            values["image/class/text"] = self.class_name.encode()
-        features = {
-            key: tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-            if isinstance(value, int)
-            else tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-            for key, value in values.items()
-        }
-        example = tf.train.Example(features=tf.train.Features(feature=features))
-        return example.SerializeToString(deterministic=True)
-
-
-def example_id(name: str) -> str:
-    """32 hexadecimal digits that hang on the name alone."""
-    return hashlib.sha256(name.encode()).hexdigest()[:32]
-
-
-def shard_name(split: str, number: int, count: int) -> str:
-    """Below the directory, as TFX names them."""
-    return f"Split-{split}/data_tfrecord-{number:05d}-of-{count:05d}.gz"
-
-
-class Shard(NamedTuple):
-    """What was written, for the index and the manifest."""
-
-    file: str
-    size: int
-    sha256: str
-    ends_crc32: int
-    """Of the bytes before the first and after the last record."""
-    rows: list[dict[str, Any]]
-    """Of the index, in the order of the file."""
-
-
-def write_shard(directory: str, file: str, records: Iterable[Record]) -> Shard:
-    """Writes the shard `file` below `directory`, whole or not at all, in memory for one record.
-
-    The same records give the same bytes.
-    """
-    path = f"{directory}/{file}"
-    tf.io.gfile.makedirs(os.path.dirname(path))
-    unfinished = f"{os.path.dirname(path)}/.unfinished-{os.path.basename(path)}-{os.getpid()}"
-    rows: list[dict[str, Any]] = []
-    digest, size, checksum, length = hashlib.sha256(), 0, 0, 0
-    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
-    try:
-        with tf.io.gfile.GFile(unfinished, "wb") as out:
-
-            def put(data: bytes) -> None:
-                nonlocal size
-                out.write(data)
-                digest.update(data)
-                size += len(data)
-
-            put(_HEADER)
-            for record, framed in _framed(records):
-                begin = size
-                packed = compressor.compress(framed) + compressor.flush(zlib.Z_FULL_FLUSH)
-                put(packed)
-                checksum, length = zlib.crc32(framed, checksum), length + len(framed)
-                described = {column: getattr(record, name) for column, name in _DESCRIBED.items()}
-                where = {"offset": begin, "size": len(packed), "crc32": zlib.crc32(packed), "content_crc32": zlib.crc32(framed)}
-                rows.append({**described, **where})
-            end = compressor.flush() + struct.pack("<II", checksum, length % 2**32)
-            put(end)
-        tf.io.gfile.rename(unfinished, path, overwrite=True)
-    except BaseException:
-        with contextlib.suppress(tf.errors.OpError):
-            tf.io.gfile.remove(unfinished)
-        raise
-    return Shard(file, size, digest.hexdigest(), zlib.crc32(_HEADER + end), rows)
-
-
-def _framed(records: Iterable[Record]) -> Iterator[tuple[Record, bytes]]:
-    """Each record, without its image, and its bytes in a TFRecord file, checksums included, which are TensorFlow's to make."""
-    described = []
-    with tempfile.TemporaryDirectory() as directory:
-        path = f"{directory}/shard"
-        with tf.io.TFRecordWriter(path) as writer:
-            for record in records:
-                writer.write(record.serialized())
-                described.append(record._replace(encoded=b""))
-        with open(path, "rb") as file:
-            for record in described:
-                start = file.read(_LENGTH)
-                yield record, start + file.read(int.from_bytes(start, "little") + _FRAME - _LENGTH)
-
-
-def write_manifest(directory: str, shards: Mapping[str, Sequence[Shard]], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes index and manifest of the shards of each split, and returns the manifest.
-
-    Args:
-        directory: that they were written to.
-        shards: by split; "train" has at least one record.
-        about: what else the manifest says: "channels" (1 or 3), "class_names" (a list, or None) and whatever is worth knowing.
-    """
-    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS.names}
-    splits: dict[str, Any] = {}
-    for split, parts in shards.items():
-        rows = [
-            {**row, "split": split, "shard": number, "record": record, "example_id": example_id(row["name"])}
-            for number, part in enumerate(parts)
-            for record, row in enumerate(part.rows)
-        ]
-        rows.sort(key=lambda row: order_of(row["name"]))
-        for row in rows:
-            for name, values in columns.items():
-                values.append(row[name])
-        sizes = {(row["height"], row["width"]) for row in rows}
-        splits[split] = {
-            "num_examples": len(rows),
-            "image_size": list(sizes.pop()) if len(sizes) == 1 else None,
-            "shards": [
-                {"file": part.file, "num_examples": len(part.rows), **{name: getattr(part, name) for name in _OF_SHARD}}
-                for part in parts
-            ],
-        }
-    index = io.BytesIO()
-    pa.parquet.write_table(pa.table(columns, schema=_COLUMNS), index)
-    manifest = {
-        "format": _FORMAT,
-        **about,
-        "splits": splits,
-        "features": FEATURES,
-        "index_sha256": hashlib.sha256(index.getvalue()).hexdigest(),
-    }
-    manifest["digest"] = _digest(manifest)
-    _write_whole(f"{directory}/{INDEX}", index.getvalue())
-    _write_whole(f"{directory}/{MANIFEST}", json.dumps(manifest, indent=1).encode() + b"\n")
-    return manifest
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
+def digest_of(manifest: Mapping[str, Any]) -> str:
     """Of all that the manifest says, and so, by the digests in it, of all that it is about."""
     return hashlib.sha256(json.dumps({**manifest, "digest": ""}, sort_keys=True).encode()).hexdigest()
-
-
-def _write_whole(path: str, data: bytes) -> None:
-    unfinished = f"{os.path.dirname(path)}/.unfinished-{os.path.basename(path)}"
-    with tf.io.gfile.GFile(unfinished, "wb") as file:
-        file.write(data)
-    tf.io.gfile.rename(unfinished, path, overwrite=True)
 
 
 def read_manifest(directory: str, *, name: str) -> dict[str, Any]:
@@ -251,11 +72,11 @@ def read_manifest(directory: str, *, name: str) -> dict[str, Any]:
         ) from error
     except (tf.errors.OpError, ValueError) as error:
         raise SourceError(f"{name}: {MANIFEST} in {directory!r} is damaged ({error}): ingest the images again") from error
-    if not isinstance(manifest, dict) or manifest.get("digest") != _digest(manifest):
+    if not isinstance(manifest, dict) or manifest.get("digest") != digest_of(manifest):
         raise SourceError(f"{name}: {MANIFEST} in {directory!r} was changed or damaged: ingest the images again")
-    if manifest["format"] != _FORMAT:
+    if manifest["format"] != FORMAT:
         raise SourceError(
-            f"{name}: {directory!r} is of format {manifest['format']}, this is for format {_FORMAT}: ingest the images again"
+            f"{name}: {directory!r} is of format {manifest['format']}, this is for format {FORMAT}: ingest the images again"
         )
     return manifest
 
@@ -340,8 +161,8 @@ def _check_shard(directory: str, shard: Mapping[str, Any], ends: np.ndarray, spl
             f"{way_out}"
         )
     with tf.io.gfile.GFile(path, "rb") as file:
-        outside = file.read(len(_HEADER))
-        file.seek(int(max(ends, default=len(_HEADER))))
+        outside = file.read(len(HEADER))
+        file.seek(int(max(ends, default=len(HEADER))))
         outside += file.read()
     if zlib.crc32(outside) != shard["ends_crc32"]:
         raise SourceError(
@@ -398,7 +219,7 @@ class Records:
                 f"{file.path}: record {self.record[i]} of {self.counts[shard]}, from 0, is damaged or was changed. Restore the file, or ingest the "
                 "images again"
             )
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed)[_LENGTH + 4 : -4]
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed)[LENGTH + 4 : -4]
 
 
 class _Opened:
