@@ -36,13 +36,16 @@ def self_labelling(
     root: str,
 ):
     """Examples to a model and its labels."""
+    import tempfile
+
     from components.kfp_steps import call, digest_of, log_figures, place
 
     made_of = settings + digest_of(examples.path)
     for output, name in ((model, "model"), (labels, "labels"), (metrics, "metrics")):
         place(output, root, f"self_labelling/{name}", made_of)
     paths = {"examples": examples.path, "model": model.path, "labels": labels.path, "metrics": metrics.path}
-    call("self_labelling", settings, **paths, scratch="" if root else scratch)
+    # on a cluster an artifact may lie on a mounted bucket, which is no place to work in
+    call("self_labelling", settings, **paths, scratch="" if root else scratch or tempfile.mkdtemp())
     log_figures(figures, f"{metrics.path}/results.json", "trained")
 
 

@@ -137,6 +137,32 @@ class TestHere:
         assert "Traceback" not in done.stdout + done.stderr
 
     @pytest.mark.slow
+    def test_a_compiled_step_works_where_its_artifacts_are_not(self, tmp_path):
+        """As on a cluster, where kfp says where artifacts go: the functions of the steps themselves, one after another."""
+        code = f"""
+from kfp import dsl
+from components import kfp_steps
+def artifact(kind, name):
+    return kind(name=name, uri="{tmp_path}/kfp/" + name)
+examples, model = artifact(dsl.Dataset, "examples"), artifact(dsl.Model, "model")
+figures, report = artifact(dsl.Metrics, "figures"), artifact(dsl.Markdown, "report")
+kfp_steps.data_ingestion(examples, "--dataset=digits --eval_fraction=0.25", "")
+others = {{name: artifact(dsl.Artifact, name) for name in ("labels", "metrics", "evaluation", "blessing")}}
+kfp_steps.self_labelling(examples, model, others["labels"], others["metrics"], figures, {shlex.join(TRAINING)!r}, "", "")
+print(kfp_steps.linear_probe(examples, model, others["evaluation"], others["blessing"], report, figures, "--min_knn=0.5 --stages=embedding", ""))
+print(figures.metadata["knn"])
+"""
+        (tmp_path / "kfp").mkdir()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+        blessed, knn = done.stdout.splitlines()[-2:]
+        assert blessed == "True"
+        assert 0.5 < float(knn) < 1
+        assert (tmp_path / "kfp" / "model" / "Run" / "results.json").exists()
+        assert (tmp_path / "kfp" / "blessing" / "BLESSED").exists()
+        assert (tmp_path / "kfp" / "report").read_text().startswith("# Evaluation")
+
+    @pytest.mark.slow
     def test_all_of_it_and_again(self, tmp_path):
         arguments = ("--dataset=digits", *TRAINING, f"--root={tmp_path}/root", "--min_knn=0.5", "--stages=embedding")
         first = run_pipeline(*arguments)
