@@ -50,8 +50,18 @@ def refuse_foreign(directory: str, flag: str, component: str) -> None:
     found = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(directory))
     mark = _STARTED.format(component)
     made_of = read_made_of(directory)
-    if found and mark not in found and (made_of is None or made_of["component"] != component):
+    if found and mark not in found and (made_of is None or made_of.get("component") != component):
         raise ConfigError(f"--{flag}={directory} holds other files ({', '.join(found[:3])}): name a new or an empty directory")
+
+
+def refuse_other(directory: str, flag: str, made_of: Mapping[str, Any]) -> None:
+    """Raises:
+    ConfigError: the directory holds what this component made of something else, which is not to be written over.
+    """
+    refuse_foreign(directory, flag, made_of["component"])
+    found = read_made_of(directory)
+    if found is not None and found["fingerprint"] != fingerprint(made_of):
+        raise ConfigError(f"--{flag}={directory} holds what was made of other examples or settings: name another directory")
 
 
 def start(directory: str, flag: str, component: str, *, clear: tuple[str, ...] = ()) -> None:

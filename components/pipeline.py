@@ -79,7 +79,7 @@ def _read(values: absl_flags.FlagValues) -> _Asked:
     config = flags.settings(values, SelaConfig)
     shared = {name: getattr(config, name) for name in vars(config) if name in _but(IngestionSettings, _OF_INGESTION)}
     ingestion = flags.settings(values, IngestionSettings, **shared, examples="-")
-    directories = dict.fromkeys(("examples", "model", "evaluation", "blessing"), "-")
+    directories = {name: f"-{name}" for name in ("examples", "model", "evaluation", "blessing")}
     verdict = flags.settings(values, LinearProbeSettings, **directories)
     others = {field.name: field.default for field in dataclasses.fields(ProbeConfig) if field.name not in _OF_PROBES}
     probes = flags.settings(values, ProbeConfig, **{**others, "workdir": ("-",)})

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
+import pathlib
+import re
 from typing import Any
 
-from sela_tf.config import Bound, ConfigError, ProbeConfig, SelaConfig, absolute_path, absolute_source, check_fields, option
+from sela_tf.config import (
+    Bound,
+    ConfigError,
+    ProbeConfig,
+    SelaConfig,
+    absolute_path,
+    absolute_source,
+    check_fields,
+    option,
+    refuse_unwritable,
+)  # fmt: skip
 
 _SHARE = Bound(0, 1)
+_IMAGE_KEY, _LABEL_KEY = "image/encoded", "image/class/label"
 RUN = "Run"
 """Of a model: the directory of its training."""
 FROM_EXAMPLES = ("dataset", "eval_dataset", "workdir")
@@ -32,8 +47,8 @@ class IngestionSettings:
         False, "Leave out damaged images, and list them in rejected.json, instead of refusing the data set."
     )
     images_per_shard: int = option(2000, "About so many images a shard.")
-    image_key: str = option("image/encoded", "Of tfrecords: the feature that holds the file.")
-    label_key: str = option("image/class/label", "Of tfrecords: the feature that holds the number of the class, if it is there.")
+    image_key: str = option(_IMAGE_KEY, "Of tfrecords: the feature that holds the file.")
+    label_key: str = option(_LABEL_KEY, "Of tfrecords: the feature that holds the number of the class, if it is there.")
     data_dir: str = option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.")
     download: bool = option(False, "Let TFDS download what is missing. Nothing is downloaded without it.")
     memory_limit: float = option(4.0, "GiB that idx and npz may take; anything else is read as it is needed.")
@@ -53,6 +68,9 @@ class IngestionSettings:
             {"images_per_shard": 1},
             {"eval_fraction": Bound(0, 1, open_below=True, open_above=True), "memory_limit": Bound(0, open_below=True)},
         )
+        own_keys = (self.image_key, self.label_key) == (_IMAGE_KEY, _LABEL_KEY)
+        if not own_keys and not self.dataset.startswith("tfrecords:"):
+            raise ConfigError(f"--image_key and --label_key are for tfrecords:GLOB. Received: --dataset={self.dataset}")
         for source in (self.dataset, self.eval_dataset):
             if source.startswith(("records:", "features:")):
                 raise ConfigError(f"{source!r} need not be ingested: train on it as it is, --dataset={source}")
@@ -127,8 +145,19 @@ class PipelineSettings:
         if self.compile and not self.compile.endswith((".yaml", ".yml")):
             raise ConfigError(f"--compile must be a file NAME.yaml. Received: --compile={self.compile}")
         check_fields(self, {"retries": 0}, {})
+        for name, pattern, example in (
+            ("image", r"\S+", "REGISTRY/sela-tf:TAG"), ("cpu", r"\d+(\.\d+)?|\d+m", "4 or 500m"),
+            ("memory", r"\d+(\.\d+)?([EPTGMK]i?)?", "16G or 16Gi"), ("accelerator", r"\S*", "NVIDIA_L4"),
+        ):  # fmt: skip
+            if not re.fullmatch(pattern, getattr(self, name)):
+                raise ConfigError(f"--{name} must be as {example}. Received: --{name}={getattr(self, name)}")
         object.__setattr__(self, "root", self.root and absolute_path(self.root))
         object.__setattr__(self, "compile", self.compile and absolute_path(self.compile))
+        for flag, path in (("root", self.root), ("compile", os.path.dirname(self.compile))):
+            if path:
+                refuse_unwritable(flag, pathlib.Path(path))
+        if self.compile and not os.path.isdir(os.path.dirname(self.compile)):
+            raise ConfigError(f"--compile={self.compile}: there is no such directory: make it, or name another file")
 
 
 def training_config(config: SelaConfig, examples: str) -> SelaConfig:
@@ -142,11 +171,16 @@ def probe_config(probe: ProbeConfig, model: str, examples: str) -> ProbeConfig:
 
 
 def _require_directories(settings: Any, *names: str) -> None:
-    """That they are named; and makes them absolute."""
+    """That they are named, and none within another; and makes them absolute."""
     for name in names:
         if not getattr(settings, name):
             raise ConfigError(f"--{name} is missing: a directory")
         object.__setattr__(settings, name, _directory(getattr(settings, name)))
+    for one, other in itertools.permutations(names, 2):
+        if f"{getattr(settings, one)}/".startswith(f"{getattr(settings, other)}/"):
+            raise ConfigError(
+                f"--{one}={getattr(settings, one)} lies in --{other}={getattr(settings, other)}: name another directory"
+            )
 
 
 def _directory(path: str) -> str:

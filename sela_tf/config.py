@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -74,6 +75,17 @@ SOURCES_WITH_PATH = ("idx", "folder", "npz", "features", "records", "tfrecords")
 def absolute_path(path: str) -> str:
     """Of a path that may begin with ~."""
     return os.path.abspath(os.path.expanduser(path))
+
+
+def refuse_unwritable(flag: str, path: pathlib.Path) -> None:
+    """Of an absolute path of a directory that is there or will be made.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ConfigError(f"--{flag}={path} cannot be written: {there} is no directory that you may write to")
 
 
 def absolute_source(dataset: str) -> str:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.config import ConfigError, ExportConfig
+from sela_tf.config import ConfigError, ExportConfig, refuse_unwritable
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import match_input
@@ -21,7 +21,7 @@ from sela_tf.parts import load_data, prepare_devices
 from sela_tf.serving.check import NUM_IMAGES, Checked, check_saved_model
 from sela_tf.serving.saved_model import export_saved_model, read_signatures
 from sela_tf.trainer import load_run
-from sela_tf.workdir import read_config, read_labels, refuse_unwritable
+from sela_tf.workdir import read_config, read_labels
 
 
 class Exported(NamedTuple):

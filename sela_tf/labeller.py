@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from sela_tf.config import ConfigError, LabelConfig, SelaConfig, absolute_path, absolute_source
+from sela_tf.config import ConfigError, LabelConfig, SelaConfig, absolute_path, absolute_source, refuse_unwritable
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import load_source
@@ -30,7 +30,7 @@ from sela_tf.serving.scrutiny import Scrutiny
 from sela_tf.trainer import load_run
 from sela_tf.transport.assignment import assign_labels
 from sela_tf.transport.linear_logits import LinearLogits
-from sela_tf.workdir import RUN_FILES, read_config, read_labels, refuse_unwritable
+from sela_tf.workdir import RUN_FILES, read_config, read_labels
 
 _SHOWN = 5
 

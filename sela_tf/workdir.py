@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf import flags
-from sela_tf.config import ConfigError, SelaConfig
+from sela_tf.config import ConfigError, SelaConfig, refuse_unwritable
 
 FLAGS, WEIGHTS, LABELS, RESULTS, PROBES = "flags.cfg", "model.weights.h5", "labels.npz", "results.json", "probes.json"
 METRICS, TIMINGS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "timings.jsonl", "checkpoints", "tensorboard"
@@ -164,17 +164,6 @@ class Workdir:
     def _append(self, name: str, kind: str, step: int, values: Mapping[str, Any]) -> None:
         with open(self.path / name, "a") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-
-
-def refuse_unwritable(flag: str, path: pathlib.Path) -> None:
-    """Of an absolute path of a directory that is there or will be made.
-
-    Raises:
-        ConfigError: it cannot be.
-    """
-    there = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise ConfigError(f"--{flag}={path} cannot be written: {there} is no directory that you may write to")
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:

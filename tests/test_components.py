@@ -129,9 +129,9 @@ class TestSelfLabelling:
     def test_no_component_takes_what_another_made(self, made):
         """An artifact in the wrong place is refused before anything is removed."""
         before = times(made.root)
-        places = [*made.places("examples", "model"), f"--evaluation={made.root / 'model'}", *made.places("blessing")]
+        places = [*made.places("examples", "model"), f"--evaluation={made.root / 'labels'}", *made.places("blessing")]
         (probe,) = run_doors([["--stages=embedding", *places]], "components.linear_probe.__main__")
-        is_one_line(probe, "holds other files (Format-Serving, Run, made_of.json)", door="components.linear_probe")
+        is_one_line(probe, "holds other files (labels.parquet, made_of.json)", door="components.linear_probe")
         (ingestion,) = run_doors([["--dataset=digits", f"--examples={made.root / 'model'}"]], "components.data_ingestion.__main__")
         is_one_line(ingestion, "holds other files", door="components.data_ingestion")
         assert times(made.root) == before
@@ -156,10 +156,34 @@ class TestSelfLabelling:
         assert "unchanged since it was trained" in again.stdout
         assert "kNN accuracy" in again.stdout
         door = "components.self_labelling"
-        is_one_line(other, "holds a model of other examples or settings: name another directory", door=door)
+        is_one_line(other, "--model=", door=door)
+        assert "holds what was made of other examples or settings: name another directory" in other.stderr
         is_one_line(missing, "has no manifest.json", door=door)
         is_one_line(damaged, "--examples is missing", door=door)
         assert times(made.root / "model") == before
+
+    def test_directories_that_lie_in_one_another(self, made, tmp_path):
+        """Before anything is done."""
+        (tmp_path / "link").symlink_to(made.root / "model")
+        before = times(made.root)
+        labels = [flag for flag in made.places(*TRAIN_TO) if not flag.startswith("--labels")]
+        doors = run_doors(
+            [
+                [*TRAINING, *labels, f"--labels={made.root / 'model'}"],
+                [*TRAINING, *labels, f"--labels={made.root / 'model' / 'labels'}"],
+                [*TRAINING, "--seed=1", *made.places("examples"), *(f"--{name}={tmp_path / name}" for name in TRAIN_TO[1:]),
+                 f"--scratch={tmp_path / 'model' / 'Run' / 'x'}"],
+                [*TRAINING, "--seed=1", *made.places("examples", "model"), f"--labels={tmp_path / 'l'}", f"--metrics={tmp_path / 'm'}",
+                 f"--scratch={tmp_path / 'link' / 'Run'}"],
+                [*TRAINING, "--seed=1", *made.places("examples", "labels"), f"--model={tmp_path / 'model'}", f"--metrics={tmp_path / 'm'}"],
+            ],
+            "components.self_labelling.__main__",
+        )  # fmt: skip
+        messages = ("lies in --", "lies in --", "lie within one another", "holds what was made of other", "--labels=")
+        for door, message in zip(doors, messages, strict=True):
+            is_one_line(door, message, door="components.self_labelling")
+        assert times(made.root) == before
+        assert list((tmp_path).iterdir()) == [tmp_path / "link"]
 
     @pytest.mark.slow
     def test_trains_elsewhere_and_copies(self, made, tmp_path):
@@ -291,7 +315,8 @@ class TestLinearProbe:
             "components.linear_probe.__main__",
         )
         door = "components.linear_probe"
-        is_one_line(unknown, "has no class labels, which probes need", door=door)
+        is_one_line(unknown, f"--examples={tmp_path / 'unknown'} has no class labels, which probes need", door=door)
+        assert not (tmp_path / "e").exists() or (tmp_path / "e" / "evaluation.json").exists()
         is_one_line(cut, "Split-eval/data_tfrecord-00000-of-00002.gz is missing", door=door)
         assert whole.returncode == 0, whole.stderr  # a share is held out, as everywhere
         is_one_line(foreign, "holds no finished model", door=door)

@@ -128,7 +128,7 @@ class TestSources:
         manifest, found = ingested(
             f"folder:{tmp_path}/images/train", tmp_path / "other", eval_dataset=f"folder:{tmp_path}/images/val", classes="none"
         )
-        assert found.eval.names[0] == "eval/a/0.png"
+        assert found.eval.names[0] == "eval_dataset/a/0.png"
         assert found.train.classes is None
 
     def test_arrays(self, tmp_path, rng):
@@ -172,7 +172,8 @@ class TestSources:
         np.testing.assert_array_equal(batch[0], tf.io.decode_png(file))
 
         with pytest.raises(
-            SourceError, match=r"record 0 has no file under 'image/encoded' \(it has img, y\): say where with --image_key"
+            SourceError,
+            match=r"record 0 has 0 values of bytes_list under 'image/encoded', not one \(it has img, y\): say where it is with --image_key",
         ):
             ingested(f"tfrecords:{tmp_path}/?/*", tmp_path / "wrong")
         (tmp_path / "a" / "one.tfrecord").write_bytes((tmp_path / "a" / "one.tfrecord").read_bytes()[:-5])
@@ -294,6 +295,30 @@ class TestArtifact:
         assert len(found.train) + len(found.eval) == 60
         assert found.train.class_names == ("cats", "dogs")
 
+    def test_nothing_is_lost_when_it_fails(self, tmp_path, rng):
+        """What was ingested before stays until all of the new is there; the input stays in any case."""
+        root = tmp_path / "images"
+        root.mkdir()
+        for i in range(12):
+            (root / f"{i:02d}.png").write_bytes(encoded(picture(rng), "PNG"))
+        ingested(f"folder:{root}", tmp_path / "records")
+        before = files_of(tmp_path / "records")
+        (root / "cut.png").write_bytes((root / "05.png").read_bytes()[:-20])
+        with pytest.raises(SourceError, match="cut.png"):
+            ingested(f"folder:{root}", tmp_path / "records")
+        with pytest.raises(ConfigError, match="--beam_pipeline_args=--runner=Nonsense: "):
+            ingested(f"folder:{root}", tmp_path / "records", beam_pipeline_args=("--runner=Nonsense",))
+        with pytest.raises(
+            ConfigError, match="--beam_pipeline_args=--direct_num_workers=abc: argument --direct_num_workers: invalid"
+        ):
+            ingested(f"folder:{root}", tmp_path / "records", beam_pipeline_args=("--direct_num_workers=abc",))
+        with pytest.raises(ConfigError, match="holds what is to be ingested"):
+            ingested(f"tfrecords:{tmp_path}/records/Split-train/*", tmp_path / "records")
+        with pytest.raises(ConfigError, match=f"holds examples of --dataset=folder:{root}: name another directory"):
+            ingested("digits", tmp_path / "records")
+        assert files_of(tmp_path / "records") == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "records"]
+
     def test_a_directory_that_holds_something_else(self, tmp_path):
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -319,6 +344,65 @@ class TestBadInput:
         assert len(found.train) + len(found.eval) == 11
         assert [each["name"] for each in json.loads((tmp_path / "records" / "rejected.json").read_text())] == ["05.png"]
 
+    def test_a_link_to_nothing_is_a_damaged_image(self, tmp_path, rng):
+        for i in range(8):
+            (tmp_path / f"{i}.png").write_bytes(encoded(picture(rng), "PNG"))
+        (tmp_path / "8.png").symlink_to(tmp_path / "gone.png")
+        with pytest.raises(SourceError, match=r"1 of 9 images cannot be read: 8.png \(cannot be read: No such file or directory\)"):
+            load_source(f"folder:{tmp_path}")
+
+    def test_names_that_two_images_would_have(self, tmp_path, rng):
+        for name in ("first/eval_dataset", "first/other", "second"):
+            (tmp_path / name).mkdir(parents=True)
+            for i in range(4):
+                (tmp_path / name / f"{i}.png").write_bytes(encoded(picture(rng), "PNG"))
+        with pytest.raises(SourceError, match="4 images would have the name of another, such as 'eval_dataset/0.png'"):
+            ingested(f"folder:{tmp_path}/first", tmp_path / "records", eval_dataset=f"folder:{tmp_path}/second")
+
+    def test_tfrecords_that_will_not_do(self, tmp_path, rng, capsys):
+        file = encoded(picture(rng), "PNG")
+
+        def write(name: str, *examples: dict[str, tf.train.Feature] | bytes, options: str = "") -> str:
+            with tf.io.TFRecordWriter(str(tmp_path / name), options) as writer:
+                for each in examples:
+                    whole = (
+                        each
+                        if isinstance(each, bytes)
+                        else tf.train.Example(features=tf.train.Features(feature=each)).SerializeToString()
+                    )
+                    writer.write(whole)
+            return f"tfrecords:{tmp_path / name}"
+
+        def example(label: object = None, files: int = 1, text: str = "") -> dict[str, tf.train.Feature]:
+            features = {"image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[file] * files))}
+            if isinstance(label, int):
+                features["image/class/label"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
+            elif label is not None:
+                features["image/class/label"] = tf.train.Feature(float_list=tf.train.FloatList(value=[label]))
+            if text:
+                features["image/class/text"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode()]))
+            return features
+
+        for dataset, changes, message in (
+            (write("raw", b"\xff\xff no Example"), {}, "raw: record 0 is no tf.train.Example"),
+            (write("packed", example(), options="ZLIB"), {}, "or packed otherwise than by gzip"),
+            (write("two", example(files=2)), {}, "2 values of bytes_list under 'image/encoded', not one"),
+            (write("float", example(1.5)), {}, "0 values of int64_list under 'image/class/label'"),
+            (write("unnamed", example(1)), {"label_key": "y"}, "0 values of int64_list under 'y'.*--label_key"),
+            (write("empty"), {}, "no image in it"),
+        ):
+            with pytest.raises(SourceError, match=message):
+                ingested(dataset, tmp_path / "records", **changes)
+        half = write("half", *(example(i % 2 if i < 20 else None) for i in range(40)))
+        _, found = ingested(half, tmp_path / "half-records", eval_fraction=0.3)
+        assert found.train.classes is None
+        assert "images have no class, so that classes are not used" in capsys.readouterr().out
+        named = write("named", *(example(i % 2, text=("cat", "dog")[i % 2]) for i in range(40)))
+        manifest, found = ingested(named, tmp_path / "named-records", eval_fraction=0.3)
+        assert manifest["class_names"] == ["cat", "dog"]
+        assert "image/class/text" in (tmp_path / "named-records" / "schema.pbtxt").read_text()
+        assert set(found.train.classes) == {0, 1}
+
     def test_a_split_that_would_be_empty(self, tmp_path, rng):
         root = tmp_path / "images"
         root.mkdir()
@@ -335,6 +419,7 @@ class TestBadInput:
             ({"dataset": "records:/x"}, "need not be ingested"),
             ({"dataset": "features:x.npy"}, "need not be ingested"),
             ({"dataset": "folder:/a/b", "examples": "/a/b/records"}, "lies in the folder that is ingested"),
+            ({"image_key": "x"}, "--image_key and --label_key are for tfrecords:GLOB"),
             ({"images_per_shard": 0}, "--images_per_shard must be at least 1"),
             ({"eval_fraction": 1.0}, "--eval_fraction must be above 0 and below 1"),
         ],

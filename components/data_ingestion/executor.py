@@ -10,7 +10,9 @@ import collections
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
+import os
 import sys
 import threading
 import time
@@ -25,14 +27,16 @@ from components.data_ingestion.inputs import PARTS, Options, Plan, Rejected, fil
 from components.settings import IngestionSettings
 from sela_tf.config import ConfigError
 from sela_tf.data.decoding import ImageInfo
-from sela_tf.data.folder import LookedAt, look_at
+from sela_tf.data.folder import LookedAt, look_at, walk
 from sela_tf.data.image_set import SourceError
 from sela_tf.data.record_writer import Shard, shard_name, write_manifest, write_shard
 from sela_tf.data.records import FEATURES, INDEX, MANIFEST, load_records, read_manifest
 from sela_tf.noise import stderr_kept_back
 
 REJECTED, SCHEMA = "rejected.json", "schema.pbtxt"
-_NAME, _SCRATCH = "data_ingestion", ".unfinished"
+_NAME = "data_ingestion"
+_SCRATCH = ".unfinished-"
+"""Begins the name of the directory beside the examples where they are made."""
 _LOOKED_AT_ONCE = 500
 _HERE = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=0")
 """A process on each core. Beam's DirectRunner would first look for a binary of another runner, which it wants to download."""
@@ -58,10 +62,21 @@ def ingest(settings: IngestionSettings) -> dict[str, Any]:
             load_records(directory, name=f"records:{directory}", memory_limit=0)
             print(f"unchanged since it was ingested: {directory}", flush=True)
             return read_manifest(directory, name=f"records:{directory}")
-    artifacts.start(directory, "examples", _NAME, clear=("Split-", MANIFEST, INDEX, REJECTED, SCHEMA, _SCRATCH))
-    with _scratch(directory) as scratch:
-        workers = _Workers(scratch, settings.beam_pipeline_args)
-        manifest = _ingest(settings, directory, workers)
+    before = artifacts.read_made_of(directory)
+    if before is not None and before["settings"]["dataset"] != settings.dataset:
+        raise ConfigError(
+            f"--examples={directory} holds examples of --dataset={before['settings']['dataset']}: name another directory"
+        )
+    # what is there stays until all of the new is there
+    place, _, name = directory.rpartition("/")
+    with _scratch(f"{place}/{_SCRATCH}{name}") as scratch:
+        staging = f"{scratch}/records"
+        tf.io.gfile.makedirs(staging)
+        manifest = _ingest(settings, staging, _Workers(scratch, settings.beam_pipeline_args))
+        artifacts.start(directory, "examples", _NAME, clear=("Split-", MANIFEST, INDEX, REJECTED, SCHEMA))
+        for name in walk(staging, name=staging):
+            tf.io.gfile.makedirs(os.path.dirname(f"{directory}/{name}"))
+            tf.io.gfile.rename(f"{staging}/{name}", f"{directory}/{name}", overwrite=True)
     artifacts.finish(directory, made_of)
     return manifest
 
@@ -89,15 +104,25 @@ def _ingest(settings: IngestionSettings, directory: str, workers: _Workers) -> d
         rejected += [Rejected(*each) for each in left_out]
     _refuse_or_report(settings, written, rejected, already_told=len(planned.rejected))
     _write(f"{directory}/{REJECTED}", json.dumps([each._asdict() for each in sorted(rejected)], indent=1) + "\n")
-    _write(f"{directory}/{SCHEMA}", _schema(planned, written))
-    return write_manifest(directory, written, _about(settings, planned, written, rejected))
+    about = _about(settings, planned, written, rejected)
+    _write(f"{directory}/{SCHEMA}", _schema(written, about["class_names"]))
+    return write_manifest(directory, written, about)
 
 
 def _made_of(settings: IngestionSettings) -> dict[str, Any]:
     """The settings, and size and time of every file that is read."""
     digest = hashlib.sha256()
-    for source in filter(None, (settings.dataset, settings.eval_dataset)):
-        for path in files_of(source, data_dir=settings.data_dir, download=settings.download):
+    for flag in ("dataset", "eval_dataset"):
+        source = getattr(settings, flag)
+        if not source:
+            continue
+        for path in files_of(source, flag=f"--{flag}", data_dir=settings.data_dir, download=settings.download):
+            if f"{path}/".startswith(f"{settings.examples}/"):
+                raise ConfigError(
+                    f"--examples={settings.examples} holds what is to be ingested ({path}): name a directory elsewhere"
+                )
+            if not tf.io.gfile.exists(path):  # a link to nothing, which will be told
+                continue
             found = tf.io.gfile.stat(path)
             digest.update(f"{path}\0{found.length}\0{found.mtime_nsec}\0".encode())
     own = ("examples", "beam_pipeline_args", "download", "memory_limit")
@@ -124,14 +149,27 @@ def _refuse_or_report(
         )
     if new:
         print(f"left out, {len(new)} images: {shown}", flush=True)
-    for split, shards in written.items():
-        count = sum(len(shard.rows) for shard in shards)
-        if not count:
+    rows = {split: [row for shard in shards for row in shard.rows] for split, shards in written.items()}
+    if not any(rows.values()):
+        raise SourceError(f"--dataset={settings.dataset}: no image in it")
+    for split, found in rows.items():
+        if not found:
             raise SourceError(
                 f"--dataset={settings.dataset}: no image is left for the split {split!r}: choose another --eval_fraction, or name an "
                 "--eval_dataset"
             )
-        print(f"{split}: {count} images in {len(shards)} shards, {sum(shard.size for shard in shards) / 1e6:.1f} MB", flush=True)
+        size = sum(shard.size for shard in written[split])
+        print(f"{split}: {len(found)} images in {len(written[split])} shards, {size / 1e6:.1f} MB", flush=True)
+        unknown = sum(row["class"] < 0 for row in found)
+        if 0 < unknown < len(found):
+            print(f"{split}: {unknown} of {len(found)} images have no class, so that classes are not used", flush=True)
+    names = collections.Counter(row["name"] for found in rows.values() for row in found)
+    (name, times), *_ = names.most_common(1)
+    if times > 1:
+        raise SourceError(
+            f"--dataset={settings.dataset}: {sum(count > 1 for count in names.values())} images would have the name of another, such as "
+            f"{name!r}: rename their directory"
+        )
 
 
 def _about(
@@ -139,11 +177,12 @@ def _about(
 ) -> dict[str, Any]:
     """What the manifest says besides counts and digests. No path of this machine: the same images have the same manifest anywhere."""
     rows = [row for shards in written.values() for shard in shards for row in shard.rows]
+    class_names = planned.class_names or _class_names(rows)
     shapes = collections.Counter(f"{row['height']} x {row['width']} x {row['channels']}" for row in rows)
     return {
         "source": settings.dataset.partition(":")[0],
         "split_rule": planned.split_rule,
-        "class_names": None if planned.class_names is None else list(planned.class_names),
+        "class_names": None if class_names is None else list(class_names),
         # one colour image makes it a colour set, so that nothing is lost
         "channels": 3 if any(row["channels"] >= 3 for row in rows) else 1,
         "shapes": dict(sorted(shapes.most_common(100))),
@@ -151,13 +190,24 @@ def _about(
     }
 
 
-def _schema(planned: Plan, written: dict[str, list[Shard]]) -> str:
+def _class_names(rows: Sequence[dict[str, Any]]) -> list[str] | None:
+    """As the records themselves have them, where each number from 0 on has one name."""
+    pairs = {(row["class"], row["class_name"]) for row in rows}
+    found = dict(pairs)
+    good = len(found) == len(pairs) and "" not in found.values() and sorted(found) == list(range(len(found)))
+    return [found[number] for number in sorted(found)] if good else None
+
+
+def _schema(written: dict[str, list[Shard]], class_names: Sequence[str] | None) -> str:
     """For TensorFlow Data Validation and TFX, in protobuf's text format."""
     from google.protobuf import text_format
     from tensorflow_metadata.proto.v0 import schema_pb2
 
     rows = [row for shards in written.values() for shard in shards for row in shard.rows]
-    present = {"image/class/label": any(row["class"] >= 0 for row in rows), "image/class/text": planned.class_names is not None}
+    present = {
+        "image/class/label": any(row["class"] >= 0 for row in rows),
+        "image/class/text": any(row["class_name"] for row in rows),
+    }
     schema = schema_pb2.Schema()
     for name, meaning in FEATURES.items():
         if not present.get(name, True):
@@ -170,8 +220,8 @@ def _schema(planned: Plan, written: dict[str, list[Shard]]) -> str:
         if name == "image/encoded":
             feature.presence.min_fraction = 1.0
             feature.image_domain.SetInParent()
-        if name == "image/class/label" and planned.class_names:
-            feature.int_domain.min, feature.int_domain.max = 0, len(planned.class_names) - 1
+        if name == "image/class/label" and class_names:
+            feature.int_domain.min, feature.int_domain.max = 0, len(class_names) - 1
             feature.int_domain.is_categorical = True
     return text_format.MessageToString(schema)
 
@@ -182,6 +232,21 @@ class _Workers:
     def __init__(self, scratch: str, arguments: Sequence[str]):
         self._scratch, self._arguments = scratch, list(arguments)
         self._count = 0
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                self._pipeline()
+        except (SystemExit, ValueError) as error:  # Beam parses as a command does
+            why = said.getvalue().strip().rpartition("error: ")[2] or str(error)
+            raise ConfigError(f"--beam_pipeline_args={','.join(arguments)}: {why}") from error
+
+    def _pipeline(self) -> Any:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        options = PipelineOptions(self._arguments or list(_HERE))
+        options.get_all_options()
+        return beam.Pipeline(options=options)
 
     def run(self, kind: str, tasks: Sequence[Any], what: str, total: int) -> list[Any]:
         """What `_work` makes of each task, in order; `kind` is "look" or "write". `total` is shown.
@@ -199,10 +264,9 @@ class _Workers:
             # on this machine, two lines of each worker for everything that TensorFlow and Beam do in it
             shown = sys.stderr if self._arguments else stack.enter_context(stderr_kept_back())
             import apache_beam as beam
-            from apache_beam.options.pipeline_options import PipelineOptions
 
             stack.enter_context(_progress(place, what, len(tasks), shown))
-            with beam.Pipeline(options=PipelineOptions(self._arguments or _HERE)) as pipeline:
+            with self._pipeline() as pipeline:
                 _ = pipeline | beam.Create(range(len(tasks))) | beam.Reshuffle() | beam.Map(_work, place, kind)
         results = [json.loads(_read(f"{place}/done-{number}.json")) for number in range(len(tasks))]
         for result in results:
@@ -261,8 +325,9 @@ def _progress(place: str, what: str, num_tasks: int, shown: TextIO) -> Iterator[
 
 
 @contextlib.contextmanager
-def _scratch(directory: str) -> Iterator[str]:
-    path = f"{directory}/{_SCRATCH}"
+def _scratch(path: str) -> Iterator[str]:
+    if tf.io.gfile.exists(path):  # of one that was killed
+        tf.io.gfile.rmtree(path)
     tf.io.gfile.makedirs(path)
     try:
         yield path

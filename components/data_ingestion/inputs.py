@@ -6,21 +6,25 @@ import dataclasses
 import functools
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+from google.protobuf import message
 
 from sela_tf.data.decoding import BadImageError, ImageInfo, check_image
 from sela_tf.data.folder import LookedAt, arrange, walk
 from sela_tf.data.image_set import ImageSet, SourceError
 from sela_tf.data.record_writer import Record, example_id
-from sela_tf.data.sources import load_source
+from sela_tf.data.sources import existing_path, load_source
 from sela_tf.data.splits import hold_out, is_held_out, match_classes
 from sela_tf.data.tfds_source import TfdsSource, open_tfds
 
 Look = Callable[[str, Sequence[str]], Sequence[LookedAt]]
 """`look_at` for the files of a folder, by its root and their names; by whoever is at hand."""
+
+
+_LABEL_KEY, _TEXT_KEY = "image/class/label", "image/class/text"
 
 
 class Rejected(NamedTuple):
@@ -115,21 +119,30 @@ class Examples(NamedTuple):
                 if is_held_out(name, self.fraction) == self.held_out:
                     yield self._one(name, row, tf.train.Example.FromString(serialized).features.feature)
                 row += 1
+        except message.DecodeError as error:
+            raise SourceError(f"{self.path}: record {row} is no tf.train.Example") from error
         except tf.errors.DataLossError as error:
-            raise SourceError(f"{self.path}: cut or damaged after its first {row} records") from error
+            raise SourceError(
+                f"{self.path}: cut or damaged after its first {row} records, or packed otherwise than by gzip"
+            ) from error
 
     def _one(self, name: str, row: int, features: Any) -> Record | Rejected:
-        if self.image_key not in features or not features[self.image_key].bytes_list.value:
-            raise SourceError(
-                f"{self.path}: record {row} has no file under {self.image_key!r} (it has {', '.join(sorted(features))}): say where with "
-                "--image_key"
-            )
+        def only(key: str, kind: str, flag: str) -> Any:
+            values = getattr(features[key], kind).value if key in features else []
+            if len(values) != 1:
+                raise SourceError(
+                    f"{self.path}: record {row} has {len(values)} values of {kind} under {key!r}, not one (it has "
+                    f"{', '.join(sorted(features))}): say where it is with --{flag}"
+                )
+            return values[0]
+
         number, text = -1, ""
-        if self.label_key and self.label_key in features and features[self.label_key].int64_list.value:
-            number = features[self.label_key].int64_list.value[0]
-            words = features["image/class/text"].bytes_list.value if "image/class/text" in features else []
+        # that a record has no class may be, if nobody has said where it is
+        if self.label_key and (self.label_key in features or self.label_key != _LABEL_KEY):
+            number = max(-1, only(self.label_key, "int64_list", "label_key"))
+            words = features[_TEXT_KEY].bytes_list.value if _TEXT_KEY in features else []
             text = words[0].decode(errors="replace") if words else ""
-        return _checked(name, features[self.image_key].bytes_list.value[0], number, text)
+        return _checked(name, only(self.image_key, "bytes_list", "image_key"), number, text)
 
 
 Part = Images | Rows | Prepared | Examples
@@ -184,9 +197,7 @@ def _plan_of_sets(dataset: str, options: Options, look: Look) -> Plan:
     def load(source: str, flag: str) -> tuple[ImageSet, ImageSet | None]:
         name = f"{flag}={source}"
         if source.partition(":")[0] == "folder":
-            root = source.partition(":")[2]
-            if not tf.io.gfile.isdir(root):
-                raise SourceError(f"{name}: there is no directory {root!r}")
+            root = existing_path(name, "folder", source.partition(":")[2])
             files = look(root, walk(root, name=name))
             looked.update((file.path, file) for file in files)
             rejected.extend(Rejected(file.name, file.problem) for file in files if file.problem)
@@ -203,7 +214,7 @@ def _plan_of_sets(dataset: str, options: Options, look: Look) -> Plan:
             raise SourceError(f"--eval_dataset={options.eval_dataset} must be a folder or arrays, as --dataset={dataset} is")
         other, other_eval = load(options.eval_dataset, "--eval_dataset")
         held_out = other if other_eval is None else other_eval
-        parts["eval"] = (options.eval_dataset, "train" if other_eval is None else "eval", "eval/")
+        parts["eval"] = (options.eval_dataset, "train" if other_eval is None else "eval", "eval_dataset/")
     rule = "the data set's own splits" if not options.eval_dataset else "--eval_dataset is the split eval"
     if held_out is None:
         train, held_out = hold_out(train, options.eval_fraction)
@@ -272,12 +283,9 @@ def _plan_of_examples(dataset: str, options: Options) -> Plan:
     label_key = options.label_key if options.use_classes else ""
 
     def shards(source: str, flag: str, prefix: str, fraction: float, held_out: bool) -> list[Part]:
-        pattern = source.partition(":")[2]
         if source.partition(":")[0] != "tfrecords":
             raise SourceError(f"{flag}={source} must be tfrecords:GLOB, as --dataset={dataset} is")
-        paths = sorted(path for path in tf.io.gfile.glob(pattern) if not tf.io.gfile.isdir(path))
-        if not paths:
-            raise SourceError(f"{flag}={source}: no file is called so")
+        paths = files_of(source, flag=flag, data_dir="", download=False)
         parts = [path.split("/") for path in paths]
         depth = len([*itertools.takewhile(lambda each: len(set(each)) == 1, zip(*(part[:-1] for part in parts), strict=False))])
         return [
@@ -288,7 +296,7 @@ def _plan_of_examples(dataset: str, options: Options) -> Plan:
     if options.eval_dataset:
         parts = {
             "train": shards(dataset, "--dataset", "", 0.0, False),
-            "eval": shards(options.eval_dataset, "--eval_dataset", "eval/", 0.0, False),
+            "eval": shards(options.eval_dataset, "--eval_dataset", "eval_dataset/", 0.0, False),
         }
         return Plan(parts, None, "--eval_dataset is the split eval", [], ())
     parts = {
@@ -325,14 +333,23 @@ def _arrays(dataset: str, memory_limit: int) -> Any:
     return load_source(dataset, memory_limit=memory_limit)
 
 
-def files_of(dataset: str, *, data_dir: str, download: bool) -> Iterable[str]:
-    """All files that a data set is made of, to notice when one changes; none of what is bundled or made on the fly."""
-    kind, _, path = dataset.partition(":")
+def files_of(dataset: str, *, flag: str, data_dir: str, download: bool) -> list[str]:
+    """All files that a data set is made of, to notice when one changes; none of what is bundled or made on the fly.
+
+    Raises:
+        SourceError: there are none.
+    """
+    kind, _, rest = dataset.partition(":")
+    name = f"{flag}={dataset}"
     if kind == "tfrecords":
-        return sorted(tf.io.gfile.glob(path))
+        paths = sorted(path for path in tf.io.gfile.glob(rest) if not tf.io.gfile.isdir(path))
+        if not paths:
+            raise SourceError(f"{name}: no file is called so")
+        return paths
     if kind in ("folder", "idx", "npz"):
-        return [f"{path}/{name}" for name in walk(path, name=dataset)] if tf.io.gfile.isdir(path) else [path]
+        path = existing_path(name, kind, rest)
+        return [f"{path}/{each}" for each in walk(path, name=name)] if tf.io.gfile.isdir(path) else [path]
     if kind in ("digits", "synthetic"):
         return []
-    root = str(open_tfds(f"--dataset={dataset}", dataset, data_dir=data_dir, download=download).builder.data_dir)
-    return [f"{root}/{name}" for name in walk(root, name=dataset)]
+    root = str(open_tfds(name, dataset, data_dir=data_dir, download=download).builder.data_dir)
+    return [f"{root}/{each}" for each in walk(root, name=name)]

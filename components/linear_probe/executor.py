@@ -12,7 +12,7 @@ import numpy as np
 from components import artifacts
 from components.settings import RUN, LinearProbeSettings, probe_config
 from sela_tf.config import ConfigError, ProbeConfig
-from sela_tf.data.records import read_manifest
+from sela_tf.data.records import load_records, read_manifest
 from sela_tf.prober import probe as probe_network
 from sela_tf.prober import table
 from sela_tf.workdir import write_whole
@@ -51,8 +51,11 @@ def evaluate(settings: LinearProbeSettings, probe: ProbeConfig) -> dict[str, Any
     if all(artifacts.is_current(str(path), made_of) for path in (evaluation, blessing)):
         print(f"unchanged since it was evaluated: {evaluation}", flush=True)
         return json.loads((evaluation / EVALUATION).read_text())
-    for name, path in {"evaluation": evaluation, "blessing": blessing}.items():
-        artifacts.start(str(path), name, _NAME, clear=(BLESSED, NOT_BLESSED))
+    outputs = {"evaluation": evaluation, "blessing": blessing}
+    for name, path in outputs.items():
+        artifacts.refuse_foreign(str(path), name, _NAME)
+    if load_records(settings.examples, name=probe.dataset, memory_limit=0).train.classes is None:
+        raise ConfigError(f"--examples={settings.examples} has no class labels, which probes need: name others")
     probed = {name: probe_network(probe_config(probe, path, settings.examples), f"{path}/{RUN}") for name, path in models.items()}
     figures = {name: headline(found["trained"]) for name, found in probed.items()}
     reasons = objections(figures["model"], figures.get("baseline"), settings)
@@ -64,6 +67,9 @@ def evaluate(settings: LinearProbeSettings, probe: ProbeConfig) -> dict[str, Any
         "max_drop": settings.max_drop,
         "examples": manifest["digest"],
     }
+    # only now: an earlier verdict stands until there is another
+    for name, path in outputs.items():
+        artifacts.start(str(path), name, _NAME, clear=(BLESSED, NOT_BLESSED))
     write_whole(evaluation / EVALUATION, json.dumps(found, indent=1) + "\n")
     write_whole(evaluation / REPORT, markdown_report(found))
     (blessing / (NOT_BLESSED if reasons else BLESSED)).touch()
@@ -105,7 +111,7 @@ def markdown_report(found: Mapping[str, Any]) -> str:
 
 def _fingerprint_of(model: str, flag: str) -> str:
     made_of = artifacts.read_made_of(model)
-    if made_of is None:
+    if made_of is None or made_of.get("component") != "self_labelling":
         raise ConfigError(
             f"--{flag}={model} holds no finished model: components.self_labelling writes one, or was stopped before it was done"
         )

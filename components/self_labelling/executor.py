@@ -56,16 +56,18 @@ def self_label(settings: SelfLabellingSettings, config: SelaConfig) -> dict[str,
     }
     model, labels, metrics = (pathlib.Path(path) for path in (settings.model, settings.labels, settings.metrics))
     outputs = {"model": model, "labels": labels, "metrics": metrics}
-    workdir = pathlib.Path(settings.scratch) if settings.scratch else model / RUN
+    workdir = _place_to_work(settings)
     if all(artifacts.is_current(str(path), made_of) for path in outputs.values()):
         print(f"unchanged since it was trained: {model}", flush=True)
         return run(config, model / RUN)
-    found = artifacts.read_made_of(str(model))
-    if found is not None and found["fingerprint"] != artifacts.fingerprint(made_of):
-        raise ConfigError(f"--model={model} holds a model of other examples or settings: name another directory")
+    for name, path in outputs.items():
+        artifacts.refuse_other(str(path), name, made_of)
     for name, path in outputs.items():
         artifacts.start(str(path), name, _NAME)
-    results = run(config, workdir)
+    try:
+        results = run(config, workdir)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--workdir=", "--scratch=" if settings.scratch else "--model=")) from error
     if workdir != model / RUN:
         _replace(workdir, model / RUN)
     _export(settings, model)
@@ -75,6 +77,23 @@ def self_label(settings: SelfLabellingSettings, config: SelaConfig) -> dict[str,
     for path in outputs.values():
         artifacts.finish(str(path), made_of)
     return results
+
+
+def _place_to_work(settings: SelfLabellingSettings) -> pathlib.Path:
+    """Where the training goes on: in the model's directory, or elsewhere to be copied.
+
+    Raises:
+        ConfigError: elsewhere is within it, or the other way round.
+    """
+    place = pathlib.Path(settings.model).resolve() / RUN
+    scratch = pathlib.Path(settings.scratch or place).resolve()
+    if scratch != place and (
+        scratch.is_relative_to(settings.model) or scratch.is_relative_to(place.parent) or place.is_relative_to(scratch)
+    ):
+        raise ConfigError(
+            f"--scratch={settings.scratch} and --model={settings.model} lie within one another: name another directory"
+        )
+    return pathlib.Path(settings.model) / RUN if scratch == place else scratch
 
 
 def _that_count(config: SelaConfig) -> dict[str, Any]:

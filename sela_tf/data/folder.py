@@ -15,6 +15,7 @@ from sela_tf.data.decoding import BadImageError, ImageInfo, UnreadableFormatErro
 from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceError, Splits
 
 _SHOWN = 5
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 
 
 class LookedAt(NamedTuple):
@@ -70,13 +71,18 @@ def walk(root: str, *, name: str) -> list[str]:
         if real not in visited:
             below = directory[len(root) :].strip("/")
             shown = [f"{below}/{file}" if below else file for file in files if not file.startswith(".")]
-            names += [each for each in shown if remote or os.path.isfile(os.path.join(root, each))]
+            names += [each for each in shown if remote or _is_file(os.path.join(root, each))]
         visited.add(real)
     # the file system's bytes that are no UTF-8 come as lone surrogates, which no report and no labels file could hold
     odd = [ascii(each) for each in names if any("\ud800" <= character <= "\udfff" for character in f"{root}/{each}")]
     if odd:
         raise SourceError(f"{name}: {len(odd)} file names are not UTF-8: {', '.join(odd[:_SHOWN])}. Rename them")
     return sorted(names, key=order_of)
+
+
+def _is_file(path: str) -> bool:
+    """Or a link that was one to an image."""
+    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path) and path.lower().endswith(_SUFFIXES))
 
 
 def order_of(name: str) -> tuple[str, ...]:
@@ -87,7 +93,7 @@ def order_of(name: str) -> tuple[str, ...]:
 def look_at(root: str, name: str) -> LookedAt:
     """Reads the file, and decodes it if it is an image."""
     path = f"{root.rstrip('/')}/{name}"
-    is_called_image = name.lower().endswith((".jpg", ".jpeg", ".png", ".gif", ".bmp"))
+    is_called_image = name.lower().endswith(_SUFFIXES)
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             data = file.read(16)

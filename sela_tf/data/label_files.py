@@ -62,6 +62,8 @@ def read_run_labels(path: str | os.PathLike[str], images: ImageSet, num_heads: i
         SourceError: the file cannot be read so, is of other heads or clusters, or lacks images.
     """
     flag = f"--labels_from={path}"
+    if os.path.isdir(path):
+        raise SourceError(f"{flag} is a directory: give its labels.npz")
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("not an archive")

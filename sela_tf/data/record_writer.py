@@ -22,13 +22,20 @@ from sela_tf.data.records import FEATURES, FORMAT, FRAME, HEADER, IMAGE_KEY, IND
 
 _LEVEL = 1
 """Images are compressed already."""
-_DESCRIBED = {"name": "name", "class": "class_number", "height": "height", "width": "width", "channels": "channels"}
+_DESCRIBED = {
+    "name": "name",
+    "class": "class_number",
+    "class_name": "class_name",
+    "height": "height",
+    "width": "width",
+    "channels": "channels",
+}
 """Columns of the index, and where a record has them."""
 _COLUMNS = pa.schema(
     [
-        ("split", pa.string()), ("name", pa.string()), ("example_id", pa.string()), ("class", pa.int64()), ("height", pa.int32()),
-        ("width", pa.int32()), ("channels", pa.int8()), ("shard", pa.int32()), ("record", pa.int32()), ("offset", pa.int64()),
-        ("size", pa.int64()), ("crc32", pa.uint32()), ("content_crc32", pa.uint32()),
+        ("split", pa.string()), ("name", pa.string()), ("example_id", pa.string()), ("class", pa.int64()), ("class_name", pa.string()),
+        ("height", pa.int32()), ("width", pa.int32()), ("channels", pa.int8()), ("shard", pa.int32()), ("record", pa.int32()),
+        ("offset", pa.int64()), ("size", pa.int64()), ("crc32", pa.uint32()), ("content_crc32", pa.uint32()),
     ]
 )  # fmt: skip
 _OF_SHARD = ("size", "sha256", "ends_crc32")

@@ -62,6 +62,8 @@ def read_manifest(directory: str, *, name: str) -> dict[str, Any]:
     Raises:
         SourceError: there is none, or it is damaged.
     """
+    if tf.io.gfile.exists(directory) and not tf.io.gfile.isdir(directory):
+        raise SourceError(f"{name}: {directory!r} is not a directory")
     try:
         with tf.io.gfile.GFile(f"{directory}/{MANIFEST}", "rb") as file:
             manifest = json.loads(file.read())

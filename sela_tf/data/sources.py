@@ -53,7 +53,7 @@ def load_source(
     name = f"{flag}={dataset}"
     kind, _, rest = dataset.partition(":")
     if kind in ("idx", "folder", "npz", "features", "records"):
-        path = _existing(name, kind, rest)
+        path = existing_path(name, kind, rest)
     if kind == "folder":
         splits = load_folder(path, name=name, skip_bad_images=skip_bad_images)
     elif kind == "records":
@@ -81,8 +81,12 @@ def load_source(
     return splits
 
 
-def _existing(name: str, kind: str, rest: str) -> str:
-    """Of a source that is a file or a directory, where it is: a URL stays one."""
+def existing_path(name: str, kind: str, rest: str) -> str:
+    """Of a source that is a file or a directory, where it is: a URL stays one.
+
+    Raises:
+        SourceError: nothing is there, or the other of the two.
+    """
     is_file = kind in ("npz", "features")
     if not rest:
         raise SourceError(f"{name}: say which {'file' if is_file else 'directory'}, as in {kind}:PATH")
