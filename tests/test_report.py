@@ -127,6 +127,7 @@ sys.exit(main(["sela_tf.train", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.slow
 def test_a_picture_that_fails_costs_no_training(tmp_path):
     command = [sys.executable, "-c", _WITHOUT_MATPLOTLIB, *SMALL, "--epochs=1", "--report", f"--workdir={tmp_path}/run"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -135,6 +136,7 @@ def test_a_picture_that_fails_costs_no_training(tmp_path):
     assert (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_runs_without_classes_of_vectors_and_without_a_report(tmp_path, rng):
     """None of which has all there is to be drawn."""
     vectors = rng.normal(size=(300, 6)).astype(np.float32) + np.repeat(4 * np.eye(6)[:3], 100, axis=0).astype(np.float32)

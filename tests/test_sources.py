@@ -396,7 +396,7 @@ class TestTfds:
         assert splits.train.fingerprint() == load_source(name, data_dir=str(data_dir)).train.fingerprint()
 
     def test_many_sizes_and_limits(self, data_dir):
-        with pytest.raises(SourceError, match="many sizes.*folder:DIR"):
+        with pytest.raises(SourceError, match="many sizes.*records:DIR"):
             load_source("many", data_dir=str(data_dir))
         with pytest.raises(SourceError, match="--memory_limit"):
             load_source("shapes", data_dir=str(data_dir), memory_limit=500)

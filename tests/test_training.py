@@ -164,6 +164,7 @@ class TestFinishedRun:
             sela_tf.load_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_known_labels_and_a_prior_through_the_door(tmp_path):
     """A few clusters given by their class; sizes by a prior; plain labels without the exact balance."""
     digits, _ = hold_out(load_source("digits").train, 0.25)
@@ -297,6 +298,7 @@ def test_folder_of_many_sizes_without_classes(tmp_path, rng):
     assert "--image_size" in asked.stderr
 
 
+@pytest.mark.slow
 def test_labels_of_another_run_rotations_and_unequal_classes(finished, tmp_path):
     """Labels are kept to the end; the rotation head is trained and not part of the network that is kept; classes thin out."""
     source = f"--labels_from={finished[0] / 'labels.npz'}"
@@ -368,6 +370,7 @@ def test_a_rotated_run_continues(tmp_path):
     assert one == two
 
 
+@pytest.mark.slow
 def test_other_ways_to_train(tmp_path):
     ways = [
         ["--mixed_precision=bfloat16"],

@@ -76,7 +76,8 @@ class ImageSet:
 
     @functools.cached_property
     def _paths(self) -> tf.Tensor:
-        with tf.device("CPU"):
+        # it is first asked for in a graph, and is to outlive it
+        with tf.init_scope(), tf.device("CPU"):
             return tf.constant(self.paths)
 
     def take(self, indices: np.ndarray) -> ImageSet:
