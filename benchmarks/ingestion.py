@@ -86,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory, output = pathlib.Path(name), pathlib.Path(name) / "output"
         (directory / "prepare.py").write_text(_TFDS)
-        for count, side, kind in ((20_000, 28, "png"), (2_000, 512, "jpeg")):
+        for count, side, kind in ((20_000, 28, "png"), (8_000, 512, "jpeg")):
             images = directory / kind
             make_folder(images, count, side, kind)
             size = sum(path.stat().st_size for path in images.rglob("*.*"))

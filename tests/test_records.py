@@ -74,6 +74,18 @@ class TestFormat:
         for path in directory.glob("Split-*/*"):
             assert len(gzip.decompress(path.read_bytes())) > 0
 
+    def test_small_and_large_records_in_any_order(self, tmp_path, rng):
+        """What is compressed and what is stored make one file, for any reader."""
+        records = pictures(rng, 12, lambda i: (64, 48) if i % 3 else (6, 5))
+        write(tmp_path, {"train": [records]})
+        (path,) = (tmp_path / "Split-train").iterdir()
+        found = [*tf.data.TFRecordDataset(str(path), compression_type="GZIP").as_numpy_iterator()]
+        assert found == [record.serialized() for record in records]
+        assert min(map(len, found)) < 4096 < max(map(len, found))
+        order = rng.permutation(12)
+        files = load(tmp_path).train.encoded(tf.constant(order)).numpy()
+        assert files.tolist() == [records[i].encoded for i in order]
+
     def test_the_same_records_are_the_same_bytes(self, directory, tmp_path):
         train, held_out = pictures(rng := np.random.default_rng(0), 12), pictures(rng, 5, prefix="test/")
         write(tmp_path / "again", {"train": [train[0::3], train[1::3], train[2::3]], "eval": [held_out]})

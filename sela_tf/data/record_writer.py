@@ -20,8 +20,9 @@ import tensorflow as tf
 from sela_tf.data.folder import order_of
 from sela_tf.data.records import FEATURES, FORMAT, FRAME, HEADER, IMAGE_KEY, INDEX, LENGTH, MANIFEST, digest_of
 
-_LEVEL = 1
-"""Images are compressed already."""
+_SMALL = 4096
+"""Bytes of a record up to which it is compressed: of small images' records the names of the features are half. Larger ones are stored,
+because their images are compressed already, and to try it once more takes longer than to decode them."""
 _DESCRIBED = {
     "name": "name",
     "class": "class_number",
@@ -109,7 +110,8 @@ def write_shard(directory: str, file: str, records: Iterable[Record]) -> Shard:
     unfinished = f"{os.path.dirname(path)}/.unfinished-{os.path.basename(path)}-{os.getpid()}"
     rows: list[dict[str, Any]] = []
     digest, size, checksum, length = hashlib.sha256(), 0, 0, 0
-    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    # each starts anew after every record, so that what they write can stand in any order
+    compress, store = (zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS) for level in (1, 0))
     try:
         with tf.io.gfile.GFile(unfinished, "wb") as out:
 
@@ -122,13 +124,14 @@ def write_shard(directory: str, file: str, records: Iterable[Record]) -> Shard:
             put(HEADER)
             for record, framed in _framed(records):
                 begin = size
-                packed = compressor.compress(framed) + compressor.flush(zlib.Z_FULL_FLUSH)
+                packer = compress if len(framed) <= _SMALL else store
+                packed = packer.compress(framed) + packer.flush(zlib.Z_FULL_FLUSH)
                 put(packed)
                 checksum, length = zlib.crc32(framed, checksum), length + len(framed)
                 described = {column: getattr(record, name) for column, name in _DESCRIBED.items()}
                 where = {"offset": begin, "size": len(packed), "crc32": zlib.crc32(packed), "content_crc32": zlib.crc32(framed)}
                 rows.append({**described, **where})
-            end = compressor.flush() + struct.pack("<II", checksum, length % 2**32)
+            end = store.flush() + struct.pack("<II", checksum, length % 2**32)
             put(end)
         tf.io.gfile.rename(unfinished, path, overwrite=True)
     except BaseException:
