@@ -126,6 +126,7 @@ class TestSelfLabelling:
         assert "largest differences" not in made.training[1]
         assert "checking it with" in made.training[1]
 
+    @pytest.mark.slow
     def test_no_component_takes_what_another_made(self, made):
         """An artifact in the wrong place is refused before anything is removed."""
         before = times(made.root)

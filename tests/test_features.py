@@ -165,6 +165,7 @@ def test_heads_learn_on_vectors(run):
     assert sela_tf.load_run(run / "run").input.shape == (None, 64)
 
 
+@pytest.mark.slow
 def test_they_are_labelled_and_probed_and_served(run):
     """Each door on the same run."""
     workdir = f"--workdir={run}/run"

@@ -206,6 +206,7 @@ class TestWheel:
         assert done.returncode == 0, done.stderr
         assert "balanced exactly: clusters of 400 to 400 rows" in done.stdout
 
+    @pytest.mark.slow
     def test_a_new_network_learns_the_labels_of_a_run(self, python, tmp_path, finished):
         label = [f"--workdir={finished[0]}", "--dataset=digits", f"--output={tmp_path}/labels.parquet"]
         (door,) = run_doors([label], "sela_tf.label")

@@ -137,6 +137,7 @@ class TestFinishedRun:
             again = (25.0 * logits + labels["potentials"]).argmax(axis=2).T
             assert (again == labels["labels"]).mean() > 0.95
 
+    @pytest.mark.slow
     def test_flags_rerun_the_same_thing(self, finished, tmp_path):
         """The same command twice on one device: the same bits."""
         workdir, _ = finished
@@ -223,6 +224,7 @@ def test_a_signal_saves_and_the_same_command_continues(finished, tmp_path, numbe
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4), a["step"]
 
 
+@pytest.mark.slow
 def test_more_epochs_continue_a_finished_run(finished, tmp_path):
     workdir = tmp_path / "run"
     subprocess.run(["cp", "-r", finished[0], workdir], check=True)
@@ -245,6 +247,7 @@ def test_a_run_without_its_checkpoints_is_kept_and_not_trained_anew(finished, tm
     assert ((workdir / "metrics.jsonl").read_bytes(), (workdir / "results.json").read_bytes()) == before
 
 
+@pytest.mark.slow
 def test_one_class_and_few_images(tmp_path, rng):
     """What has one class only is evaluated as if it had none; a dry run takes as many images as there are."""
     images = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8)
@@ -262,6 +265,7 @@ def test_one_class_and_few_images(tmp_path, rng):
     assert dry.returncode == 0, dry.stderr
 
 
+@pytest.mark.slow
 def test_changed_images_are_not_continued(tmp_path, rng):
     for i in range(2):
         np.savez(tmp_path / f"{i}.npz", images=rng.integers(0, 256, (200, 8, 8), dtype=np.uint8))
@@ -424,6 +428,7 @@ def test_dry_run_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_eval_dataset_wins_over_the_test_split(tmp_path, rng):
     """Another file, colour instead of gray, of another size and with its classes numbered otherwise."""
     classes = np.arange(60) % 2

@@ -123,8 +123,12 @@ def _made_of(settings: IngestionSettings) -> dict[str, Any]:
                 )
             if not tf.io.gfile.exists(path):  # a link to nothing, which will be told
                 continue
-            found = tf.io.gfile.stat(path)
-            digest.update(f"{path}\0{found.length}\0{found.mtime_nsec}\0".encode())
+            if "://" in path:
+                found = tf.io.gfile.stat(path)
+                size, time_ns = found.length, found.mtime_nsec
+            else:  # TensorFlow knows whole seconds only
+                size, time_ns = os.stat(path).st_size, os.stat(path).st_mtime_ns
+            digest.update(f"{path}\0{size}\0{time_ns}\0".encode())
     own = ("examples", "beam_pipeline_args", "download", "memory_limit")
     said = {name: value for name, value in vars(settings).items() if name not in own}
     return {"component": _NAME, "settings": said, "input": digest.hexdigest()}
