@@ -311,7 +311,7 @@ class TestLinearProbe:
         unknown, cut, whole, foreign = run_doors(
             [
                 *([f"--examples={tmp_path / name}", *places] for name in ("unknown", "cut", "whole")),
-                [*made.places("examples"), *places, f"--model={tmp_path}"],
+                [*made.places("examples"), *places, f"--model={tmp_path / 'cut'}"],
             ],
             "components.linear_probe.__main__",
         )
