@@ -38,9 +38,9 @@ def self_labelling(
     """Examples to a model and its labels."""
     import tempfile
 
-    from components.kfp_steps import call, digest_of, log_figures, place
+    from components.kfp_steps import call, digest_of_examples, log_figures, place
 
-    made_of = settings + digest_of(examples.path)
+    made_of = settings + digest_of_examples(examples.path)
     for output, name in ((model, "model"), (labels, "labels"), (metrics, "metrics")):
         place(output, root, f"self_labelling/{name}", made_of)
     paths = {"examples": examples.path, "model": model.path, "labels": labels.path, "metrics": metrics.path}
@@ -63,9 +63,9 @@ def linear_probe(
     import json
     import shutil
 
-    from components.kfp_steps import call, digest_of, log_figures, place
+    from components.kfp_steps import call, digest_of_examples, digest_of_model, log_figures, place
 
-    made_of = settings + digest_of(examples.path) + digest_of(model.path)
+    made_of = settings + digest_of_examples(examples.path) + digest_of_model(model.path)
     for output, name in ((evaluation, "evaluation"), (blessing, "blessing")):
         place(output, root, f"linear_probe/{name}", made_of)
     paths = {"examples": examples.path, "model": model.path, "evaluation": evaluation.path, "blessing": blessing.path}
@@ -124,12 +124,20 @@ def call(component: str, settings: str, **directories: str) -> None:
         sys.exit(status)
 
 
-def digest_of(artifact: str) -> str:
-    """Of a directory that a component has written: what it was made of."""
+def digest_of_examples(directory: str) -> str:
+    """Of the images themselves: what was ingested again and is the same needs no other training."""
+    load_tensorflow()
+    from sela_tf.data.records import read_manifest
+
+    return str(read_manifest(directory, name=directory)["digest"])
+
+
+def digest_of_model(directory: str) -> str:
+    """Of what it was made of."""
     load_tensorflow()
     from components.artifacts import read_made_of
 
-    found = read_made_of(artifact)
+    found = read_made_of(directory)
     return str(found and found["fingerprint"])
 
 

@@ -22,7 +22,7 @@ from sela_tf.data.records import IMAGE_KEY, load_records
 EVERYTHING = 2**40
 
 
-def write(directory: pathlib.Path, splits: dict[str, list[list[Record]]], **about) -> None:
+def write(directory: pathlib.Path | str, splits: dict[str, list[list[Record]]], **about) -> None:
     shards = {
         split: [write_shard(str(directory), shard_name(split, i, len(parts)), part) for i, part in enumerate(parts)]
         for split, parts in splits.items()
@@ -48,7 +48,7 @@ def directory(tmp_path, rng) -> pathlib.Path:
     return tmp_path / "records"
 
 
-def load(directory: pathlib.Path, memory_limit: int = EVERYTHING):
+def load(directory: pathlib.Path | str, memory_limit: int = EVERYTHING):
     return load_records(str(directory), name=f"--dataset=records:{directory}", memory_limit=memory_limit)
 
 
@@ -150,8 +150,8 @@ class TestReading:
 
     def test_a_url(self, rng):
         """Of TensorFlow's file system in memory, which stands for gs:// and s3://."""
-        write("ram://records", {"train": [pictures(rng, 4), pictures(rng, 4, prefix="b")]})  # type: ignore[arg-type]
-        images = load("ram://records", 0).train  # type: ignore[arg-type]
+        write("ram://records", {"train": [pictures(rng, 4), pictures(rng, 4, prefix="b")]})
+        images = load("ram://records", 0).train
         (batch, _) = next(iter(inference_batches(images, size=(6, 5), batch_size=20)))
         assert batch.shape == (8, 6, 5, 3)
 

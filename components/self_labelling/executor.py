@@ -24,7 +24,7 @@ from sela_tf.models.heads import find_multi_head
 from sela_tf.parts import load_data
 from sela_tf.serving.opinions import opinions
 from sela_tf.trainer import load_run, run
-from sela_tf.workdir import METRICS, RESULTS, read_labels
+from sela_tf.workdir import METRICS, RESULTS, read_labels, read_results
 
 _NAME = "self_labelling"
 SERVING = "Format-Serving"
@@ -59,7 +59,7 @@ def self_label(settings: SelfLabellingSettings, config: SelaConfig) -> dict[str,
     workdir = _place_to_work(settings)
     if all(artifacts.is_current(str(path), made_of) for path in outputs.values()):
         print(f"unchanged since it was trained: {model}", flush=True)
-        return run(config, model / RUN)
+        return read_results(model / RUN)
     for name, path in outputs.items():
         artifacts.refuse_other(str(path), name, made_of)
     for name, path in outputs.items():
