@@ -15,7 +15,9 @@ from google.protobuf import text_format
 from served import encoded, picture
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from components.artifacts import read_made_of
 from components.data_ingestion.executor import ingest
+from components.kfp_steps import digest_of_examples
 from components.settings import IngestionSettings
 from sela_tf.config import ConfigError
 from sela_tf.data.image_set import SourceError
@@ -267,6 +269,22 @@ class TestArtifact:
         shard.unlink()
         ingested(**asked, images_per_shard=500)
         assert shard.exists()
+
+    def test_images_that_were_only_touched_are_the_same_images(self, tmp_path, rng):
+        """So that nobody trains on them again."""
+        root = tmp_path / "images"
+        root.mkdir()
+        for i in range(12):
+            (root / f"{i:02d}.png").write_bytes(encoded(picture(rng), "PNG"))
+        ingested(f"folder:{root}", tmp_path / "records")
+        before, digest = read_made_of(str(tmp_path / "records")), digest_of_examples(str(tmp_path / "records"))
+        (root / "03.png").touch()
+        ingested(f"folder:{root}", tmp_path / "records")
+        assert read_made_of(str(tmp_path / "records"))["fingerprint"] != before["fingerprint"]
+        assert digest_of_examples(str(tmp_path / "records")) == digest
+        (root / "new.png").write_bytes(encoded(picture(rng), "PNG"))
+        ingested(f"folder:{root}", tmp_path / "records")
+        assert digest_of_examples(str(tmp_path / "records")) != digest
 
     def test_schema(self, tmp_path):
         ingested("digits", tmp_path / "records")

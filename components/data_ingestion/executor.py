@@ -10,36 +10,30 @@ import collections
 import contextlib
 import hashlib
 import importlib.util
-import io
 import json
 import os
-import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import tensorflow as tf
-from tqdm import tqdm
 
 from components import artifacts
-from components.data_ingestion.inputs import PARTS, Options, Plan, Rejected, files_of, plan
+from components.data_ingestion.inputs import Plan, files_of, plan
+from components.data_ingestion.parts import Rejected
+from components.data_ingestion.workers import Workers, write_text
 from components.settings import IngestionSettings
 from sela_tf.config import ConfigError
 from sela_tf.data.decoding import ImageInfo
-from sela_tf.data.folder import LookedAt, look_at, walk
+from sela_tf.data.folder import LookedAt, walk
 from sela_tf.data.image_set import SourceError
-from sela_tf.data.record_writer import Shard, shard_name, write_manifest, write_shard
+from sela_tf.data.record_writer import Shard, shard_name, write_manifest
 from sela_tf.data.records import FEATURES, INDEX, MANIFEST, load_records, read_manifest
-from sela_tf.noise import stderr_kept_back
 
 REJECTED, SCHEMA = "rejected.json", "schema.pbtxt"
 _NAME = "data_ingestion"
 _SCRATCH = ".unfinished-"
 """Begins the name of the directory beside the examples where they are made."""
 _LOOKED_AT_ONCE = 500
-_HERE = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=0")
-"""A process on each core. Beam's DirectRunner would first look for a binary of another runner, which it wants to download."""
 _SHOWN = 5
 
 
@@ -72,7 +66,7 @@ def ingest(settings: IngestionSettings) -> dict[str, Any]:
     with _scratch(f"{place}/{_SCRATCH}{name}") as scratch:
         staging = f"{scratch}/records"
         tf.io.gfile.makedirs(staging)
-        manifest = _ingest(settings, staging, _Workers(scratch, settings.beam_pipeline_args))
+        manifest = _ingest(settings, staging, Workers(scratch, settings.beam_pipeline_args))
         artifacts.start(directory, "examples", _NAME, clear=("Split-", MANIFEST, INDEX, REJECTED, SCHEMA))
         for name in walk(staging, name=staging):
             tf.io.gfile.makedirs(os.path.dirname(f"{directory}/{name}"))
@@ -81,14 +75,14 @@ def ingest(settings: IngestionSettings) -> dict[str, Any]:
     return manifest
 
 
-def _ingest(settings: IngestionSettings, directory: str, workers: _Workers) -> dict[str, Any]:
+def _ingest(settings: IngestionSettings, directory: str, workers: Workers) -> dict[str, Any]:
     def look(root: str, names: Sequence[str]) -> list[LookedAt]:
         parts = [[root, *names[i : i + _LOOKED_AT_ONCE]] for i in range(0, len(names), _LOOKED_AT_ONCE)]
         found = workers.run("look", parts, "checking", len(names))
         files = [LookedAt(*file) for part in found for file in part]
         return [file if file.info is None else file._replace(info=ImageInfo(*file.info)) for file in files]
 
-    planned = plan(settings.dataset, _options(settings), look)
+    planned = plan(settings, look)
     for line in planned.report:
         print(line, flush=True)
     parts = [
@@ -103,9 +97,9 @@ def _ingest(settings: IngestionSettings, directory: str, workers: _Workers) -> d
         written[split].append(Shard(*shard))
         rejected += [Rejected(*each) for each in left_out]
     _refuse_or_report(settings, written, rejected, already_told=len(planned.rejected))
-    _write(f"{directory}/{REJECTED}", json.dumps([each._asdict() for each in sorted(rejected)], indent=1) + "\n")
+    write_text(f"{directory}/{REJECTED}", json.dumps([each._asdict() for each in sorted(rejected)], indent=1) + "\n")
     about = _about(settings, planned, written, rejected)
-    _write(f"{directory}/{SCHEMA}", _schema(written, about["class_names"]))
+    write_text(f"{directory}/{SCHEMA}", _schema(written, about["class_names"]))
     return write_manifest(directory, written, about)
 
 
@@ -132,11 +126,6 @@ def _made_of(settings: IngestionSettings) -> dict[str, Any]:
     own = ("examples", "beam_pipeline_args", "download", "memory_limit")
     said = {name: value for name, value in vars(settings).items() if name not in own}
     return {"component": _NAME, "settings": said, "input": digest.hexdigest()}
-
-
-def _options(settings: IngestionSettings) -> Options:
-    chosen = {name: getattr(settings, name) for name in Options._fields if hasattr(settings, name)}
-    return Options(**{**chosen, "use_classes": settings.classes == "auto", "memory_limit": int(settings.memory_limit * 2**30)})
 
 
 def _refuse_or_report(
@@ -230,104 +219,6 @@ def _schema(written: dict[str, list[Shard]], class_names: Sequence[str] | None) 
     return text_format.MessageToString(schema)
 
 
-class _Workers:
-    """Beam, and a directory that its workers and we see."""
-
-    def __init__(self, scratch: str, arguments: Sequence[str]):
-        self._scratch, self._arguments = scratch, list(arguments)
-        self._count = 0
-        said = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(said):
-                self._pipeline()
-        except (SystemExit, ValueError) as error:  # Beam parses as a command does
-            why = said.getvalue().strip().rpartition("error: ")[2] or str(error)
-            raise ConfigError(f"--beam_pipeline_args={','.join(arguments)}: {why}") from error
-
-    def _pipeline(self) -> Any:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-
-        options = PipelineOptions(self._arguments or list(_HERE))
-        options.get_all_options()
-        return beam.Pipeline(options=options)
-
-    def run(self, kind: str, tasks: Sequence[Any], what: str, total: int) -> list[Any]:
-        """What `_work` makes of each task, in order; `kind` is "look" or "write". `total` is shown.
-
-        Raises:
-            SourceError: a task ended so, or with an OSError.
-        """
-        self._count += 1
-        place = f"{self._scratch}/{self._count}"
-        tf.io.gfile.makedirs(place)
-        for number, task in enumerate(tasks):
-            _write(f"{place}/task-{number}.json", json.dumps(task))
-        print(f"{what} {total} {'images' if kind == 'look' else 'shards'}", flush=True)
-        with contextlib.ExitStack() as stack:
-            # on this machine, two lines of each worker for everything that TensorFlow and Beam do in it
-            shown = sys.stderr if self._arguments else stack.enter_context(stderr_kept_back())
-            import apache_beam as beam
-
-            stack.enter_context(_progress(place, what, len(tasks), shown))
-            with self._pipeline() as pipeline:
-                _ = pipeline | beam.Create(range(len(tasks))) | beam.Reshuffle() | beam.Map(_work, place, kind)
-        results = [json.loads(_read(f"{place}/done-{number}.json")) for number in range(len(tasks))]
-        for result in results:
-            if "error" in result:
-                raise SourceError(result["error"])
-        return [result["result"] for result in results]
-
-
-def _work(number: int, place: str, kind: str) -> None:
-    """In a worker: one task, and its result or what is wrong, as files. Done twice, it does the same."""
-    task = json.loads(_read(f"{place}/task-{number}.json"))
-    try:
-        result: dict[str, Any] = {"result": _looked(*task) if kind == "look" else _written(*task)}
-    except (ValueError, OSError, tf.errors.OpError) as error:
-        result = {"error": " ".join(str(getattr(error, "message", error)).split())}
-    unfinished = f"{place}/.done-{number}-{time.monotonic_ns()}.json"
-    _write(unfinished, json.dumps(result))
-    tf.io.gfile.rename(unfinished, f"{place}/done-{number}.json", overwrite=True)
-
-
-def _looked(root: str, *names: str) -> list[LookedAt]:
-    return [look_at(root, name) for name in names]
-
-
-def _written(directory: str, file: str, kind: str, values: Sequence[Any]) -> tuple[Shard, list[Rejected]]:
-    rejected = []
-
-    def good() -> Iterator[Any]:
-        for record in PARTS[kind](*values).records():
-            if isinstance(record, Rejected):
-                rejected.append(record)
-            else:
-                yield record
-
-    return write_shard(directory, file, good()), rejected
-
-
-@contextlib.contextmanager
-def _progress(place: str, what: str, num_tasks: int, shown: TextIO) -> Iterator[None]:
-    """A bar, if `shown` is a terminal."""
-    finished = threading.Event()
-
-    def watch() -> None:
-        with tqdm(total=num_tasks, desc=what, unit="part", file=shown, disable=None, dynamic_ncols=True, leave=False) as bar:
-            while not finished.wait(0.5) and not bar.disable:
-                bar.n = sum(name.startswith("done-") for name in tf.io.gfile.listdir(place))
-                bar.refresh()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
-
-
 @contextlib.contextmanager
 def _scratch(path: str) -> Iterator[str]:
     if tf.io.gfile.exists(path):  # of one that was killed
@@ -337,13 +228,3 @@ def _scratch(path: str) -> Iterator[str]:
         yield path
     finally:
         tf.io.gfile.rmtree(path)
-
-
-def _read(path: str) -> str:
-    with tf.io.gfile.GFile(path, "r") as file:
-        return file.read()
-
-
-def _write(path: str, text: str) -> None:
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write(text)

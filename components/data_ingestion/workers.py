@@ -1,0 +1,134 @@
+"""Beam, and what its workers do: read and check files, write shards. Tasks and results go through files that workers and we see."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from components.data_ingestion.parts import PARTS, Rejected
+from sela_tf.config import ConfigError
+from sela_tf.data.folder import LookedAt, look_at
+from sela_tf.data.image_set import SourceError
+from sela_tf.data.record_writer import Shard, write_shard
+from sela_tf.noise import stderr_kept_back
+
+_HERE = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=0")
+"""A process on each core. Beam's DirectRunner would first look for a binary of another runner, which it wants to download."""
+
+
+class Workers:
+    """Beam, and a directory that its workers and we see."""
+
+    def __init__(self, scratch: str, arguments: Sequence[str]):
+        self._scratch, self._arguments = scratch, list(arguments)
+        self._count = 0
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                self._pipeline()
+        except (SystemExit, ValueError) as error:  # Beam parses as a command does
+            why = said.getvalue().strip().rpartition("error: ")[2] or str(error)
+            raise ConfigError(f"--beam_pipeline_args={','.join(arguments)}: {why}") from error
+
+    def _pipeline(self) -> Any:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        options = PipelineOptions(self._arguments or list(_HERE))
+        options.get_all_options()
+        return beam.Pipeline(options=options)
+
+    def run(self, kind: str, tasks: Sequence[Any], what: str, total: int) -> list[Any]:
+        """What `_work` makes of each task, in order; `kind` is "look" or "write". `total` is shown.
+
+        Raises:
+            SourceError: a task ended so, or with an OSError.
+        """
+        self._count += 1
+        place = f"{self._scratch}/{self._count}"
+        tf.io.gfile.makedirs(place)
+        for number, task in enumerate(tasks):
+            write_text(f"{place}/task-{number}.json", json.dumps(task))
+        print(f"{what} {total} {'images' if kind == 'look' else 'shards'}", flush=True)
+        with contextlib.ExitStack() as stack:
+            # on this machine, two lines of each worker for everything that TensorFlow and Beam do in it
+            shown = sys.stderr if self._arguments else stack.enter_context(stderr_kept_back())
+            import apache_beam as beam
+
+            stack.enter_context(_progress(place, what, len(tasks), shown))
+            with self._pipeline() as pipeline:
+                _ = pipeline | beam.Create(range(len(tasks))) | beam.Reshuffle() | beam.Map(_work, place, kind)
+        results = [json.loads(_read(f"{place}/done-{number}.json")) for number in range(len(tasks))]
+        for result in results:
+            if "error" in result:
+                raise SourceError(result["error"])
+        return [result["result"] for result in results]
+
+
+def _work(number: int, place: str, kind: str) -> None:
+    """In a worker: one task, and its result or what is wrong, as files. Done twice, it does the same."""
+    task = json.loads(_read(f"{place}/task-{number}.json"))
+    try:
+        result: dict[str, Any] = {"result": _looked(*task) if kind == "look" else _written(*task)}
+    except (ValueError, OSError, tf.errors.OpError) as error:
+        result = {"error": " ".join(str(getattr(error, "message", error)).split())}
+    unfinished = f"{place}/.done-{number}-{time.monotonic_ns()}.json"
+    write_text(unfinished, json.dumps(result))
+    tf.io.gfile.rename(unfinished, f"{place}/done-{number}.json", overwrite=True)
+
+
+def _looked(root: str, *names: str) -> list[LookedAt]:
+    return [look_at(root, name) for name in names]
+
+
+def _written(directory: str, file: str, kind: str, values: Sequence[Any]) -> tuple[Shard, list[Rejected]]:
+    rejected = []
+
+    def good() -> Iterator[Any]:
+        for record in PARTS[kind](*values).records():
+            if isinstance(record, Rejected):
+                rejected.append(record)
+            else:
+                yield record
+
+    return write_shard(directory, file, good()), rejected
+
+
+@contextlib.contextmanager
+def _progress(place: str, what: str, num_tasks: int, shown: TextIO) -> Iterator[None]:
+    """A bar, if `shown` is a terminal."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        with tqdm(total=num_tasks, desc=what, unit="part", file=shown, disable=None, dynamic_ncols=True, leave=False) as bar:
+            while not finished.wait(0.5) and not bar.disable:
+                bar.n = sum(name.startswith("done-") for name in tf.io.gfile.listdir(place))
+                bar.refresh()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def _read(path: str) -> str:
+    with tf.io.gfile.GFile(path, "r") as file:
+        return file.read()
+
+
+def write_text(path: str, text: str) -> None:
+    """A file, on any file system."""
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(text)
