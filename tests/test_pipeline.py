@@ -90,7 +90,7 @@ class TestCompiled:
         assert training == flags.settings(values, SelaConfig)
         places = {name: f"/{name}" for name in ("examples", "model", "evaluation", "blessing")}
         probing = asked(define_probe, read_probe, told["probing"], **places)
-        assert (probing.settings.min_knn, probing.probe.knn) == (0.7, (20,))
+        assert (probing.settings.min_knn, probing.probe.knn, probing.probe.stages) == (0.7, (20,), ("embedding",))
 
 
 class TestSettings:
@@ -145,10 +145,12 @@ class TestHere:
     def test_a_compiled_step_works_where_its_artifacts_are_not(self, tmp_path):
         """As on a cluster, where kfp says where artifacts go: the functions of the steps themselves, one after another."""
         code = f"""
+import tempfile
 from kfp import dsl
 from components import kfp_steps
 def artifact(kind, name):
     return kind(name=name, uri="{tmp_path}/kfp/" + name)
+tempfile.mkdtemp = lambda: "{tmp_path}/own-disk"
 examples, model = artifact(dsl.Dataset, "examples"), artifact(dsl.Model, "model")
 figures, report = artifact(dsl.Metrics, "figures"), artifact(dsl.Markdown, "report")
 kfp_steps.data_ingestion(examples, "--dataset=digits --eval_fraction=0.25", "")
@@ -163,7 +165,8 @@ print(figures.metadata["knn"])
         blessed, knn = done.stdout.splitlines()[-2:]
         assert blessed == "True"
         assert 0.5 < float(knn) < 1
-        assert (tmp_path / "kfp" / "model" / "Run" / "results.json").exists()
+        for place in (tmp_path / "own-disk", tmp_path / "kfp" / "model" / "Run"):
+            assert (place / "results.json").exists()
         assert (tmp_path / "kfp" / "blessing" / "BLESSED").exists()
         assert (tmp_path / "kfp" / "report").read_text().startswith("# Evaluation")
 
