@@ -96,6 +96,9 @@ class TestSources:
         are_the_same(found.eval, held_out)
         assert len(list((tmp_path / "records" / "Split-train").iterdir())) == -(-len(train) // 20)
         assert manifest["shapes"] == {f"{12 + i} x 10 x {1 if i == 2 else 3}": 12 for i in range(5)}
+        counts = [shard["num_examples"] for shard in manifest["splits"]["train"]["shards"]]
+        assert sum(counts) == len(train)
+        assert min(counts) > len(train) / len(counts) / 2  # a hash shares them out
         assert manifest["class_names"] == ["cats", "dogs"]
         rejected = json.loads((tmp_path / "records" / "rejected.json").read_text())
         assert rejected == [{"name": "cats/new.webp", "reason": "webp: convert it to jpeg, png, gif or bmp"}]
