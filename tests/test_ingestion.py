@@ -21,7 +21,7 @@ pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> pathlib.Path:
+def folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("folder") / "images")
 
 
