@@ -150,7 +150,8 @@ from kfp import dsl
 from components import kfp_steps
 def artifact(kind, name):
     return kind(name=name, uri="{tmp_path}/kfp/" + name)
-tempfile.mkdtemp = lambda: "{tmp_path}/own-disk"
+real = tempfile.mkdtemp
+tempfile.mkdtemp = lambda *args, **kwargs: real(*args, **kwargs) if args or kwargs else "{tmp_path}/own-disk"
 examples, model = artifact(dsl.Dataset, "examples"), artifact(dsl.Model, "model")
 figures, report = artifact(dsl.Metrics, "figures"), artifact(dsl.Markdown, "report")
 kfp_steps.data_ingestion(examples, "--dataset=digits --eval_fraction=0.25", "")
