@@ -286,6 +286,9 @@ class ProbeConfig:
     )
     values: int = option(9600, "Values that a stage's map is pooled to, at most about so many (R: 9600).")
     knn: tuple[int, ...] = option((10, 50, 200), "Neighbours k of the kNN on the embedding.", example="10,50,200")
+    kmeans: tuple[int, ...] = option(
+        (), "Numbers of clusters of k-means on the held-out images' embedding, which are compared with the classes.", example="128"
+    )
     untrained: bool = option(False, "Also probe the network before its first step.")
     dataset: str = option("", "Images with classes to fit the probes to; by default those of the run.")
     eval_dataset: str = option("", "Images with classes to score them on; by default those of the run, or --dataset's own.")
@@ -316,6 +319,8 @@ class ProbeConfig:
         )  # fmt: skip
         if not all(k >= 1 for k in self.knn):
             raise ConfigError(f"--knn must be numbers of neighbours from 1. Received: {self.knn}")
+        if not all(k >= 2 for k in self.kmeans):
+            raise ConfigError(f"--kmeans must be numbers of clusters from 2. Received: {self.kmeans}")
         if list(self.drop_epochs) != sorted(self.drop_epochs) or not all(epoch >= 1 for epoch in self.drop_epochs):
             raise ConfigError(f"--drop_epochs must be increasing epochs from 1. Received: {self.drop_epochs}")
         if self.ten_crop and self.protocol != "sgd":

@@ -18,6 +18,7 @@ from sela_tf.config import ConfigError, ProbeConfig, SelaConfig, absolute_source
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.splits import match_input
+from sela_tf.evaluation.kmeans import kmeans_clusters
 from sela_tf.evaluation.knn import knn_accuracy
 from sela_tf.evaluation.markdown import markdown
 from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, trained_probes
@@ -63,6 +64,8 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
     for images in (data.train, data.held_out):
         if images.classes is None:
             raise ConfigError(f"{images.name} has no class labels, which probes need: name another --dataset or --eval_dataset")
+    if settings.kmeans and max(settings.kmeans) > len(data.held_out):
+        raise ConfigError(f"--kmeans={max(settings.kmeans)} exceeds the {len(data.held_out)} held-out images: choose fewer")
     if settings.protocol == "sgd" and settings.batch_size > len(data.train):
         raise ConfigError(f"--batch_size={settings.batch_size} exceeds the {len(data.train)} training images: choose a smaller one")
     results: dict[str, Any] = {
@@ -110,7 +113,8 @@ def _stages(settings: ProbeConfig, model: keras.Model, workdir: str | os.PathLik
 def _figures(
     settings: ProbeConfig, model: keras.Model, stages: Sequence[str], data: Data, strategy: tf.distribute.Strategy
 ) -> dict[str, Any]:
-    """Of one network: "knn" by k, "linear_probe" by stage, "clustering" by metric, a list of heads each."""
+    """Of one network: "knn" by k, "linear_probe" by stage, "clustering" by metric, a list of heads each, "kmeans" likewise
+    by number of clusters."""
     embedding = FeatureExtractor(keras.Model(model.inputs, model.get_layer(EMBEDDING).output), strategy)
     bank, features = (
         embedding.collect(inference_batches(images, size=data.size, batch_size=_BATCH), len(images))
@@ -119,7 +123,11 @@ def _figures(
     train_classes, classes = np.asarray(data.train.classes), np.asarray(data.held_out.classes)
     knn = {str(k): knn_accuracy(bank, train_classes, features, classes, k=k) for k in settings.knn}
     clusters = plain_clusters(model, data.held_out, size=data.size, strategy=strategy)
-    found: dict[str, Any] = {"knn": knn, "clustering": evaluate_labels(clusters, classes)}
+    found: dict[str, Any] = {
+        "knn": knn,
+        "clustering": evaluate_labels(clusters, classes),
+        "kmeans": {str(k): evaluate_labels(kmeans_clusters(features, k)[np.newaxis], classes) for k in settings.kmeans},
+    }
     probed = Probed(model, stages, data.train, data.held_out, data.size, settings.values, strategy)
     if settings.protocol == "logistic":
         return {**found, "linear_probe": fitted_probes(probed)}
@@ -150,8 +158,9 @@ def _schedule(settings: ProbeConfig) -> Schedule:
 def _protocol(settings: ProbeConfig, data: Data) -> str:
     said = (
         f"{len(data.held_out)} held-out images; knn: embedding, cosine, votes weighted exp(similarity / .1), among all "
-        f"{len(data.train)} training images, clean view; clustering: plain argmax of each head. "
-        f"linear_probe: maps max-pooled to at most about {settings.values} values; "
+        f"{len(data.train)} training images, clean view; clustering: plain argmax of each head; "
+        + ("kmeans: scikit-learn's, the best of ten starts, on the embedding of the held-out images; " if settings.kmeans else "")
+        + f"linear_probe: maps max-pooled to at most about {settings.values} values; "
     )
     if settings.protocol == "logistic":
         return said + "scikit-learn's logistic regression on the standardised features of the clean view."
@@ -195,6 +204,9 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
     for key, label in _CLUSTERING.items():
         means = [[float(np.mean(run[column]["clustering"][key])) for run in runs] for column in columns]
         rows.append([label, *map(mean_and_interval, means)])
+    for k in runs[0]["trained"]["kmeans"]:
+        numbers = [[run[column]["kmeans"][k]["nmi"][0] for run in runs] for column in columns]
+        rows.append([f"NMI, k-means on the embedding, {k} clusters", *map(mean_and_interval, numbers)])
     return markdown(rows[0], rows[1:])
 
 

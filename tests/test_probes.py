@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import pytest
 from conftest import SMALL, is_one_line, run_door, run_doors
+from sklearn.cluster import KMeans
+from sklearn.metrics import normalized_mutual_info_score
 
 from sela_tf import flags, prober
 from sela_tf.config import ConfigError, SelaConfig
@@ -21,6 +23,7 @@ from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, pooled, t
 from sela_tf.evaluation.summary import evaluate_network
 from sela_tf.models import build_model, stage_names
 from sela_tf.optimizer import CoupledSGD
+from sela_tf.trainer import load_run
 
 
 class TestPooling:
@@ -172,7 +175,7 @@ def test_divergence_is_named(digits):
         trained_probes(Probed(network(), ["stage3"], *digits, (8, 8), 9600), optimizer=CoupledSGD(1e30), schedule=schedule)
 
 
-def test_through_the_door(finished, tmp_path):
+def test_through_the_door(finished, digits, tmp_path):
     """One run, two runs, SGD; other images; and what cannot be."""
     for name in ("one", "two"):
         shutil.copytree(finished[0], tmp_path / name)
@@ -186,16 +189,17 @@ def test_through_the_door(finished, tmp_path):
     one, both = f"--workdir={tmp_path}/one", f"--workdir={tmp_path}/one,{tmp_path}/two"
     shutil.copytree(finished[0], tmp_path / "wide")
     (tmp_path / "wide" / "flags.cfg").write_text(flagfile.read_text().replace("--width=8", "--width=4"))
-    single, several, sgd, other, nameless, stage, nothing, unlike = run_doors(
+    single, several, sgd, other, nameless, stage, nothing, unlike, crowded = run_doors(
         [
             [one, "--untrained"],
-            [both, "--stages=embedding", "--knn=5"],
+            [both, "--stages=embedding", "--knn=5", "--kmeans=10,40"],
             [one, "--protocol=sgd", "--epochs=2", "--drop_epochs=1", "--ten_crop", "--stages=stage2,embedding"],
             [one, f"--dataset=npz:{tmp_path}/other.npz", "--stages=embedding"],
             [one, f"--dataset=npz:{tmp_path}/nameless.npz"],
             [one, "--stages=conv1"],
             [f"--workdir={tmp_path}"],
             [f"--workdir={tmp_path}/two,{tmp_path}/wide", "--knn=3"],
+            [one, "--kmeans=10,5000"],
         ],
         "sela_tf.probe",
     )
@@ -210,6 +214,14 @@ def test_through_the_door(finished, tmp_path):
     assert two["trained"]["linear_probe"]["embedding"] == pytest.approx(results["trained"]["linear_probe"], abs=0.003)
     assert set(two["trained"]["knn"]) == {"5"}
     assert "± 0.000" in several.stdout
+    assert "| NMI, k-means on the embedding, 40 clusters |" in several.stdout
+    model, (_, held_out) = load_run(tmp_path / "two"), digits
+    cut = keras.Model(model.input, model.get_layer("embedding").output)
+    embedding = np.asarray(cut(held_out.images.astype(np.float32)))
+    for k, found in two["trained"]["kmeans"].items():
+        clusters = KMeans(int(k), n_init=10, random_state=1).fit_predict(embedding)
+        assert found["nmi"][0] == pytest.approx(normalized_mutual_info_score(held_out.classes, clusters), abs=0.05)
+        assert found["clusters_used"] == [int(k)]
     assert sgd.returncode == 0, sgd.stderr
     assert "mean over ten crops" in " ".join(sgd.stdout.split())
     assert other.returncode == 0, other.stderr
@@ -218,6 +230,7 @@ def test_through_the_door(finished, tmp_path):
     is_one_line(nameless, "has no class labels, which probes need", door="sela_tf.probe")
     is_one_line(stage, "--stages=conv1: no such stage", door="sela_tf.probe")
     is_one_line(nothing, "holds no run", door="sela_tf.probe")
+    is_one_line(crowded, "--kmeans=5000 exceeds the", door="sela_tf.probe")
     is_one_line(unlike, "differ in more than their seed: --width is 8", door="sela_tf.probe")
     assert json.loads((tmp_path / "two" / "probes.json").read_text()) == two
 

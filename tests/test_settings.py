@@ -155,6 +155,7 @@ class TestProbeSettings:
         ("argv", "message"),
         [
             ([], "--workdir is missing"), (["--workdir=a", "--knn=0"], "--knn must be"), (["--workdir=a", "--knn=ten"], "as in 10,50,200"),
+            (["--workdir=a", "--kmeans=1"], "--kmeans must be numbers of clusters from 2. Received: .1"),
             (["--workdir=a", "--ten_crop"], "--ten_crop needs --protocol=sgd"), (["--workdir=a", "--drop_epochs=3,2"], "--drop_epochs must be"),
             (["--workdir=a", "--epochs=0"], "--epochs must be at least 1"), (["--workdir=a", "--learning_rate=0"], "--learning_rate must be above 0"),
         ],
