@@ -133,63 +133,17 @@ def pytorch_work(work: Workload, images: np.ndarray, precision: str) -> Measured
     from torch import nn
     from torch.nn import functional
 
+    from benchmarks import torch_twin
+
     torch.manual_seed(0)
-
-    class Block(nn.Module):
-        def __init__(self, before: int, after: int, stride: int):
-            super().__init__()
-            self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(after)
-            self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-            self.bn2 = nn.BatchNorm2d(after)
-            self.shortcut: nn.Module = nn.Identity()
-            if stride != 1 or before != after:
-                self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = functional.relu(self.bn1(self.conv1(x)), inplace=True)
-            return functional.relu(self.bn2(self.conv2(y)) + self.shortcut(x), inplace=True)
-
-    large = work.backbone == "resnet18"
-    widths, blocks = ((64, 128, 256, 512), 2) if large else ((16, 32, 64), 1)
-    layers: list[nn.Module] = [
-        nn.Conv2d(work.channels, widths[0], 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False)
-    ]
-    layers += [nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True), *[nn.MaxPool2d(3, 2, 1)] * large]
-    before = widths[0]
-    for stage, after in enumerate(widths):
-        for i in range(blocks):
-            layers.append(Block(before, after, 2 if stage and i == 0 else 1))
-            before = after
-    features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    top: list[nn.Module] = []
-    if work.hidden_units:
-        top = [nn.Linear(before, work.hidden_units, bias=False), nn.BatchNorm1d(work.hidden_units), nn.ReLU(inplace=True)]
-        before = work.hidden_units
-    model = nn.Sequential(features, *top, nn.Linear(before, NUM_CLUSTERS)).to(memory_format=torch.channels_last)
+    features, width = torch_twin.backbone(work.backbone, work.channels)
+    top = torch_twin.hidden_layer(width, work.hidden_units) if work.hidden_units else []
+    heads = nn.Linear(work.hidden_units or width, NUM_CLUSTERS)
+    model = nn.Sequential(features, *top, heads).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-5)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     labels = torch.arange(len(images)) % NUM_CLUSTERS
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed_bfloat16")
-
-    def prepared(views: torch.Tensor) -> torch.Tensor:
-        return ((views - 128.0) / 70.7).contiguous(memory_format=torch.channels_last)
-
-    def augmented(indices: torch.Tensor) -> torch.Tensor:
-        chosen, count = pixels[indices].float(), len(indices)
-        area = 0.3 + 0.7 * torch.rand(count)
-        ratio = torch.exp((2 * torch.rand(count) - 1) * np.log(4 / 3))
-        height, width = torch.sqrt(area / ratio).clamp(max=1), torch.sqrt(area * ratio).clamp(max=1)
-        sign = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
-        theta = torch.zeros(count, 2, 3)
-        theta[:, 0, 0], theta[:, 1, 1] = width * sign, height
-        theta[:, 0, 2] = (2 * torch.rand(count) - 1) * (1 - width)
-        theta[:, 1, 2] = (2 * torch.rand(count) - 1) * (1 - height)
-        grid = functional.affine_grid(theta, list(chosen.shape), align_corners=False)
-        views = functional.grid_sample(chosen, grid, padding_mode="reflection", align_corners=False)
-        views = (views * (0.6 + 0.8 * torch.rand(count, 1, 1, 1))).clamp(0, 255)
-        mean = views.mean((1, 2, 3), keepdim=True)
-        return (mean + (0.6 + 0.8 * torch.rand(count, 1, 1, 1)) * (views - mean)).clamp(0, 255)
 
     def step(views: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
@@ -199,7 +153,7 @@ def pytorch_work(work: Workload, images: np.ndarray, precision: str) -> Measured
         optimizer.step()
         return loss
 
-    one, targets = prepared(pixels[: work.batch].float()), labels[: work.batch]
+    one, targets = torch_twin.standardised(pixels[: work.batch].float()), labels[: work.batch]
     steps = work.num_images // work.batch
 
     def bare() -> int:
@@ -215,7 +169,7 @@ def pytorch_work(work: Workload, images: np.ndarray, precision: str) -> Measured
     def with_pipeline() -> int:
         model.train()
         for indices in order():
-            loss = step(prepared(augmented(indices)), labels[indices])
+            loss = step(torch_twin.standardised(torch_twin.views(pixels[indices].float())), labels[indices])
         loss.item()
         return steps * work.batch
 
@@ -223,7 +177,7 @@ def pytorch_work(work: Workload, images: np.ndarray, precision: str) -> Measured
         model.eval()
         with torch.inference_mode(), autocast:
             for few in pixels.split(work.batch):  # four times as many take twice as long here
-                model[:-1](prepared(few.float())).float().numpy()
+                model[:-1](torch_twin.standardised(few.float())).float().numpy()
         return len(images)
 
     return {"bare step": bare, "step with input pipeline": with_pipeline, "label pass": label_pass}

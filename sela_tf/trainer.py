@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -49,8 +49,20 @@ _PASS_BATCH = 1000
 """Images of a batch of a label pass: the reference's number, large enough for steady batch statistics."""
 
 
-def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def run(
+    config: SelaConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    labelling_of: Callable[..., SelfLabelling] = SelfLabelling,
+    views_of: Callable[..., tf.data.Dataset] = training_views,
+) -> dict[str, Any]:
     """Trains as `config` says, or continues the run in `workdir`; returns what results.json then holds.
+
+    Args:
+        config: the settings.
+        workdir: the directory of the run.
+        labelling_of: makes the callback, for those who study other ways to label.
+        views_of: makes the batches, for those who study other ways to draw images.
 
     Raises:
         ValueError: the settings, the data or the directory will not do (ConfigError, SourceError), or training diverged.
@@ -78,7 +90,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         flush=True,
     )
     label_view = augmentation(config) if config.label_view == "training" else None
-    labelling = SelfLabelling(
+    labelling = labelling_of(
         labels,
         lambda number: inference_batches(
             data.train, size=data.size, batch_size=_PASS_BATCH, seed=config.seed, augmentation=label_view, number=number
@@ -98,7 +110,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         heads_in_turn=config.relabel_heads == "in_turn",
         log=functools.partial(log_relabelling, directory, data.train.classes),
     )
-    batches = training_views(config, data, batch_size=config.batch_size, first_step=step, last_step=last_step)
+    batches = views_of(config, data, batch_size=config.batch_size, first_step=step, last_step=last_step)
     clock = Clock()
     knn = knn_monitor(config, data)
 

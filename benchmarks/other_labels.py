@@ -1,0 +1,187 @@
+"""Labels without equal clusters: `python -m benchmarks.other_labels WAY --flagfile=FILE.cfg --workdir=DIR`, a run as sela_tf.train makes it.
+
+argmax: at each relabelling an image gets the cluster that the network holds most likely; nothing keeps clusters equal.
+kmeans: DeepCluster (arXiv 1807.05520, section 3). scikit-learn's k-means on what the heads see, by PCA reduced to 64 values and whitened, of
+length 1; the heads and their momentum start anew, as the numbers of the clusters mean nothing from one k-means to the next; batches are
+drawn evenly over the clusters.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags as absl_flags
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import normalize
+from tqdm import tqdm
+
+from sela_tf import flags
+from sela_tf.config import SelaConfig
+from sela_tf.data import augment
+from sela_tf.models.features import FeatureExtractor
+from sela_tf.models.heads import find_multi_head
+from sela_tf.parts import Data, augmentation
+from sela_tf.self_labelling.callback import SelfLabelling, describe
+from sela_tf.self_labelling.label_pass import HeadLabels, cut_at_heads, relabel
+from sela_tf.self_labelling.label_table import LabelTable
+from sela_tf.trainer import run
+
+_COMPONENTS = 64
+
+
+class Labels(NamedTuple):
+    """An assignment that no transport made."""
+
+    labels: np.ndarray
+    potentials: np.ndarray
+    converged: bool = True
+
+
+def argmax(log_probs: np.ndarray, *, initial_potentials: np.ndarray | None = None) -> Labels:
+    """Of each row of [N, K]."""
+    return Labels(np.argmax(log_probs, axis=1), np.zeros(log_probs.shape[1], np.float32))
+
+
+def argmax_labelling(*args: Any, assign: object, **options: Any) -> SelfLabelling:
+    """Takes the place of SelfLabelling in a run, and of the transport."""
+    return SelfLabelling(*args, assign=argmax, **options)
+
+
+def deep_clusters(features: np.ndarray, num_clusters: int, *, seed: int) -> np.ndarray:
+    """Clusters int [N] of features [N, D]."""
+    components = min(_COMPONENTS, features.shape[1])
+    reduced = normalize(PCA(components, whiten=True, random_state=seed).fit_transform(features))
+    return KMeans(num_clusters, n_init=1, random_state=seed).fit_predict(reduced)
+
+
+class DeepCluster(SelfLabelling):
+    """Labels by k-means; batches must come from `batches`."""
+
+    def __init__(self, *args: Any, assign: object, **options: Any):
+        super().__init__(*args, **options)
+        self._in_training = False
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        super().on_train_begin(logs)
+        self._extractor = _Remembering(cut_at_heads(self.model))
+        self._in_training = True
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self._in_training = False
+
+    def relabel(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
+        """The last time, after training, the heads stay. Otherwise `objective_after` is that of the new ones, which know nothing."""
+        assert isinstance(self._extractor, _Remembering)
+        assert callable(self.inference_dataset)
+        extractor, table = self._extractor, self.labels
+
+        def assign(log_probs: np.ndarray, *, initial_potentials: np.ndarray | None) -> Labels:
+            clusters = deep_clusters(extractor.features, table.num_clusters, seed=step)
+            return Labels(clusters, np.zeros(table.num_clusters, np.float32))
+
+        outcome = relabel(
+            self.model,
+            self.inference_dataset(step),
+            table,
+            assign=assign,
+            batch_statistics=self.batch_statistics or step == 0,
+            extractor=extractor,
+        )
+        if self._in_training:
+            self._start_heads_anew(step)
+            outcome = [head._replace(metrics={**head.metrics, "objective_after": self._objective(head)}) for head in outcome]
+        for head in outcome:
+            table.assign(head.head, head.assignment.labels, head.assignment.potentials)
+            tqdm.write(describe(step, head))
+        if self.log is not None:
+            self.log(step, outcome)
+        return outcome
+
+    def _start_heads_anew(self, step: int) -> None:
+        heads, optimizer = find_multi_head(self.model), self.model.optimizer
+        random = keras.initializers.RandomNormal(stddev=0.01, seed=step)
+        heads.kernel.assign(random(heads.kernel.shape))
+        heads.bias.assign(tf.zeros(heads.bias.shape))
+        own = {id(variable) for variable in heads.trainable_variables}
+        for variable, velocity in zip(self.model.trainable_variables, optimizer.velocities, strict=True):
+            if id(variable) in own:
+                velocity.assign(tf.zeros(velocity.shape))
+
+    def _objective(self, head: HeadLabels) -> float:
+        assert isinstance(self._extractor, _Remembering)
+        logits = find_multi_head(self.model).head_logits(tf.constant(self._extractor.features), head.head)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(head.assignment.labels, logits)
+        return float(tf.reduce_mean(losses))
+
+
+class _Remembering(FeatureExtractor):
+    """Keeps what the last pass collected."""
+
+    features: np.ndarray
+
+    def collect(self, batches: tf.data.Dataset, num_examples: int, *, batch_statistics: bool = False) -> np.ndarray:
+        self.features = super().collect(batches, num_examples, batch_statistics=batch_statistics)
+        return self.features
+
+
+def even_views(
+    labels_of: Callable[[], LabelTable], config: SelaConfig, data: Data, *, batch_size: int, first_step: int, last_step: int
+) -> tf.data.Dataset:
+    """Training views whose clusters are equally likely, and within a cluster its images; of images of one size, in memory.
+
+    A batch is drawn when it is asked for, so that the first after a relabelling is drawn by the labels of before.
+    """
+    if data.train.images is None:
+        raise ValueError(f"Images must lie in memory. Received: {data.train.name}")
+    pixels, views, num_images = data.train.tensor, augmentation(config), len(data.train)
+    aspect = pixels.shape[2] / pixels.shape[1]
+
+    def draw(step: np.int64) -> np.ndarray:
+        labels = labels_of().labels[0]
+        weights = 1.0 / np.bincount(labels)[labels]
+        rng = np.random.default_rng([config.seed, int(step)])
+        return rng.choice(num_images, batch_size, p=weights / weights.sum())
+
+    def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        indices = tf.ensure_shape(tf.numpy_function(draw, [step], tf.int64), [batch_size])
+        draws = tf.random.stateless_uniform([batch_size, augment.NUM_DRAWS], seed=[config.seed, step], alg="philox")
+        boxes = augment.crop_boxes(draws, tf.fill([batch_size], tf.constant(aspect, tf.float32)), views)
+        crops = augment.crop_batch(pixels, indices, boxes, data.size)
+        crops = tf.ensure_shape(crops, [batch_size, *data.size, data.train.channels])
+        return augment.recolour(crops, draws, views), indices
+
+    return tf.data.Dataset.range(first_step, last_step).map(batch)
+
+
+def train(way: str, config: SelaConfig, workdir: str) -> dict[str, Any]:
+    """A whole run; returns what its results.json holds."""
+    if way == "argmax":
+        return run(config, workdir, labelling_of=argmax_labelling)
+    made: list[SelfLabelling] = []
+
+    def labelling_of(*args: Any, **options: Any) -> SelfLabelling:
+        made.append(DeepCluster(*args, **options))
+        return made[0]
+
+    return run(config, workdir, labelling_of=labelling_of, views_of=functools.partial(even_views, lambda: made[0].labels))
+
+
+def main() -> None:
+    if sys.argv[1:2] not in (["argmax"], ["kmeans"]):
+        sys.exit(__doc__)
+    values = absl_flags.FlagValues()
+    flags.define(values, SelaConfig)
+    absl_flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=values)
+    flags.parse(values, sys.argv[1:])
+    train(sys.argv[1], flags.settings(values, SelaConfig), values["workdir"].value)
+
+
+if __name__ == "__main__":
+    main()
