@@ -1,180 +1,142 @@
-"""Seen to learn: `python -m benchmarks.experiments`, each row a training run with its probes, over seeds.
+"""Seen to learn: `python -m benchmarks.experiments`, each row of `experiment_rows.py` a training run with its probes, over seeds.
 
 A finished row is kept as docs/results/rows/NAME-SEED.json and not run again; the tables of docs/results.md are made of these files.
-`--again` repeats a row and says whether it lies within the interval of those that are kept. Runs go to build/experiments.
+`--again` repeats a row and says whether it lies within the interval of those that are kept. Runs go to build/experiments; a row whose run is
+finished there is only probed and written down.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib.util
 import json
+import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from absl import flags as absl_flags
 
-from sela_tf.evaluation.markdown import markdown
+from benchmarks.experiment_rows import ROWS_OF, SEEDS, Peer, Row
+from benchmarks.experiment_tables import ROWS, figures, kept, write_page
+from sela_tf import flags
+from sela_tf.config import ProbeConfig
 from sela_tf.prober import interval, mean_and_interval
 
 ROOT = pathlib.Path(__file__).parent.parent
-RUNS, ROWS, PAGE = ROOT / "build" / "experiments", ROOT / "docs" / "results" / "rows", ROOT / "docs" / "results.md"
-SEEDS = (0, 1, 2)
+RUNS = ROOT / "build" / "experiments"
+_OF_RELABELLING = (
+    "step", "head", "objective_before", "objective_after", "changed", "information", "smallest_cluster", "largest_cluster",
+    "num_iterations", "nmi",
+)  # fmt: skip
 
 
-class Row(NamedTuple):
-    """A config and what departs from it."""
-
-    config: str
-    changes: Sequence[str]
-    probe: Sequence[str] = ("--stages=embedding",)
-    labels_of: str = ""
-    """The row whose run, of the same seed, gives the labels."""
+def call(*command: str) -> None:
+    """In a process of its own."""
+    subprocess.run([sys.executable, "-m", *command], check=True, cwd=ROOT, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
 
 
-_SHORT = ("--epochs=4", "--num_relabellings=8")
-_FIXED = ("--num_relabellings=0",)
-ROWS_OF: dict[str, Row] = {
-    "resnet8": Row("fashion_mnist", _SHORT),
-    "resnet8_10_heads": Row("fashion_mnist_128x10", _SHORT),
-    "resnet8_bfloat16": Row("fashion_mnist", (*_SHORT, "--mixed_precision=bfloat16")),
-    "resnet18": Row("fashion_mnist", (*_SHORT, "--backbone=resnet18", "--width=32")),
-    "resnet20": Row("fashion_mnist", (*_SHORT, "--backbone=resnet20")),
-    "preact_resnet18": Row("fashion_mnist", (*_SHORT, "--backbone=preact_resnet18", "--width=32")),
-    "mobilenet": Row("fashion_mnist", (*_SHORT, "--backbone=applications:MobileNet", "--image_size=32")),
-    "alexnet": Row(
-        "fashion_mnist",
-        (*_SHORT, "--backbone=alexnet", "--width=24", "--image_size=64", "--hidden_units=0", "--learning_rate=0.05"),
-        ("--stages=conv1,conv2,conv3,conv4,conv5,embedding", "--values=384"),
-    ),
-    "resnet8_rotation": Row("fashion_mnist", ("--epochs=2", *_FIXED, "--rotation"), labels_of="resnet8"),
-    "resnet8_same_labels": Row("fashion_mnist", ("--epochs=2", *_FIXED), labels_of="resnet8"),
-    "resnet8_to_resnet20": Row("fashion_mnist", ("--epochs=3", *_FIXED, "--backbone=resnet20"), labels_of="resnet8"),
-    "resnet8_to_resnet18": Row("fashion_mnist", ("--epochs=4", *_FIXED, "--backbone=resnet18", "--width=32"), labels_of="resnet8"),
-}
-TABLES: dict[str, Sequence[str]] = {
-    "networks": ("resnet8", "resnet8_10_heads", "resnet20", "resnet18", "preact_resnet18", "mobilenet"),
-    "precision": ("resnet8", "resnet8_bfloat16"),
-    "alexnet": ("alexnet",),
-    "labels": ("resnet8", "resnet8_same_labels", "resnet8_rotation"),
-    "transfer": ("resnet8", "resnet20", "resnet8_to_resnet20", "resnet18", "resnet8_to_resnet18"),
-}
-
-
-def command(row: Row, workdir: pathlib.Path, seed: int) -> list[str]:
-    """Of the training."""
-    arguments = [f"--flagfile={ROOT}/configs/{row.config}.cfg", f"--workdir={workdir}", f"--seed={seed}", *row.changes]
+def train(row: Row, workdir: pathlib.Path, seed: int) -> None:
+    """The whole of a run, unless it is there, and the revision that it was made by."""
+    if (workdir / "results.json").exists():
+        return
+    settings = [f"--flagfile={ROOT}/configs/{row.config}.cfg", f"--workdir={workdir}", f"--seed={seed}", *row.changes]
     if row.labels_of:
-        arguments.append(f"--labels_from={RUNS}/{row.labels_of}-{seed}/labels.npz")
-    return [sys.executable, "-m", "sela_tf.train", *arguments]
+        source = RUNS / f"{row.labels_of}-{seed}"
+        train(_row(row.labels_of), source, seed)
+        settings.append(f"--labels_from={source}/labels.npz")
+    call(*row.program, *settings)
+    git = ["git", "rev-parse", "HEAD"]
+    revision = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    (workdir / "revision").write_text(revision + "\n")
+
+
+def probe(row: Row, workdir: pathlib.Path) -> dict[str, Any]:
+    """What probes.json holds; anew where it is missing, or is of other settings."""
+    file, arguments = workdir / "probes.json", [f"--workdir={workdir}", "--untrained", *row.probe]
+    if file.exists():
+        found = json.loads(file.read_text())
+        values = absl_flags.FlagValues()
+        flags.define(values, ProbeConfig)
+        flags.parse(values, ["probe", *arguments])
+        # an earlier version of sela_tf may not have had every setting
+        wanted, before = flags.settings(values, ProbeConfig), ProbeConfig(workdir=(str(workdir),))
+        had = {name: found["settings"].get(name, value) for name, value in dataclasses.asdict(before).items() if name != "workdir"}
+        if json.dumps(had) == json.dumps({name: value for name, value in dataclasses.asdict(wanted).items() if name != "workdir"}):
+            return found
+    call("sela_tf.probe", *arguments)
+    return json.loads(file.read_text())
 
 
 def run(name: str, seed: int, *, again: bool = False) -> dict[str, Any]:
     """Trains and probes; what docs/results/rows keeps. `again`: in a directory of its own, anew."""
-    row, workdir = ROWS_OF[name], RUNS / (f"{name}-{seed}" + "-again" * again)
+    described, workdir = ROWS_OF[name], RUNS / (f"{name}-{seed}" + "-again" * again)
     if again:
         shutil.rmtree(workdir, ignore_errors=True)
-    if row.labels_of and not (RUNS / f"{row.labels_of}-{seed}" / "labels.npz").exists():
-        run(row.labels_of, seed)
-    start = time.perf_counter()
-    subprocess.run(command(row, workdir, seed), check=True, cwd=ROOT)
-    seconds = time.perf_counter() - start
-    probe = [sys.executable, "-m", "sela_tf.probe", f"--workdir={workdir}", "--untrained", *row.probe]
-    subprocess.run(probe, check=True, cwd=ROOT)
-    results, probes = (json.loads((workdir / file).read_text()) for file in ("results.json", "probes.json"))
+    if isinstance(described, Peer):
+        workdir.mkdir(parents=True, exist_ok=True)
+        output = workdir / "row.json"
+        if not output.exists():
+            call("benchmarks.simclr", f"--output={output}", f"--seed={seed}", *described.arguments)
+        return {"command": _command(name, seed), **json.loads(output.read_text())}
+    train(described, workdir, seed)
+    probes = probe(described, workdir)
+    results = json.loads((workdir / "results.json").read_text())
     metrics, timings = (
         [json.loads(line) for line in (workdir / file).read_text().splitlines()] for file in ("metrics.jsonl", "timings.jsonl")
     )
-    epochs = [line for line in metrics if line["kind"] == "epoch"]
-    rates = {line["epoch"]: line["images_per_second"] for line in timings if line["kind"] == "epoch"}
-    relabelling = {line["step"]: 0.0 for line in timings if line["kind"] == "relabel"}
-    for line in timings:
-        if line["kind"] == "relabel":
-            relabelling[line["step"]] += line["seconds"]
-    num_images = results["data"]["num_training_images"]
-    course, spent = [], 0.0
-    for epoch in epochs:
-        spent += num_images / rates[epoch["epoch"]]
-        until = spent + sum(seconds for step, seconds in relabelling.items() if step < epoch["step"])
-        course.append({"epoch": epoch["epoch"] + 1, "knn": epoch["knn"], "loss": epoch["loss"], "training_seconds": until})
     return {
-        "command": f"python -m benchmarks.experiments {name} --seeds={seed}",
-        "changes": [f"--flagfile=configs/{row.config}.cfg", *row.changes],
-        "labels_of": row.labels_of,
+        "command": _command(name, seed),
+        "changes": [f"--flagfile=configs/{described.config}.cfg", *described.changes],
+        "program": " ".join(described.program),
+        "labels_of": described.labels_of,
+        "revision": (workdir / "revision").read_text().strip(),
         "trained": results["trained"],
         "untrained": results["untrained"],
+        "training_labels": results["training_labels"],
         "probes": {column: probes[column] for column in ("trained", "untrained")},
         "protocol": probes["protocol"],
-        "course": course,
-        "seconds": seconds,
-        "revision": subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "course": course(metrics, timings, results["data"]["num_training_images"]),
+        "relabellings": [{key: line[key] for key in _OF_RELABELLING} for line in metrics if line["kind"] == "relabel"],
+        "losses": [[line["step"], line["loss"]] for line in metrics if line["kind"] == "train"],
     }
 
 
-def kept(name: str) -> dict[int, dict[str, Any]]:
-    """The finished rows by seed."""
-    files = {seed: ROWS / f"{name}-{seed}.json" for seed in SEEDS}
-    return {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
+def course(metrics: list[dict[str, Any]], timings: list[dict[str, Any]], num_images: int) -> list[dict[str, float]]:
+    """Of each epoch kNN and loss, and the seconds of training and relabelling until its end, without starting and looking."""
+    rates = {line["epoch"]: line["images_per_second"] for line in timings if line["kind"] == "epoch"}
+    relabelling = [(line["step"], line["seconds"]) for line in timings if line["kind"] == "relabel"]
+    found, spent = [], 0.0
+    for epoch in (line for line in metrics if line["kind"] == "epoch"):
+        spent += num_images / rates[epoch["epoch"]]
+        until = spent + sum(seconds for step, seconds in relabelling if step < epoch["step"])
+        found.append({"epoch": epoch["epoch"] + 1, "knn": epoch["knn"], "loss": epoch["loss"], "training_seconds": until})
+    return found
 
 
-def figures(row: dict[str, Any], column: str) -> dict[str, float]:
-    """All numbers of one network that tables show; of several heads the mean."""
-    found = {f"kNN, k = {k}": value for k, value in row["probes"][column]["knn"].items()}
-    found |= {f"linear, {stage}": value for stage, value in row["probes"][column]["linear_probe"].items()}
-    return found | {name.upper(): float(np.mean(row[column][name])) for name in ("nmi", "ami", "ari")}
+def compare(name: str, seed: int) -> None:
+    """Repeats a row, and says of each figure whether it lies within the interval or the range of those that are kept."""
+    before = [figures(row, "trained") for row in kept(name).values()]
+    for key, value in figures(run(name, seed, again=True), "trained").items():
+        values = [row[key] for row in before if key in row]
+        if not values or key == "training, s":
+            continue
+        inside = abs(value - np.mean(values)) <= np.nanmax([interval(values), np.ptp(values)])
+        print(f"{name}, {key}: {value:.3f}, kept {mean_and_interval(values)}: {'within' if inside else 'OUTSIDE'}")
 
 
-def table(name: str) -> str:
-    """Of docs/results.md, from the rows that are there."""
-    lines = []
-    for row in TABLES[name]:
-        rows = list(kept(row).values())
-        for column in ("trained", "untrained") if rows else ():
-            numbers = [figures(one, column) for one in rows]
-            cells = {key: mean_and_interval([one[key] for one in numbers]) for key in numbers[0]}
-            seconds = f"{np.mean([one['seconds'] for one in rows]):.0f}" if column == "trained" else ""
-            lines.append({"row": f"{row}, {column}", "seeds": str(len(rows)), **cells, "run, s": seconds})
-    if name == "transfer":
-        return transfer_table()
-    if not lines:
-        return "not run yet"
-    header = list(dict.fromkeys(key for line in lines for key in line))
-    return markdown(header, [[line.get(key, "") for key in header] for line in lines])
+def _row(name: str) -> Row:
+    row = ROWS_OF[name]
+    assert isinstance(row, Row)
+    return row
 
 
-def transfer_table() -> str:
-    """When each network's kNN, as the monitor has it, reaches the source's last."""
-    lines = []
-    for row in TABLES["transfer"]:
-        sources = kept("resnet8")
-        for seed, one in kept(row).items():
-            if seed not in sources:
-                continue
-            goal = sources[seed]["course"][-1]["knn"]
-            reached = next((point for point in one["course"] if point["knn"] >= goal), None)
-            at = [str(reached["epoch"]), f"{reached['training_seconds']:.0f}"] if reached else ["not reached", ""]
-            course = " ".join(f"{point['knn']:.3f}" for point in one["course"])
-            lines.append([row, str(seed), course, f"{goal:.3f}", *at])
-    return markdown(
-        ["row", "seed", "kNN after each epoch", "the source's last", "epochs to it", "seconds of training to it"], lines
-    )
-
-
-def write_page() -> None:
-    """Puts the tables between their markers."""
-    text = PAGE.read_text()
-    for name in TABLES:
-        pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        made = table(name)
-        text = pattern.sub(lambda match, made=made: f"{match[1]}{made}\n{match[2]}", text)
-    PAGE.write_text(text)
+def _command(name: str, seed: int) -> str:
+    return f"python -m benchmarks.experiments {name} --seeds={seed}"
 
 
 def main() -> None:
@@ -187,20 +149,19 @@ def main() -> None:
     unknown = set(options.rows) - set(ROWS_OF)
     if unknown:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    names = [] if options.page else options.rows or list(ROWS_OF)
+    peers = [name for name in names if isinstance(ROWS_OF[name], Peer)]
+    if peers and importlib.util.find_spec("torch") is None:
+        parser.error(f"{', '.join(peers)} need PyTorch: pip install 'sela-tf[bench]'")
     ROWS.mkdir(parents=True, exist_ok=True)
-    for name in [] if options.page else options.rows or list(ROWS_OF):
+    for name in names:
         for seed in options.seeds:
             file = ROWS / f"{name}-{seed}.json"
             if options.again:
-                before = [figures(row, "trained") for row in kept(name).values()]
-                for key, value in figures(run(name, seed, again=True), "trained").items():
-                    values = [row[key] for row in before]
-                    inside = abs(value - np.mean(values)) <= np.nanmax([interval(values), np.ptp(values)])
-                    print(f"{name}, {key}: {value:.3f}, kept {mean_and_interval(values)}: {'within' if inside else 'OUTSIDE'}")
+                compare(name, seed)
             elif not file.exists():
                 file.write_text(json.dumps(run(name, seed), indent=1) + "\n")
-    if PAGE.exists():
-        write_page()
+    write_page()
 
 
 if __name__ == "__main__":

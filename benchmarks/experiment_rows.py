@@ -1,0 +1,117 @@
+"""What is trained for docs/results.md: each row a training and its probes, over seeds; and which rows make up which table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+SEEDS = (0, 1, 2)
+EMBEDDING = ("--stages=embedding", "--kmeans=128")
+
+
+class Row(NamedTuple):
+    """A config and what departs from it."""
+
+    config: str
+    changes: Sequence[str] = ()
+    probe: Sequence[str] = EMBEDDING
+    labels_of: str = ""
+    """The row whose run, of the same seed, gives the labels."""
+    program: Sequence[str] = ("sela_tf.train",)
+    """Module and arguments before the flags."""
+
+
+class Peer(NamedTuple):
+    """What trains and probes in PyTorch: benchmarks/simclr.py with these arguments."""
+
+    arguments: Sequence[str]
+
+
+class Table(NamedTuple):
+    """Of rows, and the columns that it shows: names of `experiment_tables.figures`, or the beginnings of several."""
+
+    rows: Sequence[str]
+    columns: Sequence[str] = ("kNN, k = 10", "linear, embedding", "NMI", "NMI, k-means", "training, s")
+    untrained: bool = False
+
+
+_SHORT = ("--epochs=4", "--num_relabellings=8")
+_FIXED = ("--num_relabellings=0",)
+_ONLY_EMBEDDING = ("--stages=embedding",)
+
+
+def _short(*changes: str, config: str = "fashion_mnist", probe: Sequence[str] = _ONLY_EMBEDDING) -> Row:
+    return Row(config, (*_SHORT, *changes), probe)
+
+
+def _relabelled(times: int) -> Row:
+    return Row("fashion_mnist", ("--epochs=4", f"--num_relabellings={times}"))
+
+
+ROWS_OF: dict[str, Row | Peer] = {
+    # networks and recipes
+    "resnet8": _short(probe=EMBEDDING),
+    "resnet8_10_heads": _short(config="fashion_mnist_128x10", probe=EMBEDDING),
+    "resnet8_bfloat16": _short("--mixed_precision=bfloat16"),
+    "resnet18": _short("--backbone=resnet18", "--width=32"),
+    "resnet20": _short("--backbone=resnet20"),
+    "preact_resnet18": _short("--backbone=preact_resnet18", "--width=32"),
+    "mobilenet": _short("--backbone=applications:MobileNet", "--image_size=32"),
+    "alexnet": _short(
+        "--backbone=alexnet", "--width=24", "--image_size=64", "--hidden_units=0", "--learning_rate=0.05",
+        probe=("--stages=conv1,conv2,conv3,conv4,conv5,embedding", "--values=384"),
+    ),
+    "resnet8_rotation": Row("fashion_mnist", ("--epochs=2", *_FIXED, "--rotation"), _ONLY_EMBEDDING, labels_of="resnet8"),
+    "resnet8_same_labels": Row("fashion_mnist", ("--epochs=2", *_FIXED), _ONLY_EMBEDDING, labels_of="resnet8"),
+    "resnet8_to_resnet20": Row("fashion_mnist", ("--epochs=3", *_FIXED, "--backbone=resnet20"), _ONLY_EMBEDDING, labels_of="resnet8"),
+    "resnet8_to_resnet18": Row(
+        "fashion_mnist", ("--epochs=4", *_FIXED, "--backbone=resnet18", "--width=32"), _ONLY_EMBEDDING, labels_of="resnet8"
+    ),
+    # ablations
+    "relabellings_0": _relabelled(0),
+    "relabellings_2": _relabelled(2),
+    "relabellings_16": _relabelled(16),
+    "relabellings_80": _relabelled(80),
+    "clusters_32": _short("--num_clusters=32", probe=EMBEDDING),
+    "clusters_512": _short("--num_clusters=512", probe=EMBEDDING),
+    "heads_3": _short("--num_heads=3", probe=EMBEDDING),
+    **{f"argmax_lam_{lam}": _short("--noexact_balance", f"--lam={lam}", probe=EMBEDDING) for lam in (5, 10, 25, 50, 100)},
+    "kmeans": Row("fashion_mnist", _SHORT, program=("benchmarks.other_labels", "kmeans")),
+    "argmax": Row("fashion_mnist", _SHORT, program=("benchmarks.other_labels", "argmax")),
+    # against what a user would pick instead
+    "fashion_mnist": Row("fashion_mnist"),
+    "simclr": Peer(("--epochs=5",)),
+    "simclr_x2": Peer(("--epochs=10",)),
+    "simclr_x4": Peer(("--epochs=20",)),
+    "supervised": Peer(("--epochs=5", "--supervised")),
+}  # fmt: skip
+
+_NETWORK = ("kNN", "linear", "NMI", "AMI", "ARI", "training, s")
+TABLES: dict[str, Table] = {
+    "networks": Table(
+        ("resnet8", "resnet8_10_heads", "resnet20", "resnet18", "preact_resnet18", "mobilenet"), _NETWORK, untrained=True
+    ),
+    "precision": Table(("resnet8", "resnet8_bfloat16"), _NETWORK, untrained=True),
+    "alexnet": Table(("alexnet",), _NETWORK, untrained=True),
+    "labels": Table(("resnet8", "resnet8_same_labels", "resnet8_rotation"), _NETWORK, untrained=True),
+    "relabellings": Table(("relabellings_0", "relabellings_2", "resnet8", "relabellings_16", "relabellings_80")),
+    "clusters": Table(("clusters_32", "resnet8", "clusters_512")),
+    "heads": Table(("resnet8", "heads_3", "resnet8_10_heads")),
+    "lam": Table(
+        ("argmax_lam_5", "argmax_lam_10", "argmax_lam_25", "argmax_lam_50", "argmax_lam_100", "resnet8"),
+        ("kNN, k = 10", "linear, embedding", "NMI", "NMI, k-means", "iterations", "smallest cluster", "largest cluster"),
+    ),
+    "equipartition": Table(
+        ("resnet8", "kmeans", "argmax"),
+        (
+            "kNN, k = 10", "linear, embedding", "NMI, k-means", "NMI, training labels", "clusters used", "information, nats",
+            "changed at the end, %", "training, s",
+        ),
+    ),
+    "recipe": Table(
+        ("fashion_mnist", "simclr", "simclr_x2", "simclr_x4", "supervised"),
+        ("kNN, k = 10", "linear, embedding", "NMI", "NMI, k-means", "training, s"),
+    ),
+}  # fmt: skip
+TRANSFER = ("resnet8", "resnet20", "resnet8_to_resnet20", "resnet18", "resnet8_to_resnet18")
+"""Rows of the table `transfer`, of which the first is where labels come from."""
