@@ -15,6 +15,8 @@ from sela_tf.prober import mean_and_interval
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results"
 PAGE, ROWS = RESULTS.with_suffix(".md"), RESULTS / "rows"
+REGULARISATION = RESULTS / "regularisation.json"
+"""What benchmarks/regularisation.py measured, by seed."""
 
 
 def kept(name: str) -> dict[int, dict[str, Any]]:
@@ -98,10 +100,32 @@ def transfer_table() -> str:
     )
 
 
+def regularisation_table() -> str:
+    """Medians over the seeds."""
+    if not REGULARISATION.exists():
+        return "not run yet"
+    by_seed = list(json.loads(REGULARISATION.read_text()).values())
+    lines = []
+    for same_lam in zip(*by_seed, strict=True):
+        middle = {key: float(np.median([line[key] for line in same_lam])) for key in same_lam[0]}
+        sizes = min(line["smallest_cluster"] for line in same_lam), max(line["largest_cluster"] for line in same_lam)
+        lines.append(
+            [
+                f"{middle['lam']:.0f}", f"{middle['plain_iterations']:.0f}", f"{middle['iterations']:.0f}", f"{middle['seconds']:.2f}",
+                f"{middle['plan_above_exact']:.4f}", f"{100 * middle['same_labels']:.2f}", f"{sizes[0]} to {sizes[1]}",
+            ]
+        )  # fmt: skip
+    header = [
+        "lam", "plain iterations", "sela_tf's", "seconds", "plan above exact, nats", "argmax like exact, %", "sizes of the argmax",
+    ]  # fmt: skip
+    return markdown(header, lines)
+
+
 def write_page() -> None:
     """Puts the tables between their markers."""
     text = PAGE.read_text()
-    for name, made in {**{name: table(name) for name in TABLES}, "transfer": transfer_table()}.items():
+    others = {"transfer": transfer_table(), "regularisation": regularisation_table()}
+    for name, made in {**{name: table(name) for name in TABLES}, **others}.items():
         pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda match, made=made: f"{match[1]}{made}\n{match[2]}", text)
     PAGE.write_text(text)
