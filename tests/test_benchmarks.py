@@ -1,0 +1,117 @@
+"""What the tables of the docs are made with: labels without equal clusters, plain Sinkhorn, rows and their tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import oracle
+import pytest
+from conftest import ROOT, SMALL
+from sklearn.metrics import normalized_mutual_info_score
+
+from benchmarks import experiment_tables
+from benchmarks.experiment_rows import ROWS_OF, TABLES, TRANSFER, Peer, Row
+from benchmarks.experiments import course
+from benchmarks.other_labels import argmax, deep_clusters, even_views
+from benchmarks.regularisation import plain_iterations
+from sela_tf.config import SelaConfig
+from sela_tf.parts import load_data
+from sela_tf.self_labelling.label_table import LabelTable
+
+
+def test_plain_iterations_are_those_of_the_formula(rng):
+    log_probs = oracle.log_probs(rng, 500, 12, spread=2.0)
+    for lam in (1.0, 10.0):
+        scores, v, count = lam * log_probs.astype(np.float64), np.zeros(12), 1
+        while np.abs((mass := oracle.marginals(scores, v)) - 1 / 12).sum() > 1e-3:
+            v, count = v + np.log(1 / 12) - np.log(mass), count + 1
+        assert plain_iterations(log_probs, lam, 10_000) == count > 2
+    assert plain_iterations(log_probs, 10.0, 2) == 2
+
+
+def test_argmax_is_the_networks_own_opinion(rng):
+    log_probs = rng.normal(size=(20, 5)).astype(np.float32)
+    assert all(row.max() == row[label] for row, label in zip(log_probs, argmax(log_probs).labels, strict=True))
+
+
+def test_deep_clusters_are_groups_whatever_their_scale(rng):
+    """Whitened: the first value, a thousand times as large as what tells the groups apart, does not decide."""
+    groups = np.repeat(np.arange(6), 50)
+    features = np.concatenate([1000 * rng.normal(size=(300, 1)), np.eye(6)[groups] + 0.01 * rng.normal(size=(300, 6))], axis=1)
+    clusters = deep_clusters(features, 6, seed=0)
+    assert normalized_mutual_info_score(groups, clusters) > 0.8
+
+
+def test_even_views_draw_clusters_equally_often():
+    config = SelaConfig(dataset="digits", num_clusters=3, crop_scale=0.5)
+    data = load_data(config)
+    # clusters of 1, 100 and all other images
+    initial = np.full((1, len(data.train)), 2)
+    initial[0, 0], initial[0, 1:101] = 0, 1
+    table = LabelTable(1, 3, len(data.train), initial=initial)
+    views = even_views(lambda: table, config, data, batch_size=60, first_step=0, last_step=50)
+    batches = list(views.as_numpy_iterator())
+    assert batches[0][0].shape == (60, 8, 8, 1)
+    labels = initial[0][np.concatenate([indices for _, indices in batches])]
+    # 3000 draws: five standard deviations
+    np.testing.assert_allclose(np.bincount(labels) / len(labels), 1 / 3, atol=5 * np.sqrt(2 / 9 / 3000))
+    again = list(even_views(lambda: table, config, data, batch_size=60, first_step=49, last_step=50).as_numpy_iterator())
+    np.testing.assert_array_equal(again[0][0], batches[49][0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["kmeans", "argmax"])
+def test_other_labels_make_a_whole_run(way, tmp_path):
+    command = [sys.executable, "-m", "benchmarks.other_labels", way, *SMALL, "--num_heads=1", f"--workdir={tmp_path}/run"]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    relabellings = [line for line in lines if line["kind"] == "relabel"]
+    assert len(relabellings) > 2
+    for line in relabellings[:-1] if way == "kmeans" else []:
+        # heads that start anew know nothing
+        assert line["objective_after"] == pytest.approx(np.log(16), abs=0.05)
+    if way == "argmax":
+        assert relabellings[0]["largest_cluster"] > 2 * 1344 / 16
+        # the labels that a network holds most likely are the cheapest
+        assert all(line["objective_after"] <= line["objective_before"] for line in relabellings)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["trained"]["knn"] > 0.5
+
+
+def test_course_counts_training_and_the_relabellings_before():
+    metrics = [{"kind": "epoch", "epoch": e, "step": 10 * (e + 1), "knn": 0.5, "loss": 1.0} for e in range(2)]
+    timings = [
+        *({"kind": "epoch", "epoch": e, "step": 10 * (e + 1), "images_per_second": 50.0} for e in range(2)),
+        *({"kind": "relabel", "step": step, "seconds": 3.0} for step in (0, 5, 10, 20)),
+    ]
+    # two epochs of 100 images; the relabelling after the last step is that of the results
+    assert [point["training_seconds"] for point in course(metrics, timings, 100)] == [2 + 6, 4 + 9]
+
+
+def test_tables_are_of_rows_that_can_be_run():
+    named = {row for table in TABLES.values() for row in table.rows} | set(TRANSFER)
+    assert named <= set(ROWS_OF)
+    for row in ROWS_OF.values():
+        if isinstance(row, Row):
+            assert (ROOT / "configs" / f"{row.config}.cfg").exists()
+            assert not row.labels_of or isinstance(ROWS_OF[row.labels_of], Row)
+        else:
+            assert isinstance(row, Peer)
+
+
+def test_a_table_has_mean_and_interval_of_the_seeds_that_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment_tables, "ROWS", tmp_path)
+    for seed, accuracy in enumerate((0.8, 0.9)):
+        row = {
+            "probes": {"trained": {"knn": {"10": accuracy}, "linear_probe": {"embedding": 0.7}, "kmeans": {"128": {"nmi": [0.4]}}}},
+            "course": [{"epoch": 1, "training_seconds": 10.0 + seed}],
+        }
+        (tmp_path / f"simclr-{seed}.json").write_text(json.dumps(row))
+    header, _, line = experiment_tables.table("recipe").splitlines()
+    cells = dict(zip([cell.strip() for cell in header.split("|")], [cell.strip() for cell in line.split("|")], strict=True))
+    # Student's t for one degree of freedom: 12.706 standard errors of .05
+    assert cells["kNN, k = 10"] == "0.850 ± 0.635"
+    assert (cells["row"], cells["seeds"], cells["NMI, k-means"], cells["training, s"]) == ("simclr", "2", "0.400 ± 0.000", "10")
