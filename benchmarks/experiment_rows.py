@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 SEEDS = (0, 1, 2)
 EMBEDDING = ("--stages=embedding", "--kmeans=128")
+BOTH = ("--stages=embedding", "--untrained")
 
 
 class Row(NamedTuple):
@@ -37,10 +38,9 @@ class Table(NamedTuple):
 
 _SHORT = ("--epochs=4", "--num_relabellings=8")
 _FIXED = ("--num_relabellings=0",)
-_ONLY_EMBEDDING = ("--stages=embedding",)
 
 
-def _short(*changes: str, config: str = "fashion_mnist", probe: Sequence[str] = _ONLY_EMBEDDING) -> Row:
+def _short(*changes: str, config: str = "fashion_mnist", probe: Sequence[str] = BOTH) -> Row:
     return Row(config, (*_SHORT, *changes), probe)
 
 
@@ -50,8 +50,8 @@ def _relabelled(times: int) -> Row:
 
 ROWS_OF: dict[str, Row | Peer] = {
     # networks and recipes
-    "resnet8": _short(probe=EMBEDDING),
-    "resnet8_10_heads": _short(config="fashion_mnist_128x10", probe=EMBEDDING),
+    "resnet8": _short(probe=(*EMBEDDING, "--untrained")),
+    "resnet8_10_heads": _short(config="fashion_mnist_128x10", probe=(*EMBEDDING, "--untrained")),
     "resnet8_bfloat16": _short("--mixed_precision=bfloat16"),
     "resnet18": _short("--backbone=resnet18", "--width=32"),
     "resnet20": _short("--backbone=resnet20"),
@@ -59,13 +59,13 @@ ROWS_OF: dict[str, Row | Peer] = {
     "mobilenet": _short("--backbone=applications:MobileNet", "--image_size=32"),
     "alexnet": _short(
         "--backbone=alexnet", "--width=24", "--image_size=64", "--hidden_units=0", "--learning_rate=0.05",
-        probe=("--stages=conv1,conv2,conv3,conv4,conv5,embedding", "--values=384"),
+        probe=("--stages=conv1,conv2,conv3,conv4,conv5,embedding", "--values=384", "--untrained"),
     ),
-    "resnet8_rotation": Row("fashion_mnist", ("--epochs=2", *_FIXED, "--rotation"), _ONLY_EMBEDDING, labels_of="resnet8"),
-    "resnet8_same_labels": Row("fashion_mnist", ("--epochs=2", *_FIXED), _ONLY_EMBEDDING, labels_of="resnet8"),
-    "resnet8_to_resnet20": Row("fashion_mnist", ("--epochs=3", *_FIXED, "--backbone=resnet20"), _ONLY_EMBEDDING, labels_of="resnet8"),
+    "resnet8_rotation": Row("fashion_mnist", ("--epochs=2", *_FIXED, "--rotation"), BOTH, labels_of="resnet8"),
+    "resnet8_same_labels": Row("fashion_mnist", ("--epochs=2", *_FIXED), BOTH, labels_of="resnet8"),
+    "resnet8_to_resnet20": Row("fashion_mnist", ("--epochs=3", *_FIXED, "--backbone=resnet20"), BOTH, labels_of="resnet8"),
     "resnet8_to_resnet18": Row(
-        "fashion_mnist", ("--epochs=4", *_FIXED, "--backbone=resnet18", "--width=32"), _ONLY_EMBEDDING, labels_of="resnet8"
+        "fashion_mnist", ("--epochs=4", *_FIXED, "--backbone=resnet18", "--width=32"), BOTH, labels_of="resnet8"
     ),
     # ablations
     "relabellings_0": _relabelled(0),

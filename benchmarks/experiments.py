@@ -44,7 +44,7 @@ def train(row: Row, workdir: pathlib.Path, seed: int) -> None:
     """The whole of a run, unless it is there, and the revision that it was made by."""
     if (workdir / "results.json").exists():
         return
-    settings = [f"--flagfile={ROOT}/configs/{row.config}.cfg", f"--workdir={workdir}", f"--seed={seed}", *row.changes]
+    settings = [f"--flagfile={ROOT}/configs/{row.config}.cfg", f"--workdir={workdir}", f"--seed={seed}", "--noreport", *row.changes]
     if row.labels_of:
         source = RUNS / f"{row.labels_of}-{seed}"
         train(_row(row.labels_of), source, seed)
@@ -57,7 +57,7 @@ def train(row: Row, workdir: pathlib.Path, seed: int) -> None:
 
 def probe(row: Row, workdir: pathlib.Path) -> dict[str, Any]:
     """What probes.json holds; anew where it is missing, or is of other settings."""
-    file, arguments = workdir / "probes.json", [f"--workdir={workdir}", "--untrained", *row.probe]
+    file, arguments = workdir / "probes.json", [f"--workdir={workdir}", *row.probe]
     if file.exists():
         found = json.loads(file.read_text())
         values = absl_flags.FlagValues()
@@ -98,7 +98,7 @@ def run(name: str, seed: int, *, again: bool = False) -> dict[str, Any]:
         "trained": results["trained"],
         "untrained": results["untrained"],
         "training_labels": results["training_labels"],
-        "probes": {column: probes[column] for column in ("trained", "untrained")},
+        "probes": {column: probes[column] for column in ("trained", "untrained") if column in probes},
         "protocol": probes["protocol"],
         "course": course(metrics, timings, results["data"]["num_training_images"]),
         "relabellings": [{key: line[key] for key in _OF_RELABELLING} for line in metrics if line["kind"] == "relabel"],
