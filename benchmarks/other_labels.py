@@ -132,7 +132,14 @@ class _Remembering(FeatureExtractor):
 
 
 def even_views(
-    labels_of: Callable[[], LabelTable], config: SelaConfig, data: Data, *, batch_size: int, first_step: int, last_step: int
+    labels_of: Callable[[], LabelTable],
+    config: SelaConfig,
+    data: Data,
+    *,
+    batch_size: int,
+    first_step: int,
+    last_step: int,
+    replicas: int = 1,
 ) -> tf.data.Dataset:
     """Training views whose clusters are equally likely, and within a cluster its images; of images of one size, in memory.
 

@@ -178,6 +178,10 @@ class SelaConfig:
         "", "labels.npz of another run, whose labels of the same images are trained on and kept (P: label transfer)."
     )
     rotation: bool = option(False, "Learn besides by which of four right angles an image was turned (P: SeLa+Rot).")
+    rotation_share: float = option(
+        1.0,
+        "Of --rotation: share of the images of a step that are also shown turned in all three ways (P: all; four times the cost).",
+    )
     # machine
     seed: int = option(0, "Of weights, initial labels, permutations and views.")
     mixed_precision: str = option(
@@ -210,7 +214,7 @@ class SelaConfig:
             "feature_dropout": Bound(0, 1, open_above=True), "grayscale_probability": _SHARE, "blur_probability": _SHARE, "brightness": _SHARE,
             "contrast": _SHARE, "saturation": _SHARE, "hue": Bound(0, 0.5), "momentum": Bound(0, 1, open_above=True),
             "learning_rate": _POSITIVE, "weight_decay": _NOT_NEGATIVE, "lam": _POSITIVE, "memory_limit": _POSITIVE,
-            "transport_tolerance": Bound(1e-6, 2),
+            "transport_tolerance": Bound(1e-6, 2), "rotation_share": Bound(0, 1, open_below=True),
         }  # fmt: skip
         check_fields(self, at_least, bounds)
         if self.image_size == 1:

@@ -40,7 +40,7 @@ def dry_run(config: SelaConfig) -> None:
         print(f"  {name}: {tuple(model.get_layer(name).output.shape[1:])}")
 
     step = step_function(model, strategy, config.xla)
-    batches = training_views(config, data, batch_size=few, first_step=0, last_step=2)
+    batches = training_views(config, data, batch_size=few, first_step=0, last_step=2, replicas=replicas)
     distributed = iter(strategy.experimental_distribute_dataset(batches))
     loss = float(step(next(distributed))["loss"])
     # the second time without compilation

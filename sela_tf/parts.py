@@ -191,8 +191,10 @@ def label_table(config: SelaConfig, data: Data) -> LabelTable:
     return LabelTable(config.num_heads, config.num_clusters, len(data.train), seed=config.seed, initial=initial)
 
 
-def training_views(config: SelaConfig, data: Data, *, batch_size: int, first_step: int, last_step: int) -> tf.data.Dataset:
-    """What the steps from `first_step` up to, not including, `last_step` train on."""
+def training_views(
+    config: SelaConfig, data: Data, *, batch_size: int, first_step: int, last_step: int, replicas: int = 1
+) -> tf.data.Dataset:
+    """What the steps from `first_step` up to, not including, `last_step` train on, in batches that so many replicas share."""
     batches = training_batches(
         data.train,
         size=data.size,
@@ -202,7 +204,9 @@ def training_views(config: SelaConfig, data: Data, *, batch_size: int, first_ste
         first_step=first_step,
         last_step=last_step,
     )
-    return with_rotations(batches) if config.rotation else batches
+    if not config.rotation:
+        return batches
+    return with_rotations(batches, share=config.rotation_share, replicas=replicas)
 
 
 def first_network(config: SelaConfig, data: Data, strategy: tf.distribute.Strategy) -> keras.Model:
@@ -239,5 +243,6 @@ def compiled_model(config: SelaConfig, data: Data, labels: LabelTable, strategy:
     replicas = strategy.num_replicas_in_sync
     if config.rotation and replicas > 1:
         # of several losses Keras makes the trackers when they are first used, which within a distributed step is too late
-        model.evaluate(training_views(config, data, batch_size=replicas, first_step=0, last_step=2), steps=1, verbose=0)
+        views = training_views(config, data, batch_size=replicas, first_step=0, last_step=2, replicas=replicas)
+        model.evaluate(views, steps=1, verbose=0)
     return model

@@ -110,7 +110,8 @@ def run(
         heads_in_turn=config.relabel_heads == "in_turn",
         log=functools.partial(log_relabelling, directory, data.train.classes),
     )
-    batches = views_of(config, data, batch_size=config.batch_size, first_step=step, last_step=last_step)
+    replicas = strategy.num_replicas_in_sync
+    batches = views_of(config, data, batch_size=config.batch_size, first_step=step, last_step=last_step, replicas=replicas)
     clock = Clock()
     knn = knn_monitor(config, data)
 

@@ -141,17 +141,33 @@ def test_ten_crops_are_the_corners_the_centre_and_their_mirror_images(rng, shape
         np.testing.assert_allclose(augment.crop_one(images[1], boxes[1], (28, 28)), expected[1], atol=1e-3)
 
 
-def test_rotations_keep_the_views_of_an_image_together(rng):
-    images = rng.random((3, 5, 5, 1)).astype(np.float32)
-    batches = tf.data.Dataset.from_tensors((images, np.array([7, 1, 4])))
-    ((views, targets, weights),) = with_rotations(batches)
-    assert views.shape == (12, 5, 5, 1)
-    for i in range(3):
-        for turns in range(4):
-            np.testing.assert_array_equal(views[4 * i + turns], np.rot90(images[i], turns))
-    assert targets["heads"].numpy().tolist() == [7] * 4 + [1] * 4 + [4] * 4
-    assert targets["rotation"].numpy().tolist() == [0, 1, 2, 3] * 3
-    assert weights["heads"].numpy().tolist() == [4, 0, 0, 0] * 3
+@pytest.mark.parametrize(
+    ("share", "replicas", "turned"),
+    # which images each of the three turns shows
+    [
+        (1.0, 1, [[0, 1, 2, 3, 4, 5, 6, 7]] * 3),
+        (0.25, 1, [[0, 1], [2, 3], [4, 5]]),
+        (0.01, 1, [[0], [1], [2]]),
+        (0.5, 2, [[0, 1, 4, 5], [2, 3, 6, 7], [0, 1, 4, 5]]),
+    ],
+)
+def test_rotations(rng, share, replicas, turned):
+    images, indices = rng.random((8, 5, 5, 1)).astype(np.float32), np.arange(10, 18)
+    batches = tf.data.Dataset.from_tensors((images, indices))
+    ((views, targets, weights),) = with_rotations(batches, share=share, replicas=replicas)
+    quarters = targets["rotation"].numpy()
+    shown = [(targets["heads"].numpy()[quarters == quarter] - 10).tolist() for quarter in range(4)]
+    assert shown == [list(range(8)), *turned]
+    for view, index, quarter in zip(views.numpy(), targets["heads"].numpy(), quarters, strict=True):
+        np.testing.assert_array_equal(view, np.rot90(images[index - 10], quarter))
+    # Keras takes the mean over all views: of the heads that is the mean over the images, of the rotation that over four equal turns
+    count = len(views)
+    np.testing.assert_allclose(weights["heads"].numpy() / count, np.where(quarters == 0, 1 / 8, 0), rtol=1e-6)
+    for quarter in range(4):
+        assert weights["rotation"].numpy()[quarters == quarter].sum() / count == pytest.approx(1 / 4)
+    # each replica's half has the same mixture
+    halves = np.split(quarters, replicas)
+    assert all((half == halves[0]).all() for half in halves)
 
 
 class TestUnbalanced:

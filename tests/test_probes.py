@@ -272,7 +272,7 @@ def test_untrained_is_the_network_before_its_first_step(finished, tmp_path):
 
 @pytest.mark.slow
 def test_a_rotated_run_and_its_probes_on_two_devices(tmp_path):
-    way = [*SMALL, "--rotation", "--logical_cpus=2", "--sync_batch_norm", f"--workdir={tmp_path}/run"]
+    way = [*SMALL, "--rotation", "--rotation_share=0.25", "--logical_cpus=2", "--sync_batch_norm", f"--workdir={tmp_path}/run"]
     trained = run_door(*way)
     assert (trained.returncode, trained.stderr) == (0, "")
     options = ["--protocol=sgd", "--epochs=3", "--drop_epochs=2", "--batch_size=32", "--flip_probability=0", "--crop_scale=0.5"]

@@ -98,24 +98,40 @@ def inference_batches(
     return _with_views(images, tf.data.Dataset.range(num_batches).map(batch), _Crops(size, augmentation=augmentation, number=crop))
 
 
-def with_rotations(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Every view turned by 0, 90, 180 and 270 degrees, for a model with the outputs "heads" and "rotation".
+def with_rotations(batches: tf.data.Dataset, *, share: float = 1.0, replicas: int = 1) -> tf.data.Dataset:
+    """Every view as it is, and a share of them also turned by 90, 180 and 270 degrees, for a model with the outputs "heads" and "rotation".
+
+    Args:
+        batches: of (views [B, S, S, C], example indices [B]), B known.
+        share: of the views, that each of the three turns is shown of: R of a batch, at least 1. Up to a third, each turn has others.
+        replicas: that share a batch, and get the same mixture of it.
 
     Yields:
-        views [4 B, S, S, C]; {"heads": example indices [4 B], "rotation": quarter turns [4 B]}; weights of both. The heads' loss counts
-        for the view that was not turned, with a weight of 4, so that its mean over 4 B is the mean over B.
+        views [B + 3 R, S, S, C]; {"heads": example indices, "rotation": quarter turns}; weights of both. The heads' loss counts for the
+        views that were not turned, so weighted that its mean over all is the mean over B; the rotation's counts each turn alike.
     """
 
     def rotate(images: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        # the four views of an image stay together, so that replicas that share a batch get the same mixture; sizes are static
-        # where they are known, without which two replicas could not share it
-        count = images.shape[0] or len(images)
-        views = tf.stack([tf.image.rot90(images, turns) for turns in range(4)], axis=1)
-        views = tf.reshape(views, [4 * count, *images.shape[1:]])
-        turns = tf.reshape(tf.tile(tf.range(4, dtype=tf.int64), [count]), [4 * count])
-        indices = tf.reshape(tf.tile(indices[:, tf.newaxis], [1, 4]), [4 * count])
-        weights = {"heads": 4.0 * tf.cast(turns == 0, tf.float32), "rotation": tf.ones_like(turns, tf.float32)}
-        return views, {"heads": indices, "rotation": turns}, weights
+        count = images.shape[0] // replicas
+        turned = max(1, round(share * count))
+        total = count + 3 * turned
+
+        def with_turns(values: tf.Tensor, turn: Callable[[tf.Tensor, int], tf.Tensor]) -> tf.Tensor:
+            """The values of all views, of one replica after the other."""
+            parts = []
+            for own in tf.split(values, replicas):
+                parts.append(own)
+                parts += [turn(tf.roll(own, -quarter * turned, axis=0)[:turned], quarter + 1) for quarter in range(3)]
+            return tf.concat(parts, axis=0)
+
+        turns = with_turns(tf.zeros([replicas * count], tf.int64), lambda zeros, quarters: zeros + quarters)
+        unturned = turns == 0
+        weights = {
+            "heads": tf.where(unturned, total / count, 0.0),
+            "rotation": tf.where(unturned, total / (4 * count), total / (4 * turned)),
+        }
+        views = with_turns(images, tf.image.rot90)
+        return views, {"heads": with_turns(indices, lambda kept, _: kept), "rotation": turns}, weights
 
     return batches.map(rotate, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
