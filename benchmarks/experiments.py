@@ -25,6 +25,7 @@ from benchmarks.experiment_rows import ROWS_OF, SEEDS, Peer, Row
 from benchmarks.experiment_tables import ROWS, figures, kept, write_page
 from sela_tf import flags
 from sela_tf.config import ProbeConfig
+from sela_tf.data.sources import load_source
 from sela_tf.prober import interval, mean_and_interval
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -49,10 +50,31 @@ def train(row: Row, workdir: pathlib.Path, seed: int) -> None:
         source = RUNS / f"{row.labels_of}-{seed}"
         train(_row(row.labels_of), source, seed)
         settings.append(f"--labels_from={source}/labels.npz")
+    if row.held_out:
+        settings.append(f"--dataset=npz:{held_out_images()}")
     call(*row.program, *settings)
     git = ["git", "rev-parse", "HEAD"]
     revision = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     (workdir / "revision").write_text(revision + "\n")
+
+
+def held_out_images() -> pathlib.Path:
+    """Fashion-MNIST's training images, made of them: the last 10,000 take the place of the test images."""
+    file = RUNS / "held_out.npz"
+    if not file.exists():
+        train_set = load_source("idx:/usr/share/datasets/fashion-mnist").train
+        images, classes = train_set.images, train_set.classes
+        assert images is not None
+        assert classes is not None
+        parts = {
+            "images": images[:50_000],
+            "classes": classes[:50_000],
+            "eval_images": images[50_000:],
+            "eval_classes": classes[50_000:],
+        }
+        RUNS.mkdir(parents=True, exist_ok=True)
+        np.savez(file, **parts)
+    return file
 
 
 def probe(row: Row, workdir: pathlib.Path) -> dict[str, Any]:
