@@ -228,6 +228,8 @@ class SelaConfig:
                 f"--labels_from keeps the labels of {self.labels_from}: add --num_relabellings=0. "
                 f"Received: --num_relabellings={self.num_relabellings}"
             )
+        if self.rotation_share != 1 and not self.rotation:
+            raise ConfigError(f"--rotation_share={self.rotation_share} needs --rotation: add it, or leave the share out")
         if self.labels_from and self.known_labels:
             raise ConfigError("--labels_from and --known_labels exclude each other: the labels of another run are all known")
         if not all(0 < share <= 1 for share in self.lr_drops) or list(self.lr_drops) != sorted(self.lr_drops):
