@@ -133,7 +133,6 @@ class TestFlags:
         with pytest.raises(ConfigError, match="exclude each other"):
             parsed("--dataset=digits", "--labels_from=x.npz", "--num_relabellings=0", "--known_labels=y.csv")
 
-
     def test_a_share_of_no_rotation_is_refused(self):
         assert parsed("--dataset=digits", "--rotation", "--rotation_share=0.25").rotation_share == 0.25
         with pytest.raises(ConfigError, match="--rotation_share=0.25 needs --rotation"):
