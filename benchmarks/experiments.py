@@ -59,7 +59,7 @@ def train(row: Row, workdir: pathlib.Path, seed: int) -> None:
 
 
 def held_out_images() -> pathlib.Path:
-    """Fashion-MNIST's training images, made of them: the last 10,000 take the place of the test images."""
+    """A file of Fashion-MNIST's training images, made if it is missing: the last 10,000 take the place of the test images."""
     file = RUNS / "held_out.npz"
     if not file.exists():
         train_set = load_source("idx:/usr/share/datasets/fashion-mnist").train
@@ -85,10 +85,10 @@ def probe(row: Row, workdir: pathlib.Path) -> dict[str, Any]:
         values = absl_flags.FlagValues()
         flags.define(values, ProbeConfig)
         flags.parse(values, ["probe", *arguments])
-        # an earlier version of sela_tf may not have had every setting
-        wanted, before = flags.settings(values, ProbeConfig), ProbeConfig(workdir=(str(workdir),))
-        had = {name: found["settings"].get(name, value) for name, value in dataclasses.asdict(before).items() if name != "workdir"}
-        if json.dumps(had) == json.dumps({name: value for name, value in dataclasses.asdict(wanted).items() if name != "workdir"}):
+        wanted, default = flags.settings(values, ProbeConfig), ProbeConfig(workdir=(str(workdir),))
+        # an earlier version of sela_tf may not have had every setting; lists and tuples are one in JSON
+        had, asked = ({**dataclasses.asdict(default), **which} for which in (found["settings"], dataclasses.asdict(wanted)))
+        if json.dumps(had) == json.dumps(asked):
             return found
     call("sela_tf.probe", *arguments)
     return json.loads(file.read_text())
@@ -143,6 +143,9 @@ def course(metrics: list[dict[str, Any]], timings: list[dict[str, Any]], num_ima
 def compare(name: str, seed: int) -> None:
     """Repeats a row, and says of each figure whether it lies within the interval or the range of those that are kept."""
     before = [figures(row, "trained") for row in kept(name).values()]
+    if not before:
+        print(f"{name}: no row is kept to compare with; run it without --again")
+        return
     for key, value in figures(run(name, seed, again=True), "trained").items():
         values = [row[key] for row in before if key in row]
         if not values or key == "training, s":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -20,7 +20,6 @@ from absl import flags as absl_flags
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
-from tqdm import tqdm
 
 from sela_tf import flags
 from sela_tf.config import SelaConfig
@@ -28,8 +27,8 @@ from sela_tf.data import augment
 from sela_tf.models.features import FeatureExtractor
 from sela_tf.models.heads import find_multi_head
 from sela_tf.parts import Data, augmentation
-from sela_tf.self_labelling.callback import SelfLabelling, describe
-from sela_tf.self_labelling.label_pass import HeadLabels, cut_at_heads, relabel
+from sela_tf.self_labelling.callback import SelfLabelling
+from sela_tf.self_labelling.label_pass import HeadLabels, cut_at_heads
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.trainer import run
 
@@ -62,47 +61,33 @@ def deep_clusters(features: np.ndarray, num_clusters: int, *, seed: int) -> np.n
 
 
 class DeepCluster(SelfLabelling):
-    """Labels by k-means; batches must come from `batches`."""
+    """Labels by k-means; batches must come from `even_views`."""
 
     def __init__(self, *args: Any, assign: object, **options: Any):
-        super().__init__(*args, **options)
+        super().__init__(*args, assign=self._clusters, **options)
         self._in_training = False
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         super().on_train_begin(logs)
-        self._extractor = _Remembering(cut_at_heads(self.model))
+        self._seen = _Remembering(cut_at_heads(self.model))
+        self._extractor = self._seen
         self._in_training = True
 
     def on_train_end(self, logs: dict | None = None) -> None:
         self._in_training = False
 
-    def relabel(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
+    def write(self, step: int, outcome: list[HeadLabels]) -> None:
         """The last time, after training, the heads stay. Otherwise `objective_after` is that of the new ones, which know nothing."""
-        assert isinstance(self._extractor, _Remembering)
-        assert callable(self.inference_dataset)
-        extractor, table = self._extractor, self.labels
-
-        def assign(log_probs: np.ndarray, *, initial_potentials: np.ndarray | None) -> Labels:
-            clusters = deep_clusters(extractor.features, table.num_clusters, seed=step)
-            return Labels(clusters, np.zeros(table.num_clusters, np.float32))
-
-        outcome = relabel(
-            self.model,
-            self.inference_dataset(step),
-            table,
-            assign=assign,
-            batch_statistics=self.batch_statistics or step == 0,
-            extractor=extractor,
-        )
         if self._in_training:
             self._start_heads_anew(step)
             outcome = [head._replace(metrics={**head.metrics, "objective_after": self._objective(head)}) for head in outcome]
-        for head in outcome:
-            table.assign(head.head, head.assignment.labels, head.assignment.potentials)
-            tqdm.write(describe(step, head))
-        if self.log is not None:
-            self.log(step, outcome)
-        return outcome
+        super().write(step, outcome)
+
+    def _clusters(self, log_probs: np.ndarray, *, initial_potentials: np.ndarray | None) -> Labels:
+        seed = int(self.labels.num_relabellings[0])
+        return Labels(
+            deep_clusters(self._seen.features, self.labels.num_clusters, seed=seed), np.zeros(log_probs.shape[1], np.float32)
+        )
 
     def _start_heads_anew(self, step: int) -> None:
         heads, optimizer = find_multi_head(self.model), self.model.optimizer
@@ -115,8 +100,7 @@ class DeepCluster(SelfLabelling):
                 velocity.assign(tf.zeros(velocity.shape))
 
     def _objective(self, head: HeadLabels) -> float:
-        assert isinstance(self._extractor, _Remembering)
-        logits = find_multi_head(self.model).head_logits(tf.constant(self._extractor.features), head.head)
+        logits = find_multi_head(self.model).head_logits(tf.constant(self._seen.features), head.head)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(head.assignment.labels, logits)
         return float(tf.reduce_mean(losses))
 

@@ -115,7 +115,11 @@ def main() -> None:
         "linear_probe": {"embedding": linear_probe_accuracy(bank, train_classes, features, classes)},
         "kmeans": {"128": evaluate_labels(kmeans_clusters(features, 128)[np.newaxis], classes)},
     }
-    row = {"probes": {"trained": probes}, "course": course, "settings": {**vars(options), "output": str(options.output)}}
+    row = {
+        "probes": {"trained": probes},
+        "course": course,
+        "settings": {name: value for name, value in vars(options).items() if name != "output"},
+    }
     options.output.write_text(json.dumps(row, indent=1) + "\n")
     figures = probes["knn"]["10"], probes["linear_probe"]["embedding"], probes["kmeans"]["128"]["nmi"][0]
     print("kNN {:.3f}, linear {:.3f}, NMI of k-means {:.3f}".format(*figures))

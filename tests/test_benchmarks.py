@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import pytest
 from conftest import ROOT, SMALL
 from sklearn.metrics import normalized_mutual_info_score
 
-from benchmarks import experiment_tables
+from benchmarks import experiment_tables, experiments
 from benchmarks.experiment_rows import ROWS_OF, TABLES, TRANSFER, Peer, Row
 from benchmarks.experiments import course
 from benchmarks.other_labels import argmax, deep_clusters, even_views
 from benchmarks.regularisation import plain_iterations
-from sela_tf.config import SelaConfig
+from sela_tf.config import ProbeConfig, SelaConfig
+from sela_tf.data.sources import load_source
 from sela_tf.parts import load_data
 from sela_tf.self_labelling.label_table import LabelTable
 
@@ -79,6 +81,27 @@ def test_other_labels_make_a_whole_run(way, tmp_path):
         assert all(line["objective_after"] <= line["objective_before"] for line in relabellings)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["trained"]["knn"] > 0.5
+
+
+def test_recipes_are_chosen_without_a_test_image(fashion_mnist, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "RUNS", tmp_path / "runs")
+    train_set = load_source(f"idx:{fashion_mnist}").train
+    splits = load_source(f"npz:{experiments.held_out_images()}")
+    np.testing.assert_array_equal(np.concatenate([splits.train.images, splits.eval.images]), train_set.images)
+    np.testing.assert_array_equal(np.concatenate([splits.train.classes, splits.eval.classes]), train_set.classes)
+    assert len(splits.eval) == 10_000
+
+
+def test_probes_are_made_anew_when_others_are_asked_for(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(experiments, "call", lambda *command: calls.append(command))
+    probed = ProbeConfig(workdir=("elsewhere",), stages=("embedding",), kmeans=(128,))
+    settings = {name: value for name, value in dataclasses.asdict(probed).items() if name not in ("workdir", "seed")}
+    (tmp_path / "probes.json").write_text(json.dumps({"settings": settings}))
+    experiments.probe(Row("digits", probe=("--stages=embedding", "--kmeans=128")), tmp_path)
+    assert not calls
+    experiments.probe(Row("digits", probe=("--stages=embedding", "--kmeans=128", "--untrained")), tmp_path)
+    assert calls == [("sela_tf.probe", f"--workdir={tmp_path}", "--stages=embedding", "--kmeans=128", "--untrained")]
 
 
 def test_course_counts_training_and_the_relabellings_before():

@@ -10,11 +10,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from sela_tf.config import SelaConfig
 from sela_tf.data import augment
 from sela_tf.data.augment import NUM_DRAWS, Augmentation
 from sela_tf.data.image_set import ImageSet, SourceError
 from sela_tf.data.pipeline import channel_statistics, inference_batches, training_batches, with_rotations
 from sela_tf.data.splits import unbalanced
+from sela_tf.parts import load_data, training_views
 
 NOTHING = Augmentation(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -168,6 +170,14 @@ def test_rotations(rng, share, replicas, turned):
     # each replica's half has the same mixture
     halves = np.split(quarters, replicas)
     assert all((half == halves[0]).all() for half in halves)
+
+
+def test_a_runs_views_are_turned_as_its_settings_say():
+    config = SelaConfig(dataset="digits", rotation=True, rotation_share=0.25, crop_scale=0.5)
+    data = load_data(config)
+    (batch,) = training_views(config, data, batch_size=16, first_step=0, last_step=1, replicas=2)
+    # of each replica's eight images two a turn
+    assert batch[1]["rotation"].numpy().tolist() == 2 * [*[0] * 8, *[1] * 2, *[2] * 2, *[3] * 2]
 
 
 class TestUnbalanced:

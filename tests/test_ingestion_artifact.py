@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT, is_one_line, run_doors
@@ -23,6 +25,15 @@ from sela_tf.data.sources import load_source
 
 pytestmark = MARKS
 DOOR = "components.data_ingestion.__main__"
+
+
+def twelve_pictures(directory: pathlib.Path, rng: np.random.Generator) -> pathlib.Path:
+    """A folder of 00.png to 11.png."""
+    root = directory / "images"
+    root.mkdir()
+    for i in range(12):
+        (root / f"{i:02d}.png").write_bytes(encoded(picture(rng), "PNG"))
+    return root
 
 
 class TestArtifact:
@@ -58,10 +69,7 @@ class TestArtifact:
 
     def test_images_that_were_only_touched_are_the_same_images(self, tmp_path, rng):
         """So that nobody trains on them again."""
-        root = tmp_path / "images"
-        root.mkdir()
-        for i in range(12):
-            (root / f"{i:02d}.png").write_bytes(encoded(picture(rng), "PNG"))
+        root = twelve_pictures(tmp_path, rng)
         ingested(f"folder:{root}", tmp_path / "records")
         before, digest = read_made_of(str(tmp_path / "records")), digest_of_examples(str(tmp_path / "records"))
         (root / "03.png").touch()
@@ -101,10 +109,7 @@ class TestArtifact:
 
     def test_nothing_is_lost_when_it_fails(self, tmp_path, rng):
         """What was ingested before stays until all of the new is there; the input stays in any case."""
-        root = tmp_path / "images"
-        root.mkdir()
-        for i in range(12):
-            (root / f"{i:02d}.png").write_bytes(encoded(picture(rng), "PNG"))
+        root = twelve_pictures(tmp_path, rng)
         ingested(f"folder:{root}", tmp_path / "records")
         before = files_of(tmp_path / "records")
         (root / "cut.png").write_bytes((root / "05.png").read_bytes()[:-20])
@@ -133,10 +138,7 @@ class TestArtifact:
 
 class TestBadInput:
     def test_a_damaged_image_is_named_and_can_be_left_out(self, tmp_path, rng):
-        root = tmp_path / "images"
-        root.mkdir()
-        for i in range(12):
-            (root / f"{i:02d}.png").write_bytes(encoded(picture(rng), "PNG"))
+        root = twelve_pictures(tmp_path, rng)
         (root / "05.png").write_bytes((root / "05.png").read_bytes()[:-20])
         with pytest.raises(
             SourceError, match=r"1 of 12 images cannot be read: 05.png \(.*Leave|leave them out with --skip_bad_images"

@@ -354,6 +354,21 @@ def test_labels_of_another_run_rotations_and_unequal_classes(finished, tmp_path)
 
 
 @pytest.mark.slow
+def test_replicas_share_turned_views_alike(tmp_path):
+    """The batches are made for as many devices as there are."""
+    program = (
+        "import sys; from sela_tf import flags, parts, trainer; from absl import flags as absl_flags\n"
+        "values = absl_flags.FlagValues(); flags.define(values, trainer.SelaConfig); flags.parse(values, sys.argv[:-1])\n"
+        "def views(*args, replicas, **steps):\n"
+        "    print('replicas', replicas); return parts.training_views(*args, replicas=replicas, **steps)\n"
+        "trainer.run(flags.settings(values, trainer.SelaConfig), sys.argv[-1], views_of=views)\n"
+    )
+    arguments = [*SMALL, "--epochs=1", "--rotation", "--rotation_share=0.25", "--logical_cpus=2", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert "replicas 2" in done.stdout
+
+
+@pytest.mark.slow
 def test_a_rotated_run_continues(tmp_path):
     """The state of the head that is not exported is part of a checkpoint."""
     way = [*SMALL, "--rotation", "--num_relabellings=1"]

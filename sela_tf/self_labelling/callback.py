@@ -132,6 +132,11 @@ class SelfLabelling(keras.callbacks.Callback):
             extractor=self._extractor,
             only=only,
         )
+        self.write(step, outcome)
+        return outcome
+
+    def write(self, step: int, outcome: list[HeadLabels]) -> None:
+        """Puts new labels into the table, and says so."""
         for head in outcome:
             if head.usable:
                 self.labels.assign(head.head, head.assignment.labels, head.assignment.potentials)
@@ -140,7 +145,6 @@ class SelfLabelling(keras.callbacks.Callback):
         sys.stdout.flush()
         if self.log is not None:
             self.log(step, outcome)
-        return outcome
 
 
 def describe(step: int, head: HeadLabels) -> str:
