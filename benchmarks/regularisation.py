@@ -21,8 +21,8 @@ from benchmarks.experiments import RUNS
 TOLERANCE = 1e-3
 
 
-def plain_iterations(log_probs: np.ndarray, lam: float, at_most: int) -> int:
-    """Of Sinkhorn-Knopp in float64, on rows normalised beforehand so that none underflows; `at_most` where they are not enough."""
+def plain_iterations(log_probs: np.ndarray, lam: float, at_most: int) -> int | None:
+    """Of Sinkhorn-Knopp in float64, on rows normalised beforehand so that none underflows; None where `at_most` are not enough."""
     scores = lam * log_probs.astype(np.float64)
     scores -= scores.max(axis=1, keepdims=True)
     kernel = np.exp(scores)
@@ -34,7 +34,7 @@ def plain_iterations(log_probs: np.ndarray, lam: float, at_most: int) -> int:
             return iteration
         columns /= np.maximum(num_clusters * masses, 1e-250)
         columns /= columns.max()
-    return at_most
+    return None
 
 
 def measure(log_probs: np.ndarray, lams: list[float], at_most: int) -> list[dict[str, Any]]:
@@ -54,6 +54,7 @@ def measure(log_probs: np.ndarray, lams: list[float], at_most: int) -> list[dict
             {
                 "lam": lam,
                 "plain_iterations": plain_iterations(log_probs, lam, at_most),
+                "at_most": at_most,
                 "iterations": found.num_iterations,
                 "seconds": seconds,
                 "plan_above_exact": float(-(plan * log_probs).sum() / len(log_probs) - exact),

@@ -31,7 +31,7 @@ def test_plain_iterations_are_those_of_the_formula(rng):
         while np.abs((mass := oracle.marginals(scores, v)) - 1 / 12).sum() > 1e-3:
             v, count = v + np.log(1 / 12) - np.log(mass), count + 1
         assert plain_iterations(log_probs, lam, 10_000) == count > 2
-    assert plain_iterations(log_probs, 10.0, 2) == 2
+    assert plain_iterations(log_probs, 10.0, 2) is None
 
 
 def test_argmax_is_the_networks_own_opinion(rng):
@@ -102,6 +102,17 @@ def test_probes_are_made_anew_when_others_are_asked_for(tmp_path, monkeypatch):
     assert not calls
     experiments.probe(Row("digits", probe=("--stages=embedding", "--kmeans=128", "--untrained")), tmp_path)
     assert calls == [("sela_tf.probe", f"--workdir={tmp_path}", "--stages=embedding", "--kmeans=128", "--untrained")]
+
+
+def test_a_count_that_was_cut_is_shown_as_such(tmp_path, monkeypatch):
+    line = {"lam": 5.0, "at_most": 300, "iterations": 4, "seconds": 0.4, "plan_above_exact": 0.03, "same_labels": 0.99}
+    line |= {"smallest_cluster": 446, "largest_cluster": 483}
+    monkeypatch.setattr(experiment_tables, "REGULARISATION", tmp_path / "found.json")
+    (tmp_path / "found.json").write_text(
+        json.dumps({str(i): [{**line, "plain_iterations": n}] for i, n in enumerate([120, None, None])})
+    )
+    cells = [cell.strip() for cell in experiment_tables.regularisation_table().splitlines()[-1].split("|")]
+    assert cells[1:8] == ["5", "> 300", "4", "0.40", "0.0300", "99.00", "446 to 483"]
 
 
 def test_course_counts_training_and_the_relabellings_before():
