@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import platform
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from sela_tf.prober import interval, mean_and_interval
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUNS = ROOT / "build" / "experiments"
+_MADE_BY = "made_by.json"
 _OF_RELABELLING = (
     "step", "head", "objective_before", "objective_after", "changed", "information", "smallest_cluster", "largest_cluster",
     "num_iterations", "nmi",
@@ -42,7 +44,7 @@ def call(*command: str) -> None:
 
 
 def train(row: Row, workdir: pathlib.Path, seed: int) -> None:
-    """The whole of a run, unless it is there, and the revision that it was made by."""
+    """The whole of a run, unless it is there, and what it was made by."""
     if (workdir / "results.json").exists():
         return
     settings = [f"--flagfile={ROOT}/configs/{row.config}.cfg", f"--workdir={workdir}", f"--seed={seed}", "--noreport", *row.changes]
@@ -53,9 +55,16 @@ def train(row: Row, workdir: pathlib.Path, seed: int) -> None:
     if row.held_out:
         settings.append(f"--dataset=npz:{held_out_images()}")
     call(*row.program, *settings)
+    (workdir / _MADE_BY).write_text(json.dumps(made_by()))
+
+
+def made_by() -> dict[str, str]:
+    """Revision and kind of machine: other processors round sums otherwise, and a training makes much of it."""
     git = ["git", "rev-parse", "HEAD"]
     revision = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    (workdir / "revision").write_text(revision + "\n")
+    described = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in described if line.startswith("model name")]
+    return {"revision": revision, "processor": names[0] if names else platform.machine()}
 
 
 def held_out_images() -> pathlib.Path:
@@ -104,7 +113,12 @@ def run(name: str, seed: int, *, again: bool = False) -> dict[str, Any]:
         output = workdir / "row.json"
         if not output.exists():
             call("benchmarks.simclr", f"--output={output}", f"--seed={seed}", *described.arguments)
-        return {"command": _command(name, seed), **json.loads(output.read_text())}
+            (workdir / _MADE_BY).write_text(json.dumps(made_by()))
+        return {
+            "command": _command(name, seed),
+            **json.loads((workdir / _MADE_BY).read_text()),
+            **json.loads(output.read_text()),
+        }
     train(described, workdir, seed)
     probes = probe(described, workdir)
     results = json.loads((workdir / "results.json").read_text())
@@ -116,7 +130,7 @@ def run(name: str, seed: int, *, again: bool = False) -> dict[str, Any]:
         "changes": [f"--flagfile=configs/{described.config}.cfg", *described.changes],
         "program": " ".join(described.program),
         "labels_of": described.labels_of,
-        "revision": (workdir / "revision").read_text().strip(),
+        **json.loads((workdir / _MADE_BY).read_text()),
         "trained": results["trained"],
         "untrained": results["untrained"],
         "training_labels": results["training_labels"],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
+import platform
 import subprocess
 import sys
 
@@ -149,3 +151,21 @@ def test_a_table_has_mean_and_interval_of_the_seeds_that_are_there(tmp_path, mon
     # Student's t for one degree of freedom: 12.706 standard errors of .05
     assert cells["kNN, k = 10"] == "0.850 ± 0.635"
     assert (cells["row"], cells["seeds"], cells["NMI, k-means"], cells["training, s"]) == ("simclr", "2", "0.400 ± 0.000", "10")
+
+
+def test_a_row_says_what_it_was_made_by(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "RUNS", tmp_path)
+
+    def call(*command: str) -> None:
+        (output,) = (argument.partition("=")[2] for argument in command if argument.startswith("--output="))
+        pathlib.Path(output).write_text(json.dumps({"probes": {}}))
+
+    monkeypatch.setattr(experiments, "call", call)
+    row = experiments.run("simclr", 0)
+    assert row["processor"] in pathlib.Path("/proc/cpuinfo").read_text() or row["processor"] == platform.machine()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    assert row["revision"] == head
+    # kept with the run: a row that is written again on another day or machine still says who trained it
+    made_by = {"revision": "then", "processor": "there"}
+    (tmp_path / "simclr-0" / "made_by.json").write_text(json.dumps(made_by))
+    assert made_by.items() <= experiments.run("simclr", 0).items()
