@@ -104,7 +104,7 @@ def probe(row: Row, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def run(name: str, seed: int, *, again: bool = False) -> dict[str, Any]:
-    """Trains and probes; what docs/results/rows keeps. `again`: in a directory of its own, anew."""
+    """Trains and probes; what docs/results/rows keeps. `again`: in a directory of its own, anew, and the trained network only."""
     described, workdir = ROWS_OF[name], RUNS / (f"{name}-{seed}" + "-again" * again)
     if again:
         shutil.rmtree(workdir, ignore_errors=True)
@@ -119,6 +119,8 @@ def run(name: str, seed: int, *, again: bool = False) -> dict[str, Any]:
             **json.loads((workdir / _MADE_BY).read_text()),
             **json.loads(output.read_text()),
         }
+    if again:
+        described = described._replace(probe=[argument for argument in described.probe if argument != "--untrained"])
     train(described, workdir, seed)
     probes = probe(described, workdir)
     results = json.loads((workdir / "results.json").read_text())
