@@ -169,3 +169,26 @@ def test_a_row_says_what_it_was_made_by(tmp_path, monkeypatch):
     made_by = {"revision": "then", "processor": "there"}
     (tmp_path / "simclr-0" / "made_by.json").write_text(json.dumps(made_by))
     assert made_by.items() <= experiments.run("simclr", 0).items()
+
+
+def test_a_row_again_probes_only_what_is_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "RUNS", tmp_path)
+    probed = []
+
+    def call(program: str, *arguments: str) -> None:
+        (workdir,) = (pathlib.Path(argument.partition("=")[2]) for argument in arguments if argument.startswith("--workdir="))
+        workdir.mkdir(exist_ok=True)
+        if program == "sela_tf.probe":
+            probed.append(arguments)
+            (workdir / "probes.json").write_text(json.dumps({"trained": {}, "protocol": ""}))
+            return
+        results = {"trained": {}, "untrained": {}, "training_labels": {}, "data": {"num_training_images": 1}}
+        (workdir / "results.json").write_text(json.dumps(results))
+        for file in ("metrics.jsonl", "timings.jsonl"):
+            (workdir / file).touch()
+
+    monkeypatch.setattr(experiments, "call", call)
+    assert {"revision", "processor"} <= set(experiments.run("resnet8", 0))
+    experiments.run("resnet8", 0, again=True)
+    assert ["--untrained" in arguments for arguments in probed] == [True, False]
+    assert "--kmeans=128" in probed[1]
