@@ -68,7 +68,7 @@ def train(options: argparse.Namespace, images: np.ndarray, classes: np.ndarray) 
             loss.backward()
             optimizer.step()
             schedule.step()
-            total += float(loss)
+            total += float(loss.detach())
         spent += time.perf_counter() - start
         course.append({"epoch": epoch + 1, "loss": total / steps, "training_seconds": spent})
         print(f"epoch {epoch + 1}/{options.epochs}: loss {total / steps:.4f}, {spent:.0f} s", flush=True)
