@@ -114,6 +114,10 @@ ROWS_OF: dict[str, Row | Peer] = {
     "tried_lam_10": _tried("--lam=10"),
     "tried_not_balanced": _tried("--noexact_balance"),
     "tried_best_10_epochs": _tried("--epochs=10"),
+    "tried_no_turns_9_epochs": _tried("--norotation", "--rotation_share=1", "--epochs=9"),
+    "tried_turns_eighth_6_epochs": _tried("--rotation_share=0.125", "--epochs=6"),
+    "tried_relabelled_4_6_epochs": _tried("--num_relabellings=4", "--epochs=6"),
+    "tried_rate_20": _tried("--learning_rate=0.2"),
     # against what a user would pick instead
     "fashion_mnist": Row("fashion_mnist"),
     "best": Row("fashion_mnist_best"),
