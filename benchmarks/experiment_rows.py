@@ -110,6 +110,7 @@ ROWS_OF: dict[str, Row | Peer] = {
     "tried_heads_3": _tried("--num_heads=3"),
     "tried_relabelled_4": _tried("--num_relabellings=4"),
     "tried_relabelled_16": _tried("--num_relabellings=16"),
+    "tried_relabelled_evenly": _tried("--relabel_spacing=linear"),
     "tried_training_view": _tried("--label_view=training"),
     "tried_lam_10": _tried("--lam=10"),
     "tried_not_balanced": _tried("--noexact_balance"),
