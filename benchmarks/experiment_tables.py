@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiment_rows import SEEDS, TABLES, TRANSFER
+from benchmarks.experiment_rows import ROWS_OF, SEEDS, TABLES, TRANSFER, Peer, Row
 from sela_tf.evaluation.markdown import markdown
 from sela_tf.prober import mean_and_interval
 
@@ -59,6 +59,14 @@ def cell(name: str, values: list[float]) -> str:
     return mean_and_interval(values)
 
 
+def departure(row: Row | Peer, base: Row) -> str:
+    """What flags and which config it has that `base` has not."""
+    assert isinstance(row, Row)
+    config = [f"{row.config}.cfg"] if row.config != base.config else []
+    changes = [change for change in row.changes if change not in base.changes]
+    return " ".join([*config, *(f"`{change}`" for change in changes)]) or "nothing"
+
+
 def table(name: str) -> str:
     """One of TABLES."""
     wanted, lines = TABLES[name], []
@@ -71,6 +79,8 @@ def table(name: str) -> str:
             shared = [key for key in numbers[0] if all(key in one for one in numbers)]
             cells = {key: cell(key, [one[key] for one in numbers]) for key in shared}
             title = f"{row}, {column}" if wanted.untrained else row
+            if wanted.base:
+                title = departure(ROWS_OF[row], wanted.base)
             lines.append({"row": title, "seeds": str(len(rows)), **cells})
     if not lines:
         return "not run yet"

@@ -2,8 +2,8 @@
 
 argmax: at each relabelling an image gets the cluster that the network holds most likely; nothing keeps clusters equal.
 kmeans: DeepCluster (arXiv 1807.05520, section 3). scikit-learn's k-means on what the heads see, by PCA reduced to 64 values and whitened, of
-length 1; the heads and their momentum start anew, as the numbers of the clusters mean nothing from one k-means to the next; batches are
-drawn evenly over the clusters.
+length 1; the heads and their momentum start anew, as one k-means' clusters are not the next one's; batches are drawn evenly over the clusters.
+The new clusters get the numbers of the old that they have most images in common with, so that the share of labels that change means something.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
+from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.metrics import confusion_matrix
 from sklearn.preprocessing import normalize
 
 from sela_tf import flags
@@ -60,6 +62,12 @@ def deep_clusters(features: np.ndarray, num_clusters: int, *, seed: int) -> np.n
     return KMeans(num_clusters, n_init=1, random_state=seed).fit_predict(reduced)
 
 
+def renumbered(clusters: np.ndarray, before: np.ndarray, num_clusters: int) -> np.ndarray:
+    """The same clusters [N], numbered so that as many as possible of the labels `before` [N] stay: k-means numbers them at random."""
+    common = confusion_matrix(clusters, before, labels=np.arange(num_clusters))
+    return linear_sum_assignment(common, maximize=True)[1][clusters]
+
+
 class DeepCluster(SelfLabelling):
     """Labels by k-means; batches must come from `even_views`."""
 
@@ -85,9 +93,9 @@ class DeepCluster(SelfLabelling):
 
     def _clusters(self, log_probs: np.ndarray, *, initial_potentials: np.ndarray | None) -> Labels:
         seed = int(self.labels.num_relabellings[0])
-        return Labels(
-            deep_clusters(self._seen.features, self.labels.num_clusters, seed=seed), np.zeros(log_probs.shape[1], np.float32)
-        )
+        clusters = deep_clusters(self._seen.features, self.labels.num_clusters, seed=seed)
+        clusters = renumbered(clusters, self.labels.labels[0], self.labels.num_clusters)
+        return Labels(clusters, np.zeros(log_probs.shape[1], np.float32))
 
     def _start_heads_anew(self, step: int) -> None:
         heads, optimizer = find_multi_head(self.model), self.model.optimizer

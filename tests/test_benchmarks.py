@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import platform
@@ -18,7 +19,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from benchmarks import experiment_tables, experiments
 from benchmarks.experiment_rows import ROWS_OF, TABLES, TRANSFER, Peer, Row
 from benchmarks.experiments import course
-from benchmarks.other_labels import argmax, deep_clusters, even_views
+from benchmarks.other_labels import argmax, deep_clusters, even_views, renumbered
 from benchmarks.regularisation import plain_iterations
 from sela_tf.config import ProbeConfig, SelaConfig
 from sela_tf.data.sources import load_source
@@ -47,6 +48,17 @@ def test_deep_clusters_are_groups_whatever_their_scale(rng):
     features = np.concatenate([1000 * rng.normal(size=(300, 1)), np.eye(6)[groups] + 0.01 * rng.normal(size=(300, 6))], axis=1)
     clusters = deep_clusters(features, 6, seed=0)
     assert normalized_mutual_info_score(groups, clusters) > 0.8
+
+
+def test_clusters_get_the_numbers_under_which_most_labels_stay(rng):
+    before = rng.integers(0, 5, 200)
+    clusters = (before + 2) % 6
+    np.testing.assert_array_equal(renumbered(clusters, before, 6), before)
+    clusters[:20] = rng.integers(0, 6, 20)
+    kept = max((np.array(numbers)[clusters] == before).sum() for numbers in itertools.permutations(range(6)))
+    found = renumbered(clusters, before, 6)
+    assert (found == before).sum() == kept
+    np.testing.assert_array_equal(found[:, np.newaxis] == found, clusters[:, np.newaxis] == clusters)
 
 
 def test_even_views_draw_clusters_equally_often():
@@ -151,6 +163,13 @@ def test_a_table_has_mean_and_interval_of_the_seeds_that_are_there(tmp_path, mon
     # Student's t for one degree of freedom: 12.706 standard errors of .05
     assert cells["kNN, k = 10"] == "0.850 ± 0.635"
     assert (cells["row"], cells["seeds"], cells["NMI, k-means"], cells["training, s"]) == ("simclr", "2", "0.400 ± 0.000", "10")
+
+
+def test_rows_are_named_by_how_they_depart_from_a_base():
+    base = Row("digits", ("--epochs=5", "--batch_size=8"))
+    assert experiment_tables.departure(base, base) == "nothing"
+    rows = Row("digits", ("--epochs=5", "--batch_size=4")), Row("fashion_mnist", ("--epochs=5",))
+    assert [experiment_tables.departure(row, base) for row in rows] == ["`--batch_size=4`", "fashion_mnist.cfg"]
 
 
 def test_a_row_says_what_it_was_made_by(tmp_path, monkeypatch):
