@@ -86,7 +86,7 @@ class TestConformance:
         model.export(tmp_path / "exported", verbose=False)
         loaded = tf.saved_model.load(tmp_path / "exported")
         # the graph may sum in another order than the call, and 56 layers of it make 1e-5 of logits near 10 on some processors
-        np.testing.assert_allclose(loaded.serve(images), expected, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(loaded.serve(images), expected, rtol=1e-5, atol=1e-5)
 
     def test_mixed_precision_keeps_float32_logits(self, backbone, images):
         model = small(backbone, dtype="mixed_bfloat16")
