@@ -112,6 +112,7 @@ ROWS_OF: dict[str, Row | Peer] = {
     "tried_batch_64": _tried("--batch_size=64", "--learning_rate=0.05"),
     "tried_batch_64_rate_10": _tried("--batch_size=64"),
     "tried_batch_64_decay_1e-3": _tried("--batch_size=64", "--learning_rate=0.05", "--weight_decay=1e-3"),
+    "tried_batch_64_turns_fifth": _tried("--batch_size=64", "--learning_rate=0.05", "--rotation_share=0.2"),
     "tried_batch_32": _tried("--batch_size=32", "--learning_rate=0.025"),
     "tried_batch_256": _tried("--batch_size=256", "--learning_rate=0.2"),
     "tried_decay_1e-5": _tried("--weight_decay=1e-5"),

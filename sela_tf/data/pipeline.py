@@ -16,6 +16,7 @@ from sela_tf.data import augment
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.decoding import decode_image
 from sela_tf.data.image_set import ImageSet
+from sela_tf.data.untuned import untuned
 
 # The streams that randomness is keyed on, with the seed, the pass and the example's index.
 _TRAINING, _LABELLING = 1, 2
@@ -193,7 +194,7 @@ _View = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 def _with_views(images: ImageSet, steps: tf.data.Dataset, crops: _Crops) -> tf.data.Dataset:
     """(indices, draws) to (views, indices)."""
     view = _views_of_vectors(images, crops.augmentation) if images.is_vectors else _views_of_images(images, crops)
-    return steps.map(view, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    return untuned(steps.map(view, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE))
 
 
 def _views_of_images(images: ImageSet, crops: _Crops) -> _View:

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.data.untuned import untuned
+
 
 def read(variable: keras.Variable) -> np.ndarray:
     """The value of a variable; the first replica's where it is mirrored, which NumPy cannot read by itself."""
@@ -70,7 +72,7 @@ def check_indices(batches: tf.data.Dataset, num_examples: int) -> None:
         ValueError: an index is missing, repeated or outside 0 … N - 1.
     """
     seen = _Seen(num_examples)
-    for batch in batches:
+    for batch in untuned(batches):
         if seen.repeats(_pair(batch, num_examples)[1]):
             break
     seen.check()
@@ -108,7 +110,7 @@ class FeatureExtractor:
         seen = _Seen(num_examples)
         features = np.empty((num_examples, 0), np.float32)
         try:
-            for batch in batches:
+            for batch in untuned(batches):
                 images, rows = _pair(batch, num_examples)
                 outputs = self._outputs(images, batch_statistics)
                 if not features.size:
@@ -124,7 +126,7 @@ class FeatureExtractor:
 
     def in_order(self, batches: tf.data.Dataset) -> np.ndarray:
         """float32 [M, D] in the order of `batches`, which yield images, alone or as the first of a tuple; in inference mode."""
-        images = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
+        images = (batch[0] if isinstance(batch, tuple | list) else batch for batch in untuned(batches))
         return np.concatenate([self._outputs(each, False) for each in images])
 
     def settle(self, batches: tf.data.Dataset, *, num_batches: int = 50) -> None:
@@ -140,7 +142,7 @@ class FeatureExtractor:
         # traced with these momenta, and not kept
         forward = tf.function(self._run, reduce_retracing=True)
         try:
-            for images, _ in batches.repeat().take(num_batches):
+            for images, _ in untuned(batches.repeat().take(num_batches)):
                 forward(self._split(images), True)
         finally:
             for layer, momentum in zip(norms, before, strict=True):
