@@ -5,12 +5,14 @@ from __future__ import annotations
 import matplotlib as mpl
 import numpy as np
 
-from benchmarks.experiment_tables import RESULTS, kept
+from benchmarks.experiment_tables import RESULTS, figures, kept
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 _WAYS = {"resnet8": "optimal transport (sela_tf)", "kmeans": "k-means (DeepCluster)", "argmax": "plain argmax"}
+
+_FRONTIER = {"sela_tf": ("best", "best_x2", "best_x4"), "SimCLR": ("simclr", "simclr_x2", "simclr_x4")}
 
 
 def objective_course(seed: int = 0) -> None:
@@ -28,5 +30,26 @@ def objective_course(seed: int = 0) -> None:
     figure.savefig(RESULTS / "objective.png", dpi=120)
 
 
+def frontier() -> None:
+    """Quality against seconds of training: means over the seeds, and the single ones as dots."""
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
+    for axes, key in zip(panels, ("kNN, k = 10", "linear, embedding", "NMI, k-means"), strict=True):
+        for name, rows in _FRONTIER.items():
+            found = [[figures(one, "trained") for one in kept(row).values()] for row in rows if kept(row)]
+            means = np.array([[np.mean([one[of] for one in seeds]) for of in ("training, s", key)] for seeds in found])
+            (line,) = axes.plot(*means.T, marker="o", label=name)
+            singles = np.array([(one["training, s"], one[key]) for seeds in found for one in seeds])
+            axes.scatter(*singles.T, s=8, color=line.get_color(), alpha=0.5)
+        if key != "NMI, k-means":
+            supervised = np.mean([figures(one, "trained")[key] for one in kept("supervised").values()])
+            axes.axhline(supervised, color="0.6", linewidth=0.8, linestyle="--", label="learning the classes")
+        axes.set(xlabel="seconds of training, one core", title=key, xscale="log")
+        axes.set_xticks([250, 500, 1000], labels=["250", "500", "1000"])
+        axes.minorticks_off()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(RESULTS / "frontier.png", dpi=120)
+
+
 if __name__ == "__main__":
     objective_course()
+    frontier()

@@ -136,9 +136,12 @@ ROWS_OF: dict[str, Row | Peer] = {
     "best_x2": Row("fashion_mnist_best", ("--epochs=10", *_HALF)),
     "best_x4": Row("fashion_mnist_best", ("--epochs=20", *_HALF)),
     "simclr": Peer(("--epochs=5", *_HALF_PEER)),
+    "simclr_jitter_80": Peer(("--epochs=5", "--jitter=0.8", *_HALF_PEER)),
     "simclr_x2": Peer(("--epochs=10", *_HALF_PEER)),
     "simclr_x4": Peer(("--epochs=20", *_HALF_PEER)),
     "supervised": Peer(("--epochs=5", "--supervised", *_HALF_PEER)),
+    "best_float32": Row("fashion_mnist_best"),
+    "simclr_float32": Peer(("--epochs=5",)),
 }  # fmt: skip
 
 _NETWORK = ("kNN", "linear", "NMI", "AMI", "ARI", "training, s")
@@ -169,7 +172,8 @@ TABLES: dict[str, Table] = {
         base=_FIRST,
     ),
     "recipe": Table(
-        ("fashion_mnist", "best", "best_x2", "best_x4", "simclr", "simclr_x2", "simclr_x4", "supervised"),
+        ("fashion_mnist", "best", "best_x2", "best_x4", "simclr", "simclr_jitter_80", "simclr_x2", "simclr_x4", "supervised",
+         "best_float32", "simclr_float32"),
         ("kNN, k = 10", "linear, embedding", "NMI", "NMI, k-means", "training, s"),
     ),
 }  # fmt: skip

@@ -46,14 +46,16 @@ def train(options: argparse.Namespace, images: np.ndarray, classes: np.ndarray) 
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16")
     pairs = torch.arange(2 * options.batch_size).roll(options.batch_size)
 
+    def output(views: Any) -> Any:
+        return model(torch_twin.standardised(views, mean, deviation))
+
     def loss_of(indices: Any) -> Any:
         chosen = pixels[indices].float()
+        first = torch_twin.views(chosen, options.jitter)
         if options.supervised:
-            return functional.cross_entropy(
-                model(torch_twin.standardised(torch_twin.views(chosen), mean, deviation)), targets[indices]
-            )
-        both = torch.cat([torch_twin.views(chosen), torch_twin.views(chosen)])
-        projected = functional.normalize(model(torch_twin.standardised(both, mean, deviation)).float(), dim=1)
+            return functional.cross_entropy(output(first), targets[indices])
+        both = torch.cat([first, torch_twin.views(chosen, options.jitter)])
+        projected = functional.normalize(output(both).float(), dim=1)
         similarity = (projected @ projected.T / options.temperature).fill_diagonal_(-math.inf)
         return functional.cross_entropy(similarity, pairs)
 
@@ -90,6 +92,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--learning_rate", type=float, default=0.1)
     parser.add_argument("--temperature", type=float, default=0.2)
+    parser.add_argument("--jitter", type=float, default=0.4, help="of brightness and contrast, as sela_tf's flags of these names")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--supervised", action="store_true")
     parser.add_argument("--seed", type=int, default=0)

@@ -62,7 +62,7 @@ def standardised(views: torch.Tensor, mean: float = 128.0, deviation: float = 70
     return ((views - mean) / deviation).contiguous(memory_format=torch.channels_last)
 
 
-def views(images: torch.Tensor) -> torch.Tensor:
+def views(images: torch.Tensor, jitter: float = 0.4) -> torch.Tensor:
     """Random resized crops (.3 to 1, reflected beyond the border), flips, brightness and contrast of whole batches [B, C, H, W] in [0, 255]."""
     count = len(images)
     area = 0.3 + 0.7 * torch.rand(count)
@@ -75,6 +75,6 @@ def views(images: torch.Tensor) -> torch.Tensor:
     theta[:, 1, 2] = (2 * torch.rand(count) - 1) * (1 - height)
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
     crops = functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    crops = (crops * (0.6 + 0.8 * torch.rand(count, 1, 1, 1))).clamp(0, 255)
+    crops = (crops * (1 - jitter + 2 * jitter * torch.rand(count, 1, 1, 1))).clamp(0, 255)
     mean = crops.mean((1, 2, 3), keepdim=True)
-    return (mean + (0.6 + 0.8 * torch.rand(count, 1, 1, 1)) * (crops - mean)).clamp(0, 255)
+    return (mean + (1 - jitter + 2 * jitter * torch.rand(count, 1, 1, 1)) * (crops - mean)).clamp(0, 255)
