@@ -113,6 +113,12 @@ ROWS_OF: dict[str, Row | Peer] = {
     "tried_batch_64_rate_10": _tried("--batch_size=64"),
     "tried_batch_64_decay_1e-3": _tried("--batch_size=64", "--learning_rate=0.05", "--weight_decay=1e-3"),
     "tried_batch_64_turns_fifth": _tried("--batch_size=64", "--learning_rate=0.05", "--rotation_share=0.2"),
+    "tried_batch_64_turns_eighth_6_epochs": _tried(
+        "--batch_size=64", "--learning_rate=0.05", "--rotation_share=0.125", "--epochs=6"
+    ),
+    "tried_batch_64_turns_16th_7_epochs": _tried(
+        "--batch_size=64", "--learning_rate=0.05", "--rotation_share=0.0625", "--epochs=7"
+    ),
     "tried_batch_32": _tried("--batch_size=32", "--learning_rate=0.025"),
     "tried_batch_256": _tried("--batch_size=256", "--learning_rate=0.2"),
     "tried_decay_1e-5": _tried("--weight_decay=1e-5"),
