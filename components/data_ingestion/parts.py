@@ -15,6 +15,7 @@ from sela_tf.data.record_writer import Record
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import is_held_out
 from sela_tf.data.tfds_source import open_tfds
+from sela_tf.data.untuned import untuned
 
 _LABEL_KEY, _TEXT_KEY = "image/class/label", "image/class/text"
 
@@ -106,7 +107,8 @@ class Examples(NamedTuple):
             packed = file.read(2) == b"\x1f\x8b"
         row = 0
         try:
-            for serialized in tf.data.TFRecordDataset(self.path, compression_type="GZIP" if packed else "").as_numpy_iterator():
+            examples = tf.data.TFRecordDataset(self.path, compression_type="GZIP" if packed else "")
+            for serialized in untuned(examples).as_numpy_iterator():
                 name = row_name(self.name, row)
                 if is_held_out(name, self.fraction) == self.held_out:
                     yield self._one(name, row, tf.train.Example.FromString(serialized).features.feature)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, SourceError
+from sela_tf.data.untuned import untuned
 
 
 class TfdsSource(NamedTuple):
@@ -42,7 +43,7 @@ class TfdsSource(NamedTuple):
         options = tfds.ReadConfig(interleave_cycle_length=1)
         decoders = {self.image_key: tfds.decode.SkipDecoding()} if encoded else None
         examples = self.builder.as_dataset(split=split, shuffle_files=False, read_config=options, decoders=decoders)
-        for example in tfds.as_numpy(examples):
+        for example in tfds.as_numpy(untuned(examples)):
             yield example[self.image_key], -1 if self.class_key is None else int(example[self.class_key])
 
 
