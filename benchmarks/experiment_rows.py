@@ -143,6 +143,7 @@ ROWS_OF: dict[str, Row | Peer] = {
     "best_x4": Row("fashion_mnist_best", ("--epochs=20", *_HALF)),
     "simclr": Peer(("--epochs=5", *_HALF_PEER)),
     "simclr_jitter_80": Peer(("--epochs=5", "--jitter=0.8", *_HALF_PEER)),
+    "simclr_jitter_80_x4": Peer(("--epochs=20", "--jitter=0.8", *_HALF_PEER)),
     "simclr_x2": Peer(("--epochs=10", *_HALF_PEER)),
     "simclr_x4": Peer(("--epochs=20", *_HALF_PEER)),
     "supervised": Peer(("--epochs=5", "--supervised", *_HALF_PEER)),
@@ -178,7 +179,7 @@ TABLES: dict[str, Table] = {
         base=_FIRST,
     ),
     "recipe": Table(
-        ("fashion_mnist", "best", "best_x2", "best_x4", "simclr", "simclr_jitter_80", "simclr_x2", "simclr_x4", "supervised",
+        ("fashion_mnist", "best", "best_x2", "best_x4", "simclr", "simclr_jitter_80", "simclr_x2", "simclr_x4", "simclr_jitter_80_x4", "supervised",
          "best_float32", "simclr_float32"),
         ("kNN, k = 10", "linear, embedding", "NMI", "NMI, k-means", "training, s"),
     ),
