@@ -179,8 +179,10 @@ TABLES: dict[str, Table] = {
         base=_FIRST,
     ),
     "recipe": Table(
-        ("fashion_mnist", "best", "best_x2", "best_x4", "simclr", "simclr_jitter_80", "simclr_x2", "simclr_x4", "simclr_jitter_80_x4", "supervised",
-         "best_float32", "simclr_float32"),
+        (
+            "fashion_mnist", "best", "best_x2", "best_x4", "simclr", "simclr_x2", "simclr_x4", "simclr_jitter_80",
+            "simclr_jitter_80_x4", "supervised", "best_float32", "simclr_float32",
+        ),
         ("kNN, k = 10", "linear, embedding", "NMI", "NMI, k-means", "training, s"),
     ),
 }  # fmt: skip
