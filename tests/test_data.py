@@ -16,8 +16,8 @@ from sela_tf.data.augment import NUM_DRAWS, Augmentation
 from sela_tf.data.image_set import ImageSet, SourceError
 from sela_tf.data.pipeline import channel_statistics, inference_batches, training_batches, with_rotations
 from sela_tf.data.splits import unbalanced
-from sela_tf.data.untuned import untuned
 from sela_tf.parts import load_data, training_views
+from sela_tf.untuned import untuned
 
 NOTHING = Augmentation(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 

@@ -15,7 +15,7 @@ from sela_tf.data.record_writer import Record
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import is_held_out
 from sela_tf.data.tfds_source import open_tfds
-from sela_tf.data.untuned import untuned
+from sela_tf.untuned import untuned
 
 _LABEL_KEY, _TEXT_KEY = "image/class/label", "image/class/text"
 

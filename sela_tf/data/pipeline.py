@@ -16,7 +16,7 @@ from sela_tf.data import augment
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.decoding import decode_image
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.untuned import untuned
+from sela_tf.untuned import untuned
 
 # The streams that randomness is keyed on, with the seed, the pass and the example's index.
 _TRAINING, _LABELLING = 1, 2

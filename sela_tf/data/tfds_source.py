@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, SourceError
-from sela_tf.data.untuned import untuned
+from sela_tf.untuned import untuned
 
 
 class TfdsSource(NamedTuple):

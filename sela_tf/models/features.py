@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.data.untuned import untuned
+from sela_tf.untuned import untuned
 
 
 def read(variable: keras.Variable) -> np.ndarray:
