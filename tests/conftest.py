@@ -14,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorflow.python.framework import config as tf_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -31,6 +32,15 @@ def _op_determinism_is_left_off():
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[tf.data.Options]:
+    """The options of the data sets that the test has gone through."""
+    seen: list[tf.data.Options] = []
+    iterate = tf.data.Dataset.__iter__
+    monkeypatch.setattr(tf.data.Dataset, "__iter__", lambda batches: seen.append(batches.options()) or iterate(batches))
+    return seen
 
 
 @pytest.fixture(scope="session")

@@ -395,6 +395,10 @@ class TestTfds:
         assert len(splits.eval) == 10
         assert splits.train.fingerprint() == load_source(name, data_dir=str(data_dir)).train.fingerprint()
 
+    def test_does_not_wait_for_the_thread_that_tunes(self, data_dir, passes):
+        load_source("shapes", data_dir=str(data_dir))
+        assert [options.autotune.enabled for options in passes] == [False] * 2
+
     def test_many_sizes_and_limits(self, data_dir):
         with pytest.raises(SourceError, match="many sizes.*records:DIR"):
             load_source("many", data_dir=str(data_dir))
