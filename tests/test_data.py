@@ -17,7 +17,6 @@ from sela_tf.data.image_set import ImageSet, SourceError
 from sela_tf.data.pipeline import channel_statistics, inference_batches, training_batches, with_rotations
 from sela_tf.data.splits import unbalanced
 from sela_tf.parts import load_data, training_views
-from sela_tf.untuned import untuned
 
 NOTHING = Augmentation(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -202,20 +201,6 @@ class TestUnbalanced:
     def test_without_classes(self, rng):
         with pytest.raises(SourceError, match="needs class labels"):
             unbalanced(image_set(rng), "light")
-
-
-def test_no_pass_waits_for_the_thread_that_tunes(rng):
-    images = image_set(rng)
-    training = training_batches(images, first_step=0, last_step=4, **TestPipeline.settings)
-    for batches in (training, with_rotations(training), inference_batches(images, size=(8, 8), batch_size=5)):
-        assert batches.options().autotune.enabled is False
-
-
-def test_who_asks_for_tuning_gets_it():
-    options = tf.data.Options()
-    options.autotune.enabled = True
-    assert untuned(tf.data.Dataset.range(3).with_options(options)).options().autotune.enabled is True
-    assert untuned(tf.data.Dataset.range(3)).options().autotune.enabled is False
 
 
 class TestPipeline:

@@ -12,7 +12,6 @@ import tensorflow as tf
 from ingested import MARKS, files_of, ingested, make_folder
 from served import encoded, picture
 
-from components.data_ingestion.parts import Examples
 from sela_tf.data.image_set import SourceError
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import load_source
@@ -106,12 +105,6 @@ class TestSources:
         np.savez(tmp_path / "both.npz", images=images[:40], eval_images=images[40:])
         _, found = ingested(f"npz:{tmp_path}/both.npz", tmp_path / "both")
         assert (len(found.train), len(found.eval), found.train.classes) == (40, 10, None)
-
-    def test_a_shard_does_not_wait_for_the_thread_that_tunes(self, tmp_path, passes):
-        with tf.io.TFRecordWriter(str(tmp_path / "empty")):
-            pass
-        assert list(Examples(str(tmp_path / "empty"), "empty", "img", "", 0.0, False).records()) == []
-        assert [options.autotune.enabled for options in passes] == [False]
 
     def test_somebody_elses_tfrecords(self, tmp_path, rng):
         def example(i: int) -> bytes:

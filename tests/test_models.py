@@ -431,15 +431,6 @@ class TestFeatureExtractor:
         with pytest.raises(ValueError, match=message):
             FeatureExtractor(self.model()).collect(tf.data.Dataset.from_tensor_slices((values, indices)).batch(2), 4)
 
-    def test_does_not_wait_for_the_thread_that_tunes(self, rng, passes):
-        values = rng.normal(size=(4, 3)).astype(np.float32)
-        batches = tf.data.Dataset.from_tensor_slices((values, np.arange(4))).batch(2)
-        extractor = FeatureExtractor(self.model())
-        extractor.collect(batches, 4)
-        extractor.in_order(batches)
-        extractor.settle(batches, num_batches=2)
-        assert [options.autotune.enabled for options in passes] == [False] * 3
-
     def test_refuses_what_does_not_end_or_is_no_pair(self):
         pairs = tf.data.Dataset.from_tensor_slices((np.zeros((4, 3), np.float32), np.arange(4)))
         extractor = FeatureExtractor(self.model())
