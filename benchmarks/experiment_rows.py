@@ -58,6 +58,10 @@ def _tried(*changes: str) -> Row:
     return _FIRST._replace(changes=(*_FIRST.changes, *changes))
 
 
+_SMALLER_BATCHES = _tried("--batch_size=64", "--learning_rate=0.05")
+"""What became fashion_mnist_best.cfg."""
+
+
 def _relabelled(times: int) -> Row:
     return Row("fashion_mnist", ("--epochs=4", f"--num_relabellings={times}"))
 
@@ -109,7 +113,7 @@ ROWS_OF: dict[str, Row | Peer] = {
     "tried_hidden_64": _tried("--hidden_units=64"),
     "tried_hidden_256": _tried("--hidden_units=256"),
     "tried_hidden_1024": _tried("--hidden_units=1024"),
-    "tried_batch_64": _tried("--batch_size=64", "--learning_rate=0.05"),
+    "tried_batch_64": _SMALLER_BATCHES,
     "tried_batch_64_rate_10": _tried("--batch_size=64"),
     "tried_batch_64_decay_1e-3": _tried("--batch_size=64", "--learning_rate=0.05", "--weight_decay=1e-3"),
     "tried_batch_64_turns_fifth": _tried("--batch_size=64", "--learning_rate=0.05", "--rotation_share=0.2"),
@@ -136,6 +140,10 @@ ROWS_OF: dict[str, Row | Peer] = {
     "tried_turns_eighth_6_epochs": _tried("--rotation_share=0.125", "--epochs=6"),
     "tried_relabelled_4_6_epochs": _tried("--num_relabellings=4", "--epochs=6"),
     "tried_rate_20": _tried("--learning_rate=0.2"),
+    "tried_drops": _tried("--lr_schedule=step"),
+    **{
+        f"tried_{way}": _SMALLER_BATCHES._replace(program=("benchmarks.other_views", way)) for way in ("averaged", "bank", "pairs")
+    },
     # against what a user would pick instead
     "fashion_mnist": Row("fashion_mnist"),
     "best": Row("fashion_mnist_best", _HALF),

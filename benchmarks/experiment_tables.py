@@ -60,11 +60,12 @@ def cell(name: str, values: list[float]) -> str:
 
 
 def departure(row: Row | Peer, base: Row) -> str:
-    """What flags and which config it has that `base` has not."""
+    """What flags, which config and which program it has that `base` has not."""
     assert isinstance(row, Row)
+    program = [f"`{' '.join(row.program)}`"] if row.program != base.program else []
     config = [f"{row.config}.cfg"] if row.config != base.config else []
     changes = [change for change in row.changes if change not in base.changes]
-    return " ".join([*config, *(f"`{change}`" for change in changes)]) or "nothing"
+    return " ".join([*program, *config, *(f"`{change}`" for change in changes)]) or "nothing"
 
 
 def table(name: str) -> str:

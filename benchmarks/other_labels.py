@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -26,6 +26,7 @@ from sklearn.preprocessing import normalize
 from sela_tf import flags
 from sela_tf.config import SelaConfig
 from sela_tf.data import augment
+from sela_tf.data.pipeline import with_rotations
 from sela_tf.models.features import FeatureExtractor
 from sela_tf.models.heads import find_multi_head
 from sela_tf.parts import Data, augmentation
@@ -137,32 +138,40 @@ def even_views(
 
     A batch is drawn when it is asked for, so that the first after a relabelling is drawn by the labels of before.
     """
-    if data.train.images is None:
-        raise ValueError(f"Images must lie in memory. Received: {data.train.name}")
-    pixels, views, num_images = data.train.tensor, augmentation(config), len(data.train)
-    aspect = pixels.shape[2] / pixels.shape[1]
+    num_images = len(data.train)
 
-    def draw(step: np.int64) -> np.ndarray:
+    def draw(step: int) -> np.ndarray:
         labels = labels_of().labels[0]
         weights = 1.0 / np.bincount(labels)[labels]
-        rng = np.random.default_rng([config.seed, int(step)])
+        rng = np.random.default_rng([config.seed, step])
         return rng.choice(num_images, batch_size, p=weights / weights.sum())
 
+    return drawn_views(config, data, draw, batch_size=batch_size, steps=range(first_step, last_step), replicas=replicas)
+
+
+def drawn_views(
+    config: SelaConfig, data: Data, draw: Callable[[int], np.ndarray], *, batch_size: int, steps: range, replicas: int = 1
+) -> tf.data.Dataset:
+    """Training views, with turns where the settings have them, of the images whose `batch_size` indices `draw` gives for each step."""
+    if data.train.images is None:
+        raise ValueError(f"Images must lie in memory. Received: {data.train.name}")
+    pixels, views = data.train.tensor, augmentation(config)
+    aspect = pixels.shape[2] / pixels.shape[1]
+
     def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        indices = tf.ensure_shape(tf.numpy_function(draw, [step], tf.int64), [batch_size])
+        indices = tf.ensure_shape(tf.numpy_function(lambda number: draw(int(number)), [step], tf.int64), [batch_size])
         draws = tf.random.stateless_uniform([batch_size, augment.NUM_DRAWS], seed=[config.seed, step], alg="philox")
         boxes = augment.crop_boxes(draws, tf.fill([batch_size], tf.constant(aspect, tf.float32)), views)
         crops = augment.crop_batch(pixels, indices, boxes, data.size)
         crops = tf.ensure_shape(crops, [batch_size, *data.size, data.train.channels])
         return augment.recolour(crops, draws, views), indices
 
-    return tf.data.Dataset.range(first_step, last_step).map(batch)
+    batches = tf.data.Dataset.range(steps.start, steps.stop).map(batch)
+    return with_rotations(batches, share=config.rotation_share, replicas=replicas) if config.rotation else batches
 
 
-def train(way: str, config: SelaConfig, workdir: str) -> dict[str, Any]:
+def train_by_kmeans(config: SelaConfig, workdir: str) -> dict[str, Any]:
     """A whole run; returns what its results.json holds."""
-    if way == "argmax":
-        return run(config, workdir, labelling_of=argmax_labelling)
     made: list[SelfLabelling] = []
 
     def labelling_of(*args: Any, **options: Any) -> SelfLabelling:
@@ -172,15 +181,16 @@ def train(way: str, config: SelaConfig, workdir: str) -> dict[str, Any]:
     return run(config, workdir, labelling_of=labelling_of, views_of=functools.partial(even_views, lambda: made[0].labels))
 
 
-def main() -> None:
-    if sys.argv[1:2] not in (["argmax"], ["kmeans"]):
-        sys.exit(__doc__)
+def main(usage: str | None, ways: Mapping[str, Callable[[SelaConfig, str], object]]) -> None:
+    """Trains in the way that the first argument names."""
+    if sys.argv[1:2] not in [[way] for way in ways]:
+        sys.exit(usage)
     values = absl_flags.FlagValues()
     flags.define(values, SelaConfig)
     absl_flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=values)
     flags.parse(values, sys.argv[1:])
-    train(sys.argv[1], flags.settings(values, SelaConfig), values["workdir"].value)
+    ways[sys.argv[1]](flags.settings(values, SelaConfig), values["workdir"].value)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, {"argmax": functools.partial(run, labelling_of=argmax_labelling), "kmeans": train_by_kmeans})

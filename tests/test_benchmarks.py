@@ -175,6 +175,8 @@ def test_rows_are_named_by_how_they_depart_from_a_base():
     assert experiment_tables.departure(base, base) == "nothing"
     rows = Row("digits", ("--epochs=5", "--batch_size=4")), Row("fashion_mnist", ("--epochs=5",))
     assert [experiment_tables.departure(row, base) for row in rows] == ["`--batch_size=4`", "fashion_mnist.cfg"]
+    by_another = base._replace(program=("benchmarks.other_views", "bank"))
+    assert experiment_tables.departure(by_another, base) == "`benchmarks.other_views bank`"
 
 
 def test_a_row_says_what_it_was_made_by(tmp_path, monkeypatch):
