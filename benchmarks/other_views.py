@@ -73,6 +73,7 @@ class _Bank(FeatureExtractor):
     def __init__(self, model: keras.Model, num_examples: int, batch_size: int):
         super().__init__(cut_at_heads(model))
         self._trained, self._steps_per_epoch = model, num_examples // batch_size
+        self._passed = False
         heads = find_multi_head(model)
         self.bank = bank = tf.Variable(tf.zeros([num_examples, heads.input.shape[-1]]), trainable=False)
         loss = model.loss["heads"] if isinstance(model.loss, dict) else model.loss
@@ -92,10 +93,12 @@ class _Bank(FeatureExtractor):
         heads.call, loss.call = heads_call, loss_call
 
     def collect(self, batches: tf.data.Dataset, num_examples: int, *, batch_statistics: bool = False) -> np.ndarray:
-        if steps_taken(self._trained) >= self._steps_per_epoch:
+        # of a run that is continued, the bank is empty
+        if self._passed and steps_taken(self._trained) >= self._steps_per_epoch:
             return self.bank.numpy()
         features = super().collect(batches, num_examples, batch_statistics=batch_statistics)
         self.bank.assign(features)
+        self._passed = True
         return features
 
 

@@ -54,6 +54,11 @@ def test_the_bank_holds_what_training_saw_last_and_spares_the_pass(rng):
         expected[rows] = features_of(model, view)
     labelling.relabel(4)
     assert passes == [0, 1]
+    continued = BankLabelling(table, batches, relabel_steps=[], batch_size=4)
+    continued.set_model(model)
+    continued.on_train_begin()
+    continued.relabel(4)
+    assert passes == [0, 1, 4]
     np.testing.assert_allclose(labelling._extractor.bank.numpy(), expected, rtol=1e-5)
 
 
