@@ -152,7 +152,10 @@ def even_views(
 def drawn_views(
     config: SelaConfig, data: Data, draw: Callable[[int], np.ndarray], *, batch_size: int, steps: range, replicas: int = 1
 ) -> tf.data.Dataset:
-    """Training views, with turns where the settings have them, of the images whose `batch_size` indices `draw` gives for each step."""
+    """Training views, with turns where the settings have them, of the images whose `batch_size` indices `draw` gives for each step.
+
+    Not by sela_tf's own batches, which are drawn ahead: `draw` may go by labels that change.
+    """
     if data.train.images is None:
         raise ValueError(f"Images must lie in memory. Received: {data.train.name}")
     pixels, views = data.train.tensor, augmentation(config)
