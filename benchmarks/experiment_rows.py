@@ -116,6 +116,7 @@ ROWS_OF: dict[str, Row | Peer] = {
     "tried_batch_64": _SMALLER_BATCHES,
     "tried_batch_64_rate_10": _tried("--batch_size=64"),
     "tried_batch_64_rate_20": _tried("--batch_size=64", "--learning_rate=0.2"),
+    "tried_batch_64_rate_40": _tried("--batch_size=64", "--learning_rate=0.4"),
     "tried_batch_64_rate_10_decay_1e-3": _tried("--batch_size=64", "--weight_decay=1e-3"),
     "tried_batch_64_decay_1e-3": _tried("--weight_decay=1e-3", base=_SMALLER_BATCHES),
     "tried_batch_64_turns_fifth": _tried("--rotation_share=0.2", base=_SMALLER_BATCHES),
