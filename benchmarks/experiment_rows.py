@@ -150,6 +150,10 @@ ROWS_OF: dict[str, Row | Peer] = {
     "best_x4": Row("fashion_mnist_best", ("--epochs=20", *_HALF)),
     "simclr": Peer(("--epochs=5", *_HALF_PEER)),
     "simclr_jitter_80": Peer(("--epochs=5", "--jitter=0.8", *_HALF_PEER)),
+    **{
+        f"simclr_jitter_80_rate_{rate}0": Peer(("--epochs=5", "--jitter=0.8", f"--learning_rate=0.{rate}", *_HALF_PEER))
+        for rate in (2, 4)
+    },
     "simclr_jitter_80_x4": Peer(("--epochs=20", "--jitter=0.8", *_HALF_PEER)),
     "simclr_x2": Peer(("--epochs=10", *_HALF_PEER)),
     "simclr_x4": Peer(("--epochs=20", *_HALF_PEER)),
@@ -187,7 +191,7 @@ TABLES: dict[str, Table] = {
     "recipe": Table(
         (
             "fashion_mnist", "best", "best_x2", "best_x4", "simclr", "simclr_x2", "simclr_x4", "simclr_jitter_80",
-            "simclr_jitter_80_x4", "supervised",
+            "simclr_jitter_80_rate_20", "simclr_jitter_80_rate_40", "simclr_jitter_80_x4", "supervised",
         )
     ),
     "recipe_float32": Table(("best_float32", "simclr_float32")),
