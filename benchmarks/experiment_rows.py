@@ -147,10 +147,8 @@ ROWS_OF: dict[str, Row | Peer] = {
     "best_x4": Row("fashion_mnist_best", ("--epochs=20", *_HALF)),
     "simclr": Peer(("--epochs=5", *_HALF_PEER)),
     "simclr_jitter_80": Peer(("--epochs=5", "--jitter=0.8", *_HALF_PEER)),
-    **{
-        f"simclr_jitter_80_rate_{rate}0": Peer(("--epochs=5", "--jitter=0.8", f"--learning_rate=0.{rate}", *_HALF_PEER))
-        for rate in (2, 4)
-    },
+    "simclr_jitter_80_rate_20": Peer(("--epochs=5", "--jitter=0.8", "--learning_rate=0.2", *_HALF_PEER)),
+    "simclr_jitter_80_rate_40": Peer(("--epochs=5", "--jitter=0.8", "--learning_rate=0.4", *_HALF_PEER)),
     "simclr_jitter_80_x4": Peer(("--epochs=20", "--jitter=0.8", *_HALF_PEER)),
     "simclr_x2": Peer(("--epochs=10", *_HALF_PEER)),
     "simclr_x4": Peer(("--epochs=20", *_HALF_PEER)),
