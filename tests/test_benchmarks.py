@@ -107,6 +107,16 @@ def test_recipes_are_chosen_without_a_test_image(fashion_mnist, tmp_path, monkey
     np.testing.assert_array_equal(np.concatenate([splits.train.images, splits.eval.images]), train_set.images)
     np.testing.assert_array_equal(np.concatenate([splits.train.classes, splits.eval.classes]), train_set.classes)
     assert len(splits.eval) == 10_000
+    calls = []
+    monkeypatch.setattr(experiments, "call", lambda *command: calls.append(command))
+    for name, row in ROWS_OF.items():
+        if name.startswith("tried_"):
+            (tmp_path / name).mkdir()
+            experiments.train(row, tmp_path / name, 0)
+            # the last of a flag counts
+            assert [flag for flag in calls.pop() if flag.startswith("--dataset=")][-1:] == [
+                f"--dataset=npz:{tmp_path}/runs/held_out.npz"
+            ]
 
 
 def test_probes_are_made_anew_when_others_are_asked_for(tmp_path, monkeypatch):
