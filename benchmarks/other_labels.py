@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -27,33 +27,27 @@ from sela_tf import flags
 from sela_tf.config import SelaConfig
 from sela_tf.data import augment
 from sela_tf.data.pipeline import with_rotations
-from sela_tf.models.features import FeatureExtractor
+from sela_tf.experiment import Experiment
 from sela_tf.models.heads import find_multi_head
-from sela_tf.parts import Data, augmentation
+from sela_tf.parts import augmentation
 from sela_tf.self_labelling.callback import SelfLabelling
-from sela_tf.self_labelling.label_pass import HeadLabels, cut_at_heads
-from sela_tf.self_labelling.label_table import LabelTable
+from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.trainer import run
+from sela_tf.transport.assignment import Assignment
+from sela_tf.transport.linear_logits import LinearLogits
 
 _COMPONENTS = 64
 
 
-class Labels(NamedTuple):
-    """An assignment that no transport made."""
-
-    labels: np.ndarray
-    potentials: np.ndarray
-    converged: bool = True
+def argmax(logits: LinearLogits, *, initial_potentials: np.ndarray | None = None) -> Assignment:
+    """The cluster of the largest logit."""
+    labels = np.concatenate([tf.argmax(block, axis=1).numpy() for _, block in logits.blocks()])
+    return Assignment(labels, np.zeros(logits.kernel.shape[1], np.float32))
 
 
-def argmax(log_probs: np.ndarray, *, initial_potentials: np.ndarray | None = None) -> Labels:
-    """Of each row of [N, K]."""
-    return Labels(np.argmax(log_probs, axis=1), np.zeros(log_probs.shape[1], np.float32))
-
-
-def argmax_labelling(*args: Any, assign: object, **options: Any) -> SelfLabelling:
-    """Takes the place of SelfLabelling in a run, and of the transport."""
-    return SelfLabelling(*args, assign=argmax, **options)
+class ArgmaxExperiment(Experiment):
+    def make_labelling(self, *args: Any, **options: Any) -> SelfLabelling:
+        return super().make_labelling(*args, assign=argmax, **options)
 
 
 def deep_clusters(features: np.ndarray, num_clusters: int, *, seed: int) -> np.ndarray:
@@ -75,11 +69,10 @@ class DeepCluster(SelfLabelling):
     def __init__(self, *args: Any, assign: object, **options: Any):
         super().__init__(*args, assign=self._clusters, **options)
         self._in_training = False
+        self._features = np.empty((0, 0), np.float32)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         super().on_train_begin(logs)
-        self._seen = _Remembering(cut_at_heads(self.model))
-        self._extractor = self._seen
         self._in_training = True
 
     def on_train_end(self, logs: dict | None = None) -> None:
@@ -92,11 +85,12 @@ class DeepCluster(SelfLabelling):
             outcome = [head._replace(metrics={**head.metrics, "objective_after": self._objective(head)}) for head in outcome]
         super().write(step, outcome)
 
-    def _clusters(self, log_probs: np.ndarray, *, initial_potentials: np.ndarray | None) -> Labels:
+    def _clusters(self, logits: LinearLogits, *, initial_potentials: np.ndarray | None) -> Assignment:
+        self._features = np.asarray(logits.features)
         seed = int(self.labels.num_relabellings[0])
-        clusters = deep_clusters(self._seen.features, self.labels.num_clusters, seed=seed)
+        clusters = deep_clusters(self._features, self.labels.num_clusters, seed=seed)
         clusters = renumbered(clusters, self.labels.labels[0], self.labels.num_clusters)
-        return Labels(clusters, np.zeros(log_probs.shape[1], np.float32))
+        return Assignment(clusters, np.zeros(self.labels.num_clusters, np.float32))
 
     def _start_heads_anew(self, step: int) -> None:
         heads, optimizer = find_multi_head(self.model), self.model.optimizer
@@ -109,53 +103,41 @@ class DeepCluster(SelfLabelling):
                 velocity.assign(tf.zeros(velocity.shape))
 
     def _objective(self, head: HeadLabels) -> float:
-        logits = find_multi_head(self.model).head_logits(tf.constant(self._seen.features), head.head)
+        logits = find_multi_head(self.model).head_logits(tf.constant(self._features), head.head)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(head.assignment.labels, logits)
         return float(tf.reduce_mean(losses))
 
 
-class _Remembering(FeatureExtractor):
-    """Keeps what the last pass collected."""
+class DeepClusterExperiment(Experiment):
+    def make_labelling(self, *args: Any, **options: Any) -> SelfLabelling:
+        return super().make_labelling(DeepCluster, *args, **options)
 
-    features: np.ndarray
-
-    def collect(self, batches: tf.data.Dataset, num_examples: int, *, batch_statistics: bool = False) -> np.ndarray:
-        self.features = super().collect(batches, num_examples, batch_statistics=batch_statistics)
-        return self.features
+    def views(self, first_step: int, last_step: int, *, batch_size: int | None = None) -> tf.data.Dataset:
+        return even_views(self, range(first_step, last_step), batch_size or self.config.batch_size)
 
 
-def even_views(
-    labels_of: Callable[[], LabelTable],
-    config: SelaConfig,
-    data: Data,
-    *,
-    batch_size: int,
-    first_step: int,
-    last_step: int,
-    replicas: int = 1,
-) -> tf.data.Dataset:
+def even_views(experiment: Experiment, steps: range, batch_size: int) -> tf.data.Dataset:
     """Training views whose clusters are equally likely, and within a cluster its images; of images of one size, in memory.
 
     A batch is drawn when it is asked for, so that the first after a relabelling is drawn by the labels of before.
     """
-    num_images = len(data.train)
+    num_images = experiment.labels.num_examples
 
     def draw(step: int) -> np.ndarray:
-        labels = labels_of().labels[0]
+        labels = experiment.labels.labels[0]
         weights = 1.0 / np.bincount(labels)[labels]
-        rng = np.random.default_rng([config.seed, step])
+        rng = np.random.default_rng([experiment.config.seed, step])
         return rng.choice(num_images, batch_size, p=weights / weights.sum())
 
-    return drawn_views(config, data, draw, batch_size=batch_size, steps=range(first_step, last_step), replicas=replicas)
+    return drawn_views(experiment, draw, steps, batch_size)
 
 
-def drawn_views(
-    config: SelaConfig, data: Data, draw: Callable[[int], np.ndarray], *, batch_size: int, steps: range, replicas: int = 1
-) -> tf.data.Dataset:
+def drawn_views(experiment: Experiment, draw: Callable[[int], np.ndarray], steps: range, batch_size: int) -> tf.data.Dataset:
     """Training views, with turns where the settings have them, of the images whose `batch_size` indices `draw` gives for each step.
 
     Not by sela_tf's own batches, which are drawn ahead: `draw` may go by labels that change.
     """
+    config, data, replicas = experiment.config, experiment.data, experiment.strategy.num_replicas_in_sync
     if data.train.images is None:
         raise ValueError(f"Images must lie in memory. Received: {data.train.name}")
     pixels, views = data.train.tensor, augmentation(config)
@@ -173,17 +155,6 @@ def drawn_views(
     return with_rotations(batches, share=config.rotation_share, replicas=replicas) if config.rotation else batches
 
 
-def train_by_kmeans(config: SelaConfig, workdir: str) -> dict[str, Any]:
-    """A whole run; returns what its results.json holds."""
-    made: list[SelfLabelling] = []
-
-    def labelling_of(*args: Any, **options: Any) -> SelfLabelling:
-        made.append(DeepCluster(*args, **options))
-        return made[0]
-
-    return run(config, workdir, labelling_of=labelling_of, views_of=functools.partial(even_views, lambda: made[0].labels))
-
-
 def main(usage: str | None, ways: Mapping[str, Callable[[SelaConfig, str], object]]) -> None:
     """Trains in the way that the first argument names."""
     if sys.argv[1:2] not in [[way] for way in ways]:
@@ -196,4 +167,10 @@ def main(usage: str | None, ways: Mapping[str, Callable[[SelaConfig, str], objec
 
 
 if __name__ == "__main__":
-    main(__doc__, {"argmax": functools.partial(run, labelling_of=argmax_labelling), "kmeans": train_by_kmeans})
+    main(
+        __doc__,
+        {
+            "argmax": functools.partial(run, experiment_of=ArgmaxExperiment),
+            "kmeans": functools.partial(run, experiment_of=DeepClusterExperiment),
+        },
+    )

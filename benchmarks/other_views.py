@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,87 +20,126 @@ import tensorflow as tf
 
 from benchmarks.other_labels import drawn_views, main
 from sela_tf.config import SelaConfig
-from sela_tf.models.features import FeatureExtractor, steps_taken
+from sela_tf.experiment import Experiment
 from sela_tf.models.heads import find_multi_head
-from sela_tf.parts import Data
 from sela_tf.self_labelling.callback import SelfLabelling
-from sela_tf.self_labelling.label_pass import cut_at_heads
 from sela_tf.trainer import run
 
 _VIEWS = 4
+# beyond all steps, by which other passes are numbered
+_OTHER_PASSES = 2**32
+
+Collect = Callable[[tf.data.Dataset], np.ndarray]
+"""A pass of the network over a data set of (image, index): features [N, D]."""
 
 
-class AveragedLabelling(SelfLabelling):
-    """Takes the place of SelfLabelling in a run with --label_view=training."""
+def averaged(views_of: Callable[[int], tf.data.Dataset]) -> Callable[[int, Collect], np.ndarray]:
+    """For `SelfLabelling(features=…)`: the mean of the features of several views, of the step's and of others."""
+    passes = itertools.count(_OTHER_PASSES + 1)
 
-    def __init__(self, *args: Any, batch_statistics: bool, **options: Any):
-        super().__init__(*args, **options)
+    def features(step: int, collect: Collect) -> np.ndarray:
+        numbers = [step, *itertools.islice(passes, _VIEWS - 1)]
+        return sum(collect(views_of(number)) for number in numbers) / _VIEWS
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        super().on_train_begin(logs)
-        self._extractor = _MeanOfViews(cut_at_heads(self.model), self.inference_dataset)
-
-
-class _MeanOfViews(FeatureExtractor):
-    """Of the views that are given, and of others."""
-
-    def __init__(self, model: keras.Model, views_of: Callable[[int], tf.data.Dataset]):
-        super().__init__(model)
-        self._views_of, self._number = views_of, 2**32  # beyond all steps, by which other passes are numbered
-
-    def collect(self, batches: tf.data.Dataset, num_examples: int, *, batch_statistics: bool = False) -> np.ndarray:
-        total = super().collect(batches, num_examples, batch_statistics=batch_statistics)
-        for _ in range(1, _VIEWS):
-            self._number += 1
-            total += super().collect(self._views_of(self._number), num_examples, batch_statistics=batch_statistics)
-        return total / _VIEWS
+    return features
 
 
-class BankLabelling(SelfLabelling):
-    """Takes the place of SelfLabelling in a run on one device; `batch_size` views of a batch are not turned, and come first."""
-
-    def __init__(self, *args: Any, batch_size: int, **options: Any):
-        super().__init__(*args, **options)
-        self._batch_size = batch_size
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        super().on_train_begin(logs)
-        self._extractor = _Bank(self.model, self.labels.num_examples, self._batch_size)
+class AveragedExperiment(Experiment):
+    def make_labelling(self, *args: Any, **options: Any) -> SelfLabelling:
+        return super().make_labelling(*args, features=averaged(self.label_views), batch_statistics=False, **options)
 
 
-class _Bank(FeatureExtractor):
-    """The features of all images when training last saw them; of an epoch's left-over images those of an earlier epoch, or of a pass."""
+class Bank:
+    """The features [N, D] of all images when training last saw them; of an epoch's left-over images those of an earlier epoch, or of a pass.
 
-    def __init__(self, model: keras.Model, num_examples: int, batch_size: int):
-        super().__init__(cut_at_heads(model))
-        self._trained, self._steps_per_epoch = model, num_examples // batch_size
+    Args:
+        num_examples: N.
+        width: D.
+        batch_size: so many views of a batch count, the first; those behind are turned.
+        steps_per_epoch: labels of the first epoch come from a pass.
+        views_of: the views of a pass, by its number.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        width: int,
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        views_of: Callable[[int], tf.data.Dataset],
+    ):
+        self.values = tf.Variable(tf.zeros([num_examples, width]), trainable=False)
+        self.loss = _Noting(self.values, batch_size)
+        self._steps_per_epoch, self._views_of = steps_per_epoch, views_of
         self._passed = False
+
+    def watched(self, model: keras.Model) -> keras.Model:
+        """`model` with the output "features" besides "heads", compiled as it was; what comes by is noted by a loss that is always 0."""
         heads = find_multi_head(model)
-        self.bank = bank = tf.Variable(tf.zeros([num_examples, heads.input.shape[-1]]), trainable=False)
-        loss = model.loss["heads"] if isinstance(model.loss, dict) else model.loss
-        forward, loss_of = heads.call, loss.call
-        seen: list[tf.Tensor] = []
+        outputs = model.output if isinstance(model.output, dict) else {"heads": model.output}
+        losses = model.loss if isinstance(model.loss, dict) else {"heads": model.loss}
+        watched = keras.Model(model.input, {**outputs, "features": heads.input}, name=model.name)
+        watched.compile(model.optimizer, loss={**losses, "features": self.loss}, jit_compile=False)
+        return watched
 
-        def heads_call(features: tf.Tensor) -> tf.Tensor:
-            seen[:] = [features]
-            return forward(features)
-
-        # a layer does not know which images it is shown, the loss does; both are traced in one step, the layer first
-        def loss_call(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-            indices = tf.cast(tf.reshape(y_true, [-1])[:batch_size], tf.int64)
-            bank.scatter_update(tf.IndexedSlices(tf.cast(seen[0][:batch_size], tf.float32), indices))
-            return loss_of(y_true, y_pred)
-
-        heads.call, loss.call = heads_call, loss_call
-
-    def collect(self, batches: tf.data.Dataset, num_examples: int, *, batch_statistics: bool = False) -> np.ndarray:
+    def features(self, step: int, collect: Collect) -> np.ndarray:
+        """For `SelfLabelling(features=…)`."""
         # of a run that is continued, the bank is empty
-        if self._passed and steps_taken(self._trained) >= self._steps_per_epoch:
-            return self.bank.numpy()
-        features = super().collect(batches, num_examples, batch_statistics=batch_statistics)
-        self.bank.assign(features)
-        self._passed = True
-        return features
+        if not self._passed or step < self._steps_per_epoch:
+            self.values.assign(collect(self._views_of(step)))
+            self._passed = True
+        return self.values.numpy()
+
+
+class _Noting(keras.losses.Loss):
+    """Writes predictions into rows of a variable, by the index that stands for the target."""
+
+    def __init__(self, values: tf.Variable, batch_size: int):
+        # Keras hands the index over as a float of the loss's dtype
+        super().__init__(dtype="float64")
+        self._values, self._batch_size = values, batch_size
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        indices = tf.cast(tf.reshape(y_true, [-1])[: self._batch_size], tf.int64)
+        self._values.scatter_update(tf.IndexedSlices(tf.cast(y_pred[: self._batch_size], tf.float32), indices))
+        return tf.zeros(tf.shape(y_pred)[:1])
+
+
+def with_features(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Batches for a watched model: the indices are the target of the features as well."""
+
+    def note(images: tf.Tensor, targets: Any, weights: Any = None) -> tuple:
+        targets = targets if isinstance(targets, dict) else {"heads": targets}
+        weights = weights or {"heads": tf.ones(tf.shape(targets["heads"]))}
+        targets, weights = ({**each, "features": each["heads"]} for each in (targets, weights))
+        return images, targets, weights
+
+    return batches.map(note)
+
+
+class BankExperiment(Experiment):
+    """A run on one device."""
+
+    bank: Bank
+
+    def make_model(self) -> keras.Model:
+        model = super().make_model()
+        width = find_multi_head(model).input.shape[-1]
+        self.bank = Bank(
+            self.labels.num_examples,
+            width,
+            batch_size=self.config.batch_size,
+            steps_per_epoch=self.steps_per_epoch,
+            views_of=self.label_views,
+        )
+        return self.bank.watched(model)
+
+    def make_labelling(self, *args: Any, **options: Any) -> SelfLabelling:
+        return super().make_labelling(*args, features=self.bank.features, **options)
+
+    def views(self, first_step: int, last_step: int, *, batch_size: int | None = None) -> tf.data.Dataset:
+        return with_features(super().views(first_step, last_step, batch_size=batch_size))
 
 
 def pairs(num_images: int, batch_size: int, *, seed: int) -> Callable[[int], np.ndarray]:
@@ -118,21 +158,23 @@ def pairs(num_images: int, batch_size: int, *, seed: int) -> Callable[[int], np.
     return draw
 
 
-def pairs_of_views(
-    config: SelaConfig, data: Data, *, batch_size: int, first_step: int, last_step: int, replicas: int = 1
-) -> tf.data.Dataset:
-    """Takes the place of training_views in a run."""
-    draw = pairs(len(data.train), batch_size, seed=config.seed)
-    return drawn_views(config, data, draw, batch_size=batch_size, steps=range(first_step, last_step), replicas=replicas)
+class PairsExperiment(Experiment):
+    def views(self, first_step: int, last_step: int, *, batch_size: int | None = None) -> tf.data.Dataset:
+        size = batch_size or self.config.batch_size
+        draw = pairs(self.labels.num_examples, size, seed=self.config.seed)
+        return drawn_views(self, draw, range(first_step, last_step), size)
 
 
 def _averaged(config: SelaConfig, workdir: str) -> dict[str, Any]:
-    return run(dataclasses.replace(config, label_view="training"), workdir, labelling_of=AveragedLabelling)
-
-
-def _bank(config: SelaConfig, workdir: str) -> dict[str, Any]:
-    return run(config, workdir, labelling_of=functools.partial(BankLabelling, batch_size=config.batch_size))
+    return run(dataclasses.replace(config, label_view="training"), workdir, experiment_of=AveragedExperiment)
 
 
 if __name__ == "__main__":
-    main(__doc__, {"averaged": _averaged, "bank": _bank, "pairs": functools.partial(run, views_of=pairs_of_views)})
+    main(
+        __doc__,
+        {
+            "averaged": _averaged,
+            "bank": functools.partial(run, experiment_of=BankExperiment),
+            "pairs": functools.partial(run, experiment_of=PairsExperiment),
+        },
+    )

@@ -17,21 +17,22 @@ if TYPE_CHECKING:
     from sela_tf.evaluation.monitors import ClusterMonitor, KNNMonitor
     from sela_tf.models import BACKBONES, build_model
     from sela_tf.models.heads import MultiHead
+    from sela_tf.network import load_run
     from sela_tf.self_labelling.callback import SelfLabelling
     from sela_tf.self_labelling.label_pass import head_log_probs
     from sela_tf.self_labelling.label_table import LabelTable
     from sela_tf.self_labelling.loss import SelfLabelLoss
     from sela_tf.self_labelling.schedule import relabel_steps
     from sela_tf.serving.saved_model import export_saved_model
-    from sela_tf.trainer import load_run, run
-    from sela_tf.transport.assignment import BalancedAssignment, assign_labels
+    from sela_tf.trainer import run
+    from sela_tf.transport.assignment import Assignment, assign_labels
     from sela_tf.transport.linear_logits import LinearLogits
     from sela_tf.transport.rounding import BalancedLabels, balanced_labels
     from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn
 
 _HOMES = {
+    "Assignment": "transport.assignment",
     "BACKBONES": "models",
-    "BalancedAssignment": "transport.assignment",
     "BalancedLabels": "transport.rounding",
     "ClusterMonitor": "evaluation.monitors",
     "CollapseDoctor": "evaluation.doctor",
@@ -49,7 +50,7 @@ _HOMES = {
     "build_model": "models",
     "export_saved_model": "serving.saved_model",
     "head_log_probs": "self_labelling.label_pass",
-    "load_run": "trainer",
+    "load_run": "network",
     "relabel_steps": "self_labelling.schedule",
     "run": "trainer",
     "sinkhorn": "transport.sinkhorn",
@@ -57,7 +58,7 @@ _HOMES = {
 
 __all__ = [
     "BACKBONES",
-    "BalancedAssignment",
+    "Assignment",
     "BalancedLabels",
     "ClusterMonitor",
     "CollapseDoctor",

@@ -167,6 +167,12 @@ class SelaConfig:
     )
     transport_tolerance: float = option(1e-3, "L1 error of the clusters' marginals at which the transport is solved.")
     transport_max_iterations: int = option(10_000, "Passes over the log-probabilities after which a transport is given up.")
+    label_memory: float = option(
+        4.0,
+        "GiB that the log-probabilities of a head, and what its transport stores besides, may take: held as float32 if they fit, else as "
+        "float16, else computed from the features at every reading.",
+        shown=True,
+    )
     exact_balance: bool = option(
         True, "Round the transport to clusters of exactly the right sizes; otherwise labels are its plain argmax (R)."
     )
@@ -194,6 +200,7 @@ class SelaConfig:
     # shown and kept
     log_every_steps: int = option(50, "Steps between two rows of the loss in metrics.jsonl and TensorBoard.", shown=True)
     monitor_examples: int = option(10_000, "Training images that the kNN of each epoch looks among; 0 for no kNN.", shown=True)
+    evaluate: str = option("auto", "", choices=("auto", "full", "sampled", "none"), shown=True)
     report: bool = option(True, "Draw report.png and galleries/ at the end.", shown=True)
     keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", shown=True)
 
@@ -214,7 +221,7 @@ class SelaConfig:
             "feature_dropout": Bound(0, 1, open_above=True), "grayscale_probability": _SHARE, "blur_probability": _SHARE, "brightness": _SHARE,
             "contrast": _SHARE, "saturation": _SHARE, "hue": Bound(0, 0.5), "momentum": Bound(0, 1, open_above=True),
             "learning_rate": _POSITIVE, "weight_decay": _NOT_NEGATIVE, "lam": _POSITIVE, "memory_limit": _POSITIVE,
-            "transport_tolerance": Bound(1e-6, 2), "rotation_share": Bound(0, 1, open_below=True),
+            "label_memory": _POSITIVE, "transport_tolerance": Bound(1e-6, 2), "rotation_share": Bound(0, 1, open_below=True),
         }  # fmt: skip
         check_fields(self, at_least, bounds)
         if self.image_size == 1:
@@ -267,6 +274,7 @@ class LabelConfig:
     data_dir: str = option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.")
     download: bool = option(False, "Let TFDS download what is missing. Nothing is downloaded without it.")
     memory_limit: float = option(4.0, "GiB that decoded images may take; folders are read as they are needed.")
+    label_memory: float = option(4.0, "GiB that the log-probabilities of a head may take with --balanced, as in training.")
 
     def __post_init__(self) -> None:
         if not self.workdir:
@@ -275,7 +283,7 @@ class LabelConfig:
             raise ConfigError(f"--output must be a file NAME.parquet, NAME.csv or NAME.npz. Received: --output={self.output}")
         if self.balanced and not self.potentials:
             raise ConfigError("--balanced makes potentials of its own: leave out --nopotentials")
-        check_fields(self, {"batch_size": 1}, {"memory_limit": _POSITIVE})
+        check_fields(self, {"batch_size": 1}, {"memory_limit": _POSITIVE, "label_memory": _POSITIVE})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

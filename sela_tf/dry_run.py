@@ -9,18 +9,10 @@ import time
 import numpy as np
 
 from sela_tf.config import SelaConfig
+from sela_tf.experiment import Experiment
 from sela_tf.loop import step_function
 from sela_tf.models import stage_names
-from sela_tf.parts import (
-    check_before_loading,
-    compiled_model,
-    label_table,
-    load_training_data,
-    prepare_devices,
-    shape_in_words,
-    training_views,
-)
-from sela_tf.self_labelling.schedule import relabel_steps
+from sela_tf.parts import check_before_loading, prepare_devices, shape_in_words
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -30,18 +22,17 @@ def dry_run(config: SelaConfig) -> None:
     config = dataclasses.replace(config.absolute(), download=False)
     strategy = prepare_devices(config)
     check_before_loading(config, strategy)
-    data = load_training_data(config)
+    experiment = Experiment(config, strategy)
+    data, model = experiment.data, experiment.model
     num_examples = len(data.train)
     replicas = strategy.num_replicas_in_sync
     few = max(min(8, num_examples) // replicas, 1) * replicas
-    model = compiled_model(config, data, label_table(config, data), strategy)
     print(f"{model.name}: {model.count_params():,} parameters, input {shape_in_words(data)}")
     for name in [*stage_names(model), *["hidden"] * bool(config.hidden_units), "heads"]:
         print(f"  {name}: {tuple(model.get_layer(name).output.shape[1:])}")
 
     step = step_function(model, strategy, config.xla)
-    batches = training_views(config, data, batch_size=few, first_step=0, last_step=2, replicas=replicas)
-    distributed = iter(strategy.experimental_distribute_dataset(batches))
+    distributed = iter(strategy.experimental_distribute_dataset(experiment.views(0, 2, batch_size=few)))
     loss = float(step(next(distributed))["loss"])
     # the second time without compilation
     start = time.perf_counter()
@@ -61,12 +52,8 @@ def dry_run(config: SelaConfig) -> None:
         f"{solved.marginal_error:.1e}, {transport_seconds:.2f} s"
     )
 
-    steps_per_epoch = num_examples // config.batch_size
-    relabellings = len(
-        relabel_steps(
-            config.num_relabellings, epochs=config.epochs, steps_per_epoch=steps_per_epoch, spacing=config.relabel_spacing
-        )
-    )
+    steps_per_epoch = experiment.steps_per_epoch
+    relabellings = len(experiment.relabel_steps)
     epoch_hours = step_seconds / few * config.batch_size * steps_per_epoch / 3600
     # a pass forward is about a third of a step
     pass_hours = epoch_hours / 3 + config.num_heads * transport_seconds * num_examples / rows / 3600

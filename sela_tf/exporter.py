@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pathlib
 import shlex
@@ -17,10 +18,10 @@ from sela_tf.data.image_set import ImageSet
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import match_input
 from sela_tf.evaluation.markdown import markdown
+from sela_tf.network import load_run
 from sela_tf.parts import load_data, prepare_devices
 from sela_tf.serving.check import NUM_IMAGES, Checked, check_saved_model
 from sela_tf.serving.saved_model import export_saved_model, read_signatures
-from sela_tf.trainer import load_run
 from sela_tf.workdir import read_config, read_labels
 
 
@@ -55,9 +56,9 @@ def export_run(settings: ExportConfig) -> Exported:
 
 def export_to(path: pathlib.Path, settings: ExportConfig) -> Exported:
     """As `export_run`, into the new directory `path`, whatever its name is."""
+    # serving has no need of the devices that the run was trained on
+    prepare_devices(dataclasses.replace(read_config(settings.workdir), logical_cpus=0))
     model = load_run(settings.workdir)
-    config = read_config(settings.workdir)
-    prepare_devices(config)
     transport = _read_transport(pathlib.Path(settings.workdir), model) if settings.potentials else _Transport()
     checked: list[Checked] = []
     images: ImageSet | None = None

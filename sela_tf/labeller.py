@@ -23,11 +23,11 @@ from sela_tf.data.splits import match_input
 from sela_tf.evaluation.markdown import markdown
 from sela_tf.models import EMBEDDING
 from sela_tf.models.heads import MultiHead, find_multi_head
+from sela_tf.network import load_run
 from sela_tf.parts import load_data
 from sela_tf.serving.label_writer import Columns, LabelWriter
 from sela_tf.serving.opinions import opinions
 from sela_tf.serving.scrutiny import Scrutiny
-from sela_tf.trainer import load_run
 from sela_tf.transport.assignment import assign_labels
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.workdir import RUN_FILES, read_config, read_labels
@@ -80,7 +80,7 @@ def label_images(settings: LabelConfig) -> str:
     num_images = sum(len(part.images) for part in parts)
     if settings.balanced and num_images < heads.num_clusters:
         raise ConfigError(f"--balanced needs as many images as clusters: {num_images} images, {heads.num_clusters} clusters")
-    potentials = labels["potentials"] if settings.potentials else None
+    potentials, lam = labels["potentials"] if settings.potentials else None, float(labels["lam"])
     scrutiny = Scrutiny(labels["labels"], labels["num_changes"], labels["num_relabellings"], num_clusters=heads.num_clusters)
     look_first: list[tuple[float, str]] = []
     with contextlib.ExitStack() as stack:
@@ -89,13 +89,13 @@ def label_images(settings: LabelConfig) -> str:
         if settings.balanced:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix=f".unfinished-{output.name}-", dir=output.parent))
             kept = _kept_on_disk(blocks, pathlib.Path(directory), num_images, model)
-            clusters, potentials = _balanced(kept, heads, config, labels["potentials"])
+            clusters, potentials = _balanced(kept, heads, config, labels["potentials"], lam=lam, label_memory=settings.label_memory)
             blocks = _blocks_of(kept, parts, settings)
         writer = stack.enter_context(LabelWriter(output))
         done = 0
         for block in blocks:
             some = slice(done, done + len(block.embedding))
-            columns = _columns(block, heads, potentials, config.lam, None if clusters is None else clusters[some], scrutiny)
+            columns = _columns(block, heads, potentials, lam, None if clusters is None else clusters[some], scrutiny)
             look_first = _worst(look_first, columns)
             if settings.embeddings:
                 columns["embedding"] = block.embedding
@@ -189,18 +189,20 @@ def _kept_on_disk(blocks: Iterator[_Block], directory: pathlib.Path, num_images:
     return kept
 
 
-def _balanced(kept: _Kept, heads: MultiHead, config: SelaConfig, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _balanced(
+    kept: _Kept, heads: MultiHead, config: SelaConfig, start: np.ndarray, *, lam: float, label_memory: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(clusters [N, T], exactly balanced; potentials [T, K])."""
-    kernel, bias = tf.convert_to_tensor(heads.kernel), tf.convert_to_tensor(heads.bias)
     solved = []
     for head in range(heads.num_heads):
         assignment = assign_labels(
-            LinearLogits(kept.features, kernel[:, head], bias[head]),
-            lam=config.lam,
+            LinearLogits(kept.features, heads.head_kernel(head), heads.head_bias(head)),
+            lam=lam,
             tolerance=config.transport_tolerance,
             max_iterations=config.transport_max_iterations,
             initial_potentials=start[head],
             marginals=config.marginals,
+            memory_limit=label_memory * 2**30,
         )
         print(
             f"head {head}: {assignment.num_iterations} iterations, clusters of {assignment.sizes.min()} to {assignment.sizes.max()} images"

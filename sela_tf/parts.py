@@ -17,10 +17,9 @@ from sela_tf.data.label_files import read_run_labels
 from sela_tf.data.pipeline import channel_statistics, training_batches, with_rotations
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
-from sela_tf.models import build_model, check_backbone, with_rotation_head
-from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
+from sela_tf.models import check_backbone
+from sela_tf.network import NetworkDescription, describe_network
 from sela_tf.self_labelling.label_table import LabelTable
-from sela_tf.self_labelling.loss import SelfLabelLoss
 
 
 class Data(NamedTuple):
@@ -156,27 +155,10 @@ def augmentation(config: SelaConfig) -> Augmentation:
     return Augmentation(**{name: getattr(config, name) for name in Augmentation._fields})
 
 
-def network(
-    config: SelaConfig, image_shape: list[int], mean: list[float], variance: list[float], *, weights: str = ""
-) -> keras.Model:
-    """The network that the settings describe, for images [height, width, channels], or vectors [values], of this mean and variance.
-
-    Raises:
-        ValueError: the images are too small for it, or the file `weights` is not for it.
-    """
-    return build_model(
-        config.backbone,
-        image_shape=image_shape,
-        num_heads=config.num_heads,
-        num_clusters=config.num_clusters,
-        width=config.width,
-        hidden_units=config.hidden_units,
-        mean=mean,
-        variance=variance,
-        synchronized=config.sync_batch_norm,
-        dtype=None if config.mixed_precision == "none" else f"mixed_{config.mixed_precision}",
-        weights=weights,
-    )
+def description_of(config: SelaConfig, data: Data) -> NetworkDescription:
+    """The network that the settings ask for, for these images."""
+    shape = (*data.size, data.train.channels)
+    return describe_network(config, shape, tuple(data.mean.tolist()), tuple(data.variance.tolist()))
 
 
 def label_table(config: SelaConfig, data: Data) -> LabelTable:
@@ -194,7 +176,7 @@ def label_table(config: SelaConfig, data: Data) -> LabelTable:
 def training_views(
     config: SelaConfig, data: Data, *, batch_size: int, first_step: int, last_step: int, replicas: int = 1
 ) -> tf.data.Dataset:
-    """What the steps from `first_step` up to, not including, `last_step` train on, in batches that so many replicas share."""
+    """Batches that the steps from `first_step` up to, not including, `last_step` train on, each shared by so many replicas."""
     batches = training_batches(
         data.train,
         size=data.size,
@@ -212,37 +194,5 @@ def training_views(
 def first_network(config: SelaConfig, data: Data, strategy: tf.distribute.Strategy) -> keras.Model:
     """The network before its first step, the same for the same seed."""
     keras.utils.set_random_seed(config.seed)
-    shape = [*data.size, data.train.channels]
     with strategy.scope():
-        return network(config, shape, data.mean.tolist(), data.variance.tolist(), weights=config.backbone_weights)
-
-
-def compiled_model(config: SelaConfig, data: Data, labels: LabelTable, strategy: tf.distribute.Strategy) -> keras.Model:
-    """The network before its first step, with what trains it."""
-    model = first_network(config, data, strategy)
-    loss: Any = SelfLabelLoss(labels)
-    with strategy.scope():
-        if config.rotation:
-            model = with_rotation_head(model)
-            loss = {"heads": loss, "rotation": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
-        optimizer: keras.optimizers.Optimizer = CoupledSGD(
-            learning_rate_schedule(
-                config.learning_rate,
-                schedule=config.lr_schedule,
-                epochs=config.epochs,
-                steps_per_epoch=len(data.train) // config.batch_size,
-                drops=config.lr_drops,
-            ),
-            momentum=config.momentum,
-            coupled_weight_decay=config.weight_decay,
-        )
-        if config.mixed_precision == "float16":
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        optimizer.build(model.trainable_variables)
-        model.compile(optimizer, loss=loss, jit_compile=False)
-    replicas = strategy.num_replicas_in_sync
-    if config.rotation and replicas > 1:
-        # of several losses Keras makes the trackers when they are first used, which within a distributed step is too late
-        views = training_views(config, data, batch_size=replicas, first_step=0, last_step=2, replicas=replicas)
-        model.evaluate(views, steps=1, verbose=0)
-    return model
+        return description_of(config, data).build(weights=config.backbone_weights)

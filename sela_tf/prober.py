@@ -25,10 +25,10 @@ from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, trained_p
 from sela_tf.evaluation.summary import evaluate_labels, plain_clusters
 from sela_tf.models import EMBEDDING, stage_names
 from sela_tf.models.features import FeatureExtractor
+from sela_tf.network import load_run, read_description
 from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
 from sela_tf.parts import Data, first_network, load_data, prepare_devices
-from sela_tf.trainer import load_run
-from sela_tf.workdir import PROBES, read_config, read_results, write_whole
+from sela_tf.workdir import PROBES, read_config, write_whole
 
 _BATCH = 500
 _CLUSTERING = {
@@ -76,8 +76,8 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "workdir"},
     }
     if settings.untrained:
-        seen = read_results(pathlib.Path(workdir).expanduser())["data"]
-        data = data._replace(mean=np.array(seen["mean"]), variance=np.array(seen["variance"]))
+        seen = read_description(workdir)
+        data = data._replace(mean=np.array(seen.mean), variance=np.array(seen.variance))
         untrained = first_network(config, data, strategy)
         views = inference_batches(data.train, size=data.size, batch_size=_BATCH)
         FeatureExtractor(untrained, strategy).settle(views)

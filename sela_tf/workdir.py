@@ -7,6 +7,9 @@ import fcntl
 import json
 import os
 import pathlib
+import shlex
+import socket
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,13 +21,17 @@ import tensorflow as tf
 from sela_tf import flags
 from sela_tf.config import ConfigError, SelaConfig, refuse_unwritable
 
-FLAGS, WEIGHTS, LABELS, RESULTS, PROBES = "flags.cfg", "model.weights.h5", "labels.npz", "results.json", "probes.json"
+FLAGS, NETWORK, WEIGHTS, LABELS = "flags.cfg", "network.json", "model.weights.h5", "labels.npz"
+RESULTS, PROBES = "results.json", "probes.json"
 METRICS, TIMINGS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "timings.jsonl", "checkpoints", "tensorboard"
 REPORT, PICTURE, GALLERIES = "report.json", "report.png", "galleries"
-RUN_FILES = (FLAGS, WEIGHTS, LABELS, RESULTS, PROBES, METRICS, TIMINGS, REPORT)
+LOCK = ".lock"
+RUN_FILES = (FLAGS, NETWORK, WEIGHTS, LABELS, RESULTS, PROBES, METRICS, TIMINGS, REPORT)
 _LABELS_HOLD = (
     "labels", "potentials", "lam", "num_changes", "num_relabellings", "converged", "data_fingerprint", "source_rows"
 )  # fmt: skip
+_OF_OTHERS = ("lost+found",)
+"""What a fresh volume holds."""
 _BEFORE_STEP = ("first_labels", "relabel")
 """Rows that belong before their step; the others come after it."""
 
@@ -53,9 +60,10 @@ class Workdir:
             except ConfigError as error:
                 raise ConfigError(f"{flagfile} is damaged ({error}): name another directory") from error
             _refuse_other_run(self.path, self.previous, config)
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            found = ", ".join(sorted(os.listdir(self.path))[:3])
-            raise ConfigError(f"--workdir={path} holds other files ({found}) and no run: name a new or an empty directory")
+        elif self.path.is_dir() and (found := sorted(set(os.listdir(self.path)) - {LOCK, *_OF_OTHERS})):
+            raise ConfigError(
+                f"--workdir={path} holds other files ({', '.join(found[:3])}) and no run: name a new or an empty directory"
+            )
         refuse_unwritable("workdir", self.path)
         self.config = config
         self._writer: tf.summary.SummaryWriter | None = None
@@ -67,27 +75,54 @@ class Workdir:
         return self.path / CHECKPOINTS
 
     @property
+    def has_network(self) -> bool:
+        """A training ended here, perhaps a shorter one."""
+        return (self.path / NETWORK).exists() or (self.path / RESULTS).exists()
+
+    @property
     def has_results(self) -> bool:
-        """Whether a training ended here, perhaps a shorter one."""
-        return (self.path / RESULTS).exists()
+        """The verdict that is asked for is there."""
+        if self.previous is None or self.previous.epochs != self.config.epochs or not (self.path / RESULTS).exists():
+            return False
+        return self.read_results()["config"].get("evaluate", self.config.evaluate) == self.config.evaluate
 
     @property
     def is_finished(self) -> bool:
-        """Whether it was the one that is asked for."""
-        return self.has_results and self.previous is not None and self.previous.epochs == self.config.epochs
+        """Nothing that is asked for is missing."""
+        return self.has_results and ((self.path / REPORT).exists() or not self.config.report)
+
+    def changes(self) -> list[str]:
+        """A line for each setting that differs from those of before and changes what will be computed."""
+        old, new, lines = self.previous, self.config, []
+        if old is None:
+            return []
+        if new.epochs > old.epochs:
+            lines.append(
+                f"--epochs was {old.epochs}, is {new.epochs}: later relabellings and drops of the learning rate are spread over the longer "
+                "training, so the run will not equal one that was this long from its start"
+            )
+        if new.label_memory != old.label_memory:
+            lines.append(
+                f"--label_memory was {old.label_memory:g}, is {new.label_memory:g}: where that holds log-probabilities in another precision, "
+                "some labels (about .1 %) may differ"
+            )
+        return lines
 
     def start(self, step: int) -> None:
         """Makes the directory this run's own, and begins writing at `step`; `close` lets go of it.
 
-        Rows of later steps, which will be taken again, are removed, and so are old results.
+        Rows of later steps, which will be taken again, are removed, and so is a verdict that is not the one asked for. The network and the
+        labels of a shorter training stay until there are others.
         """
+        outdated = not self.has_results
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
             write_whole(self.path / FLAGS, flags.to_flagfile(self.config))
         except OSError as error:
             raise ConfigError(f"--workdir={self.path} cannot be written: {error.strerror or error}") from error
-        (self.path / RESULTS).unlink(missing_ok=True)
+        if outdated:
+            (self.path / RESULTS).unlink(missing_ok=True)
         for name in (METRICS, TIMINGS):
             file = self.path / name
             if file.exists():
@@ -113,15 +148,22 @@ class Workdir:
             self._descriptor = None
 
     def _lock(self) -> None:
-        """Two processes that write one run would destroy it. The lock is the kernel's and ends with the process."""
-        self._descriptor = os.open(self.path, os.O_RDONLY)
+        """Two processes that write one run would destroy it. The lock is the kernel's and ends with the process.
+
+        It is on a file opened for writing, without which NFS has no exclusive locks; the file says who holds it.
+        """
+        self._descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            holder = os.pread(self._descriptor, 2000, 0).decode(errors="replace").strip()
             self.close()
             raise ConfigError(
-                f"--workdir={self.path} is in use by another process: stop that, or name another directory"
+                f"--workdir={self.path} is in use by {holder or 'another process'}: stop that, or name another directory"
             ) from error
+        os.ftruncate(self._descriptor, 0)
+        words = f"process {os.getpid()} on {socket.gethostname()}: {shlex.join(sys.argv)}"
+        os.pwrite(self._descriptor, words.encode(errors="replace")[:2000], 0)
 
     def write_metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """A row of repeatable numbers, in metrics.jsonl and TensorBoard."""
@@ -153,7 +195,7 @@ class Workdir:
         return [row for row in map(_row, (self.path / METRICS).read_text().splitlines()) if row]
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """results.json, the last file of a run to be written."""
+        """results.json."""
         self.flush()
         write_whole(self.path / RESULTS, json.dumps(results, indent=1) + "\n")
 
@@ -201,6 +243,7 @@ def read_labels(workdir: str | os.PathLike[str], shape: Sequence[int]) -> dict[s
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         _check_labels(arrays, tuple(shape))
+        _check_step(arrays, path.parent / NETWORK)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(
             f"{path} is missing or damaged ({error}): remove {path.parent / RESULTS} and repeat the run's command, which writes both anew"
@@ -224,6 +267,17 @@ def _check_labels(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> N
     rows = arrays["num_changes"].shape == labels.shape and arrays["source_rows"].shape == labels.shape[1:]
     if not rows or arrays["num_relabellings"].shape != shape[:1] or not arrays["lam"] > 0:
         raise ValueError("num_changes, source_rows, num_relabellings or lam that do not belong to the labels")
+
+
+def _check_step(arrays: Mapping[str, np.ndarray], network: pathlib.Path) -> None:
+    """Raises:
+    ValueError: the network went on, and was stopped before its last transport.
+    """
+    if "step" not in arrays or not network.exists():
+        return
+    step = json.loads(network.read_text()).get("step")
+    if step != int(arrays["step"]):
+        raise ValueError(f"labels of step {int(arrays['step'])}, and the network is of step {step}")
 
 
 def read_results(path: pathlib.Path) -> dict[str, Any]:

@@ -13,18 +13,18 @@ import sys
 import numpy as np
 import oracle
 import pytest
+import tensorflow as tf
 from conftest import ROOT, SMALL
 from sklearn.metrics import normalized_mutual_info_score
 
+import sela_tf
 from benchmarks import experiment_tables, experiments
 from benchmarks.experiment_rows import ROWS_OF, TABLES, TRANSFER, Peer, Row
 from benchmarks.experiments import course
-from benchmarks.other_labels import argmax, deep_clusters, even_views, renumbered
+from benchmarks.other_labels import DeepClusterExperiment, argmax, deep_clusters, renumbered
 from benchmarks.regularisation import plain_iterations
 from sela_tf.config import ProbeConfig, SelaConfig
 from sela_tf.data.sources import load_source
-from sela_tf.parts import load_data
-from sela_tf.self_labelling.label_table import LabelTable
 
 
 def test_plain_iterations_are_those_of_the_formula(rng):
@@ -38,8 +38,9 @@ def test_plain_iterations_are_those_of_the_formula(rng):
 
 
 def test_argmax_is_the_networks_own_opinion(rng):
-    log_probs = rng.normal(size=(20, 5)).astype(np.float32)
-    assert all(row.max() == row[label] for row, label in zip(log_probs, argmax(log_probs).labels, strict=True))
+    features, kernel, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((20, 3), (3, 5), (5,)))
+    found = argmax(sela_tf.LinearLogits(features, kernel, bias))
+    np.testing.assert_array_equal(found.labels, (features @ kernel + bias).argmax(axis=1))
 
 
 def test_deep_clusters_are_groups_whatever_their_scale(rng):
@@ -62,19 +63,19 @@ def test_clusters_get_the_numbers_under_which_most_labels_stay(rng):
 
 
 def test_even_views_draw_clusters_equally_often():
-    config = SelaConfig(dataset="digits", num_clusters=3, crop_scale=0.5)
-    data = load_data(config)
+    config = SelaConfig(dataset="digits", backbone="resnet8", width=1, num_heads=1, num_clusters=3, crop_scale=0.5)
+    experiment = DeepClusterExperiment(config, tf.distribute.get_strategy())
     # clusters of 1, 100 and all other images
-    initial = np.full((1, len(data.train)), 2)
+    initial = np.full((1, len(experiment.data.train)), 2)
     initial[0, 0], initial[0, 1:101] = 0, 1
-    table = LabelTable(1, 3, len(data.train), initial=initial)
-    views = even_views(lambda: table, config, data, batch_size=60, first_step=0, last_step=50)
+    experiment.labels.assign(0, initial[0])
+    views = experiment.views(0, 50, batch_size=60)
     batches = list(views.as_numpy_iterator())
     assert batches[0][0].shape == (60, 8, 8, 1)
     labels = initial[0][np.concatenate([indices for _, indices in batches])]
     # 3000 draws: five standard deviations
     np.testing.assert_allclose(np.bincount(labels) / len(labels), 1 / 3, atol=5 * np.sqrt(2 / 9 / 3000))
-    again = list(even_views(lambda: table, config, data, batch_size=60, first_step=49, last_step=50).as_numpy_iterator())
+    again = list(experiment.views(49, 50, batch_size=60).as_numpy_iterator())
     np.testing.assert_array_equal(again[0][0], batches[49][0])
 
 

@@ -25,7 +25,7 @@ from sela_tf.config import ConfigError
 from sela_tf.data.record_writer import Record, example_id, shard_name, write_manifest, write_shard
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import hold_out
-from sela_tf.trainer import load_run
+from sela_tf.network import load_run
 
 pytestmark = pytest.mark.xdist_group("components")
 

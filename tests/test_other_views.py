@@ -13,9 +13,8 @@ import tensorflow as tf
 from conftest import ROOT, SMALL
 
 import sela_tf
-from benchmarks.other_views import AveragedLabelling, BankLabelling, pairs, pairs_of_views
+from benchmarks.other_views import Bank, PairsExperiment, averaged, pairs, with_features
 from sela_tf.config import SelaConfig
-from sela_tf.parts import load_data
 
 
 def network() -> keras.Model:
@@ -39,27 +38,31 @@ def test_the_bank_holds_what_training_saw_last_and_spares_the_pass(rng):
 
         return tf.data.Dataset.from_tensor_slices((vectors, indices)).batch(10).map(look)
 
-    labelling = BankLabelling(table, batches, relabel_steps=[0, 1, 2, 3], batch_size=4)
+    model.compile(keras.optimizers.SGD(0.0), loss=sela_tf.SelfLabelLoss(table))
+    bank = Bank(10, 5, batch_size=4, steps_per_epoch=2, views_of=batches)
+    watched = bank.watched(model)
+    labelling = sela_tf.SelfLabelling(table, None, relabel_steps=[0, 1, 2, 3], features=bank.features)
     # two epochs of two steps, of other views each, which leave out two images each; what is behind the batch does not count
     seen = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1], [2, 3, 4, 5]]
     views = [(step + 2) * vectors[rows] for step, rows in enumerate(seen)]
     behind = np.full((1, 3), 9.0, "float32")
     steps = [(np.concatenate([view, behind]), np.array([*rows, 6])) for view, rows in zip(views, seen, strict=True)]
-    dataset = tf.data.Dataset.from_tensor_slices(tuple(map(np.stack, zip(*steps, strict=True))))
-    model.compile(keras.optimizers.SGD(0.0), loss=sela_tf.SelfLabelLoss(table))
-    model.fit(dataset, epochs=2, steps_per_epoch=2, shuffle=False, verbose=0, callbacks=[labelling])
+    dataset = with_features(tf.data.Dataset.from_tensor_slices(tuple(map(np.stack, zip(*steps, strict=True)))))
+    watched.fit(dataset, epochs=2, steps_per_epoch=2, shuffle=False, verbose=0, callbacks=[labelling])
     assert passes == [0, 1]
     expected = features_of(model, vectors)
     for view, rows in zip(views, seen, strict=True):
         expected[rows] = features_of(model, view)
     labelling.relabel(4)
     assert passes == [0, 1]
-    continued = BankLabelling(table, batches, relabel_steps=[], batch_size=4)
-    continued.set_model(model)
+    np.testing.assert_allclose(bank.values.numpy(), expected, rtol=1e-5)
+    continued = sela_tf.SelfLabelling(
+        table, None, relabel_steps=[], features=Bank(10, 5, batch_size=4, steps_per_epoch=2, views_of=batches).features
+    )
+    continued.set_model(watched)
     continued.on_train_begin()
     continued.relabel(4)
     assert passes == [0, 1, 4]
-    np.testing.assert_allclose(labelling._extractor.bank.numpy(), expected, rtol=1e-5)
 
 
 def test_averaged_labels_are_of_four_views(rng):
@@ -71,28 +74,34 @@ def test_averaged_labels_are_of_four_views(rng):
         made.append((number, vectors + len(made)))
         return tf.data.Dataset.from_tensor_slices((made[-1][1], indices)).batch(8)
 
-    labelling = AveragedLabelling(table, views_of, relabel_steps=[], batch_statistics=True)
+    given = []
+
+    def assign(logits: sela_tf.LinearLogits, **options) -> sela_tf.Assignment:
+        given.append(logits.features)
+        return sela_tf.assign_labels(logits, **options)
+
+    labelling = sela_tf.SelfLabelling(table, None, relabel_steps=[], features=averaged(views_of), assign=assign)
     model.compile("sgd", loss=sela_tf.SelfLabelLoss(table))
     labelling.set_model(model)
     labelling.on_train_begin()
-    found = labelling._extractor.collect(views_of(7), 8)
+    labelling.relabel(7)
     assert len({number for number, _ in made}) == 4
-    np.testing.assert_allclose(found, np.mean([features_of(model, view) for _, view in made], axis=0), rtol=1e-5)
-    assert not labelling.batch_statistics
+    np.testing.assert_allclose(given[0], np.mean([features_of(model, view) for _, view in made], axis=0), rtol=1e-5)
 
 
 def test_pairs_are_two_views_of_each_image_and_every_image_once_an_epoch():
-    config = SelaConfig(dataset="digits", crop_scale=0.5, batch_size=64)
-    data = load_data(config)
-    steps = len(data.train) // 32
-    batches = list(pairs_of_views(config, data, batch_size=64, first_step=0, last_step=2 * steps).as_numpy_iterator())
+    config = SelaConfig(dataset="digits", backbone="resnet8", width=1, num_clusters=16, crop_scale=0.5, batch_size=64)
+    experiment = PairsExperiment(config, tf.distribute.get_strategy())
+    num_images = experiment.labels.num_examples
+    steps = num_images // 32
+    batches = list(experiment.views(0, 2 * steps).as_numpy_iterator())
     for views, indices in batches:
         np.testing.assert_array_equal(indices[:32], indices[32:])
         assert np.abs(views[:32] - views[32:]).mean() > 1
     epochs = [np.concatenate([indices[:32] for _, indices in epoch]) for epoch in (batches[:steps], batches[steps:])]
     assert all(len(np.unique(epoch)) == 32 * steps for epoch in epochs)
     assert (epochs[0] != epochs[1]).mean() > 0.9
-    draw = pairs(len(data.train), 64, seed=config.seed)
+    draw = pairs(num_images, 64, seed=config.seed)
     np.testing.assert_array_equal(draw(steps + 1), batches[steps + 1][1])
 
 

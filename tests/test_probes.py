@@ -22,8 +22,8 @@ from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, pooled, trained_probes
 from sela_tf.evaluation.summary import evaluate_network
 from sela_tf.models import build_model, stage_names
+from sela_tf.network import load_run
 from sela_tf.optimizer import CoupledSGD
-from sela_tf.trainer import load_run
 
 
 class TestPooling:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import keras
 import numpy as np
 import pytest
@@ -11,25 +9,26 @@ import tensorflow as tf
 from scipy.optimize import linear_sum_assignment
 
 from sela_tf.models import with_rotation_head
-from sela_tf.models.heads import MultiHead
+from sela_tf.models.heads import MultiHead, find_multi_head
 from sela_tf.self_labelling.callback import SelfLabelling
 from sela_tf.self_labelling.label_pass import head_log_probs, relabel
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.loss import SelfLabelLoss
 from sela_tf.self_labelling.schedule import relabel_steps
+from sela_tf.transport.assignment import Assignment, assign_labels
+from sela_tf.transport.sinkhorn import sinkhorn
 
 N, K, T = 96, 4, 2
-
-
-class Labels(NamedTuple):
-    labels: np.ndarray
-    potentials: np.ndarray
-    converged: bool = True
 
 
 @pytest.fixture
 def values(rng) -> np.ndarray:
     return rng.normal(size=(N, 6)).astype(np.float32)
+
+
+def features_and_heads(model: keras.Model, values: np.ndarray) -> tuple[np.ndarray, MultiHead]:
+    heads = find_multi_head(model)
+    return keras.Model(model.input, heads.input)(values).numpy(), heads
 
 
 def make_model(*, normalise: bool = True) -> keras.Model:
@@ -201,14 +200,14 @@ class TestLabelPass:
     def test_the_objective_falls_when_labels_are_exactly_balanced(self, values):
         """The old labels were feasible, so the optimum of the exact transport cannot be worse."""
 
-        def exact(log_probs, initial_potentials):
+        def exact(logits, initial_potentials):
             columns = np.repeat(np.arange(K), N // K)
-            _, places = linear_sum_assignment(-log_probs[:, columns])
-            return Labels(columns[places], np.zeros(K))
+            _, places = linear_sum_assignment(-logits.log_probs()[:, columns])
+            return Assignment(columns[places], np.zeros(K))
 
         table = LabelTable(T, K, N)
         before = table.labels
-        outcome = relabel(make_model(), batches(values), table, assign=exact)
+        outcome = relabel(*features_and_heads(make_model(), values), table, assign=exact)
         for head in outcome:
             assert head.metrics["objective_after"] < head.metrics["objective_before"]
             assert head.metrics["information_share"] == pytest.approx(1.0)
@@ -216,13 +215,26 @@ class TestLabelPass:
         np.testing.assert_array_equal(table.labels, before)
 
     def test_a_collapse_has_no_information(self, values):
-        def same(log_probs, initial_potentials):
-            return Labels(np.zeros(N, int), np.zeros(K))
+        def same(logits, initial_potentials):
+            return Assignment(np.zeros(N, int), np.zeros(K))
 
-        head = relabel(make_model(), batches(values), LabelTable(T, K, N), assign=same)[0]
+        head = relabel(*features_and_heads(make_model(), values), LabelTable(T, K, N), assign=same)[0]
         assert head.metrics["information"] == 0
         assert head.metrics["nmi_with_previous"] == pytest.approx(0)
         assert head.metrics["changed"] == pytest.approx(1 - 1 / K)
+
+    def test_objectives_are_those_of_all_heads_logits(self, values):
+        features, heads = features_and_heads(make_model(), values)
+        table = LabelTable(T, K, N)
+        log_probs = tf.nn.log_softmax(heads(features)).numpy().astype(np.float64)
+        for outcome in relabel(features, heads, table, assign=assign_labels):
+            for labels, name in ((table.labels[outcome.head], "before"), (outcome.assignment.labels, "after")):
+                expected = -log_probs[np.arange(N), outcome.head, labels].mean()
+                assert outcome.metrics[f"objective_{name}"] == pytest.approx(expected, rel=1e-6)
+
+    def test_something_else_than_an_assignment_is_refused(self, values):
+        with pytest.raises(TypeError, match=r"sela_tf.Assignment.*exact_balance=False.*SinkhornResult"):
+            relabel(*features_and_heads(make_model(), values), LabelTable(T, K, N), assign=sinkhorn)
 
 
 class TestSelfLabelling:
@@ -253,8 +265,8 @@ class TestSelfLabelling:
         new = np.full(N, 3)
         losses = []
 
-        def constant(log_probs, initial_potentials):
-            return Labels(new, np.zeros(K))
+        def constant(logits, initial_potentials):
+            return Assignment(new, np.zeros(K))
 
         class Watch(keras.callbacks.Callback):
             def on_train_batch_begin(self, batch, logs=None):
@@ -316,9 +328,31 @@ class TestSelfLabelling:
         self.fit(make_model(), table, SelfLabelling(table, view, relabel_steps=[0, 2]), values, epochs=1)
         assert asked == [0, 2]
 
+    def test_features_may_come_from_elsewhere(self, values):
+        """In place of a pass, or of several: what the heads see is given, and no data set."""
+        model, given = make_model(), []
+
+        def mean_of_two(step, collect):
+            return (collect(batches(values)) + collect(batches(values + 1))) / 2
+
+        def assign(logits, **options):
+            given.append(logits.features)
+            return assign_labels(logits, **options)
+
+        callback = SelfLabelling(LabelTable(T, K, N), None, relabel_steps=[], features=mean_of_two, assign=assign)
+        callback.set_model(model)
+        callback.relabel(1)
+        expected = np.mean([features_and_heads(model, seen)[0] for seen in (values, values + 1)], axis=0)
+        np.testing.assert_allclose(given[1], expected, rtol=1e-5)
+        callback.features = lambda step, collect: expected[1:]
+        with pytest.raises(ValueError, match=r"`features` must return \(96, 8\) numbers. Received: shape \(95, 8\)"):
+            callback.relabel(2)
+        with pytest.raises(ValueError, match="`inference_dataset` must be given"):
+            SelfLabelling(LabelTable(T, K, N), None, relabel_steps=[])
+
     def test_labels_of_a_failed_solve_are_not_used(self, values, capsys):
-        def fails(log_probs, initial_potentials):
-            return Labels(np.zeros(N, int), np.zeros(K), converged=False)
+        def fails(logits, initial_potentials):
+            return Assignment(np.zeros(N, int), np.zeros(K), converged=False)
 
         table = LabelTable(T, K, N)
         before = table.labels
@@ -333,7 +367,7 @@ class TestSelfLabelling:
         bias = np.zeros((T, K))
         bias[1, 2] = np.nan
         model.layers[-1].bias.assign(bias)
-        with pytest.raises(ValueError, match=r"nan at row 0, column \d.*diverged"):
+        with pytest.raises(ValueError, match=r"`kernel` and `bias` must be finite.*diverged. Lower the learning rate"):
             self.fit(model, table, SelfLabelling(table, batches(values), relabel_steps=[0]), values)
         np.testing.assert_array_equal(table.labels, before)
 

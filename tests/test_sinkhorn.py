@@ -259,6 +259,8 @@ def test_rows_computed_from_features_are_the_same_rows(rng, num_rows):
 def test_a_large_solve_says_what_it_takes(rng, monkeypatch, capsys):
     monkeypatch.setattr(module, "_LARGE", 1000)
     sinkhorn(oracle.log_probs(rng, 500, 8))
+    assert not any(capsys.readouterr())
+    sinkhorn(oracle.log_probs(rng, 500, 8), verbose=True)
     assert "sinkhorn: 500 x 8; 0.0 GB of stored rows; about" in capsys.readouterr().err
 
 

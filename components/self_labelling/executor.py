@@ -21,9 +21,10 @@ from sela_tf.data.record_writer import example_id
 from sela_tf.data.records import read_manifest
 from sela_tf.exporter import export_to
 from sela_tf.models.heads import find_multi_head
+from sela_tf.network import load_run
 from sela_tf.parts import load_data
 from sela_tf.serving.opinions import opinions
-from sela_tf.trainer import load_run, run
+from sela_tf.trainer import run
 from sela_tf.workdir import METRICS, RESULTS, read_labels, read_results
 
 _NAME = "self_labelling"

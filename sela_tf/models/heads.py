@@ -43,9 +43,16 @@ class MultiHead(keras.layers.Layer):
         return tf.reshape(logits, [-1, self.num_heads, self.num_clusters]) + tf.cast(self.bias, logits.dtype)
 
     def head_logits(self, features: tf.Tensor, head: int) -> tf.Tensor:
-        """Logits [B, K] of one head alone, for label passes that cannot hold all T at once."""
-        kernel = tf.cast(self.kernel, tf.float32)[:, head]
-        return tf.matmul(tf.cast(features, tf.float32), kernel) + tf.cast(self.bias, tf.float32)[head]
+        """Logits [B, K] of one head alone, for passes that cannot hold all T at once."""
+        return tf.matmul(tf.cast(features, tf.float32), self.head_kernel(head)) + self.head_bias(head)
+
+    def head_kernel(self, head: int) -> tf.Tensor:
+        """The kernel float32 [D, K] of one head."""
+        return tf.cast(self.kernel, tf.float32)[:, head]
+
+    def head_bias(self, head: int) -> tf.Tensor:
+        """The bias float32 [K] of one head."""
+        return tf.cast(self.bias, tf.float32)[head]
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return (input_shape[0], self.num_heads, self.num_clusters)

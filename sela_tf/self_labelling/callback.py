@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -28,11 +30,15 @@ class SelfLabelling(keras.callbacks.Callback):
     Args:
         labels: the table that the model's `SelfLabelLoss` reads.
         inference_dataset: yields (images, example indices), each index once, in any order. Or a function that takes the step and
-            returns such a data set, for views that differ from one relabelling to the next.
+            returns such a data set, for views that differ from one relabelling to the next. None where `features` needs none.
         relabel_steps: optimizer steps before which labels are recomputed; see `sela_tf.relabel_steps`.
         lam: of the default transport.
-        assign: assigns labels to log-probabilities [N, K]; by default `sela_tf.assign_labels` with `lam`, whose
-            clusters are exactly equal in size.
+        assign: makes the labels of a head: called with its `sela_tf.LinearLogits` (features [N, D], kernel, bias) and the keyword
+            `initial_potentials`, returns a `sela_tf.Assignment`. By default `sela_tf.assign_labels` with `lam`, whose clusters are exactly
+            equal in size.
+        features: makes what the heads see of every image, float32 [N, D] in the order of the indices, where that is not one pass over
+            `inference_dataset`: called with the step and a function that makes such a pass over any data set like it.
+        label_memory: GiB that the log-probabilities of a head, and what its transport stores besides, may take, of the default `assign`.
         batch_statistics: run the pass in training mode (batch statistics, dropout), as the reference does. Otherwise the network is
             in inference mode, but for a relabelling before the first step, when the moving statistics are still empty.
         heads_in_turn: one head a relabelling, the next one each time, as the reference does on CIFAR; otherwise all.
@@ -49,11 +55,13 @@ class SelfLabelling(keras.callbacks.Callback):
     def __init__(
         self,
         labels: LabelTable,
-        inference_dataset: tf.data.Dataset | Callable[[int], tf.data.Dataset],
+        inference_dataset: tf.data.Dataset | Callable[[int], tf.data.Dataset] | None,
         *,
         relabel_steps: Iterable[int],
         lam: float = 25.0,
         assign: Assign | None = None,
+        features: Callable[[int, Callable[[tf.data.Dataset], np.ndarray]], np.ndarray] | None = None,
+        label_memory: float = 4.0,
         batch_statistics: bool = False,
         heads_in_turn: bool = False,
         log: Callable[[int, list[HeadLabels]], None] | None = None,
@@ -64,7 +72,10 @@ class SelfLabelling(keras.callbacks.Callback):
         self.relabel_steps = sorted(set(relabel_steps))
         if self.relabel_steps and self.relabel_steps[0] < 0:
             raise ValueError(f"`relabel_steps` must not be negative. Received: {self.relabel_steps[0]}")
-        self.assign: Assign = assign or functools.partial(assign_labels, lam=lam)
+        if inference_dataset is None and features is None:
+            raise ValueError("`inference_dataset` must be given, or `features` that does without. Received: None for both")
+        self.assign: Assign = assign or functools.partial(assign_labels, lam=lam, memory_limit=label_memory * 2**30)
+        self.features = features
         self.batch_statistics = batch_statistics
         self.heads_in_turn = heads_in_turn
         self.log = log
@@ -85,8 +96,7 @@ class SelfLabelling(keras.callbacks.Callback):
                 "The model's SelfLabelLoss reads another LabelTable than the one that this callback rewrites: give both one"
             )
         self.labels.forget_index_outside()
-        strategy = self.model.distribute_strategy
-        self._extractor = FeatureExtractor(cut_at_heads(self.model), strategy)
+        self._extractor = FeatureExtractor(cut_at_heads(self.model), self.model.distribute_strategy)
         # a relabelling at a step that was already taken has happened
         self._pending = [step for step in self.relabel_steps if step >= steps_taken(self.model)]
 
@@ -122,24 +132,38 @@ class SelfLabelling(keras.callbacks.Callback):
 
     def relabel(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
         """Recomputes the labels of all heads, or of `only` some, now, and writes them when all are known."""
-        batches = self.inference_dataset(step) if callable(self.inference_dataset) else self.inference_dataset
-        outcome = relabel(
-            self.model,
-            batches,
-            self.labels,
-            assign=self.assign,
-            batch_statistics=self.batch_statistics or step == 0,
-            extractor=self._extractor,
-            only=only,
-        )
+        start = time.perf_counter()
+        features = self._features(step)
+        seconds = time.perf_counter() - start
+        outcome = relabel(features, find_multi_head(self.model), self.labels, assign=self.assign, only=only)
+        # the pass over the images counts for the first head, as it waits for it
+        outcome[:1] = [head._replace(seconds=head.seconds + seconds) for head in outcome[:1]]
         self.write(step, outcome)
         return outcome
+
+    def _features(self, step: int) -> np.ndarray:
+        """What the heads see of every image now, float32 [N, D]."""
+        num_examples, batch_statistics = self.labels.num_examples, self.batch_statistics or step == 0
+
+        def collect(batches: tf.data.Dataset) -> np.ndarray:
+            if self._extractor is None:
+                self._extractor = FeatureExtractor(cut_at_heads(self.model), self.model.distribute_strategy)
+            return self._extractor.collect(batches, num_examples, batch_statistics=batch_statistics)
+
+        if self.features is None:
+            return collect(self.inference_dataset(step) if callable(self.inference_dataset) else self.inference_dataset)
+        features = np.asarray(self.features(step, collect))
+        width = find_multi_head(self.model).input.shape[-1]
+        if features.shape != (num_examples, width):
+            raise ValueError(f"`features` must return {(num_examples, width)} numbers. Received: shape {features.shape}")
+        return features
 
     def write(self, step: int, outcome: list[HeadLabels]) -> None:
         """Puts new labels into the table, and says so."""
         for head in outcome:
             if head.usable:
-                self.labels.assign(head.head, head.assignment.labels, head.assignment.potentials)
+                made = head.assignment
+                self.labels.assign(head.head, made.labels, made.potentials, made.lam)
             # above a progress bar, if there is one
             tqdm.write(describe(step, head))
         sys.stdout.flush()

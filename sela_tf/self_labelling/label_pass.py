@@ -1,10 +1,10 @@
-"""The label pass: a network's opinion on every image, and the labels that follow from it."""
+"""The label pass: features of every image once, then for each head the labels that follow from them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -12,30 +12,14 @@ import tensorflow as tf
 from sklearn.metrics import normalized_mutual_info_score
 
 from sela_tf.models.features import FeatureExtractor
-from sela_tf.models.heads import find_multi_head
+from sela_tf.models.heads import MultiHead, find_multi_head
 from sela_tf.self_labelling.label_table import LabelTable
-
-_BLOCK_ROWS = 8192
-
-
-class Assignment(Protocol):
-    """What assigns labels returns at least this; `sela_tf.SinkhornResult` and `sela_tf.BalancedAssignment` do."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Integers [N]."""
-
-    @property
-    def potentials(self) -> np.ndarray:
-        """[K]."""
-
-    @property
-    def converged(self) -> bool:
-        """False keeps the labels of before, unless there is an `exactly_balanced` that is True."""
-
+from sela_tf.transport.assignment import Assignment
+from sela_tf.transport.linear_logits import LinearLogits
 
 Assign = Callable[..., Assignment]
-"""Called with log_probs [N, K] and the keyword initial_potentials ([K], or None at a head's first relabelling)."""
+"""Called with the `LinearLogits` of a head (features [N, D], kernel [D, K], bias [K]) and the keyword initial_potentials ([K], or None at
+the head's first relabelling)."""
 
 
 class HeadLabels(NamedTuple):
@@ -49,8 +33,8 @@ class HeadLabels(NamedTuple):
 
     @property
     def usable(self) -> bool:
-        """Whether these labels are to be trained on."""
-        return self.assignment.converged or getattr(self.assignment, "exactly_balanced", False)
+        """True where these labels are to be trained on."""
+        return self.assignment.converged or self.assignment.exactly_balanced
 
 
 def cut_at_heads(model: keras.Model) -> keras.Model:
@@ -67,44 +51,30 @@ def cut_at_heads(model: keras.Model) -> keras.Model:
 
 
 def head_log_probs(
-    model: keras.Model,
-    batches: tf.data.Dataset,
-    *,
-    num_examples: int,
-    batch_statistics: bool = False,
-    extractor: FeatureExtractor | None = None,
-    only: Iterable[int] | None = None,
+    model: keras.Model, batches: tf.data.Dataset, *, num_examples: int, batch_statistics: bool = False
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (head, log-probabilities float32 [N, K]), head by head: the features are computed once, and no N x T x K logits kept.
+    """Log-probabilities float32 [N, K] of one head after the other, of every image of `batches`: (head, log_probs).
+
+    The features are collected once, [N, D] float32; N x K numbers exist for one head at a time if the caller lets go of them.
 
     Args:
-        model: functional, with one MultiHead layer.
-        batches: of (images, indices), each index from 0 to N - 1 once, in any order.
+        model: a functional model with one MultiHead layer.
+        batches: of (images, example indices); every index from 0 to N - 1 once, in any order and in batches of any size.
         num_examples: N.
-        batch_statistics: normalise by the statistics of each batch, as in training; no variable of the model is changed.
-        extractor: of `cut_at_heads(model)`, where one is kept from pass to pass.
-        only: the heads that are wanted; None for all.
+        batch_statistics: normalise with the statistics of each batch, as the reference does; no variable of the model changes.
+
+    Raises:
+        ValueError: an index is missing, repeated or outside 0 … N - 1, or the model has no or several MultiHead layers.
     """
     heads = find_multi_head(model)
-    extractor = extractor or FeatureExtractor(cut_at_heads(model))
+    extractor = FeatureExtractor(cut_at_heads(model))
     features = extractor.collect(batches, num_examples, batch_statistics=batch_statistics)
-    for head in range(heads.num_heads) if only is None else only:
-        log_probs = np.empty((num_examples, heads.num_clusters), np.float32)
-        for start in range(0, num_examples, _BLOCK_ROWS):
-            rows = slice(start, start + _BLOCK_ROWS)
-            log_probs[rows] = tf.nn.log_softmax(heads.head_logits(features[rows], head))
-        yield head, log_probs
+    for head in range(heads.num_heads):
+        yield head, LinearLogits(features, heads.head_kernel(head), heads.head_bias(head)).log_probs()
 
 
 def relabel(
-    model: keras.Model,
-    batches: tf.data.Dataset,
-    labels: LabelTable,
-    *,
-    assign: Assign,
-    batch_statistics: bool = False,
-    extractor: FeatureExtractor | None = None,
-    only: Iterable[int] | None = None,
+    features: np.ndarray, heads: MultiHead, labels: LabelTable, *, assign: Assign, only: Iterable[int] | None = None
 ) -> list[HeadLabels]:
     """New labels for every head, or for `only` some; `labels` itself is only read.
 
@@ -113,39 +83,48 @@ def relabel(
     `nmi_with_previous`, `information` (I(y; i) = H(y) in nats), `information_share` (of ln K: 1 when equipartitioned, falling to
     0 in a collapse), and of the transport `converged`, `num_iterations`, `marginal_error` (null where it has none), `rounding_gap` (null
     where labels are not balanced exactly).
+
+    Args:
+        features: float32 [N, D], what the heads see of every image.
+        heads: the layer with kernel and bias.
+        labels: of before.
+        assign: see `Assign`.
+        only: the heads that are relabelled, from 0; None for all.
+
+    Raises:
+        TypeError: `assign` returned something other than an `Assignment`.
+        ValueError: as `assign`.
     """
     outcome = []
     previous = labels.labels
-    start = time.perf_counter()
-    passes = head_log_probs(
-        model, batches, num_examples=labels.num_examples, batch_statistics=batch_statistics, extractor=extractor, only=only
-    )
-    for head, log_probs in passes:
+    for head in range(heads.num_heads) if only is None else only:
+        start = time.perf_counter()
+        logits = LinearLogits(features, heads.head_kernel(head), heads.head_bias(head))
         initial = labels.potentials[head] if labels.num_relabellings[head] else None
-        assignment = assign(log_probs, initial_potentials=initial)
+        assignment = assign(logits, initial_potentials=initial)
+        if not isinstance(assignment, Assignment):
+            raise TypeError(
+                "`assign` must return a sela_tf.Assignment, as sela_tf.assign_labels does (exact_balance=False for the plain argmax of "
+                f"sela_tf.sinkhorn). Received: {type(assignment).__name__}"
+            )
         new = np.asarray(assignment.labels)
         sizes = np.bincount(new, minlength=labels.num_clusters)
         shares = sizes[sizes > 0] / len(new)
         information = float(-(shares * np.log(shares)).sum())
+        before, after = logits.mean_log_probs(previous[head], new)
         metrics: dict[str, float | int | bool | None] = {
             "converged": bool(assignment.converged),
-            "num_iterations": getattr(assignment, "num_iterations", None),
-            "marginal_error": getattr(assignment, "marginal_error", None),
-            "rounding_gap": getattr(assignment, "rounding_gap", None),
+            "num_iterations": assignment.num_iterations,
+            "marginal_error": assignment.marginal_error,
+            "rounding_gap": assignment.rounding_gap,
             "changed": float((new != previous[head]).mean()),
-            "objective_before": _objective(log_probs, previous[head]),
-            "objective_after": _objective(log_probs, new),
+            "objective_before": -before,
+            "objective_after": -after,
             "smallest_cluster": int(sizes.min()),
             "largest_cluster": int(sizes.max()),
             "nmi_with_previous": float(normalized_mutual_info_score(previous[head], new)),
             "information": information,
             "information_share": information / float(np.log(labels.num_clusters)),
         }
-        # the pass over the images counts for the first head, as it waits for it
         outcome.append(HeadLabels(head, assignment, metrics, time.perf_counter() - start))
-        start = time.perf_counter()
     return outcome
-
-
-def _objective(log_probs: np.ndarray, labels: np.ndarray) -> float:
-    return float(-np.take_along_axis(log_probs, labels[:, np.newaxis], axis=1).mean(dtype=np.float64))

@@ -76,13 +76,14 @@ class LabelTable:
         labels = tf.gather(self._variable, tf.clip_by_value(index, 0, self.num_examples - 1), axis=1)
         return tf.transpose(tf.where(inside, labels, -1))
 
-    def assign(self, head: int, labels: np.ndarray, potentials: np.ndarray | None = None) -> None:
+    def assign(self, head: int, labels: np.ndarray, potentials: np.ndarray | None = None, lam: float | None = None) -> None:
         """Replaces the labels of one head.
 
         Args:
             head: from 0.
             labels: integers [N] from 0 to K - 1.
             potentials: [K]; those of before are kept if None.
+            lam: under which the potentials were found.
 
         Raises:
             ValueError: of another shape or outside the range; the table is then as before.

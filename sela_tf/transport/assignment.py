@@ -9,36 +9,73 @@ import tensorflow as tf
 
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, cluster_sizes
+from sela_tf.transport.newton import BYTES_LISTED
 from sela_tf.transport.rounding import balanced_labels
-from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn
+from sela_tf.transport.sinkhorn import BYTES_STORED, SinkhornResult, sinkhorn
 
 # Of the rows, that would have to leave their cluster: where they are more than the first, as with networks that see hardly any difference
 # between images (.35 with an AlexNet after 200 steps, whose rounding took five minutes and takes five seconds so), colder transports
 # lead nearer to the unregularised one, until they are less than the second. Networks that learn leave .1 at the start and .01 soon.
 _MANY_TO_MOVE, _FEW_TO_MOVE = 0.2, 0.1
 _COLDER, _MOST_COLDER, _COLD_TOLERANCE, _COLD_ITERATIONS = 4.0, 4, 1e-2, 200
+_SOURCE_BYTES = {"float32": 4, "float16": 2, "computed": 0}
+# Entries of each row that Newton's lists need room for, lest a sharp problem be left to hundreds of passes.
+_LISTED_OF_A_ROW = 8
 
 
-class BalancedAssignment(NamedTuple):
-    """Labels of clusters of exactly the sizes asked for, and how they came about."""
+class Assignment(NamedTuple):
+    """Labels of N rows and how they came about: of a transport, rounded to exact sizes or not, or of any other way to label."""
 
     labels: np.ndarray
     """int64 [N]."""
     potentials: np.ndarray
-    """float32 [K], of the transport."""
-    sizes: np.ndarray
-    """int64 [K]."""
-    rounding_gap: float
-    """What `labels` may lose at most against the best ones of these sizes, in mean log p an image."""
-    marginal_error: float
-    num_iterations: int
-    converged: bool
-    """Of the transport. The labels are the best of their sizes even if it is False: they do not rest on the potentials."""
+    """float32 [K], of the transport; zeros where there was none."""
+    lam: float = 1.0
+    """What log p is multiplied by where the potentials are added."""
+    converged: bool = True
+    """The transport reached its tolerance."""
+    num_iterations: int | None = None
+    marginal_error: float | None = None
+    rounding_gap: float | None = None
+    """What `labels` may lose at most against the best ones of their sizes, in mean log p an image; None where labels were not rounded."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [K], images of each cluster."""
+        return np.bincount(self.labels, minlength=len(self.potentials))
 
     @property
     def exactly_balanced(self) -> bool:
-        """True: for those who would not use labels of a transport that did not converge."""
-        return True
+        """Labels were rounded to the sizes asked for, and are the best of these whether the transport converged or not."""
+        return self.rounding_gap is not None
+
+
+class MemoryPlan(NamedTuple):
+    """How the log-probabilities of one head are held during its transport."""
+
+    source: str
+    """float32, float16 (less the row's largest), or computed: from features, at every reading."""
+    rest: float | None
+    """Bytes that are left for stored rows and lists; None for no limit."""
+
+    def source_bytes(self, num_rows: int, num_clusters: int) -> int:
+        """Bytes that the log-probabilities themselves take."""
+        return _SOURCE_BYTES[self.source] * num_rows * num_clusters
+
+
+def plan_memory(num_rows: int, num_clusters: int, memory_limit: float) -> MemoryPlan:
+    """The most precise way to hold N x K log-probabilities within `memory_limit` bytes, lists and stored rows included.
+
+    float32 is taken if rows stored in half precision fit besides. So is float16; or, without stored rows, if a few list entries for each
+    row do. A fixed limit picks the same way on every machine.
+    """
+    entries = num_rows * num_clusters
+    lists = _LISTED_OF_A_ROW * BYTES_LISTED * num_rows
+    for source, besides in (("float32", BYTES_STORED["float16"] * entries), ("float16", lists), ("computed", 0)):
+        taken = _SOURCE_BYTES[source] * entries
+        if taken + besides <= memory_limit:
+            break
+    return MemoryPlan(source, memory_limit - taken)
 
 
 def assign_labels(
@@ -50,15 +87,38 @@ def assign_labels(
     initial_potentials: np.ndarray | None = None,
     marginals: Marginals = "uniform",
     known: np.ndarray | None = None,
-) -> BalancedAssignment:
-    """`sinkhorn`, then `balanced_labels` from its potentials; the arguments are theirs.
+    exact_balance: bool = True,
+    memory_limit: float | None = None,
+    verbose: bool = False,
+) -> Assignment:
+    """`sinkhorn`, then `balanced_labels` from its potentials; the arguments are theirs but for the following.
 
     Uniform marginals give sizes floor(N/K) and ceil(N/K), also over which clusters get the larger one; others are rounded to whole
     images by largest remainder.
 
+    Args:
+        log_probs: [N, K], or `LinearLogits`.
+        lam: inverse of the entropic regularisation.
+        tolerance: L1 error of the marginals.
+        max_iterations: passes after which the transport is given up.
+        initial_potentials: [K], a warm start.
+        marginals: the clusters' shares.
+        known: integers [N], -1 where the label is not known.
+        exact_balance: round to exact sizes; otherwise labels are the transport's plain argmax, as the reference's are.
+        memory_limit: bytes that log-probabilities, stored rows and lists may take together: `LinearLogits` are then stored while they
+            fit, see `plan_memory`. None computes them at every reading.
+        verbose: say on stderr what a large solve will take.
+
     Raises:
         ValueError: as these two.
     """
+    rest = None
+    if isinstance(log_probs, LinearLogits) and memory_limit is not None:
+        plan = plan_memory(len(log_probs.features), int(log_probs.kernel.shape[1]), memory_limit)
+        rest = plan.rest
+        if plan.source != "computed":
+            log_probs = log_probs.checked()
+            log_probs = log_probs.log_probs() if plan.source == "float32" else log_probs.half_precision()
     solved = sinkhorn(
         log_probs,
         lam=lam,
@@ -67,7 +127,12 @@ def assign_labels(
         initial_potentials=initial_potentials,
         marginals=marginals,
         known=known,
+        memory_limit=rest,
+        verbose=verbose,
     )
+    found = Assignment(solved.labels, solved.potentials, solved.lam, solved.converged, solved.num_iterations, solved.marginal_error)
+    if not exact_balance:
+        return found
     sizes = None
     if not (isinstance(marginals, str) and marginals == "uniform"):
         sizes = cluster_sizes(solved.marginals, len(solved.labels))
@@ -78,20 +143,13 @@ def assign_labels(
             sizes = np.maximum(sizes, held)
             while sizes.sum() > len(solved.labels):
                 sizes[np.argmax(sizes - held)] -= 1
-    rounded = balanced_labels(log_probs, _rounding_potentials(log_probs, solved, known), lam=lam, sizes=sizes, held=known)
-    return BalancedAssignment(
-        labels=rounded.labels,
-        potentials=solved.potentials,
-        sizes=rounded.sizes,
-        rounding_gap=rounded.gap,
-        marginal_error=solved.marginal_error,
-        num_iterations=solved.num_iterations,
-        converged=solved.converged,
-    )
+    potentials = _rounding_potentials(log_probs, solved, known, rest)
+    rounded = balanced_labels(log_probs, potentials, lam=lam, sizes=sizes, held=known)
+    return found._replace(labels=rounded.labels, rounding_gap=rounded.gap)
 
 
 def _rounding_potentials(
-    log_probs: np.ndarray | tf.Tensor | LinearLogits, solved: SinkhornResult, known: np.ndarray | None
+    log_probs: np.ndarray | tf.Tensor | LinearLogits, solved: SinkhornResult, known: np.ndarray | None, memory_limit: float | None
 ) -> np.ndarray:
     """[K], those of `solved`, or where its argmax is far from balance those of colder transports, brought to its lam."""
     potentials, labels, lam = solved.potentials, solved.labels, solved.lam
@@ -109,6 +167,7 @@ def _rounding_potentials(
             initial_potentials=potentials * (lam / solved.lam),
             marginals=solved.marginals,
             known=known,
+            memory_limit=memory_limit,
         )
         potentials, labels = colder.potentials * np.float32(solved.lam / lam), colder.labels
     return potentials

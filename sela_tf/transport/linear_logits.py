@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 import tensorflow as tf
+
+_BLOCK_ROWS = 8192
 
 
 class LinearLogits(NamedTuple):
@@ -32,8 +35,43 @@ class LinearLogits(NamedTuple):
                 f"Received: {shape}, {tuple(kernel.shape)} and {tuple(bias.shape)}"
             )
         if not np.isfinite(kernel).all() or not np.isfinite(bias).all():
-            raise ValueError("`kernel` and `bias` must be finite. Received: NaN or infinity. Has training diverged?")
+            raise ValueError("`kernel` and `bias` must be finite. Received: NaN or infinity. Has training diverged? Lower the learning rate")
         return self._replace(kernel=kernel, bias=bias)
+
+    def blocks(self) -> Iterator[tuple[slice, tf.Tensor]]:
+        """The logits float32 [n, K] of consecutive slices of the rows, computed as they are asked for."""
+        kernel, bias = float32_tensor(self.kernel), float32_tensor(self.bias)
+        for start in range(0, int(self.features.shape[0]), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            yield rows, tf.matmul(float32_tensor(self.features[rows]), kernel) + bias
+
+    def log_probs(self) -> np.ndarray:
+        """Log softmax, float32 [N, K], all of it in memory."""
+        found = self._empty(np.float32)
+        for rows, logits in self.blocks():
+            found[rows] = tf.nn.log_softmax(logits)
+        return found
+
+    def half_precision(self) -> np.ndarray:
+        """Logits less the largest of their row, float16 [N, K], in memory: as precise near the largest as float32 is around 1000."""
+        found = self._empty(np.float16)
+        for rows, logits in self.blocks():
+            below = logits - tf.reduce_max(logits, axis=1, keepdims=True)
+            # beyond the range of float16 lies -inf, which would forbid the cluster
+            found[rows] = tf.cast(tf.maximum(below, float(np.finfo(np.float16).min)), tf.float16)
+        return found
+
+    def mean_log_probs(self, *labels: np.ndarray) -> list[float]:
+        """The mean of log softmax at each of some labellings, integers [N]: less E(p, q) of the paper's eq. 3."""
+        found = [np.empty(len(each), np.float32) for each in labels]
+        for rows, logits in self.blocks():
+            log_probs = tf.nn.log_softmax(logits).numpy()
+            for values, each in zip(found, labels, strict=True):
+                values[rows] = np.take_along_axis(log_probs, each[rows, np.newaxis], axis=1)[:, 0]
+        return [float(values.mean(dtype=np.float64)) for values in found]
+
+    def _empty(self, dtype: type) -> np.ndarray:
+        return np.empty((int(self.features.shape[0]), int(self.kernel.shape[1])), dtype)
 
 
 class ComputedLogits:

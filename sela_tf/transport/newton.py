@@ -27,6 +27,8 @@ _SHORTEST_REACH, _REACH = 40.0, 100.0
 # Entries that were left out weigh less than exp(-_MARGIN) of their row wherever the potentials go.
 _MARGIN = 12.0
 _ROWS_TO_LOOK_AT = 512
+BYTES_LISTED = 96
+"""Of an entry of the lists at the peak of a solve: score, column and row, with two evaluations and the Hessian's triples at once."""
 # Potentials may move so far without a maximum of each row having to be found lest an exponential overflow.
 _SAFE_ROOM = 500.0
 # Scores that stay in the second-level cache while they are looked at.
@@ -50,7 +52,15 @@ class Candidates(NamedTuple):
     num_rows: int
 
 
-def newton(rows: Rows, potentials: np.ndarray, log_rows: np.ndarray, target: np.ndarray, *, tolerance: float) -> np.ndarray | None:
+def newton(
+    rows: Rows,
+    potentials: np.ndarray,
+    log_rows: np.ndarray,
+    target: np.ndarray,
+    *,
+    tolerance: float,
+    most_listed: int | None = None,
+) -> np.ndarray | None:
     """Potentials float64 [K] at which the lists' marginals are `target` within `tolerance`, or as far towards them as the lists
     reach; None where rows have too many candidates to be listed.
 
@@ -60,20 +70,23 @@ def newton(rows: Rows, potentials: np.ndarray, log_rows: np.ndarray, target: np.
         log_rows: [N], as measured at `potentials`.
         target: t [K].
         tolerance: L1 error of the marginals.
+        most_listed: entries that lists may hold in all, about; None for as many as help.
     """
-    reach = _reach(rows, potentials, log_rows)
+    reach = _reach(rows, potentials, log_rows, most_listed)
     if reach is None:
         return None
     return _solve(_collect(rows, potentials, log_rows, reach), potentials, target, reach - _MARGIN, tolerance)
 
 
-def _reach(rows: Rows, potentials: np.ndarray, log_rows: np.ndarray) -> float | None:
+def _reach(rows: Rows, potentials: np.ndarray, log_rows: np.ndarray, most_listed: int | None) -> float | None:
     """How far lists can look, judged by a few rows."""
     some = np.linspace(0, rows.num_rows - 1, min(rows.num_rows, _ROWS_TO_LOOK_AT)).astype(np.int64)
     distances = (log_rows[some, np.newaxis] - rows.scores(some) - potentials).ravel()
     distances = np.append(distances[np.isfinite(distances)], np.inf)
     most = max(_CANDIDATES, min(_MOST_CANDIDATES, int(rows.num_clusters * _MOST_OF_A_ROW)))
-    ranks = [min(count * len(some), len(distances) - 1) for count in (_CANDIDATES, most)]
+    if most_listed is not None:
+        most = min(most, most_listed / rows.num_rows)
+    ranks = [min(int(count * len(some)), len(distances) - 1) for count in (_CANDIDATES, most)]
     near, far = np.partition(distances, ranks)[ranks].tolist()
     reach = min(max(_REACH, near), far)
     return reach if reach >= _SHORTEST_REACH else None

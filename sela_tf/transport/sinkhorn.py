@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, held_and_target
+from sela_tf.transport.newton import BYTES_LISTED
 from sela_tf.transport.rows import Rows
 from sela_tf.transport.solve import MOST_DRIFT, coarse_start, solve
 
@@ -30,6 +31,8 @@ _MIN_TOLERANCE = 1e-6
 _FLOAT16_TOLERANCE = 1e-4
 # Entries from which a solve announces what it will take.
 _LARGE = 2**29
+BYTES_STORED = {"float16": 2, "float32": 4, "none": 0}
+"""Of an entry of the matrix, by `storage`."""
 
 
 class TransportPlan(NamedTuple):
@@ -103,7 +106,9 @@ def sinkhorn(
     marginals: Marginals = "uniform",
     known: np.ndarray | None = None,
     storage: str = "auto",
+    memory_limit: float | None = None,
     num_threads: int | None = None,
+    verbose: bool = False,
 ) -> SinkhornResult:
     """Labels N images with K equally large clusters (arXiv 1911.05371, eq. 5-8).
 
@@ -122,21 +127,28 @@ def sinkhorn(
         storage: how passes without exponentials store the rows: "float16" takes half of a float32 matrix, "float32" as much as
             one, "none" nothing, at 5 times the time a pass. "auto": none for `LinearLogits`, otherwise float16, or float32 where the
             tolerance is below 1e-4.
+        memory_limit: bytes that stored rows and Newton's lists may take, besides what `log_probs` takes; None for no limit. "auto" then
+            stores rows only if they fit.
         num_threads: for CPUs; as many as there are processors if None. The result does not depend on it.
+        verbose: say on stderr what a large solve will take, before it starts.
 
     Raises:
         ValueError: the shape is not [N, K], N is 0, a value is NaN or +inf, a whole row or column is -inf, or an argument is
             out of range.
     """
     known = None if known is None else np.asarray(known)
-    rows, start = _checked(log_probs, lam, tolerance, max_iterations, initial_potentials, known, storage, num_threads)
+    rows, start = _checked(log_probs, lam, tolerance, max_iterations, initial_potentials, known, storage, memory_limit, num_threads)
     if storage == "auto":
         storage = "none" if rows.is_linear else "float16" if tolerance >= _FLOAT16_TOLERANCE else "float32"
-    _announce(rows, storage)
+        if memory_limit is not None and BYTES_STORED[storage] * rows.num_rows * rows.num_clusters > memory_limit:
+            storage = "none"
+    if verbose:
+        _announce(rows, storage)
     shares, target = held_and_target(marginals, known, rows.num_rows, rows.num_clusters, lambda: _masses(rows))
+    most_listed = None if memory_limit is None else int(memory_limit / BYTES_LISTED)
     if start is None:
-        start = coarse_start(rows, target, tolerance, storage)
-    end, passes = solve(rows, start, target, tolerance, max_iterations, storage)
+        start = coarse_start(rows, target, tolerance, storage, most_listed)
+    end, passes = solve(rows, start, target, tolerance, max_iterations, storage, most_listed)
     v, mean_log_row = end.potentials, end.measured.mean_log_row
     labels = rows.labels(v)
     if known is not None:
@@ -164,7 +176,7 @@ def _announce(rows: Rows, storage: str) -> None:
     entries = rows.num_rows * rows.num_clusters
     if entries < _LARGE:
         return
-    gigabytes = entries * {"float16": 2, "float32": 4, "none": 0}[storage] / 1e9
+    gigabytes = entries * BYTES_STORED[storage] / 1e9
     print(
         f"sinkhorn: {rows.num_rows:,} x {rows.num_clusters:,}; {gigabytes:.1f} GB of stored rows; "
         f"about {rows.seconds_of_a_pass():.1f} s an exact pass, of which a solve takes 2 to 10",
@@ -181,6 +193,7 @@ def _checked(
     initial_potentials: Any,
     known: np.ndarray | None,
     storage: str,
+    memory_limit: float | None,
     num_threads: int | None,
 ) -> tuple[Rows, np.ndarray | None]:
     """The rows and where to start, or a ValueError that names what is wrong."""
@@ -192,6 +205,7 @@ def _checked(
         ("lam", lam, 0 < np.float32(lam) < np.inf, "a positive float32"),
         ("tolerance", tolerance, np.isfinite(tolerance) and tolerance >= _MIN_TOLERANCE, f"at least {_MIN_TOLERANCE:g}"),
         ("max_iterations", max_iterations, is_count(max_iterations), "a positive int32"),
+        ("memory_limit", memory_limit, memory_limit is None or memory_limit >= 0, "a number of bytes or None"),
         ("num_threads", num_threads, num_threads is None or is_count(num_threads), "a positive int32 or None"),
         ("storage", storage, storage in ("auto", *MOST_DRIFT), f"auto, {', '.join(MOST_DRIFT)}"),
     ):

@@ -41,9 +41,10 @@ def solve(
     tolerance: float,
     max_passes: int,
     storage: str,
+    most_listed: int | None = None,
     annealings: int = _MOST_ANNEALINGS,
 ) -> tuple[State, int]:
-    """(where the solve ended, passes over all rows)."""
+    """(where the solve ended, passes over all rows); Newton's lists hold at most `most_listed` entries."""
     v, passes, rounds, stretches, stride = _rounded(start), 0, 0, 0, 1.0
     best: State | None = None  # the last that was not given up: the dual only rises
     plain = False
@@ -63,7 +64,7 @@ def solve(
             return now, passes
         if rounds < _MOST_NEWTON_ROUNDS:
             rounds += 1
-            proposal = newton(rows, now.potentials, now.measured.log_rows, target, tolerance=tolerance / 4)
+            proposal = newton(rows, now.potentials, now.measured.log_rows, target, tolerance=tolerance / 4, most_listed=most_listed)
             if proposal is not None:
                 v, plain = _rounded(proposal), False
                 continue
@@ -76,7 +77,9 @@ def solve(
             # potentials have far to go: most of the way is quicker in a smoother problem, whose potentials are in proportion
             smoother, room = rows.at(rows.lam / _ANNEALING), max_passes - passes - 1
             near = now.potentials / _ANNEALING
-            end, taken = solve(smoother, near, target, max(_COARSE_TOLERANCE, tolerance), room, storage, annealings - 1)
+            end, taken = solve(
+                smoother, near, target, max(_COARSE_TOLERANCE, tolerance), room, storage, most_listed, annealings - 1
+            )
             v, passes, rounds = _rounded(end.potentials * _ANNEALING), passes + taken, 0
             continue
         stretch = _iterate(rows, now, target, _SPARE * tolerance, max_passes - passes - 1, storage)
@@ -120,7 +123,7 @@ def _rounded(potentials: np.ndarray) -> np.ndarray:
     return (potentials - potentials.mean()).astype(np.float32).astype(np.float64)
 
 
-def coarse_start(rows: Rows, target: np.ndarray, tolerance: float, storage: str) -> np.ndarray:
+def coarse_start(rows: Rows, target: np.ndarray, tolerance: float, storage: str, most_listed: int | None = None) -> np.ndarray:
     """Zeros, or where these are far off the solution for a share of the rows."""
     zeros = np.zeros(rows.num_clusters)
     share = min(_COARSE_SHARE, rows.num_rows // (4 * rows.num_clusters))
@@ -129,4 +132,4 @@ def coarse_start(rows: Rows, target: np.ndarray, tolerance: float, storage: str)
     some = rows.sample(share)
     if some.num_counted < 4 * rows.num_clusters or State(zeros, some.measure(zeros), target).error < _COARSE_ERROR:
         return zeros
-    return solve(some, zeros, target, max(_COARSE_TOLERANCE, tolerance), 200, storage)[0].potentials
+    return solve(some, zeros, target, max(_COARSE_TOLERANCE, tolerance), 200, storage, most_listed)[0].potentials
