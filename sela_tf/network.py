@@ -124,9 +124,7 @@ def _read(path: pathlib.Path) -> tuple[NetworkDescription, str | None]:
     if (path / NETWORK).exists():
         return _from_json(path / NETWORK)
     if not (path / RESULTS).exists():
-        raise ConfigError(
-            f"the training of the run in {str(path)!r} is not finished (no {NETWORK}): repeat its command to continue it"
-        )
+        raise ConfigError(f"the training of the run in {str(path)!r} is not finished: repeat its command to continue it")
     # runs that were made before networks described themselves
     seen = read_results(path)["data"]
     return describe_network(read_config(path), seen["image_shape"], seen["mean"], seen["variance"]), None
@@ -134,10 +132,12 @@ def _read(path: pathlib.Path) -> tuple[NetworkDescription, str | None]:
 
 def _from_json(path: pathlib.Path) -> tuple[NetworkDescription, str]:
     try:
-        described: dict[str, Any] = json.loads(path.read_text())
+        described = json.loads(path.read_text())
         if described["format"] != _FORMAT:
             raise ValueError(f"its format is {described['format']}, this version of sela_tf reads {_FORMAT}")
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in described["network"].items()}
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in described["network"].items()
+        }
         return NetworkDescription(**fields), described["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

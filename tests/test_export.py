@@ -37,7 +37,8 @@ def exports(finished, tmp_path_factory):
     unfinished, damaged = root / "unfinished", root / "damaged"
     for copy in (unfinished, damaged):
         shutil.copytree(finished[0], copy)
-    (unfinished / "results.json").unlink()
+    for name in ("network.json", "results.json"):
+        (unfinished / name).unlink()
     (damaged / "labels.npz").write_bytes((finished[0] / "labels.npz").read_bytes()[:-200])
     (root / "file").write_text("hello")
     run, served = f"--workdir={finished[0]}", f"--export_dir={root}/served"

@@ -267,7 +267,7 @@ class TestWorkdir:
         first = Workdir(path, self.config)
         first.start(0)
         longer = Workdir(path, dataclasses.replace(self.config, epochs=5, log_every_steps=7))
-        with pytest.raises(ConfigError, match="in use by another process"):
+        with pytest.raises(ConfigError, match="in use by process"):
             longer.start(0)
         first.close()
         longer.start(0)

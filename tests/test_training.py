@@ -51,7 +51,9 @@ class TestFinishedRun:
     def test_files(self, finished):
         workdir, _ = finished
         names = {
+            ".lock",
             "flags.cfg",
+            "network.json",
             "model.weights.h5",
             "labels.npz",
             "metrics.jsonl",
@@ -357,11 +359,12 @@ def test_labels_of_another_run_rotations_and_unequal_classes(finished, tmp_path)
 def test_replicas_share_turned_views_alike(tmp_path):
     """The batches are made for as many devices as there are."""
     program = (
-        "import sys; from sela_tf import flags, parts, trainer; from absl import flags as absl_flags\n"
+        "import sys; from sela_tf import experiment, flags, parts, trainer; from absl import flags as absl_flags\n"
         "values = absl_flags.FlagValues(); flags.define(values, trainer.SelaConfig); flags.parse(values, sys.argv[:-1])\n"
         "def views(*args, replicas, **steps):\n"
         "    print('replicas', replicas); return parts.training_views(*args, replicas=replicas, **steps)\n"
-        "trainer.run(flags.settings(values, trainer.SelaConfig), sys.argv[-1], views_of=views)\n"
+        "experiment.training_views = views\n"
+        "trainer.run(flags.settings(values, trainer.SelaConfig), sys.argv[-1])\n"
     )
     arguments = [*SMALL, "--epochs=1", "--rotation", "--rotation_share=0.25", "--logical_cpus=2", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-c", program, *arguments], check=True, cwd=ROOT, capture_output=True, text=True)

@@ -66,12 +66,16 @@ class MemoryPlan(NamedTuple):
 def plan_memory(num_rows: int, num_clusters: int, memory_limit: float) -> MemoryPlan:
     """The most precise way to hold N x K log-probabilities within `memory_limit` bytes, lists and stored rows included.
 
-    float32 is taken if rows stored in half precision fit besides. So is float16; or, without stored rows, if a few list entries for each
-    row do. A fixed limit picks the same way on every machine.
+    float32 is taken if rows stored in half precision fit besides; float16 if these do, or a few list entries for each row. A fixed limit
+    picks the same way on every machine.
     """
     entries = num_rows * num_clusters
-    lists = _LISTED_OF_A_ROW * BYTES_LISTED * num_rows
-    for source, besides in (("float32", BYTES_STORED["float16"] * entries), ("float16", lists), ("computed", 0)):
+    stored = BYTES_STORED["float16"] * entries
+    for source, besides in (
+        ("float32", stored),
+        ("float16", min(stored, _LISTED_OF_A_ROW * BYTES_LISTED * num_rows)),
+        ("computed", 0),
+    ):
         taken = _SOURCE_BYTES[source] * entries
         if taken + besides <= memory_limit:
             break

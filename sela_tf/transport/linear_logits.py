@@ -35,7 +35,9 @@ class LinearLogits(NamedTuple):
                 f"Received: {shape}, {tuple(kernel.shape)} and {tuple(bias.shape)}"
             )
         if not np.isfinite(kernel).all() or not np.isfinite(bias).all():
-            raise ValueError("`kernel` and `bias` must be finite. Received: NaN or infinity. Has training diverged? Lower the learning rate")
+            raise ValueError(
+                "`kernel` and `bias` must be finite. Received: NaN or infinity. Has training diverged? Lower the learning rate"
+            )
         return self._replace(kernel=kernel, bias=bias)
 
     def blocks(self) -> Iterator[tuple[slice, tf.Tensor]]:

@@ -84,9 +84,8 @@ def _reach(rows: Rows, potentials: np.ndarray, log_rows: np.ndarray, most_listed
     distances = (log_rows[some, np.newaxis] - rows.scores(some) - potentials).ravel()
     distances = np.append(distances[np.isfinite(distances)], np.inf)
     most = max(_CANDIDATES, min(_MOST_CANDIDATES, int(rows.num_clusters * _MOST_OF_A_ROW)))
-    if most_listed is not None:
-        most = min(most, most_listed / rows.num_rows)
-    ranks = [min(int(count * len(some)), len(distances) - 1) for count in (_CANDIDATES, most)]
+    room = most if most_listed is None else min(most, most_listed / rows.num_rows)
+    ranks = [min(int(count * len(some)), len(distances) - 1) for count in (_CANDIDATES, room)]
     near, far = np.partition(distances, ranks)[ranks].tolist()
     reach = min(max(_REACH, near), far)
     return reach if reach >= _SHORTEST_REACH else None

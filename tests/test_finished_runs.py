@@ -1,0 +1,166 @@
+"""What is left when training is over: a network that describes itself, whatever becomes of the verdict; and runs of older versions."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pyarrow.parquet
+import pytest
+import tensorflow as tf
+from conftest import ROOT, SMALL, is_one_line, run_doors
+
+import sela_tf
+from sela_tf.config import ConfigError, SelaConfig
+from sela_tf.network import read_description
+from sela_tf.workdir import LABELS, LOCK, NETWORK, REPORT, RESULTS, WEIGHTS, Workdir, read_labels
+
+OLD_RUN = pathlib.Path(__file__).parent / "data" / "run_of_cf4b11e"
+
+
+def copy_of(run: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def outputs(workdir: pathlib.Path) -> np.ndarray:
+    model = sela_tf.load_run(workdir)
+    return model(np.random.default_rng(0).uniform(0, 255, (3, *model.input.shape[1:])).astype(np.float32)).numpy()
+
+
+class TestNetwork:
+    def test_it_needs_neither_verdict_nor_settings(self, finished, tmp_path):
+        workdir = copy_of(finished[0], tmp_path)
+        expected = outputs(workdir)
+        for name in (RESULTS, "flags.cfg", LABELS):
+            (workdir / name).unlink()
+        np.testing.assert_array_equal(outputs(workdir), expected)
+        described = json.loads((workdir / NETWORK).read_text())
+        assert described["step"] == 42
+        description = read_description(workdir)
+        assert (description.backbone, description.image_shape, description.num_clusters) == ("resnet8", (8, 8, 1), 16)
+
+    def test_files_that_do_not_belong_together_are_refused(self, finished, tmp_path):
+        workdir = copy_of(finished[0], tmp_path)
+        model = sela_tf.load_run(workdir)
+        whole = read_labels(workdir, model.output.shape[1:])
+        np.savez(workdir / LABELS, **{**whole, "step": np.array(7)})
+        with pytest.raises(ConfigError, match=r"labels of step 7, and the network is of step 42.*repeat the run's command"):
+            read_labels(workdir, model.output.shape[1:])
+        model.layers[-1].bias.assign(tf.ones_like(model.layers[-1].bias))
+        model.save_weights(workdir / WEIGHTS)
+        with pytest.raises(ConfigError, match=f"not the weights that {NETWORK} was written with.*repeat the run's command"):
+            sela_tf.load_run(workdir)
+
+    @pytest.mark.parametrize("content", ["{", "{}", '{"format": 2, "weights_sha256": "", "network": {}}', "[]"])
+    def test_a_damaged_description_is_named(self, finished, tmp_path, content):
+        workdir = copy_of(finished[0], tmp_path)
+        (workdir / NETWORK).write_text(content)
+        with pytest.raises(ConfigError, match=rf"{NETWORK} is damaged.*repeat the run's command"):
+            sela_tf.load_run(workdir)
+
+
+class TestWorkdir:
+    config = SelaConfig(dataset="digits", num_clusters=16)
+
+    def test_a_new_volume_is_empty(self, tmp_path):
+        (tmp_path / "lost+found").mkdir()
+        Workdir(tmp_path, self.config)
+        (tmp_path / "thesis.tex").touch()
+        with pytest.raises(ConfigError, match=r"holds other files \(thesis.tex\)"):
+            Workdir(tmp_path, self.config)
+
+    def test_whoever_holds_it_is_named(self, tmp_path):
+        """By a lock on a file opened for writing: on NFS an exclusive lock on any other fails."""
+        first, second = Workdir(tmp_path / "run", self.config), Workdir(tmp_path / "run", self.config)
+        first.start(0)
+        with open(tmp_path / "run" / LOCK) as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert fcntl.fcntl(first._descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        with pytest.raises(ConfigError, match=rf"is in use by process {os.getpid()} on .*pytest"):
+            second.start(0)
+        first.close()
+        second.start(0)
+        second.close()
+
+    def test_what_will_not_be_as_before_is_said(self, tmp_path):
+        longer = SelaConfig(dataset="digits", num_clusters=16, epochs=500, label_memory=2.0)
+        first = Workdir(tmp_path / "run", self.config)
+        assert first.changes() == []
+        first.start(0)
+        first.close()
+        epochs, memory = Workdir(tmp_path / "run", longer).changes()
+        assert "--epochs was 400, is 500: later relabellings and drops of the learning rate are spread" in epochs
+        assert "--label_memory was 4, is 2" in memory
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_in_its_evaluation_labels_exports_and_is_completed(finished, tmp_path):
+    workdir = tmp_path / "run"
+    program = (
+        "import os, signal, sys; from sela_tf import train, trainer\n"
+        "trainer._evaluate = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.exit(train.main(sys.argv))"
+    )
+    arguments = [*SMALL, "--report", f"--workdir={workdir}"]
+    killed = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -9
+    assert not (workdir / RESULTS).exists()
+    np.testing.assert_array_equal(outputs(workdir), outputs(finished[0]))
+    (labelled,) = run_doors([[f"--workdir={workdir}", f"--output={tmp_path}/labels.parquet"]], "sela_tf.label")
+    (exported,) = run_doors([[f"--workdir={workdir}", f"--export_dir={tmp_path}/served", "--check"]], "sela_tf.export")
+    (probed,) = run_doors([[f"--workdir={workdir}", "--stages=embedding", "--untrained"]], "sela_tf.probe")
+    assert labelled.returncode == exported.returncode == probed.returncode == 0, (labelled, exported, probed)
+    steps = (workdir / "metrics.jsonl").read_text()
+    (completed,) = run_doors([arguments])
+    assert completed.returncode == 0, completed.stderr
+    assert "continues at step 42" in completed.stdout
+    # nothing was trained again, and all is as in a run that was not killed
+    assert (workdir / "metrics.jsonl").read_text() == steps == (finished[0] / "metrics.jsonl").read_text()
+    kept, whole = (json.loads((run / RESULTS).read_text()) for run in (workdir, finished[0]))
+    assert {**kept, "config": None} == {**whole, "config": None}
+    assert (workdir / REPORT).exists()
+    # what alone is missing is made alone
+    (workdir / REPORT).unlink()
+    verdict = (workdir / RESULTS).stat().st_mtime_ns
+    (drawn,) = run_doors([arguments])
+    assert drawn.returncode == 0
+    assert (workdir / REPORT).exists()
+    assert json.loads((workdir / RESULTS).read_text()) == kept
+    assert verdict
+
+
+@pytest.mark.slow
+def test_a_run_of_an_older_version_opens_labels_exports_and_continues(tmp_path):
+    workdir = copy_of(OLD_RUN, tmp_path)
+    model = sela_tf.load_run(workdir)
+    assert isinstance(model, keras.Model)
+    kept = np.load(workdir / LABELS)
+    (labelled,) = run_doors([[f"--workdir={workdir}", f"--output={tmp_path}/labels.parquet"]], "sela_tf.label")
+    assert labelled.returncode == 0, labelled.stderr
+    rows = pyarrow.parquet.read_table(tmp_path / "labels.parquet").to_pydict()
+    found = {index: cluster for index, cluster, split in zip(rows["index"], rows["cluster_0"], rows["split"], strict=True)}
+    # by its own potentials the network puts nearly all where the transport put them
+    agree = [found[row] == label for row, label in zip(kept["source_rows"].tolist(), kept["labels"][0].tolist(), strict=True)]
+    assert np.mean(agree) > 0.95
+    (exported,) = run_doors([[f"--workdir={workdir}", f"--export_dir={tmp_path}/served", "--check"]], "sela_tf.export")
+    assert exported.returncode == 0, exported.stderr
+    command = (workdir / "flags.cfg").read_text().split()
+    refused, finished_run, longer = run_doors(
+        [
+            [*command, "--seed=1", f"--workdir={workdir}"],
+            [*command, f"--workdir={workdir}"],
+            [*command, "--epochs=3", f"--workdir={workdir}"],
+        ]
+    )
+    is_one_line(refused, "--seed was 0, is 1")
+    assert "This run is finished" in finished_run.stdout
+    assert longer.returncode == 0, longer.stderr
+    assert "continues at step 4" in longer.stdout
+    assert json.loads((workdir / NETWORK).read_text())["step"] == 6

@@ -1,0 +1,116 @@
+"""What a label pass holds in memory, and that labels do not depend on how it holds it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import sela_tf
+from sela_tf.transport.assignment import assign_labels, plan_memory
+from sela_tf.transport.newton import BYTES_LISTED
+from sela_tf.transport.sinkhorn import sinkhorn
+
+
+def logits(rng, num_rows: int, num_clusters: int, *, scale: float) -> sela_tf.LinearLogits:
+    centres = rng.normal(size=(2 * num_clusters, 16))
+    features = centres[rng.integers(0, 2 * num_clusters, num_rows)] + 0.5 * rng.normal(size=(num_rows, 16))
+    kernel = scale * rng.normal(size=(16, num_clusters))
+    return sela_tf.LinearLogits(*(array.astype(np.float32) for array in (features, kernel, np.zeros(num_clusters))))
+
+
+def test_the_most_precise_way_that_fits_is_taken():
+    entries = 1000 * 1024
+    lists = 8 * BYTES_LISTED * 1000
+    for limit, source in (
+        (6 * entries, "float32"),
+        (6 * entries - 1, "float16"),
+        (2 * entries + lists, "float16"),
+        (2 * entries + lists - 1, "computed"),
+        (1, "computed"),
+    ):
+        plan = plan_memory(1000, 1024, limit)
+        assert plan.source == source
+        assert plan.source_bytes(1000, 1024) + plan.rest == limit
+
+
+@pytest.mark.parametrize("scale", [0.01, 2.0], ids=["untrained", "trained"])
+def test_labels_are_the_same_however_log_probabilities_are_held(rng, scale):
+    """float32, float16, and computed from features; beyond 2**20 entries the rounding itself may stop .1/lam short of the best."""
+    problem = logits(rng, 4000, 50, scale=scale)
+    entries = 4000 * 50
+    float32 = assign_labels(problem, memory_limit=6 * entries)
+    np.testing.assert_array_equal(float32.labels, assign_labels(problem.log_probs()).labels)
+    for limit, source in ((4 * entries, "float16"), (1000, "computed")):
+        assert plan_memory(4000, 50, limit).source == source
+        other = assign_labels(problem, memory_limit=limit)
+        assert (other.labels == float32.labels).mean() >= 0.999
+        assert other.marginal_error <= 1e-3
+
+
+def test_half_precision_forbids_no_cluster(rng):
+    far = sela_tf.LinearLogits(np.array([[1.0], [-1.0]], np.float32), np.array([[0.0, 1e6]], np.float32), np.zeros(2, np.float32))
+    half = far.half_precision()
+    assert half.dtype == np.float16
+    assert np.isfinite(half).all()
+    some = logits(rng, 300, 20, scale=1.0)
+    expected = some.features @ some.kernel
+    np.testing.assert_allclose(some.half_precision(), expected - expected.max(axis=1, keepdims=True), atol=0.01, rtol=1e-3)
+
+
+def test_stored_rows_and_lists_keep_within_the_limit(rng, monkeypatch):
+    """Rows are stored only if they fit; lists get as many entries as there is room for, and the solve converges all the same."""
+    from sela_tf.transport import newton as module
+    from sela_tf.transport import rows as rows_module
+
+    problem = logits(rng, 3000, 64, scale=2.0).log_probs()
+    listed, absorbed = [], []
+    collect, absorb = module._collect, rows_module.Rows.absorb
+
+    def collecting(*args):
+        lists = collect(*args)
+        listed.append(len(lists.columns))
+        return lists
+
+    monkeypatch.setattr(module, "_collect", collecting)
+    monkeypatch.setattr(rows_module.Rows, "absorb", lambda *args: absorbed.append(args) or absorb(*args))
+    free = sinkhorn(problem)
+    most, room = max(listed), 3000 * 3 * BYTES_LISTED
+    assert most * BYTES_LISTED > room
+    listed.clear()
+    absorbed.clear()
+    bound = sinkhorn(problem, memory_limit=room)
+    assert max(listed, default=0) * BYTES_LISTED <= 1.1 * room
+    assert not absorbed
+    assert bound.converged
+    assert (bound.labels == free.labels).mean() > 0.995
+
+
+_ALIVE = """
+import resource, sys, numpy as np
+import sela_tf
+from sela_tf.self_labelling.label_pass import relabel
+N, D, K, T = 60_000, 8, 1000, int(sys.argv[1])
+import tensorflow as tf
+heads = sela_tf.MultiHead(T, K); heads(tf.zeros([1, D]))
+heads.kernel.assign(np.random.default_rng(0).normal(size=(D, T, K)))
+features = np.random.default_rng(1).normal(size=(N, D)).astype(np.float32)
+table = sela_tf.LabelTable(T, K, N)
+peaks = []
+def assign(logits, *, initial_potentials):
+    log_probs = logits.log_probs()
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return sela_tf.Assignment(log_probs.argmax(axis=1), np.zeros(K, np.float32))
+relabel(features, heads, table, assign=assign)
+print(peaks[-1] - peaks[0])
+"""
+
+
+@pytest.mark.slow
+def test_one_matrix_is_alive_at_a_time():
+    """The second head's 229 MiB take the place of the first's."""
+    done = subprocess.run([sys.executable, "-c", _ALIVE, "3"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 120 * 1024
