@@ -19,7 +19,6 @@ from sela_tf.data.label_files import read_known_labels
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.doctor import CollapseDoctor
 from sela_tf.evaluation.monitors import ClusterMonitor
-from sela_tf.evaluation.summary import evaluate_chance, evaluate_labels, evaluate_network
 from sela_tf.loop import Clock, Progress, signals_noted, train
 from sela_tf.models import without_rotation_head
 from sela_tf.models.features import read
@@ -28,7 +27,6 @@ from sela_tf.parts import (
     augmentation,
     check_before_loading,
     compiled_model,
-    first_network,
     label_table,
     load_training_data,
     network,
@@ -42,7 +40,8 @@ from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.transport.assignment import assign_labels
 from sela_tf.transport.sinkhorn import sinkhorn
-from sela_tf.watching import knn_monitor, log_first_labels, log_relabelling, make_watchers
+from sela_tf.verdict import judge
+from sela_tf.watching import class_judge, knn_monitor, log_first_labels, log_relabelling, make_watchers
 from sela_tf.workdir import FLAGS, RESULTS, WEIGHTS, Workdir, read_config, read_results
 
 _PASS_BATCH = 1000
@@ -89,6 +88,7 @@ def run(
         + (f"; continues at step {step}" if step else ""),
         flush=True,
     )
+    judged = class_judge(config, data)
     label_view = augmentation(config) if config.label_view == "training" else None
     labelling = labelling_of(
         labels,
@@ -108,7 +108,7 @@ def run(
         ),
         batch_statistics=config.label_view == "training",
         heads_in_turn=config.relabel_heads == "in_turn",
-        log=functools.partial(log_relabelling, directory, data.train.classes),
+        log=functools.partial(log_relabelling, directory, judged),
     )
     replicas = strategy.num_replicas_in_sync
     batches = views_of(config, data, batch_size=config.batch_size, first_step=step, last_step=last_step, replicas=replicas)
@@ -124,7 +124,7 @@ def run(
     try:
         watchers = make_watchers(config, data, labels, labelling.relabel_steps, directory, clock, kept)
         if step == 0:
-            log_first_labels(directory, data.train.classes, labels)
+            log_first_labels(directory, judged, labels)
         with signals_noted() as stop:
             train(
                 model,
@@ -236,15 +236,10 @@ def _finish(
             **names,
         }
     )
-    evaluate = functools.partial(evaluate_network, train=data.train, held_out=data.held_out, size=data.size, strategy=strategy)
+    verdict = judge(config, data, model, labels=labels.labels, potentials=labels.potentials, strategy=strategy)
     results = {
-        "trained": evaluate(model),
-        "untrained": evaluate(first_network(config, data, strategy), settle=True),
-        "chance": evaluate_chance(
-            None if data.train.classes is None else data.held_out.classes, config.num_clusters, seed=config.seed
-        ),
+        **verdict.figures,
         "transport": {name: [head.metrics[name] for head in final] for name in ("converged", "marginal_error", "num_iterations")},
-        "training_labels": evaluate_labels(labels.labels, data.train.classes),
         "config": dataclasses.asdict(config),
         "data": {
             "num_training_images": len(data.train),
@@ -256,7 +251,7 @@ def _finish(
     }
     if config.report:
         try:
-            write_report(directory, config, data, without_rotation_head(model), labels, results, strategy)
+            write_report(directory, config, data, labels.labels, results, verdict.looks)
         except Exception as error:
             # whatever goes wrong with a picture, the training is done and shall not be lost
             print(f"WARNING: the report could not be drawn: {type(error).__name__}: {error}", flush=True)

@@ -25,7 +25,7 @@ LAYERS = [
     {"train", "probe", "export", "label"},
     {"door", "exporter", "prober", "labeller"},
     {"trainer", "dry_run"},
-    {"reporter", "watching"},
+    {"reporter", "verdict", "watching"},
     {"loop", "parts"},
     {"workdir", "checkpoint"},
     {"flags", "optimizer"},
