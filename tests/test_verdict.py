@@ -18,9 +18,18 @@ from sela_tf.config import ConfigError, ProbeConfig, SelaConfig
 from sela_tf.data.image_set import ImageSet
 from sela_tf.evaluation import protocol as protocols
 from sela_tf.evaluation.clustering import cluster_metrics
+from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.look import look
 from sela_tf.evaluation.protocol import evaluation_protocol
-from sela_tf.evaluation.summary import evaluate_chance, evaluate_labels, evaluate_network, look_at_both, no_figures, table
+from sela_tf.evaluation.summary import (
+    evaluate_chance,
+    evaluate_labels,
+    evaluate_looks,
+    evaluate_network,
+    look_at_both,
+    no_figures,
+    table,
+)
 from sela_tf.models import build_model
 from sela_tf.parts import Data, first_network
 from sela_tf.reporter import write_report
@@ -146,6 +155,11 @@ def test_sampled_figures_are_those_of_the_sample(rng, few):
         assert "among 30 of 90 training images, drawn at random" in words
         assert "logistic regression, at most 100 iterations, on" in words
         assert "during training and after it: on these training images" in words
+    # the solver's limit is the protocol's
+    looks = look_at_both(network, train, held_out, size=())
+    one = evaluate_looks(looks, train.classes, held_out.classes, num_clusters=K, protocol=chosen._replace(max_iterations=1))
+    arrays = looks.training.embedding, train.classes, looks.held_out.embedding, held_out.classes
+    assert one["linear_probe"] == linear_probe_accuracy(*arrays, max_iterations=1) != linear_probe_accuracy(*arrays)
     assert found["chance"] == evaluate_chance(held_out.classes, K, seed=6)
     assert found["training_labels"] == evaluate_labels(labels[:, chosen.training_sample], train.classes)
 
@@ -230,7 +244,7 @@ def test_the_report_of_a_sample_shows_what_was_looked_at(rng, few, network, data
     assert len(list((tmp_path / "run" / "galleries").iterdir())) == 2
 
 
-def test_probes_of_a_sample(finished, few):
+def test_probes_of_a_sample(finished, few, monkeypatch):
     settings = ProbeConfig(workdir=(str(finished[0]),), stages=("embedding",), knn=(1,), evaluate="sampled")
     probed = prober.probe(settings, finished[0])
     assert probed["num_held_out_images"] == 20
@@ -238,6 +252,8 @@ def test_probes_of_a_sample(finished, few):
     assert "among 30 of 1344 training images" in probed["protocol"]
     assert "logistic regression, at most 100 iterations, on" in probed["protocol"]
     figures = [*probed["trained"]["knn"].values(), *probed["trained"]["linear_probe"].values()]
+    monkeypatch.setattr(protocols, "_SAMPLED_ITERATIONS", 1)
+    assert prober.probe(settings, finished[0])["trained"]["linear_probe"] != probed["trained"]["linear_probe"]
     # shares of 20 images
     assert [20 * figure for figure in figures] == pytest.approx([round(20 * figure) for figure in figures])
 
