@@ -200,7 +200,17 @@ class SelaConfig:
     # shown and kept
     log_every_steps: int = option(50, "Steps between two rows of the loss in metrics.jsonl and TensorBoard.", shown=True)
     monitor_examples: int = option(10_000, "Training images that the kNN of each epoch looks among; 0 for no kNN.", shown=True)
-    evaluate: str = option("auto", "", choices=("auto", "full", "sampled", "none"), shown=True)
+<<<<<<< HEAD
+=======
+    evaluate: str = option(
+        "auto",
+        "Images that the figures are taken on: full for all; sampled for at most 50,000 training and 10,000 held-out images, with 100 "
+        "iterations of the linear probe instead of 500; auto for sampled above 100,000 training images, else full; none for no figure at "
+        "all, neither in training nor after it.",
+        choices=("auto", "full", "sampled", "none"),
+        shown=True,
+    )
+>>>>>>> eval
     report: bool = option(True, "Draw report.png and galleries/ at the end.", shown=True)
     keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", shown=True)
 
@@ -304,6 +314,12 @@ class ProbeConfig:
         (), "Numbers of clusters of k-means on the held-out images' embedding, which are compared with the classes.", example="128"
     )
     untrained: bool = option(False, "Also probe the network before its first step.")
+    evaluate: str = option(
+        "auto",
+        "Images of kNN, clustering and protocol logistic: full for all; sampled for at most 50,000 training and 10,000 held-out images, "
+        "with 100 iterations of the logistic regression instead of 500; auto for sampled above 100,000 training images, else full.",
+        choices=("auto", "full", "sampled"),
+    )
     dataset: str = option("", "Images with classes to fit the probes to; by default those of the run.")
     eval_dataset: str = option("", "Images with classes to score them on; by default those of the run, or --dataset's own.")
     # of protocol sgd (R)

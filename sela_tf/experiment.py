@@ -35,7 +35,7 @@ from sela_tf.self_labelling.callback import SelfLabelling
 from sela_tf.self_labelling.loss import SelfLabelLoss
 from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.transport.assignment import assign_labels
-from sela_tf.watching import knn_monitor, log_relabelling, make_watchers
+from sela_tf.watching import class_judge, knn_monitor, log_relabelling, make_watchers
 from sela_tf.workdir import Workdir
 
 _PASS_BATCH = 1000
@@ -69,6 +69,7 @@ class Experiment:
         self.description: NetworkDescription = description_of(config, self.data)
         self.model = self.make_model()
         self.labelling = self.make_labelling()
+        self.class_judge = class_judge(config, self.data)
         self.clock = Clock()
         self.watchers: dict[str, ClusterMonitor | CollapseDoctor] = {}
         self._kept_of_watchers: Mapping[str, np.ndarray] = {}
@@ -150,7 +151,7 @@ class Experiment:
 
     def callbacks(self, directory: Workdir) -> list[keras.callbacks.Callback]:
         """The label pass and all that watches the training, which write into `directory`."""
-        self.labelling.log = functools.partial(log_relabelling, directory, self.data.train.classes)
+        self.labelling.log = functools.partial(log_relabelling, directory, self.class_judge)
         self.watchers = make_watchers(
             self.config, self.data, self.labels, self.relabel_steps, directory, self.clock, self._kept_of_watchers
         )

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -16,13 +16,16 @@ from scipy import stats
 
 from sela_tf.config import ConfigError, ProbeConfig, SelaConfig, absolute_source
 from sela_tf.data.augment import Augmentation
+from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.splits import match_input
 from sela_tf.evaluation.kmeans import kmeans_clusters
 from sela_tf.evaluation.knn import knn_accuracy
+from sela_tf.evaluation.look import look
 from sela_tf.evaluation.markdown import markdown
 from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, trained_probes
-from sela_tf.evaluation.summary import evaluate_labels, plain_clusters
+from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
+from sela_tf.evaluation.summary import evaluate_labels
 from sela_tf.models import EMBEDDING, stage_names
 from sela_tf.models.features import FeatureExtractor
 from sela_tf.network import load_run, read_description
@@ -64,14 +67,16 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
     for images in (data.train, data.held_out):
         if images.classes is None:
             raise ConfigError(f"{images.name} has no class labels, which probes need: name another --dataset or --eval_dataset")
-    if settings.kmeans and max(settings.kmeans) > len(data.held_out):
-        raise ConfigError(f"--kmeans={max(settings.kmeans)} exceeds the {len(data.held_out)} held-out images: choose fewer")
+    protocol = evaluation_protocol(settings.evaluate, len(data.train), len(data.held_out), seed=settings.seed)
+    if settings.kmeans and max(settings.kmeans) > protocol.held_out_size:
+        raise ConfigError(f"--kmeans={max(settings.kmeans)} exceeds the {protocol.held_out_size} held-out images: choose fewer")
     if settings.protocol == "sgd" and settings.batch_size > len(data.train):
         raise ConfigError(f"--batch_size={settings.batch_size} exceeds the {len(data.train)} training images: choose a smaller one")
+    judged_on = _Images(data, protocol.training(data.train), protocol.held_out(data.held_out), protocol)
     results: dict[str, Any] = {
-        "trained": _figures(settings, model, stages, data, strategy),
-        "num_held_out_images": len(data.held_out),
-        "protocol": _protocol(settings, data),
+        "trained": _figures(settings, model, stages, judged_on, strategy),
+        "num_held_out_images": protocol.held_out_size,
+        "protocol": _protocol(settings, judged_on),
         "config": dataclasses.asdict(config),
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "workdir"},
     }
@@ -79,10 +84,22 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
         seen = read_description(workdir)
         data = data._replace(mean=np.array(seen.mean), variance=np.array(seen.variance))
         untrained = first_network(config, data, strategy)
-        views = inference_batches(data.train, size=data.size, batch_size=_BATCH)
+        views = inference_batches(judged_on.train, size=data.size, batch_size=_BATCH)
         FeatureExtractor(untrained, strategy).settle(views)
-        results["untrained"] = _figures(settings, untrained, stages, data, strategy)
+        results["untrained"] = _figures(settings, untrained, stages, judged_on, strategy)
     return results
+
+
+class _Images(NamedTuple):
+    """The images that a network is probed on."""
+
+    data: Data
+    """All of them, which probes trained by SGD go through."""
+    train: ImageSet
+    """Those that the other figures are taken on; likewise `held_out`."""
+    held_out: ImageSet
+    protocol: EvaluationProtocol
+    """Which chose them."""
 
 
 def _config_of(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> SelaConfig:
@@ -111,26 +128,23 @@ def _stages(settings: ProbeConfig, model: keras.Model, workdir: str | os.PathLik
 
 
 def _figures(
-    settings: ProbeConfig, model: keras.Model, stages: Sequence[str], data: Data, strategy: tf.distribute.Strategy
+    settings: ProbeConfig, model: keras.Model, stages: Sequence[str], images: _Images, strategy: tf.distribute.Strategy
 ) -> dict[str, Any]:
     """Of one network: "knn" by k, "linear_probe" by stage, "clustering" by metric, a list of heads each, "kmeans" likewise
     by number of clusters."""
-    embedding = FeatureExtractor(keras.Model(model.inputs, model.get_layer(EMBEDDING).output), strategy)
-    bank, features = (
-        embedding.collect(inference_batches(images, size=data.size, batch_size=_BATCH), len(images))
-        for images in (data.train, data.held_out)
-    )
-    train_classes, classes = np.asarray(data.train.classes), np.asarray(data.held_out.classes)
-    knn = {str(k): knn_accuracy(bank, train_classes, features, classes, k=k) for k in settings.knn}
-    clusters = plain_clusters(model, data.held_out, size=data.size, strategy=strategy)
+    data, train, held_out, protocol = images
+    bank = look(model, train, size=data.size, strategy=strategy).embedding
+    seen = look(model, held_out, size=data.size, strategy=strategy)
+    train_classes, classes = np.asarray(train.classes), np.asarray(held_out.classes)
     found: dict[str, Any] = {
-        "knn": knn,
-        "clustering": evaluate_labels(clusters, classes),
-        "kmeans": {str(k): evaluate_labels(kmeans_clusters(features, k)[np.newaxis], classes) for k in settings.kmeans},
+        "knn": {str(k): knn_accuracy(bank, train_classes, seen.embedding, classes, k=k) for k in settings.knn},
+        "clustering": evaluate_labels(seen.clusters, classes),
+        "kmeans": {str(k): evaluate_labels(kmeans_clusters(seen.embedding, k)[np.newaxis], classes) for k in settings.kmeans},
     }
-    probed = Probed(model, stages, data.train, data.held_out, data.size, settings.values, strategy)
     if settings.protocol == "logistic":
-        return {**found, "linear_probe": fitted_probes(probed)}
+        probed = Probed(model, stages, train, held_out, data.size, settings.values, strategy)
+        return {**found, "linear_probe": fitted_probes(probed, max_iterations=protocol.max_iterations)}
+    probed = Probed(model, stages, data.train, data.held_out, data.size, settings.values, strategy)
     steps = len(data.train) // settings.batch_size
     drops = [epoch / settings.epochs for epoch in settings.drop_epochs if epoch < settings.epochs]
     rates = learning_rate_schedule(
@@ -155,15 +169,19 @@ def _schedule(settings: ProbeConfig) -> Schedule:
     return Schedule(settings.epochs, settings.batch_size, views, settings.ten_crop)
 
 
-def _protocol(settings: ProbeConfig, data: Data) -> str:
+def _protocol(settings: ProbeConfig, images: _Images) -> str:
+    protocol = images.protocol
     said = (
-        f"{len(data.held_out)} held-out images; knn: embedding, cosine, votes weighted exp(similarity / .1), among all "
-        f"{len(data.train)} training images, clean view; clustering: plain argmax of each head; "
+        f"{protocol.held_out_words}; knn: embedding, cosine, votes weighted exp(similarity / .1), among {protocol.training_words}, "
+        "clean view; clustering: plain argmax of each head; "
         + ("kmeans: scikit-learn's, the best of ten starts, on the embedding of the held-out images; " if settings.kmeans else "")
         + f"linear_probe: maps max-pooled to at most about {settings.values} values; "
     )
     if settings.protocol == "logistic":
-        return said + "scikit-learn's logistic regression on the standardised features of the clean view."
+        solver = f"scikit-learn's logistic regression{protocol.solver_words}"
+        return said + f"{solver} on the standardised features of the clean view."
+    if protocol.kind == "sampled":
+        said += f"on all {protocol.num_training} training and {protocol.num_held_out} held-out images; "
     return said + (
         f"batch normalisation and a linear layer, {settings.epochs} epochs of SGD, learning rate {settings.learning_rate:g} divided by "
         f"10 after {', '.join(map(str, settings.drop_epochs)) or 'no'} epochs, momentum {settings.momentum:g}, weight decay "

@@ -8,72 +8,52 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from sela_tf.config import SelaConfig
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.models.features import FeatureExtractor
-from sela_tf.models.heads import find_multi_head
+from sela_tf.evaluation.protocol import evaluation_protocol
+from sela_tf.evaluation.summary import Looks
 from sela_tf.parts import Data, shape_in_words
-from sela_tf.reporting.course import course, gallery
+from sela_tf.reporting.course import Galleries, course, gallery
 from sela_tf.reporting.pictures import draw_gallery, draw_report
-from sela_tf.self_labelling.label_table import LabelTable
-from sela_tf.serving.opinions import opinions
 from sela_tf.workdir import GALLERIES, PICTURE, REPORT, Workdir, write_whole
-
-_BATCH = 500
 
 
 def write_report(
-    directory: Workdir,
-    config: SelaConfig,
-    data: Data,
-    model: keras.Model,
-    labels: LabelTable,
-    results: Mapping[str, Any],
-    strategy: tf.distribute.Strategy,
+    directory: Workdir, config: SelaConfig, data: Data, labels: np.ndarray, results: Mapping[str, Any], looks: Looks | None
 ) -> None:
-    """Draws the run; vectors have no galleries."""
-    heads = find_multi_head(model)
-    logits = FeatureExtractor(keras.Model(model.inputs, keras.layers.Flatten(name="all_heads")(heads.output)), strategy)
+    """Draws the run; vectors have no galleries.
 
-    def clusters(images: ImageSet, potentials: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Of every head [N, T], and head 0's probability of its own."""
-        outputs = logits.collect(inference_batches(images, size=data.size, batch_size=_BATCH), len(images))
-        outputs = outputs.reshape(len(images), heads.num_heads, heads.num_clusters)
-        said = opinions(outputs, potentials, lam=config.lam)
-        return said.cluster.numpy(), said.probability.numpy()[:, 0]
-
-    plain, confidence = clusters(data.train, None)
-    held_out, _ = clusters(data.held_out, labels.potentials)
-    shown = gallery(
-        labels.labels[0],
-        held_out[:, 0],
-        num_clusters=heads.num_clusters,
-        classes=data.train.classes,
-        class_names=data.train.class_names,
-        confidence=confidence,
-        seed=config.seed,
-    )
+    Args:
+        directory: of the run.
+        config: of the run.
+        data: of the run.
+        labels: integers [T, N], of the final transport.
+        results: what results.json holds, or will.
+        looks: the network at the images that it was evaluated on; None where it was not, and what needs it is left out.
+    """
+    num_heads, num_clusters = config.num_heads, config.num_clusters
     rows = directory.rows()
+    shown = _gallery(config, data, labels[0], looks)
+    plain = [None] * num_heads if looks is None or looks.training is None else looks.training.clusters
     report = {
         "title": (
             f"{data.train.name.removeprefix('--dataset=')}: {len(data.train)} images, {shape_in_words(data)}, {config.backbone}, "
-            f"{heads.num_heads} x {heads.num_clusters} clusters, {config.epochs} epochs"
+            f"{num_heads} x {num_clusters} clusters, {config.epochs} epochs"
         ),
         "verdict": _verdict(results),
         "warnings": [row["message"] for row in rows if row["kind"] == "warning"],
-        "num_clusters": heads.num_clusters,
+        "num_clusters": num_clusters,
         "num_classes": None if data.train.classes is None else len(np.unique(data.train.classes)),
-        **course(rows, num_heads=heads.num_heads),
+        **course(rows, num_heads=num_heads),
         "cluster_sizes": [
-            {"labels": _sizes(head, heads.num_clusters), "network": _sizes(plain[:, number], heads.num_clusters)}
-            for number, head in enumerate(labels.labels)
+            {"labels": _sizes(head, num_clusters), "network": [] if own is None else _sizes(own, num_clusters)}
+            for head, own in zip(labels, plain, strict=True)
         ],
         "figures": {column: _figures(results[column]) for column in ("trained", "untrained", "chance")},
+        "no_figures": results["trained"].get("reason"),
         "gallery": shown,
     }
     write_whole(directory.path / REPORT, json.dumps(report, indent=1) + "\n")
@@ -81,8 +61,26 @@ def write_report(
     draw_report(report, unfinished)
     os.replace(unfinished, directory.path / PICTURE)
     shutil.rmtree(directory.path / GALLERIES, ignore_errors=True)
-    if not data.train.is_vectors:
+    if shown["best"] and not data.train.is_vectors:
         _draw_galleries(directory, data, shown)
+
+
+def _gallery(config: SelaConfig, data: Data, labels: np.ndarray, looks: Looks | None) -> dict[str, list[dict[str, Any]]]:
+    """Of head 0, whose labels [N] are given; empty where the network was shown nothing."""
+    if looks is None or looks.training is None:
+        return {"best": [], "random": []}
+    protocol = evaluation_protocol(config.evaluate, len(data.train), len(data.held_out), seed=config.seed)
+    source = Galleries(
+        labels,
+        config.num_clusters,
+        data.train.classes,
+        data.train.class_names,
+        confidence=looks.training.confidence[0],
+        held_out_clusters=looks.held_out.corrected[0],
+        training_sample=protocol.training_sample,
+        held_out_sample=protocol.held_out_sample,
+    )
+    return gallery(source, seed=config.seed)
 
 
 def _draw_galleries(directory: Workdir, data: Data, shown: Mapping[str, Any]) -> None:
@@ -126,6 +124,8 @@ def _figures(column: Mapping[str, Any]) -> dict[str, float | None]:
 def _verdict(results: Mapping[str, Any]) -> str:
     """What a stranger wants to know first."""
     trained, untrained, chance = (results[column] for column in ("trained", "untrained", "chance"))
+    if trained["clusters_used"] is None:
+        return trained["reason"]
     used = min(trained["clusters_used"])
     if trained["knn"] is None:
         return f"{used} of {results['config']['num_clusters']} clusters in use on held-out images; no class labels to judge by"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from typing import Any
 
@@ -11,14 +10,14 @@ import numpy as np
 
 from sela_tf import checkpoint
 from sela_tf.config import ConfigError, SelaConfig
-from sela_tf.evaluation.summary import evaluate_chance, evaluate_labels, evaluate_network
+from sela_tf.evaluation.summary import Looks
 from sela_tf.experiment import Experiment, check_same_images
 from sela_tf.loop import Progress, signals_noted, train
-from sela_tf.models import without_rotation_head
 from sela_tf.network import save_network
-from sela_tf.parts import check_before_loading, first_network, prepare_devices
+from sela_tf.parts import check_before_loading, prepare_devices
 from sela_tf.reporter import write_report
 from sela_tf.self_labelling.label_pass import HeadLabels
+from sela_tf.verdict import judge
 from sela_tf.watching import log_first_labels
 from sela_tf.workdir import Workdir
 
@@ -55,10 +54,10 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: t
         _train(experiment, directory, step)
         save_network(directory.path, experiment.model, experiment.description, step=experiment.last_step)
         final = _last_transport(experiment, directory)
-        results = directory.read_results() if directory.has_results else _evaluate(experiment, final)
+        results, looks = _judge(experiment, final)
         directory.write_results(results)
         if config.report:
-            _draw(experiment, directory, results)
+            _draw(experiment, directory, results, looks)
     finally:
         directory.close()
     return results
@@ -91,7 +90,7 @@ def _train(experiment: Experiment, directory: Workdir, first_step: int) -> None:
 
     callbacks = experiment.callbacks(directory)
     if first_step == 0:
-        log_first_labels(directory, experiment.data.train.classes, labels)
+        log_first_labels(directory, experiment.class_judge, labels)
     with signals_noted() as stop:
         train(
             experiment.model,
@@ -133,18 +132,15 @@ def _last_transport(experiment: Experiment, directory: Workdir) -> list[HeadLabe
     return final
 
 
-def _evaluate(experiment: Experiment, final: list[HeadLabels]) -> dict[str, Any]:
-    """The verdict, as results.json holds it."""
-    config, data, strategy = experiment.config, experiment.data, experiment.strategy
-    evaluate = functools.partial(evaluate_network, train=data.train, held_out=data.held_out, size=data.size, strategy=strategy)
-    return {
-        "trained": evaluate(experiment.model),
-        "untrained": evaluate(first_network(config, data, strategy), settle=True),
-        "chance": evaluate_chance(
-            None if data.train.classes is None else data.held_out.classes, config.num_clusters, seed=config.seed
-        ),
+def _judge(experiment: Experiment, final: list[HeadLabels]) -> tuple[dict[str, Any], Looks | None]:
+    """(the verdict, as results.json holds it; what the trained network made of the images)."""
+    config, data, labels = experiment.config, experiment.data, experiment.labels
+    verdict = judge(
+        config, data, experiment.model, labels=labels.labels, potentials=labels.potentials, strategy=experiment.strategy
+    )
+    results = {
+        **verdict.figures,
         "transport": {name: [head.metrics[name] for head in final] for name in ("converged", "marginal_error", "num_iterations")},
-        "training_labels": evaluate_labels(experiment.labels.labels, data.train.classes),
         "config": dataclasses.asdict(config),
         "data": {
             "num_training_images": len(data.train),
@@ -154,19 +150,12 @@ def _evaluate(experiment: Experiment, final: list[HeadLabels]) -> dict[str, Any]
             "variance": data.variance.tolist(),
         },
     }
+    return results, verdict.looks
 
 
-def _draw(experiment: Experiment, directory: Workdir, results: dict[str, Any]) -> None:
+def _draw(experiment: Experiment, directory: Workdir, results: dict[str, Any], looks: Looks | None) -> None:
     try:
-        write_report(
-            directory,
-            experiment.config,
-            experiment.data,
-            without_rotation_head(experiment.model),
-            experiment.labels,
-            results,
-            experiment.strategy,
-        )
+        write_report(directory, experiment.config, experiment.data, experiment.labels.labels, results, looks)
     except Exception as error:
         # whatever goes wrong with a picture, the training is done and shall not be lost
         print(f"WARNING: the report could not be drawn: {type(error).__name__}: {error}", flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -15,6 +15,7 @@ from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import cluster_metrics, entropy_histogram
 from sela_tf.evaluation.doctor import CollapseDoctor, Finding
 from sela_tf.evaluation.monitors import ClusterMonitor, KNNMonitor
+from sela_tf.evaluation.protocol import evaluation_protocol
 from sela_tf.loop import Clock
 from sela_tf.models import EMBEDDING
 from sela_tf.parts import Data
@@ -27,9 +28,34 @@ _SAMPLE, _SAMPLE_PER_CLUSTER = 1000, 4
 """Images, and images a cluster, that the monitors of the clusters show the network: the larger number, of those there are."""
 
 
+class ClassJudge(NamedTuple):
+    """The class labels that a run's labels are held to while it trains."""
+
+    classes: np.ndarray
+    """int64 [n]."""
+    sample: np.ndarray | None
+    """int64 [n], the training images that they are of; None for all."""
+
+    def agreement(self, labels: np.ndarray) -> dict[str, Any]:
+        """The metrics of labels [N] of one head, and the histogram of their clusters' entropies."""
+        seen = labels if self.sample is None else labels[self.sample]
+        return {**cluster_metrics(self.classes, seen)._asdict(), "entropy_histogram": entropy_histogram(self.classes, seen)}
+
+
+def class_judge(config: SelaConfig, data: Data) -> ClassJudge | None:
+    """On the images that the figures are taken on; None where there are no classes, or no figures are wanted."""
+    protocol = evaluation_protocol(config.evaluate, len(data.train), len(data.held_out), seed=config.seed)
+    if data.train.classes is None or protocol.kind == "none":
+        return None
+    sample = protocol.training_sample
+    return ClassJudge(data.train.classes if sample is None else data.train.classes[sample], sample)
+
+
 def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback]:
-    """KNN at the end of each epoch, where there are classes to vote for."""
-    if data.train.classes is None or data.held_out.classes is None or not config.monitor_examples:
+    """KNN at the end of each epoch, where there are classes to vote for and figures are wanted."""
+    protocol = evaluation_protocol(config.evaluate, len(data.train), len(data.held_out), seed=config.seed)
+    queries = protocol.held_out(data.held_out)
+    if data.train.classes is None or queries.classes is None or not config.monitor_examples or protocol.kind == "none":
         return []
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[: config.monitor_examples])
     bank = data.train.take(chosen)
@@ -38,8 +64,8 @@ def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback
             EMBEDDING,
             inference_batches(bank, size=data.size, batch_size=_BATCH),
             data.train.classes[chosen],
-            inference_batches(data.held_out, size=data.size, batch_size=_BATCH),
-            data.held_out.classes,
+            inference_batches(queries, size=data.size, batch_size=_BATCH),
+            queries.classes,
         )
     ]
 
@@ -83,20 +109,16 @@ def _log_finding(directory: Workdir, clock: Clock, finding: Finding) -> None:
     write("warning", clock.step, {"epoch": finding.epoch, "diagnosis": finding.kind, "message": finding.message})
 
 
-def log_first_labels(directory: Workdir, classes: np.ndarray | None, labels: LabelTable) -> None:
+def log_first_labels(directory: Workdir, judge: ClassJudge | None, labels: LabelTable) -> None:
     """Where the course of the agreement begins: at random."""
-    if classes is not None:
+    if judge is not None:
         for head, first in enumerate(labels.labels):
-            directory.write_metrics("first_labels", 0, {"head": head, **_agreement(classes, first)})
+            directory.write_metrics("first_labels", 0, {"head": head, **judge.agreement(first)})
 
 
-def log_relabelling(directory: Workdir, classes: np.ndarray | None, step: int, outcome: list[HeadLabels]) -> None:
+def log_relabelling(directory: Workdir, judge: ClassJudge | None, step: int, outcome: list[HeadLabels]) -> None:
     """What each head's relabelling did, and how its new labels agree with the classes, where there are any."""
     for head in outcome:
-        agreement = {} if classes is None else _agreement(classes, np.asarray(head.assignment.labels))
+        agreement = {} if judge is None else judge.agreement(np.asarray(head.assignment.labels))
         directory.write_metrics("relabel", step, {"head": head.head, **head.metrics, **agreement})
         directory.write_timings("relabel", step, {"head": head.head, "seconds": head.seconds})
-
-
-def _agreement(classes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    return {**cluster_metrics(classes, labels)._asdict(), "entropy_histogram": entropy_histogram(classes, labels)}

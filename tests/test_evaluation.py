@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from sela_tf.data.image_set import ImageSet
+from sela_tf.evaluation import linear_probe
 from sela_tf.evaluation.clustering import cluster_metrics
-from sela_tf.evaluation.knn import knn_accuracy
+from sela_tf.evaluation.knn import knn_accuracy, knn_classes
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.monitors import KNNMonitor
 from sela_tf.evaluation.summary import evaluate_chance, evaluate_labels, evaluate_network, table
@@ -47,6 +53,61 @@ def test_knn_with_fewer_images_than_neighbours(blobs):
     assert 0 < knn_accuracy(bank[:5], bank_classes[:5], queries, classes, k=10) <= 1
     with pytest.raises(ValueError, match="k=0"):
         knn_accuracy(bank, bank_classes, queries, classes, k=0)
+
+
+@pytest.mark.parametrize(
+    ("count", "k", "bank_rows"),
+    [(1, 3, 4096), (7, 10, 4096), (300, 10, 4), (300, 200, 64), (300, 5, 1), (301, 10, 300), (257, 40, 50)],
+)
+def test_knn_in_blocks_is_numpys(rng, count, k, bank_rows):
+    """Whatever the blocks: smaller than k, of one row, with a rest of one; fewer rows than k; more queries than a block of them."""
+    centres = rng.normal(size=(4, 6))
+
+    def draw(number):
+        classes = rng.integers(0, 4, number)
+        return (centres[classes] + rng.normal(size=(number, 6))).astype(np.float32), classes
+
+    (bank, bank_classes), (queries, _) = draw(count), draw(1100)
+    unit, unit_bank = (values / np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True) for values in (queries, bank))
+    similarity = unit @ unit_bank.T
+    votes = np.zeros((1100, 4))
+    for row, near in enumerate(np.argsort(-similarity, axis=1)[:, :k]):
+        np.add.at(votes[row], bank_classes[near], np.exp(similarity[row, near] / 0.1))
+    found = knn_classes(bank, bank_classes, queries, num_classes=4, k=k, bank_rows=bank_rows)
+    np.testing.assert_array_equal(found, votes.argmax(axis=1))
+
+
+def test_knn_of_equally_near_takes_the_first(rng):
+    """As one comparison with the whole bank does."""
+    bank = np.repeat(rng.normal(size=(1, 5)), 12, axis=0).astype(np.float32)
+    classes = np.array([1, 1, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2])
+    for bank_rows in (1, 2, 5, 12):
+        assert knn_classes(bank, classes, bank[:1], num_classes=3, k=3, bank_rows=bank_rows).tolist() == [1]
+        assert knn_classes(bank, classes, bank[:1], num_classes=3, k=5, bank_rows=bank_rows).tolist() == [0]
+    with pytest.raises(ValueError, match="bank_rows=0"):
+        knn_classes(bank, classes, bank, num_classes=3, bank_rows=0)
+
+
+def test_linear_probe_in_blocks_is_scikit_learns_pipeline(blobs, monkeypatch):
+    """And no other copy of the features is made than the standardised one."""
+    bank, bank_classes, queries, classes = blobs
+    peer = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(bank, bank_classes)
+    monkeypatch.setattr(linear_probe, "_VALUES_AT_ONCE", 4000)
+    assert linear_probe_accuracy(bank, bank_classes, queries, classes) == pytest.approx(peer.score(queries, classes), abs=1e-3)
+    wide = np.tile(bank, (1, 40))
+    tracemalloc.start()
+    linear_probe_accuracy(wide, bank_classes, wide[:10], bank_classes[:10], max_iterations=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * wide.nbytes
+
+
+def test_the_linear_probe_stops_where_it_is_told(blobs):
+    bank, bank_classes, _, _ = blobs
+    hard = np.concatenate([bank, np.random.default_rng(1).normal(size=(1200, 60))], axis=1).astype(np.float32)
+    assert linear_probe_accuracy(hard, bank_classes, hard, bank_classes, max_iterations=1) < linear_probe_accuracy(
+        hard, bank_classes, hard, bank_classes
+    )
 
 
 def test_linear_probe_does_not_care_for_scale(blobs):

@@ -106,7 +106,7 @@ def test_a_run_that_was_killed_in_its_evaluation_labels_exports_and_is_completed
     workdir = tmp_path / "run"
     program = (
         "import os, signal, sys; from sela_tf import train, trainer\n"
-        "trainer._evaluate = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "trainer._judge = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sys.exit(train.main(sys.argv))"
     )
     arguments = [*SMALL, "--report", f"--workdir={workdir}"]

@@ -26,7 +26,7 @@ LAYERS = [
     {"door", "exporter", "prober", "labeller"},
     {"trainer", "dry_run"},
     {"experiment"},
-    {"reporter", "watching"},
+    {"reporter", "watching", "verdict"},
     {"loop", "parts"},
     {"network"},
     {"workdir", "checkpoint"},

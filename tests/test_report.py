@@ -15,7 +15,7 @@ from scipy.special import entr
 from sela_tf import flags
 from sela_tf.evaluation.clustering import ENTROPY_BINS, cluster_metrics, entropy_histogram
 from sela_tf.parts import load_data
-from sela_tf.reporting.course import gallery, objective
+from sela_tf.reporting.course import Galleries, gallery, objective
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +100,8 @@ def test_entropy_histogram(rng):
 
 def test_without_classes_the_most_confident_come_first(rng):
     labels = np.array([0, 0, 1, 1, 2, 2, 4, 4])
-    shown = gallery(
-        labels,
-        np.array([1, 1, 3]),
-        num_clusters=5,
-        classes=None,
-        class_names=None,
-        confidence=np.array([0.1, 0.2, 0.9, 0.9, 0.5, 0.6, 0.3, 0.3]),
-        seed=0,
-    )
+    confidence = np.array([0.1, 0.2, 0.9, 0.9, 0.5, 0.6, 0.3, 0.3])
+    shown = gallery(Galleries(labels, 5, None, None, confidence, np.array([1, 1, 3])), seed=0)
     assert [one["cluster"] for one in shown["best"]] == [1, 2, 4, 0]  # 3 is empty
     assert shown["random"] == []
     assert sorted(shown["best"][0]["held_out_members"]) == [0, 1]

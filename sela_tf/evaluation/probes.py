@@ -74,8 +74,15 @@ class Probed(NamedTuple):
         return pooled(self.model.get_layer(stage).output, at_most=self.at_most, name=f"probed_{stage}")
 
 
-def fitted_probes(probed: Probed) -> dict[str, float]:
-    """Held-out accuracy of scikit-learn's logistic regression on the clean views' features of each stage, one stage at a time."""
+def fitted_probes(probed: Probed, *, max_iterations: int = 500) -> dict[str, float]:
+    """Held-out accuracy of scikit-learn's logistic regression on the clean views' features of each stage, one stage at a time.
+
+    It holds one stage's features [N, D] and a copy of them, at most about `probed.at_most` values an image.
+
+    Args:
+        probed: network, stages and images.
+        max_iterations: of the solver, which stops there, converged or not.
+    """
     accuracies = {}
     for stage in probed.stages:
         extractor = FeatureExtractor(keras.Model(probed.model.input, probed.features(stage)), probed.strategy)
@@ -83,7 +90,9 @@ def fitted_probes(probed: Probed) -> dict[str, float]:
             extractor.collect(inference_batches(images, size=probed.size, batch_size=_BATCH), len(images))
             for images in (probed.train, probed.held_out)
         )
-        accuracies[stage] = linear_probe_accuracy(bank, _classes(probed.train), features, _classes(probed.held_out))
+        accuracies[stage] = linear_probe_accuracy(
+            bank, _classes(probed.train), features, _classes(probed.held_out), max_iterations=max_iterations
+        )
     return accuracies
 
 

@@ -107,7 +107,8 @@ def _draw_agreement(axis: Axes, report: Mapping[str, Any]) -> None:
     if report["knn"]:
         axis.plot(*zip(*report["knn"], strict=True), color="black", marker="o", markersize=4, label="kNN of the monitor")
         untrained = report["figures"]["untrained"]["knn"]
-        axis.axhline(untrained, color="black", linestyle=":", linewidth=1, label="kNN, untrained")
+        if untrained is not None:
+            axis.axhline(untrained, color="black", linestyle=":", linewidth=1, label="kNN, untrained")
         drawn = True
     for head, relabellings in enumerate(report["relabellings"]):
         points = [(row["step"], row["nmi"]) for row in relabellings if "nmi" in row]
@@ -119,7 +120,7 @@ def _draw_agreement(axis: Axes, report: Mapping[str, Any]) -> None:
         axis.set_ylim(0, 1.04)
         _legend(axis, loc="lower right")
     else:
-        _say(axis, "no class labels")
+        _say(axis, report["no_figures"] or "no class labels")
 
 
 def _draw_changes(axis: Axes, report: Mapping[str, Any]) -> None:
@@ -139,9 +140,13 @@ def _draw_sizes(axis: Axes, report: Mapping[str, Any]) -> None:
         colour = _HEAD_COLOURS[head % len(_HEAD_COLOURS)]
         # of several heads these are the same where they are balanced
         axis.step(range(len(sizes["labels"])), sizes["labels"], where="mid", color="black", label="labels" if head == 0 else None)
-        plain = sizes["network"]
+        if not sizes["network"]:
+            continue
+        # of a sample, drawn as if it were all images
+        plain = np.array(sizes["network"]) * sum(sizes["labels"]) / sum(sizes["network"])
+        words = f"the network's plain argmax{', of a sample' * (sum(sizes['network']) < sum(sizes['labels']))}"
         style = {"color": colour, "linestyle": "--", "linewidth": 0.9, "alpha": 0.8}
-        axis.step(range(len(plain)), plain, where="mid", label="the network's plain argmax" if head == 0 else None, **style)
+        axis.step(range(len(plain)), plain, where="mid", label=words if head == 0 else None, **style)
     axis.set_ylim(bottom=0)
     _legend(axis)
 
@@ -150,7 +155,7 @@ def _draw_entropies(axis: Axes, report: Mapping[str, Any]) -> None:
     rows = [row for row in report["relabellings"][0] if "entropy_histogram" in row]
     _plain(axis, "entropy of the classes in a cluster, head 0", "relabelling (first: random labels)", "nats")
     if not rows:
-        _say(axis, "no class labels")
+        _say(axis, report["no_figures"] or "no class labels")
         return
     from matplotlib.colors import PowerNorm
 
@@ -181,7 +186,7 @@ def _draw_figures(axis: Axes, report: Mapping[str, Any]) -> None:
         if values[0] is not None:
             cells.append([name, *("" if value is None else f"{value:.3f}" for value in values)])
     if not cells:
-        _say(axis, "no class labels, so no accuracies")
+        _say(axis, report["no_figures"] or "no class labels, so no accuracies")
         return
     table = axis.table(cellText=cells, colLabels=["", *columns], loc="upper left", cellLoc="right", edges="horizontal")
     table.auto_set_font_size(False)

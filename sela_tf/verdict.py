@@ -1,0 +1,82 @@
+"""The figures of a run, on as many images as its settings say."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sela_tf.config import SelaConfig
+from sela_tf.evaluation.protocol import evaluation_protocol
+from sela_tf.evaluation.summary import (
+    Looks,
+    evaluate_chance,
+    evaluate_labels,
+    evaluate_looks,
+    evaluate_network,
+    look_at_both,
+    no_figures,
+)
+from sela_tf.parts import Data, first_network
+
+
+class Verdict(NamedTuple):
+    """How good a run is, and what its network made of the images."""
+
+    figures: dict[str, dict[str, Any]]
+    """ "trained", "untrained", "chance" and "training_labels" of results.json."""
+    looks: Looks | None
+    """The trained network's, without embeddings, for the report; None where nothing was evaluated."""
+
+
+def judge(
+    config: SelaConfig,
+    data: Data,
+    model: keras.Model,
+    *,
+    labels: np.ndarray,
+    potentials: np.ndarray,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Verdict:
+    """The verdict on a trained network and its labels.
+
+    Args:
+        config: of the run.
+        data: of the run, in full.
+        model: the trained network.
+        labels: integers [T, N], of the final transport.
+        potentials: [T, K], likewise.
+        strategy: that the model was built under.
+    """
+    protocol = evaluation_protocol(config.evaluate, len(data.train), len(data.held_out), seed=config.seed)
+    if protocol.kind == "none":
+        return Verdict({name: no_figures() for name in ("trained", "untrained", "chance", "training_labels")}, None)
+    train, held_out = protocol.training(data.train), protocol.held_out(data.held_out)
+    looks = look_at_both(
+        model,
+        train,
+        held_out,
+        size=data.size,
+        strategy=strategy,
+        potentials=potentials,
+        lam=config.lam,
+        always_training=config.report,
+    )
+    trained = evaluate_looks(looks, train.classes, held_out.classes, num_clusters=config.num_clusters, protocol=protocol)
+    # the embeddings of one network at a time
+    looks = looks.without_embeddings()
+    untrained = first_network(config, data, strategy or tf.distribute.get_strategy())
+    sampled = labels if protocol.training_sample is None else labels[:, protocol.training_sample]
+    return Verdict(
+        {
+            "trained": trained,
+            "untrained": evaluate_network(
+                untrained, train, held_out, size=data.size, strategy=strategy, settle=True, protocol=protocol
+            ),
+            "chance": evaluate_chance(None if train.classes is None else held_out.classes, config.num_clusters, seed=config.seed),
+            "training_labels": evaluate_labels(sampled, train.classes),
+        },
+        looks,
+    )
