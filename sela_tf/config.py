@@ -200,8 +200,6 @@ class SelaConfig:
     # shown and kept
     log_every_steps: int = option(50, "Steps between two rows of the loss in metrics.jsonl and TensorBoard.", shown=True)
     monitor_examples: int = option(10_000, "Training images that the kNN of each epoch looks among; 0 for no kNN.", shown=True)
-<<<<<<< HEAD
-=======
     evaluate: str = option(
         "auto",
         "Images that the figures are taken on: full for all; sampled for at most 50,000 training and 10,000 held-out images, with 100 "
@@ -210,7 +208,6 @@ class SelaConfig:
         choices=("auto", "full", "sampled", "none"),
         shown=True,
     )
->>>>>>> eval
     report: bool = option(True, "Draw report.png and galleries/ at the end.", shown=True)
     keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", shown=True)
 
