@@ -18,6 +18,7 @@ from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import hold_out
+from sela_tf.evaluation import probes
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, pooled, trained_probes
 from sela_tf.evaluation.summary import evaluate_network
@@ -128,15 +129,15 @@ def test_the_network_under_the_probes_is_in_inference_mode(digits):
 
 
 def test_ten_crops_are_averaged(digits, monkeypatch):
-    """The score is that of the mean of what is believed of each crop."""
+    """The score is that of the mean of what is believed of each crop, whether of all images at once or not."""
     train, held_out = digits
     seen = []
+    monkeypatch.setattr(probes, "_SCORES_AT_ONCE", 3000)
     original = prober.FeatureExtractor.collect
 
     def watched(self, batches, num_examples, **options):
         outputs = original(self, batches, num_examples, **options)
-        if len(outputs) == len(held_out):
-            seen.append(outputs)
+        seen.append(outputs)
         return outputs
 
     monkeypatch.setattr(prober.FeatureExtractor, "collect", watched)
@@ -144,7 +145,9 @@ def test_ten_crops_are_averaged(digits, monkeypatch):
     found = trained_probes(
         Probed(network(), ["stage3"], train, held_out, (8, 8), 9600), optimizer=CoupledSGD(0.01), schedule=schedule
     )
-    assert len(seen) == 10
+    # ten classes
+    assert [len(outputs) for outputs in seen] == [300] * 10 + [len(held_out) - 300] * 10
+    seen = [np.concatenate(parts) for parts in zip(seen[:10], seen[10:], strict=True)]
     assert not np.array_equal(seen[0], seen[5])
     assert found["stage3"] == (np.mean(seen, axis=0).argmax(axis=1) == held_out.classes).mean()
 

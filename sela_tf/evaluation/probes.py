@@ -17,6 +17,8 @@ from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.models.features import FeatureExtractor
 
 _BATCH = 500
+_SCORES_AT_ONCE = 2**26
+"""Shares of classes, over stages and images, that are added up over crops together."""
 _DIVERGED = 10
 # AlexNet's maps at 224 x 224: the pooling of the reference's probes, as size (and stride) and padding on each side.
 _PUBLISHED = {(55, 96): (6, 3), (27, 256): (4, 0), (13, 384): (3, 1), (13, 256): (2, 0)}
@@ -155,12 +157,16 @@ def trained_probes(probed: Probed, *, optimizer: keras.optimizers.Optimizer, sch
     shares = [keras.layers.Softmax()(value) for value in logits.values()]
     scores = FeatureExtractor(keras.Model(inputs, side_by_side(shares if len(stages) > 1 else shares[0])), strategy)
     crops: Sequence[int | None] = range(NUM_CROPS) if schedule.ten_crop else (None,)
-    total = np.zeros((len(held_out), len(stages), num_classes), np.float32)
-    for crop in crops:
-        views = inference_batches(held_out, size=size, batch_size=_BATCH, crop=crop)
-        total += scores.collect(views, len(held_out)).reshape(total.shape)
-    correct = total.argmax(axis=2) == _classes(held_out)[:, np.newaxis]
-    return dict(zip(stages, correct.mean(axis=0).tolist(), strict=True))
+    rows = max(1, _SCORES_AT_ONCE // (len(stages) * num_classes))
+    correct = np.zeros(len(stages), np.int64)
+    for start in range(0, len(held_out), rows):
+        part = held_out if rows >= len(held_out) else held_out.take(np.arange(start, min(start + rows, len(held_out))))
+        total = np.zeros((len(part), len(stages), num_classes), np.float32)
+        for crop in crops:
+            views = inference_batches(part, size=size, batch_size=_BATCH, crop=crop)
+            total += scores.collect(views, len(part)).reshape(total.shape)
+        correct += (total.argmax(axis=2) == _classes(part)[:, np.newaxis]).sum(axis=0)
+    return dict(zip(stages, (correct / len(held_out)).tolist(), strict=True))
 
 
 class _InInferenceMode(keras.layers.Layer):
