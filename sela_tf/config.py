@@ -133,7 +133,7 @@ class SelaConfig:
     num_clusters: int = option(3000, "Clusters K of each head (P: 3000 on ImageNet, 128 on CIFAR).")
     sync_batch_norm: bool = option(False, "Batch statistics over all devices.")
     # views (R: its ImageNet augmentation)
-    crop_scale: float = option(0.08, "Smallest share of the area that a random resized crop keeps.")
+    crop_scale: float = option(0.08, "Smallest share of the area that a random resized crop keeps; 1 for the clean view's box.")
     flip_probability: float = option(0.5, "Of a horizontal flip.")
     brightness: float = option(0.4, "Strength of the jitter.")
     contrast: float = option(0.4, "Strength of the jitter.")
@@ -173,7 +173,9 @@ class SelaConfig:
     marginals: str = option(
         "uniform", "Shares of the clusters: uniform, zipf, gaussian, or the latter two with a parameter, as zipf:0.5."
     )
-    known_labels: str = option("", "CSV file of images whose cluster is known and kept: name,cluster or index,cluster.")
+    known_labels: str = option(
+        "", "CSV file of images whose cluster is known and kept: name,cluster, or index,cluster with the source's rows."
+    )
     labels_from: str = option(
         "", "labels.npz of another run, whose labels of the same images are trained on and kept (P: label transfer)."
     )

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from sela_tf.config import ConfigError, LabelConfig, SelaConfig, absolute_path, absolute_source, refuse_unwritable
 from sela_tf.data.image_set import ImageSet
+from sela_tf.data.label_files import match_names
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import match_input
@@ -135,11 +136,21 @@ def _images(settings: LabelConfig, config: SelaConfig) -> list[tuple[str, ImageS
 
 def _num_changes(images: ImageSet, labels: Mapping[str, np.ndarray]) -> np.ndarray:
     """See `_Part`: known if all that the run was trained on are among `images`, by their names or rows, and are still the same."""
-    named = images.names is not None and "names" in labels
-    places = {key: place for place, key in enumerate(images.names or () if named else images.rows.tolist())}
-    trained = np.array([places.get(key, -1) for key in labels["names" if named else "source_rows"].tolist()])
+    if images.names is not None and "names" in labels:
+        names = labels["names"].tolist()
+        trained = np.array(match_names(names, images.names))
+    else:
+        names = None
+        places = {row: place for place, row in enumerate(images.rows.tolist())}
+        trained = np.array([places.get(row, -1) for row in labels["source_rows"].tolist()])
     found = np.full(len(images), np.nan, np.float32)
-    if trained.min() >= 0 and images.take(trained).fingerprint() == str(labels["data_fingerprint"]):
+    if trained.min() < 0:
+        return found
+    same = images.take(trained)
+    if names is not None:
+        # the fingerprint is of the names as the run had them, perhaps in another Unicode form
+        same = dataclasses.replace(same, names=tuple(names))
+    if same.fingerprint() == str(labels["data_fingerprint"]):
         found[trained] = labels["num_changes"].sum(axis=0)
     return found
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.label_files import read_run_labels
+from sela_tf.data.label_files import read_known_labels, read_run_labels
 from sela_tf.data.pipeline import channel_statistics, training_batches, with_rotations
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
@@ -189,6 +189,20 @@ def label_table(config: SelaConfig, data: Data) -> LabelTable:
     if config.labels_from:
         initial = read_run_labels(config.labels_from, data.train, config.num_heads, config.num_clusters)
     return LabelTable(config.num_heads, config.num_clusters, len(data.train), seed=config.seed, initial=initial)
+
+
+def known_labels(config: SelaConfig, data: Data) -> np.ndarray | None:
+    """int64 [N]: the clusters that are known, -1 for the others; None where no file says any.
+
+    Raises:
+        SourceError: the file cannot be read so.
+    """
+    if not config.known_labels:
+        return None
+    known = read_known_labels(config.known_labels, data.train, config.num_clusters, held_out=data.held_out)
+    if known.num_held_out:
+        print(f"--known_labels: {known.num_held_out} labels are of held-out images and are left out", flush=True)
+    return known.labels
 
 
 def training_views(

@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from sela_tf import checkpoint
 from sela_tf.config import ConfigError, SelaConfig
-from sela_tf.data.label_files import read_known_labels
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.doctor import CollapseDoctor
 from sela_tf.evaluation.monitors import ClusterMonitor
@@ -29,6 +28,7 @@ from sela_tf.parts import (
     check_before_loading,
     compiled_model,
     first_network,
+    known_labels,
     label_table,
     load_training_data,
     network,
@@ -104,7 +104,7 @@ def run(
             tolerance=config.transport_tolerance,
             max_iterations=config.transport_max_iterations,
             marginals=config.marginals,
-            known=read_known_labels(config.known_labels, data.train, config.num_clusters) if config.known_labels else None,
+            known=known_labels(config, data),
         ),
         batch_statistics=config.label_view == "training",
         heads_in_turn=config.relabel_heads == "in_turn",

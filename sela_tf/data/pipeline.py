@@ -175,9 +175,9 @@ class _Crops(NamedTuple):
 
     def boxes(self, draws: tf.Tensor, aspect: tf.Tensor) -> tf.Tensor:
         """[B, 4], for images of these aspects [B]."""
-        if self.augmentation is not None:
-            return augment.crop_boxes(draws, aspect, self.augmentation)
         target = self.size[1] / self.size[0]
+        if self.augmentation is not None:
+            return augment.crop_boxes(draws, aspect, self.augmentation, target_aspect=target)
         if self.number is not None:
             return augment.evaluation_crop_boxes(aspect, target, self.number)
         return augment.centre_boxes(aspect, target)
