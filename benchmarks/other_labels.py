@@ -158,7 +158,7 @@ def drawn_views(
     """
     if data.train.images is None:
         raise ValueError(f"Images must lie in memory. Received: {data.train.name}")
-    pixels, views = data.train.tensor, augmentation(config)
+    pixels, views = data.train.arrays.tensor, augmentation(config)
     aspect = pixels.shape[2] / pixels.shape[1]
 
     def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

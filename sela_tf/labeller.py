@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from sela_tf.config import ConfigError, LabelConfig, SelaConfig, absolute_path, absolute_source, refuse_unwritable
+from sela_tf.config import ConfigError, LabelConfig, SelaConfig, absolute_cache, absolute_path, absolute_source, refuse_unwritable
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.label_files import match_names
 from sela_tf.data.pipeline import inference_batches
@@ -24,7 +24,7 @@ from sela_tf.data.splits import match_input
 from sela_tf.evaluation.markdown import markdown
 from sela_tf.models import EMBEDDING
 from sela_tf.models.heads import MultiHead, find_multi_head
-from sela_tf.parts import load_data
+from sela_tf.parts import load_data, tell
 from sela_tf.serving.label_writer import Columns, LabelWriter
 from sela_tf.serving.opinions import opinions
 from sela_tf.serving.scrutiny import Scrutiny
@@ -119,8 +119,9 @@ def _refuse_own_files(settings: LabelConfig, output: pathlib.Path) -> None:
 
 def _images(settings: LabelConfig, config: SelaConfig) -> list[tuple[str, ImageSet]]:
     """Split by split, as they are."""
+    cache_dir = absolute_cache(settings.cache_dir) if settings.cache_dir else config.cache_dir
     if not settings.dataset:
-        data = load_data(dataclasses.replace(config, data_dir=settings.data_dir or config.data_dir))
+        data = load_data(dataclasses.replace(config, data_dir=settings.data_dir or config.data_dir, cache_dir=cache_dir))
         return [("train", data.train), ("eval", data.held_out)]
     splits = load_source(
         absolute_source(settings.dataset),
@@ -128,6 +129,8 @@ def _images(settings: LabelConfig, config: SelaConfig) -> list[tuple[str, ImageS
         download=settings.download,
         skip_bad_images=settings.skip_bad_images,
         memory_limit=int(settings.memory_limit * 2**30),
+        cache_dir=cache_dir,
+        tell=tell,
     )
     for line in splits.report:
         print(line, flush=True)

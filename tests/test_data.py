@@ -13,9 +13,11 @@ from PIL import Image
 from sela_tf.config import SelaConfig
 from sela_tf.data import augment
 from sela_tf.data.augment import NUM_DRAWS, Augmentation
-from sela_tf.data.image_set import ImageSet, SourceError
+from sela_tf.data.errors import SourceError
+from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import channel_statistics, inference_batches, training_batches, with_rotations
 from sela_tf.data.splits import unbalanced
+from sela_tf.data.stores import Arrays, Files
 from sela_tf.parts import load_data, training_views
 
 NOTHING = Augmentation(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -28,7 +30,7 @@ def draws(rng) -> np.ndarray:
 
 def image_set(rng, num_images: int = 23, shape: tuple = (9, 7, 3)) -> ImageSet:
     images = rng.integers(0, 256, (num_images, *shape), dtype=np.uint8)
-    return ImageSet(name="test", channels=shape[-1], images=images, image_size=shape[:2])
+    return ImageSet(name="test", channels=shape[-1], store=Arrays(images), image_size=shape[:2])
 
 
 class TestAugment:
@@ -84,10 +86,10 @@ class TestAugment:
         y, x = np.mgrid[: shape[0], : shape[1]] - (np.array(shape[:2]) - 1)[:, np.newaxis, np.newaxis] / 2
         disc = np.where(np.hypot(x, y) < 8, 255, 0).astype(np.uint8)
         pixels = np.repeat(disc[np.newaxis, :, :, np.newaxis], 3, axis=-1)
-        images = ImageSet(name="disc", channels=3, images=pixels, image_size=shape[:2])
+        images = ImageSet(name="disc", channels=3, store=Arrays(pixels), image_size=shape[:2])
         if not in_memory:
             Image.fromarray(pixels[0]).save(tmp_path / "disc.png")
-            images = ImageSet(name="disc", channels=3, paths=(str(tmp_path / "disc.png"),), names=("disc.png",))
+            images = ImageSet(name="disc", channels=3, store=Files((str(tmp_path / "disc.png"),)), names=("disc.png",))
         ((clean, _),) = inference_batches(images, size=(24, 24), batch_size=1)
         for number in range(3):
             views = inference_batches(images, size=(24, 24), batch_size=1, augmentation=NOTHING, number=number)
@@ -298,7 +300,7 @@ class TestPipeline:
         for i, image in enumerate(images.images):
             Image.fromarray(image).save(tmp_path / f"{i:02d}.png")
             paths.append(str(tmp_path / f"{i:02d}.png"))
-        files = ImageSet(name="files", channels=3, paths=tuple(paths), names=tuple(paths))
+        files = ImageSet(name="files", channels=3, store=Files(tuple(paths)), names=tuple(paths))
         for size in ((16, 16), (9, 7), (7, 9), (30, 30)):
             views = []
             for source in (images, files):
@@ -317,5 +319,5 @@ class TestPipeline:
         values = images.images.reshape(-1, 3).astype(np.float64)
         np.testing.assert_allclose(mean, values.mean(axis=0))
         np.testing.assert_allclose(variance, values.var(axis=0))
-        black = ImageSet(name="black", channels=1, images=np.zeros((4, 8, 8, 1), np.uint8))
+        black = ImageSet(name="black", channels=1, store=Arrays(np.zeros((4, 8, 8, 1), np.uint8)))
         assert channel_statistics(black, size=(8, 8))[1].tolist() == [1.0]

@@ -7,12 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sela_tf.data.image_set import ImageSet, SourceError
+from sela_tf.data.errors import SourceError
+from sela_tf.data.image_set import ImageSet
 from sela_tf.data.label_files import match_names, read_known_labels, read_run_labels
+from sela_tf.data.stores import Arrays
 
 
 def _images(names: tuple[str, ...] | None) -> ImageSet:
-    return ImageSet(name="four", images=np.zeros((4, 2, 2, 1), np.uint8), channels=1, names=names)
+    return ImageSet(name="four", store=Arrays(np.zeros((4, 2, 2, 1), np.uint8)), channels=1, names=names)
 
 
 class TestKnownLabels:
@@ -90,7 +92,7 @@ class TestKnownLabels:
 
 
 def _noise(rng) -> ImageSet:
-    return ImageSet(name="noise", channels=3, images=rng.integers(0, 256, (23, 9, 7, 3), dtype=np.uint8))
+    return ImageSet(name="noise", channels=3, store=Arrays(rng.integers(0, 256, (23, 9, 7, 3), dtype=np.uint8)))
 
 
 class TestRunLabels:

@@ -16,7 +16,7 @@ import tensorflow as tf
 from PIL import Image
 
 from sela_tf.data.decoding import BadImageError, check_image, decode_image
-from sela_tf.data.image_set import SourceError
+from sela_tf.data.errors import SourceError
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import hold_out, match_classes, match_input
 

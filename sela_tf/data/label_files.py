@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sela_tf.data.image_set import ImageSet, SourceError
+from sela_tf.data.errors import SourceError
+from sela_tf.data.image_set import ImageSet
 
 
 class KnownLabels(NamedTuple):
