@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
-import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -213,11 +213,14 @@ def read_listing(root: str, *, cache_dir: str) -> dict[str, LookedAt]:
     if not cache_dir:
         return {}
     try:
-        table = pa.parquet.read_table(_listing_path(root, cache_dir), page_checksum_verification=True)
+        # in one go, because another process may put another file into its place
+        with open(_listing_path(root, cache_dir), "rb") as file:
+            data = pa.BufferReader(file.read())
+        table = pa.parquet.ParquetFile(data, page_checksum_verification=True).read()
         if not table.schema.equals(_SCHEMA) or (table.schema.metadata or {}).get(_MADE_BY) != _made_by(root):
             return {}
-        rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
-    except (OSError, pa.ArrowException):
+        rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    except (OSError, ValueError, pa.ArrowException):  # all that pyarrow says of what is damaged
         return {}
     files = {}
     for name, size, mtime_ns, sha256, kind, height, width, channels, pixels_sha256, problem, is_foreign in rows:
@@ -249,7 +252,7 @@ def write_listing(root: str, files: Iterable[LookedAt], *, cache_dir: str) -> No
     schema = _SCHEMA.with_metadata({_MADE_BY: _made_by(root)})
     path = _listing_path(root, cache_dir)
     os.makedirs(cache_dir, exist_ok=True)
-    unfinished = f"{path}.unfinished-{os.getpid()}-{time.monotonic_ns()}"
+    unfinished = f"{path}.unfinished-{uuid.uuid4().hex}"
     try:
         arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
         pa.parquet.write_table(pa.Table.from_arrays(arrays, schema=schema), unfinished, write_page_checksum=True)
