@@ -140,13 +140,14 @@ def drawn_views(experiment: Experiment, draw: Callable[[int], np.ndarray], steps
     config, data, replicas = experiment.config, experiment.data, experiment.strategy.num_replicas_in_sync
     if data.train.images is None:
         raise ValueError(f"Images must lie in memory. Received: {data.train.name}")
-    pixels, views = data.train.tensor, augmentation(config)
+    pixels, views = data.train.arrays.tensor, augmentation(config)
     aspect = pixels.shape[2] / pixels.shape[1]
 
     def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         indices = tf.ensure_shape(tf.numpy_function(lambda number: draw(int(number)), [step], tf.int64), [batch_size])
         draws = tf.random.stateless_uniform([batch_size, augment.NUM_DRAWS], seed=[config.seed, step], alg="philox")
-        boxes = augment.crop_boxes(draws, tf.fill([batch_size], tf.constant(aspect, tf.float32)), views)
+        aspects = tf.fill([batch_size], tf.constant(aspect, tf.float32))
+        boxes = augment.crop_boxes(draws, aspects, views, target_aspect=data.size[1] / data.size[0])
         crops = augment.crop_batch(pixels, indices, boxes, data.size)
         crops = tf.ensure_shape(crops, [batch_size, *data.size, data.train.channels])
         return augment.recolour(crops, draws, views), indices

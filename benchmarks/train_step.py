@@ -50,6 +50,7 @@ def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> tuple[Me
     from sela_tf.data.augment import Augmentation
     from sela_tf.data.image_set import ImageSet
     from sela_tf.data.pipeline import inference_batches, training_batches
+    from sela_tf.data.stores import Arrays
     from sela_tf.loop import Clock, Stop, step_function, train
     from sela_tf.models.features import FeatureExtractor
     from sela_tf.optimizer import CoupledSGD
@@ -73,7 +74,7 @@ def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> tuple[Me
     step = step_function(model, strategy, False)
     batch = tf.constant(images[: work.batch], tf.float32), tf.range(work.batch, dtype=tf.int64)
     views = Augmentation(0.3, saturation=0, hue=0, grayscale_probability=0)
-    image_set = ImageSet(name="benchmark", channels=work.channels, images=images, image_size=images.shape[1:3])
+    image_set = ImageSet(name="benchmark", channels=work.channels, store=Arrays(images), image_size=images.shape[1:3])
     options: dict[str, Any] = {"size": images.shape[1:3], "augmentation": views, "batch_size": work.batch, "seed": 0}
     steps = work.num_images // work.batch
     endless = iter(training_batches(image_set, **options, first_step=0, last_step=10**6))

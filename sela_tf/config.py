@@ -69,6 +69,7 @@ def check_fields(settings: Any, at_least: Mapping[str, int], bounds: Mapping[str
             raise ConfigError(f"--{field.name} must be one of {', '.join(choices)}. Received: {getattr(settings, field.name)!r}")
 
 
+_CACHE_HELP = "Where it is listed what is in the files of a folder, so that they are decoded once and not at every start"
 SOURCES_WITH_PATH = ("idx", "folder", "npz", "features", "records", "tfrecords")
 
 
@@ -86,6 +87,11 @@ def refuse_unwritable(flag: str, path: pathlib.Path) -> None:
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         raise ConfigError(f"--{flag}={path} cannot be written: {there} is no directory that you may write to")
+
+
+def absolute_cache(cache_dir: str) -> str:
+    """The directory for what is found out once; by default the one that the user's system has for it."""
+    return absolute_path(cache_dir or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sela_tf"))
 
 
 def absolute_source(dataset: str) -> str:
@@ -110,6 +116,7 @@ class SelaConfig:
     eval_fraction: float = option(0.1, "Share of the images held out for evaluation where there is no test split.")
     data_dir: str = option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.", shown=True)
     download: bool = option(False, "Let TFDS download what is missing. Nothing is downloaded without it.", shown=True)
+    cache_dir: str = option("", f"{_CACHE_HELP}; by default $XDG_CACHE_HOME/sela_tf or ~/.cache/sela_tf.", shown=True)
     classes: str = option("auto", "none ignores class labels, which serve evaluation only.", choices=("auto", "none"))
     imbalance: str = option(
         "none",
@@ -133,7 +140,7 @@ class SelaConfig:
     num_clusters: int = option(3000, "Clusters K of each head (P: 3000 on ImageNet, 128 on CIFAR).")
     sync_batch_norm: bool = option(False, "Batch statistics over all devices.")
     # views (R: its ImageNet augmentation)
-    crop_scale: float = option(0.08, "Smallest share of the area that a random resized crop keeps.")
+    crop_scale: float = option(0.08, "Smallest share of the area that a random resized crop keeps; 1 for the clean view's box.")
     flip_probability: float = option(0.5, "Of a horizontal flip.")
     brightness: float = option(0.4, "Strength of the jitter.")
     contrast: float = option(0.4, "Strength of the jitter.")
@@ -179,7 +186,9 @@ class SelaConfig:
     marginals: str = option(
         "uniform", "Shares of the clusters: uniform, zipf, gaussian, or the latter two with a parameter, as zipf:0.5."
     )
-    known_labels: str = option("", "CSV file of images whose cluster is known and kept: name,cluster or index,cluster.")
+    known_labels: str = option(
+        "", "CSV file of images whose cluster is known and kept: name,cluster, or index,cluster with the source's rows."
+    )
     labels_from: str = option(
         "", "labels.npz of another run, whose labels of the same images are trained on and kept (P: label transfer)."
     )
@@ -256,6 +265,7 @@ class SelaConfig:
             dataset=absolute_source(self.dataset),
             eval_dataset=absolute_source(self.eval_dataset),
             data_dir=self.data_dir and absolute_path(self.data_dir),
+            cache_dir=absolute_cache(self.cache_dir),
             known_labels=self.known_labels and absolute_path(self.known_labels),
             labels_from=self.labels_from and absolute_path(self.labels_from),
             backbone_weights=self.backbone_weights and absolute_path(self.backbone_weights),
@@ -280,6 +290,7 @@ class LabelConfig:
     skip_bad_images: bool = option(False, "Leave out damaged images of a folder instead of refusing it.")
     data_dir: str = option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.")
     download: bool = option(False, "Let TFDS download what is missing. Nothing is downloaded without it.")
+    cache_dir: str = option("", f"{_CACHE_HELP}; by default the run's.", shown=True)
     memory_limit: float = option(4.0, "GiB that decoded images may take; folders are read as they are needed.")
     label_memory: float = option(4.0, "GiB that the log-probabilities of a head may take with --balanced, as in training.")
 
@@ -319,6 +330,7 @@ class ProbeConfig:
     )
     dataset: str = option("", "Images with classes to fit the probes to; by default those of the run.")
     eval_dataset: str = option("", "Images with classes to score them on; by default those of the run, or --dataset's own.")
+    cache_dir: str = option("", f"{_CACHE_HELP}; by default the run's.", shown=True)
     # of protocol sgd (R)
     epochs: int = option(36, "Of sgd.")
     batch_size: int = option(192, "Of sgd.")

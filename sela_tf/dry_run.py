@@ -12,7 +12,6 @@ import numpy as np
 
 from sela_tf.config import SelaConfig
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import synthetic_count
 from sela_tf.data.splits import is_held_out
 from sela_tf.evaluation.clustering import cluster_metrics
@@ -23,7 +22,7 @@ from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
 from sela_tf.experiment import PASS_BATCH, Experiment
 from sela_tf.loop import step_function
 from sela_tf.models import EMBEDDING, stage_names
-from sela_tf.parts import check_before_loading, prepare_devices, shape_in_words
+from sela_tf.parts import Data, check_before_loading, prepare_devices, shape_in_words
 from sela_tf.transport.assignment import Assignment, MemoryPlan, assign_labels, plan_memory
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.newton import BYTES_LISTED
@@ -92,7 +91,7 @@ def dry_run(config: SelaConfig) -> None:
     protocol = evaluation_protocol(config.evaluate, counts.train, counts.held_out, seed=config.seed)
     steps_per_epoch = counts.train // config.batch_size
     # the last transport of the final weights is one more
-    relabellings = len(_relabel_steps(experiment, steps_per_epoch)) + 1
+    relabellings = len(experiment.schedule(steps_per_epoch)) + 1
     per_image = look_seconds / few
     parts = [
         _Part("training", config.epochs, step_seconds / few * config.batch_size * steps_per_epoch),
@@ -129,10 +128,6 @@ def _second_time(function: Callable[[], Any]) -> tuple[Any, float]:
     return found, time.perf_counter() - start
 
 
-def _relabel_steps(experiment: Experiment, steps_per_epoch: int) -> list[int]:
-    return experiment.schedule(steps_per_epoch)
-
-
 def _transport(config: SelaConfig, plan: MemoryPlan, rows: int, width: int) -> tuple[Assignment, float]:
     """Labels of one head, of random features and weights that are held as the run's would be."""
     random = np.random.default_rng(config.seed)
@@ -144,7 +139,12 @@ def _transport(config: SelaConfig, plan: MemoryPlan, rows: int, width: int) -> t
     entries = rows * config.num_clusters
     limit = {"float32": 6 * entries, "float16": 4 * entries, "computed": 0}[plan.source]
     solve = functools.partial(
-        assign_labels, logits, lam=config.lam, tolerance=config.transport_tolerance, exact_balance=config.exact_balance, memory_limit=limit
+        assign_labels,
+        logits,
+        lam=config.lam,
+        tolerance=config.transport_tolerance,
+        exact_balance=config.exact_balance,
+        memory_limit=limit,
     )
     solve(max_iterations=1)
     start = time.perf_counter()
@@ -155,11 +155,11 @@ def _evaluation(experiment: Experiment, protocol: EvaluationProtocol, per_image:
     """The verdict on the trained and the untrained network, agreement with the classes in training, and the report's own passes."""
     config, data = experiment.config, experiment.data
     n, m = protocol.training_size, protocol.held_out_size
-    judged = data.train.classes is not None and data.held_out.classes is not None
-    parts = [_Part("looking at images", 2 if judged else 1, per_image * (n * (judged or config.report) + m))]
+    classes = _num_classes(data)
+    judged = classes > 0
+    parts = [_Part("looking at images", 2, per_image * (n * (judged or config.report) + m))]
     if not judged or protocol.kind == "none":
         return parts
-    classes = int(max(data.train.classes.max(), data.held_out.classes.max())) + 1
     width = int(experiment.model.get_layer(EMBEDDING).output.shape[-1])
     random = np.random.default_rng(config.seed)
 
@@ -182,10 +182,17 @@ def _evaluation(experiment: Experiment, protocol: EvaluationProtocol, per_image:
     ]
 
 
+def _num_classes(data: Data) -> int:
+    """0 where the verdict has no classes to judge by."""
+    if data.train.classes is None or data.held_out.classes is None:
+        return 0
+    return int(data.train.classes.max()) + 1
+
+
 def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, protocol: EvaluationProtocol) -> None:
     """What is held at once in the three phases of a run."""
     config, data, model = experiment.config, experiment.data, experiment.model
-    own = data.train.num_bytes + data.held_out.num_bytes
+    own = sum(0 if part.images is None else part.images.nbytes for part in (data.train, data.held_out))
     network = 3 * 4 * model.count_params()
     libraries = _resident_bytes() - 2 * own - network
     images = 0 if counts.train != len(data.train) else 2 * own
@@ -196,12 +203,10 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
     stored = BYTES_STORED["float16"] * entries if plan.source != "computed" else 0
     listed = min(plan.rest or 0, _LISTED * BYTES_LISTED * counts.train)
     features = 4 * int(model.get_layer("heads").input.shape[-1]) * counts.train
-    embedding, classes = int(model.get_layer(EMBEDDING).output.shape[-1]), 0
-    if data.train.classes is not None:
-        classes = int(data.train.classes.max()) + 1
+    embedding, classes = int(model.get_layer(EMBEDDING).output.shape[-1]), _num_classes(data)
     looked_at = 4 * (protocol.training_size + protocol.held_out_size) * (embedding + 3 * config.num_heads)
     probe = 4 * protocol.training_size * (embedding + _SCORES_OF_PROBE * classes) if classes else 0
-    phases = {
+    phases: dict[str, dict[str, int | float]] = {
         "training": {"activations of a batch": 2 * 4 * config.batch_size * sum(outputs)},
         "relabelling": {
             "features": features,

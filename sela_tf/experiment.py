@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from sela_tf.checkpoint import below
 from sela_tf.config import ConfigError, SelaConfig
-from sela_tf.data.label_files import read_known_labels
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.doctor import CollapseDoctor
 from sela_tf.evaluation.monitors import ClusterMonitor
@@ -26,6 +25,7 @@ from sela_tf.parts import (
     augmentation,
     description_of,
     first_network,
+    known_labels,
     label_table,
     load_training_data,
     shape_in_words,
@@ -38,7 +38,7 @@ from sela_tf.transport.assignment import assign_labels
 from sela_tf.watching import class_judge, knn_monitor, log_relabelling, make_watchers
 from sela_tf.workdir import Workdir
 
-_PASS_BATCH = 1000
+PASS_BATCH = 1000
 """Images of a batch of a label pass: the reference's number, large enough for steady batch statistics."""
 
 
@@ -61,9 +61,7 @@ class Experiment:
         self.fingerprint = self.data.train.fingerprint()
         self.steps_per_epoch = len(self.data.train) // config.batch_size
         self.last_step = config.epochs * self.steps_per_epoch
-        self.relabel_steps = relabel_steps(
-            config.num_relabellings, epochs=config.epochs, steps_per_epoch=self.steps_per_epoch, spacing=config.relabel_spacing
-        )
+        self.relabel_steps = self.schedule(self.steps_per_epoch)
         with strategy.scope():
             self.labels = label_table(config, self.data)
         self.description: NetworkDescription = description_of(config, self.data)
@@ -73,6 +71,13 @@ class Experiment:
         self.clock = Clock()
         self.watchers: dict[str, ClusterMonitor | CollapseDoctor] = {}
         self._kept_of_watchers: Mapping[str, np.ndarray] = {}
+
+    def schedule(self, steps_per_epoch: int) -> list[int]:
+        """The steps before which labels are recomputed, in epochs of so many steps."""
+        config = self.config
+        return relabel_steps(
+            config.num_relabellings, epochs=config.epochs, steps_per_epoch=steps_per_epoch, spacing=config.relabel_spacing
+        )
 
     def make_model(self) -> keras.Model:
         """The network before its first step, with what trains it."""
@@ -121,7 +126,7 @@ class Experiment:
         return inference_batches(
             self.data.train,
             size=self.data.size,
-            batch_size=_PASS_BATCH,
+            batch_size=PASS_BATCH,
             seed=config.seed,
             augmentation=augmentation(config) if config.label_view == "training" else None,
             number=number,
@@ -130,7 +135,6 @@ class Experiment:
     def make_labelling(self, kind: type[SelfLabelling] = SelfLabelling, **options: Any) -> SelfLabelling:
         """The callback, of this kind, that relabels as the settings say; `options`, arguments of `SelfLabelling`, win over them."""
         config = self.config
-        known = read_known_labels(config.known_labels, self.data.train, config.num_clusters) if config.known_labels else None
         settings: dict[str, Any] = {
             "relabel_steps": self.relabel_steps,
             "assign": functools.partial(
@@ -139,7 +143,7 @@ class Experiment:
                 tolerance=config.transport_tolerance,
                 max_iterations=config.transport_max_iterations,
                 marginals=config.marginals,
-                known=known,
+                known=known_labels(config, self.data),
                 exact_balance=config.exact_balance,
                 memory_limit=config.label_memory * 2**30,
                 verbose=True,

@@ -17,6 +17,7 @@ from sela_tf.config import ConfigError, ExportConfig, refuse_unwritable
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import match_input
+from sela_tf.data.stores import Arrays
 from sela_tf.evaluation.markdown import markdown
 from sela_tf.network import load_run
 from sela_tf.parts import load_data, prepare_devices
@@ -133,7 +134,7 @@ def _images(settings: ExportConfig, model: keras.Model) -> ImageSet:
         print(f"the run's images cannot be loaded ({' '.join(str(error).split())}): checking with synthetic ones", flush=True)
         if len(shape) == 1:
             vectors = np.random.default_rng(0).normal(size=(NUM_IMAGES, *shape)).astype(np.float32)
-            return ImageSet(name="synthetic vectors", channels=shape[0], images=vectors, image_size=())
+            return ImageSet(name="synthetic vectors", channels=shape[0], store=Arrays(vectors), image_size=())
         return match_input(load_source(f"synthetic:{NUM_IMAGES}").train, shape)
 
 

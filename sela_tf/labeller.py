@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from sela_tf.config import ConfigError, LabelConfig, SelaConfig, absolute_path, absolute_source, refuse_unwritable
+from sela_tf.config import ConfigError, LabelConfig, SelaConfig, absolute_cache, absolute_path, absolute_source, refuse_unwritable
 from sela_tf.data.image_set import ImageSet
+from sela_tf.data.label_files import match_names
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import match_input
@@ -24,7 +25,7 @@ from sela_tf.evaluation.markdown import markdown
 from sela_tf.models import EMBEDDING
 from sela_tf.models.heads import MultiHead, find_multi_head
 from sela_tf.network import load_run
-from sela_tf.parts import load_data
+from sela_tf.parts import load_data, tell
 from sela_tf.serving.label_writer import Columns, LabelWriter
 from sela_tf.serving.opinions import opinions
 from sela_tf.serving.scrutiny import Scrutiny
@@ -118,8 +119,9 @@ def _refuse_own_files(settings: LabelConfig, output: pathlib.Path) -> None:
 
 def _images(settings: LabelConfig, config: SelaConfig) -> list[tuple[str, ImageSet]]:
     """Split by split, as they are."""
+    cache_dir = absolute_cache(settings.cache_dir) if settings.cache_dir else config.cache_dir
     if not settings.dataset:
-        data = load_data(dataclasses.replace(config, data_dir=settings.data_dir or config.data_dir))
+        data = load_data(dataclasses.replace(config, data_dir=settings.data_dir or config.data_dir, cache_dir=cache_dir))
         return [("train", data.train), ("eval", data.held_out)]
     splits = load_source(
         absolute_source(settings.dataset),
@@ -127,6 +129,8 @@ def _images(settings: LabelConfig, config: SelaConfig) -> list[tuple[str, ImageS
         download=settings.download,
         skip_bad_images=settings.skip_bad_images,
         memory_limit=int(settings.memory_limit * 2**30),
+        cache_dir=cache_dir,
+        tell=tell,
     )
     for line in splits.report:
         print(line, flush=True)
@@ -135,11 +139,21 @@ def _images(settings: LabelConfig, config: SelaConfig) -> list[tuple[str, ImageS
 
 def _num_changes(images: ImageSet, labels: Mapping[str, np.ndarray]) -> np.ndarray:
     """See `_Part`: known if all that the run was trained on are among `images`, by their names or rows, and are still the same."""
-    named = images.names is not None and "names" in labels
-    places = {key: place for place, key in enumerate(images.names or () if named else images.rows.tolist())}
-    trained = np.array([places.get(key, -1) for key in labels["names" if named else "source_rows"].tolist()])
+    if images.names is not None and "names" in labels:
+        names = labels["names"].tolist()
+        trained = np.array(match_names(names, images.names))
+    else:
+        names = None
+        places = {row: place for place, row in enumerate(images.rows.tolist())}
+        trained = np.array([places.get(row, -1) for row in labels["source_rows"].tolist()])
     found = np.full(len(images), np.nan, np.float32)
-    if trained.min() >= 0 and images.take(trained).fingerprint() == str(labels["data_fingerprint"]):
+    if trained.min() < 0:
+        return found
+    same = images.take(trained)
+    if names is not None:
+        # the fingerprint is of the names as the run had them, perhaps in another Unicode form
+        same = dataclasses.replace(same, names=tuple(names))
+    if same.fingerprint() == str(labels["data_fingerprint"]):
         found[trained] = labels["num_changes"].sum(axis=0)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -12,12 +13,13 @@ import tensorflow as tf
 
 from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.augment import Augmentation
-from sela_tf.data.image_set import ImageSet
-from sela_tf.data.label_files import read_run_labels
+from sela_tf.data.image_set import ImageSet, Splits
+from sela_tf.data.label_files import read_known_labels, read_run_labels
 from sela_tf.data.pipeline import channel_statistics, training_batches, with_rotations
-from sela_tf.data.sources import load_source
+from sela_tf.data.sources import Outline, load_source, outline_source
 from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
-from sela_tf.models import check_backbone
+from sela_tf.data.stores import Unread
+from sela_tf.models import check_backbone, check_image_size
 from sela_tf.network import NetworkDescription, describe_network
 from sela_tf.self_labelling.label_table import LabelTable
 
@@ -76,19 +78,77 @@ def load_data(config: SelaConfig) -> Data:
     Raises:
         ValueError: they cannot be loaded (SourceError), or their size is not known (ConfigError).
     """
-    options: dict[str, Any] = {
+    return _load_data(config, {})
+
+
+def load_training_data(config: SelaConfig) -> Data:
+    """As `load_data`, of images that can be trained on as the settings say; what cannot be is refused before anything is decoded.
+
+    Raises:
+        ValueError: likewise, or the settings do not fit the images (ConfigError).
+    """
+    loaded = _refuse_before_decoding(config)
+    data = _load_data(config, loaded)
+    _check_fit(config, data.train, data.size)
+    return data
+
+
+def tell(line: str) -> None:
+    """Shows a line at once."""
+    print(line, flush=True)
+
+
+def _source_options(config: SelaConfig) -> dict[str, Any]:
+    """What sources are told, be it to load or to outline them."""
+    return {
         "data_dir": config.data_dir,
         "download": config.download,
         "use_classes": config.classes == "auto",
         "skip_bad_images": config.skip_bad_images,
-        "memory_limit": int(config.memory_limit * 2**30),
+        "cache_dir": config.cache_dir,
     }
-    if config.dataset.startswith("folder:"):
-        print(f"reading and checking every image of {config.dataset.removeprefix('folder:')!r}", flush=True)
-    splits = load_source(config.dataset, **options)
+
+
+def _load(config: SelaConfig, flag: str) -> Splits:
+    """The source that `flag`, "dataset" or "eval_dataset", names."""
+    return load_source(
+        getattr(config, flag),
+        flag=f"--{flag}",
+        memory_limit=int(config.memory_limit * 2**30),
+        tell=tell,
+        **_source_options(config),
+    )
+
+
+def _refuse_before_decoding(config: SelaConfig) -> dict[str, Splits]:
+    """Holds the settings to what is known of the training images without decoding any; returns sources that had to be loaded for it.
+
+    Raises:
+        ValueError: the settings do not fit (ConfigError), or the images are not there (SourceError).
+    """
+    outline = outline_source(config.dataset, **_source_options(config))
+    loaded = {}
+    if outline is None:
+        loaded["dataset"] = _load(config, "dataset")
+        outline = Outline(loaded["dataset"])
+    train, held_out, _ = outline.splits
+    # to split what is in memory would copy it
+    train = dataclasses.replace(train, store=Unread(len(train)))
+    if not config.eval_dataset and held_out is None:
+        train, _ = hold_out(train, config.eval_fraction)
+    if config.imbalance != "none" and train.classes is not None:
+        train = unbalanced(train, config.imbalance, seed=config.seed)
+    is_known = outline.sizes_are_known or train.image_size is not None or config.image_size
+    _check_fit(config, train, _network_size(config, train) if is_known else None)
+    return loaded
+
+
+def _load_data(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:
+    """As `load_data`; some sources may have been loaded before, by the name of their setting."""
+    splits = loaded.get("dataset") or _load(config, "dataset")
     report = list(splits.report)
     if config.eval_dataset:
-        other = load_source(config.eval_dataset, flag="--eval_dataset", **options)
+        other = _load(config, "eval_dataset")
         report += other.report
         train, held_out = splits.train, other.eval or other.train
     elif splits.eval is not None:
@@ -104,45 +164,52 @@ def load_data(config: SelaConfig) -> Data:
         train = unbalanced(train, config.imbalance, seed=config.seed)
         report.append(f"--imbalance={config.imbalance}: {len(train)} of {whole} training images are kept")
     for line in report:
-        print(line, flush=True)
-    size: tuple[int, ...]
+        tell(line)
+    size = _network_size(config, train)
+    mean, variance = channel_statistics(train, size=size, seed=config.seed)
+    return Data(train, match_input(held_out, (*size, train.channels)), size, mean, variance)
+
+
+def _network_size(config: SelaConfig, train: ImageSet) -> tuple[int, ...]:
+    """(height, width) that the network sees; () of vectors.
+
+    Raises:
+        ConfigError: the images do not tell.
+    """
     if config.image_size and train.is_vectors:
         raise ConfigError(
             f"--image_size={config.image_size} is for images, and --dataset={config.dataset} has vectors: leave it out"
         )
     if config.image_size:
-        size = (config.image_size, config.image_size)
-    elif train.image_size is not None:
-        size = tuple(map(int, train.image_size))
-    else:
+        return (config.image_size, config.image_size)
+    if train.image_size is None:
         raise ConfigError(
             f"the images of --dataset={config.dataset} have many sizes: say which one the network sees with --image_size"
         )
+    size = tuple(map(int, train.image_size))
     if size and min(size) < 2:
         raise ConfigError(f"the images of --dataset={config.dataset} are {size[0]} x {size[1]}: give a larger --image_size")
-    mean, variance = channel_statistics(train, size=size, seed=config.seed)
-    return Data(train, match_input(held_out, (*size, train.channels)), size, mean, variance)
+    return size
 
 
-def load_training_data(config: SelaConfig) -> Data:
-    """As `load_data`, of images that can be trained on as the settings say.
+def _check_fit(config: SelaConfig, train: ImageSet, size: tuple[int, ...] | None) -> None:
+    """Refuses settings that do not fit the training images, and the size that the network sees, where it is known.
 
     Raises:
-        ValueError: likewise, or the settings do not fit the images (ConfigError).
+        ValueError: naming the setting.
     """
-    data = load_data(config)
-    num_images = len(data.train)
+    num_images = len(train)
     if config.num_clusters > num_images:
         raise ConfigError(f"--num_clusters={config.num_clusters} exceeds the {num_images} training images: choose fewer")
     if config.batch_size > num_images:
         raise ConfigError(f"--batch_size={config.batch_size} exceeds the {num_images} training images: choose a smaller one")
-    if config.rotation and data.train.is_vectors:
+    if config.rotation and train.is_vectors:
         raise ConfigError(f"--rotation turns images, and --dataset={config.dataset} has vectors: leave it out")
-    if config.rotation and len(set(data.size)) > 1:
-        raise ConfigError(
-            f"--rotation turns images, which must be square, not {' x '.join(map(str, data.size))}: give --image_size"
-        )
-    return data
+    if size is None:
+        return
+    if config.rotation and len(set(size)) > 1:
+        raise ConfigError(f"--rotation turns images, which must be square, not {' x '.join(map(str, size))}: give --image_size")
+    check_image_size(config.backbone, size)
 
 
 def shape_in_words(data: Data) -> str:
@@ -171,6 +238,20 @@ def label_table(config: SelaConfig, data: Data) -> LabelTable:
     if config.labels_from:
         initial = read_run_labels(config.labels_from, data.train, config.num_heads, config.num_clusters)
     return LabelTable(config.num_heads, config.num_clusters, len(data.train), seed=config.seed, initial=initial)
+
+
+def known_labels(config: SelaConfig, data: Data) -> np.ndarray | None:
+    """int64 [N]: the clusters that are known, -1 for the others; None where no file says any.
+
+    Raises:
+        SourceError: the file cannot be read so.
+    """
+    if not config.known_labels:
+        return None
+    known = read_known_labels(config.known_labels, data.train, config.num_clusters, held_out=data.held_out)
+    if known.num_held_out:
+        print(f"--known_labels: {known.num_held_out} labels are of held-out images and are left out", flush=True)
+    return known.labels
 
 
 def training_views(

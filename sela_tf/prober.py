@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import stats
 
-from sela_tf.config import ConfigError, ProbeConfig, SelaConfig, absolute_source
+from sela_tf.config import ConfigError, ProbeConfig, SelaConfig, absolute_cache, absolute_source
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
@@ -109,6 +109,8 @@ def _config_of(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> SelaCo
         config = dataclasses.replace(config, dataset=absolute_source(settings.dataset), eval_dataset="")
     if settings.eval_dataset:
         config = dataclasses.replace(config, eval_dataset=absolute_source(settings.eval_dataset))
+    if settings.cache_dir:
+        config = dataclasses.replace(config, cache_dir=absolute_cache(settings.cache_dir))
     # a network that learned from unequal classes is judged by all images
     return dataclasses.replace(config, classes="auto", imbalance="none")
 
@@ -206,7 +208,7 @@ def check_alike(workdirs: Sequence[str]) -> None:
         different = [
             f"--{key} is {value!r} in {first[0]} and {config[key]!r} in {name}"
             for key, value in first[1].items()
-            if value != config[key] and key not in ("seed", "labels_from")
+            if value != config[key] and key not in ("seed", "labels_from", "cache_dir")
         ]
         if different:
             raise ConfigError(f"--workdir names runs that differ in more than their seed: {'; '.join(different)}")

@@ -29,6 +29,14 @@ def _op_determinism_is_left_off():
     tf_config.disable_op_determinism()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _caches_of_tests_are_apart(tmp_path_factory):
+    """Also those of commands that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

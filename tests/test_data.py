@@ -13,9 +13,11 @@ from PIL import Image
 from sela_tf.config import SelaConfig
 from sela_tf.data import augment
 from sela_tf.data.augment import NUM_DRAWS, Augmentation
-from sela_tf.data.image_set import ImageSet, SourceError
+from sela_tf.data.errors import SourceError
+from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import channel_statistics, inference_batches, training_batches, with_rotations
 from sela_tf.data.splits import unbalanced
+from sela_tf.data.stores import Arrays, Files
 from sela_tf.parts import load_data, training_views
 
 NOTHING = Augmentation(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -28,7 +30,7 @@ def draws(rng) -> np.ndarray:
 
 def image_set(rng, num_images: int = 23, shape: tuple = (9, 7, 3)) -> ImageSet:
     images = rng.integers(0, 256, (num_images, *shape), dtype=np.uint8)
-    return ImageSet(name="test", channels=shape[-1], images=images, image_size=shape[:2])
+    return ImageSet(name="test", channels=shape[-1], store=Arrays(images), image_size=shape[:2])
 
 
 class TestAugment:
@@ -59,7 +61,7 @@ class TestAugment:
     @pytest.mark.parametrize("aspect", [1.0, 2.0, 0.4])
     def test_boxes_keep_the_share_of_the_area_and_the_ratio(self, rng, aspect):
         draws = rng.random((5000, NUM_DRAWS)).astype(np.float32)
-        top, left, bottom, right = augment.crop_boxes(draws, aspect, Augmentation(crop_scale=0.3)).numpy().T
+        top, left, bottom, right = augment.crop_boxes(draws, aspect, Augmentation(crop_scale=0.3), target_aspect=1.0).numpy().T
         width, height = np.abs(right - left), bottom - top
         assert min(top.min(), left.min(), right.min()) >= 0
         assert max(bottom.max(), left.max(), right.max()) <= 1 + 1e-6
@@ -74,8 +76,36 @@ class TestAugment:
     def test_nothing_is_nothing(self, rng, draws):
         images = rng.random((40, 6, 6, 3)).astype(np.float32) * 255
         np.testing.assert_array_equal(augment.recolour(tf.constant(images), draws, NOTHING), images)
-        boxes = augment.crop_boxes(draws, 1.5, NOTHING)
+        boxes = augment.crop_boxes(draws, 1.5, NOTHING, target_aspect=1.5)
         np.testing.assert_allclose(boxes, np.tile([0, 0, 1, 1], (40, 1)), atol=1e-6)
+
+    @pytest.mark.parametrize("shape", [(24, 48, 3), (48, 24, 3)])
+    @pytest.mark.parametrize("in_memory", [True, False])
+    def test_without_crops_training_sees_the_clean_view(self, rng, tmp_path, shape, in_memory):
+        """A disc in an oblong image stays one; larger than the image's shorter side, it is cut as the clean view cuts it."""
+        y, x = np.mgrid[: shape[0], : shape[1]] - (np.array(shape[:2]) - 1)[:, np.newaxis, np.newaxis] / 2
+        disc = np.where(np.hypot(x, y) < 8, 255, 0).astype(np.uint8)
+        pixels = np.repeat(disc[np.newaxis, :, :, np.newaxis], 3, axis=-1)
+        images = ImageSet(name="disc", channels=3, store=Arrays(pixels), image_size=shape[:2])
+        if not in_memory:
+            Image.fromarray(pixels[0]).save(tmp_path / "disc.png")
+            images = ImageSet(name="disc", channels=3, store=Files((str(tmp_path / "disc.png"),)), names=("disc.png",))
+        ((clean, _),) = inference_batches(images, size=(24, 24), batch_size=1)
+        for number in range(3):
+            views = inference_batches(images, size=(24, 24), batch_size=1, augmentation=NOTHING, number=number)
+            np.testing.assert_allclose(next(iter(views))[0], clean, atol=0.05)
+        shown = clean.numpy()[0, :, :, 0] > 127
+        assert shown.any(axis=0).sum() == shown.any(axis=1).sum() == 16
+
+    def test_boxes_of_whole_images_have_the_bits_of_before(self, rng):
+        """As they were computed when boxes knew nothing of the view; one shape in seven does not round to 1."""
+        draws = tf.constant(rng.random((40, NUM_DRAWS)).astype(np.float32))
+        for height, width in [(8, 8), (2, 41), (28, 20), (2, 47), (9, 7)]:
+            aspect = tf.fill([40], tf.constant(width / height, tf.float32))
+            side = [tf.minimum(1.0, tf.sqrt(1.0 / aspect * aspect)), tf.minimum(1.0, tf.sqrt(1.0 * aspect / aspect))]
+            top, left = (draws[:, column] * (1.0 - length) for column, length in zip((2, 3), side, strict=True))
+            boxes = augment.crop_boxes(draws, aspect, NOTHING, target_aspect=width / height)
+            np.testing.assert_array_equal(boxes, tf.stack([top, left, top + side[0], left + side[1]], axis=1))
 
     def test_brightness_and_contrast(self, rng, draws):
         images = rng.random((40, 6, 6, 1)).astype(np.float32) * 255
@@ -270,7 +300,7 @@ class TestPipeline:
         for i, image in enumerate(images.images):
             Image.fromarray(image).save(tmp_path / f"{i:02d}.png")
             paths.append(str(tmp_path / f"{i:02d}.png"))
-        files = ImageSet(name="files", channels=3, paths=tuple(paths), names=tuple(paths))
+        files = ImageSet(name="files", channels=3, store=Files(tuple(paths)), names=tuple(paths))
         for size in ((16, 16), (9, 7), (7, 9), (30, 30)):
             views = []
             for source in (images, files):
@@ -289,5 +319,5 @@ class TestPipeline:
         values = images.images.reshape(-1, 3).astype(np.float64)
         np.testing.assert_allclose(mean, values.mean(axis=0))
         np.testing.assert_allclose(variance, values.var(axis=0))
-        black = ImageSet(name="black", channels=1, images=np.zeros((4, 8, 8, 1), np.uint8))
+        black = ImageSet(name="black", channels=1, store=Arrays(np.zeros((4, 8, 8, 1), np.uint8)))
         assert channel_statistics(black, size=(8, 8))[1].tolist() == [1.0]

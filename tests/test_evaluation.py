@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sela_tf.data.image_set import ImageSet
+from sela_tf.data.stores import Arrays
 from sela_tf.evaluation import linear_probe
 from sela_tf.evaluation.clustering import cluster_metrics
 from sela_tf.evaluation.knn import knn_accuracy, knn_classes
@@ -147,7 +148,7 @@ class TestNetwork:
         """Bright and dark images: any network tells them apart."""
         classes = np.arange(60) % 2
         pixels = (rng.integers(0, 100, (60, 8, 8, 1)) + 150 * classes[:, None, None, None]).astype(np.uint8)
-        return ImageSet(name="bright", channels=1, images=pixels, classes=classes)
+        return ImageSet(name="bright", channels=1, store=Arrays(pixels), classes=classes)
 
     @staticmethod
     def network():
@@ -165,7 +166,7 @@ class TestNetwork:
         assert "K = 4" in results["protocol"]
 
     def test_without_classes_the_rest_works_and_says_why(self, images):
-        nameless = ImageSet(name="x", channels=1, images=images.images)
+        nameless = ImageSet(name="x", channels=1, store=images.store)
         results = evaluate_network(self.network(), nameless, nameless, size=(8, 8))
         assert results["knn"] is None
         assert results["nmi"] is None

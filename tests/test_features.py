@@ -15,10 +15,12 @@ from sklearn.datasets import load_digits
 import sela_tf
 from sela_tf.data import augment
 from sela_tf.data.augment import Augmentation
-from sela_tf.data.image_set import ImageSet, SourceError
+from sela_tf.data.errors import SourceError
+from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches, training_batches
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import match_input
+from sela_tf.data.stores import Arrays
 
 # its fixtures are made once: in one process of several
 pytestmark = pytest.mark.xdist_group("features")
@@ -29,7 +31,7 @@ VECTORS = ("--backbone=identity", "--width=0", "--hidden_units=32", "--feature_d
 
 def vector_set(rng, count: int = 50, values: int = 7) -> ImageSet:
     vectors = rng.normal(3.0, 2.0, (count, values)).astype(np.float32)
-    return ImageSet(name="vectors", channels=values, images=vectors, image_size=())
+    return ImageSet(name="vectors", channels=values, store=Arrays(vectors), image_size=())
 
 
 class TestSource:

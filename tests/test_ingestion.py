@@ -12,7 +12,7 @@ import tensorflow as tf
 from ingested import MARKS, files_of, ingested, make_folder
 from served import encoded, picture
 
-from sela_tf.data.image_set import SourceError
+from sela_tf.data.errors import SourceError
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import hold_out

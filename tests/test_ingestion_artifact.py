@@ -20,7 +20,7 @@ from components.artifacts import read_made_of
 from components.kfp_steps import digest_of_examples
 from components.settings import IngestionSettings
 from sela_tf.config import ConfigError
-from sela_tf.data.image_set import SourceError
+from sela_tf.data.errors import SourceError
 from sela_tf.data.sources import load_source
 
 pytestmark = MARKS

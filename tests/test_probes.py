@@ -18,6 +18,7 @@ from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import hold_out
+from sela_tf.data.stores import Arrays
 from sela_tf.evaluation import probes
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, pooled, trained_probes
@@ -84,7 +85,7 @@ def test_layers_of_the_network_do_not_clash_with_the_probes(rng, backbone):
     model = build_model(backbone, image_shape=(64, 64, 3), num_heads=2, num_clusters=4, width=0 if ":" in backbone else 8)
     classes = np.arange(40) % 2
     pixels = (rng.integers(0, 100, (40, 64, 64, 3)) + 150 * classes[:, None, None, None]).astype(np.uint8)
-    images = ImageSet(name="bright", channels=3, images=pixels, classes=classes)
+    images = ImageSet(name="bright", channels=3, store=Arrays(pixels), classes=classes)
     keras.utils.clear_session()
     assert evaluate_network(model, images, images, size=(64, 64), settle=True)["linear_probe"] > 0.4
     stages = stage_names(model)

@@ -14,10 +14,11 @@ import tensorflow as tf
 from conftest import ROOT, is_one_line, run_doors
 from served import encoded, picture
 
-from sela_tf.data.image_set import SourceError
+from sela_tf.data.errors import SourceError
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.record_writer import Record, example_id, shard_name, write_manifest, write_shard
-from sela_tf.data.records import IMAGE_KEY, load_records
+from sela_tf.data.records import IMAGE_KEY
+from sela_tf.data.sources.records import load_records
 
 EVERYTHING = 2**40
 
@@ -237,7 +238,7 @@ import resource, sys
 import numpy as np
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.pipeline import training_batches
-from sela_tf.data.records import load_records
+from sela_tf.data.sources.records import load_records
 images = load_records(sys.argv[1], name="records", memory_limit=0).train
 steps = len(images) // 16
 batches = training_batches(images, size=(32, 32), augmentation=Augmentation(), batch_size=16, seed=0, first_step=0, last_step=2 * steps)

@@ -187,7 +187,7 @@ class TestImages:
         for name, data in good.items():
             (tmp_path / name).write_bytes(data)
         images = match_input(load_source(f"folder:{tmp_path}").train, (1, 1, channels))
-        answers = ask(loaded, "serving_default", [pathlib.Path(path).read_bytes() for path in images.paths])
+        answers = ask(loaded, "serving_default", [pathlib.Path(path).read_bytes() for path in images.store.paths])
         for views, indices in inference_batches(images, size=(10, 16), batch_size=4):
             np.testing.assert_allclose(answers["embedding"][indices], np.reshape(views, (len(views), -1)), atol=PIXEL)
 

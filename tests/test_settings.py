@@ -26,7 +26,7 @@ def parsed(*argv: str) -> SelaConfig:
 
 class TestFlags:
     def test_defaults_are_the_configs(self):
-        assert parsed("--dataset=digits") == SelaConfig(dataset="digits")
+        assert parsed("--dataset=digits") == SelaConfig(dataset="digits").absolute()
 
     def test_flagfile_round_trip(self, tmp_path):
         config = parsed(
@@ -42,10 +42,18 @@ class TestFlags:
 
     def test_paths_become_absolute(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        config = parsed("--dataset=folder:images", "--data_dir=x")
+        config = parsed("--dataset=folder:images", "--data_dir=x", "--cache_dir=y")
+        assert config.cache_dir == f"{tmp_path}/y"
         assert config.dataset == f"folder:{tmp_path}/images"
         assert config.data_dir == f"{tmp_path}/x"
         assert parsed("--dataset=fashion_mnist:3.*.*").dataset == "fashion_mnist:3.*.*"
+
+    def test_the_cache_is_where_the_system_has_it(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert parsed("--dataset=digits").cache_dir == f"{tmp_path}/sela_tf"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        assert parsed("--dataset=digits").cache_dir == f"{tmp_path}/home/.cache/sela_tf"
 
     @pytest.mark.parametrize(
         ("argv", "message"),

@@ -15,10 +15,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.decoding import BadImageError, check_image, decode_image
-from sela_tf.data.image_set import SourceError
-from sela_tf.data.sources import load_source
-from sela_tf.data.splits import hold_out, match_classes, match_input
+from sela_tf.data.errors import SourceError
+from sela_tf.data.sources import arrays, load_source, outline_source, synthetic_count
+from sela_tf.data.sources.tfds import TfdsSource
+from sela_tf.data.splits import hold_out, is_held_out, match_classes, match_input
+from sela_tf.parts import load_training_data
 
 
 def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
@@ -94,9 +97,23 @@ class TestDigitsIdxNpz:
         assert images.fingerprint() == load_source("synthetic:40").train.fingerprint()
         assert len(np.unique(images.images, axis=0)) == 40
         assert len(load_source("synthetic").train) == 4096
-        for count in ("0", "many", "-3", "10000000"):
-            with pytest.raises(SourceError, match=f"synthetic:{count}"):
+        for count in ("0", "many", "-3", str(2**31)):
+            with pytest.raises(SourceError, match=f"synthetic:{count}: synthetic:N makes N images, from 1"):
                 load_source(f"synthetic:{count}")
+
+    def test_memory_limits_synthetic_images_before_they_are_made(self, monkeypatch):
+        assert [synthetic_count(name) for name in ("synthetic", "synthetic:1281167", "digits")] == [4096, 1_281_167, None]
+        assert len(load_source("synthetic:5", memory_limit=5 * 64 * 64 * 3).train) == 5
+        monkeypatch.setattr(np.random, "default_rng", None)
+        for name, limit in (("synthetic:1281167", 4 * 2**30), ("synthetic:6", 5 * 64 * 64 * 3)):
+            with pytest.raises(SourceError, match=f"{name}: its decoded images take more than .* --memory_limit"):
+                load_source(name, memory_limit=limit)
+        assert len(outline_source("synthetic:1281167").splits.train) == 1_281_167
+
+    def test_synthetic_images_are_the_same_in_any_number_of_parts(self, monkeypatch):
+        whole = load_source("synthetic:25").train.images
+        monkeypatch.setattr(arrays, "_AT_ONCE", 7)
+        np.testing.assert_array_equal(load_source("synthetic:25").train.images, whole)
 
     def test_npz_by_our_names_and_by_keras(self, tmp_path, rng):
         images = rng.integers(0, 256, (6, 5, 4), dtype=np.uint8)
@@ -398,6 +415,19 @@ class TestTfds:
     def test_does_not_wait_for_the_thread_that_tunes(self, data_dir, passes):
         load_source("shapes", data_dir=str(data_dir))
         assert [options.autotune.enabled for options in passes] == [False] * 2
+
+    def test_settings_are_held_to_its_counts(self, data_dir, monkeypatch):
+        """Of a data set without a test split to the exact hold-out; sizes that its features do not tell are nobody's fault."""
+        monkeypatch.setattr(TfdsSource, "examples", None)
+        few = {"num_clusters": 4, "batch_size": 2, "data_dir": str(data_dir)}
+        with pytest.raises(ConfigError, match="--num_clusters=31 exceeds the 30 training images"):
+            load_training_data(SelaConfig(dataset="shapes", **{**few, "num_clusters": 31}))
+        kept = sum(not is_held_out(str(row), 0.4) for row in range(3))
+        assert 0 < kept < 3
+        with pytest.raises(ConfigError, match=f"--batch_size=3 exceeds the {kept} training images"):
+            load_training_data(SelaConfig(dataset="many", eval_fraction=0.4, **{**few, "num_clusters": 2, "batch_size": 3}))
+        with pytest.raises(TypeError):  # nothing is wrong, so that examples are read
+            load_training_data(SelaConfig(dataset="shapes", **few))
 
     def test_many_sizes_and_limits(self, data_dir):
         with pytest.raises(SourceError, match="many sizes.*records:DIR"):

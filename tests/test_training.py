@@ -170,9 +170,11 @@ class TestFinishedRun:
 @pytest.mark.slow
 def test_known_labels_and_a_prior_through_the_door(tmp_path):
     """A few clusters given by their class; sizes by a prior; plain labels without the exact balance."""
-    digits, _ = hold_out(load_source("digits").train, 0.25)
+    digits, held_out = hold_out(load_source("digits").train, 0.25)
     known = np.sort(np.random.default_rng(0).permutation(len(digits))[:40])
-    lines = [f"{index},{digits.classes[index]}" for index in known]
+    source = load_source("digits").train
+    rows = [*digits.rows[known], *held_out.rows[:7]]
+    lines = [f"{row},{source.classes[row]}.0" for row in rows]
     (tmp_path / "known.csv").write_text("\n".join(["index,cluster", *lines]))
     (tmp_path / "wrong.csv").write_text("index,cluster\n5000,0\n")
     command = [*SMALL, "--num_clusters=10", "--epochs=1", "--num_relabellings=1"]
@@ -187,7 +189,8 @@ def test_known_labels_and_a_prior_through_the_door(tmp_path):
     assert with_known.returncode == with_prior.returncode == 0, with_known.stderr + with_prior.stderr
     assert wrong.returncode == misspelt.returncode == 2
     assert "line 2 of --known_labels=" in wrong.stderr
-    assert "'5000' of the 1344 training images" in wrong.stderr
+    assert "none of the 1344 training images, nor of those held out, has the row '5000'" in wrong.stderr
+    assert "--known_labels: 7 labels are of held-out images and are left out" in with_known.stdout
     assert "--marginals=zip: " in misspelt.stderr
     with np.load(tmp_path / "known" / "labels.npz") as labels:
         for head in labels["labels"]:

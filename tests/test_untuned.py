@@ -11,13 +11,14 @@ from components.data_ingestion.parts import Examples
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches, training_batches, with_rotations
+from sela_tf.data.stores import Arrays
 from sela_tf.models.features import FeatureExtractor, check_indices
 from sela_tf.untuned import untuned
 
 
 def test_views(rng):
     pixels = rng.integers(0, 256, (23, 9, 7, 1), dtype=np.uint8)
-    images = ImageSet(name="test", channels=1, images=pixels, image_size=(9, 7))
+    images = ImageSet(name="test", channels=1, store=Arrays(pixels), image_size=(9, 7))
     training = training_batches(images, size=(8, 8), augmentation=Augmentation(), batch_size=5, seed=0, first_step=0, last_step=4)
     for batches in (training, with_rotations(training), inference_batches(images, size=(8, 8), batch_size=5)):
         assert batches.options().autotune.enabled is False

@@ -24,10 +24,11 @@ from components.data_ingestion.workers import Workers, write_text
 from components.settings import IngestionSettings
 from sela_tf.config import ConfigError
 from sela_tf.data.decoding import ImageInfo
-from sela_tf.data.folder import LookedAt, walk
-from sela_tf.data.image_set import SourceError
+from sela_tf.data.errors import SourceError
+from sela_tf.data.listing import LookedAt, size_and_time, walk
 from sela_tf.data.record_writer import Shard, shard_name, write_manifest
-from sela_tf.data.records import FEATURES, INDEX, MANIFEST, load_records, read_manifest
+from sela_tf.data.records import FEATURES, INDEX, MANIFEST, read_manifest
+from sela_tf.data.sources.records import load_records
 
 REJECTED, SCHEMA = "rejected.json", "schema.pbtxt"
 _NAME = "data_ingestion"
@@ -117,11 +118,7 @@ def _made_of(settings: IngestionSettings) -> dict[str, Any]:
                 )
             if not tf.io.gfile.exists(path):  # a link to nothing, which will be told
                 continue
-            if "://" in path:
-                found = tf.io.gfile.stat(path)
-                size, time_ns = found.length, found.mtime_nsec
-            else:  # TensorFlow knows whole seconds only
-                size, time_ns = os.stat(path).st_size, os.stat(path).st_mtime_ns
+            size, time_ns = size_and_time(path)
             digest.update(f"{path}\0{size}\0{time_ns}\0".encode())
     own = ("examples", "beam_pipeline_args", "download", "memory_limit")
     said = {name: value for name, value in vars(settings).items() if name not in own}

@@ -12,12 +12,15 @@ import tensorflow as tf
 
 from components.data_ingestion.parts import Examples, Images, Part, Prepared, Rejected, Rows, row_name
 from components.settings import IngestionSettings
-from sela_tf.data.folder import LookedAt, arrange, walk
-from sela_tf.data.image_set import ImageSet, SourceError
+from sela_tf.data.errors import SourceError
+from sela_tf.data.image_set import ImageSet
+from sela_tf.data.listing import LookedAt, walk
 from sela_tf.data.record_writer import example_id
 from sela_tf.data.sources import existing_path, load_source
+from sela_tf.data.sources.folder import arrange
+from sela_tf.data.sources.tfds import TfdsSource, open_tfds
 from sela_tf.data.splits import hold_out, match_classes
-from sela_tf.data.tfds_source import TfdsSource, open_tfds
+from sela_tf.data.stores import Files
 
 _SETS = ("folder", "idx", "npz", "digits", "synthetic")
 """What becomes an ImageSet as in training; anything else is read once, in its order."""
@@ -101,8 +104,8 @@ def _plan_of_sets(settings: IngestionSettings, look: Look) -> Plan:
             places[zlib.crc32(example_id(name).encode()) % count].append(i)
         made: list[Part] = []
         for chosen in places:
-            if images.paths is not None:
-                paths = [images.paths[i] for i in chosen]
+            if isinstance(images.store, Files):
+                paths = [images.store.paths[i] for i in chosen]
                 entries = [(path, names[i], numbers[i], texts[i]) for path, i in zip(paths, chosen, strict=True)]
                 made.append(Images(entries, [info for path in paths if (info := looked[path].info) is not None]))
             else:

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from components.data_ingestion.parts import PARTS, Rejected
 from sela_tf.config import ConfigError
-from sela_tf.data.folder import LookedAt, look_at
-from sela_tf.data.image_set import SourceError
+from sela_tf.data.errors import SourceError
+from sela_tf.data.listing import LookedAt, look_at
 from sela_tf.data.record_writer import Shard, write_shard
 from sela_tf.noise import stderr_kept_back
 

@@ -16,7 +16,7 @@ class Augmentation(NamedTuple):
     """Strengths; torchvision's meaning of each number. The defaults are the reference's for ImageNet."""
 
     crop_scale: float = 0.08
-    """Smallest share of the image's area that a random resized crop keeps; 1 for no crop. Aspect ratios 3/4 to 4/3."""
+    """Smallest share of the image's area that a random resized crop keeps; 1 for the clean view's box. Aspect ratios 3/4 to 4/3."""
     flip_probability: float = 0.5
     brightness: float = 0.4
     """Factor drawn from [1 - brightness, 1 + brightness]; likewise contrast and saturation."""
@@ -40,20 +40,34 @@ _MARGIN = 2e-6
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def crop_boxes(draws: tf.Tensor, aspect: tf.Tensor | float, augmentation: Augmentation) -> tf.Tensor:
+def crop_boxes(
+    draws: tf.Tensor, aspect: tf.Tensor | float, augmentation: Augmentation, *, target_aspect: tf.Tensor | float
+) -> tf.Tensor:
     """Boxes of random resized crops, [B, 4] as (top, left, bottom, right) in shares of the image's sides.
+
+    With a crop scale of 1 nothing is cropped at random: boxes are those of the clean view, so that images are not squeezed and training
+    sees what is labelled, evaluated and served.
 
     Args:
         draws: [B, NUM_DRAWS].
         aspect: width over height of the images, scalar or [B].
         augmentation: its crop scale and probability of a flip. A flipped box has left > right.
+        target_aspect: width over height of the view.
     """
-    area = augmentation.crop_scale + draws[:, _AREA] * (1.0 - augmentation.crop_scale)
-    ratio = tf.exp((2.0 * draws[:, _RATIO] - 1.0) * math.log(4 / 3)) if augmentation.crop_scale < 1 else tf.ones_like(area) * aspect
+    if augmentation.crop_scale < 1:
+        area = augmentation.crop_scale + draws[:, _AREA] * (1.0 - augmentation.crop_scale)
+        ratio = tf.exp((2.0 * draws[:, _RATIO] - 1.0) * math.log(4 / 3))
+        down, across = draws[:, _TOP], draws[:, _LEFT]
+    else:
+        area = tf.ones_like(draws[:, _AREA]) * tf.minimum(aspect / target_aspect, target_aspect / aspect)
+        ratio = tf.ones_like(area) * target_aspect
+        # whole images leave no room but what rounding makes, and keep the bits that they had when such boxes were placed at random
+        whole = tf.equal(area, 1.0)
+        down, across = tf.where(whole, draws[:, _TOP], 0.5), tf.where(whole, draws[:, _LEFT], 0.5)
     height = tf.minimum(1.0, tf.sqrt(area / ratio * aspect))
     width = tf.minimum(1.0, tf.sqrt(area * ratio / aspect))
-    top = draws[:, _TOP] * (1.0 - height)
-    left = draws[:, _LEFT] * (1.0 - width)
+    top = down * (1.0 - height)
+    left = across * (1.0 - width)
     flip = draws[:, _FLIP] < augmentation.flip_probability
     right = left + width
     return tf.stack([top, tf.where(flip, right, left), top + height, tf.where(flip, left, right)], axis=1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 # The header's size is checked before decoding: a PNG of 76 KB can unfold to hundreds of megabytes. The bound is that of Pillow's
@@ -43,6 +45,14 @@ _SIDES = {"png": _Sides(16, 4, "big"), "gif": _Sides(6, 2, "little"), "bmp": _Si
 """A jpeg has them behind parts of any length: extract_jpeg_shape finds them."""
 
 
+class Header(NamedTuple):
+    """What the first bytes of an image file say of it."""
+
+    kind: str
+    height: int
+    width: int
+
+
 class ImageInfo(NamedTuple):
     """What `check_image` found in a file."""
 
@@ -50,6 +60,8 @@ class ImageInfo(NamedTuple):
     height: int
     width: int
     channels: int
+    pixels_sha256: str = ""
+    """Of shape and values as they were decoded, in hexadecimal digits; "" where the header alone was read."""
 
 
 class BadImageError(ValueError):
@@ -75,11 +87,11 @@ def image_kind(data: bytes) -> str | None:
     return None
 
 
-def check_image(data: bytes) -> ImageInfo:
-    """Reads the header, then decodes the whole file.
+def read_header(data: bytes) -> Header:
+    """Kind and size of an image file that begins with `data`, of which nothing is decoded.
 
     Raises:
-        BadImageError: the file is empty, no image, too large, or cut or damaged.
+        BadImageError: the file is empty, no image, or too large, or the header is damaged or goes on behind `data`.
         UnreadableFormatError: it is an image of a format that tf.io does not read.
     """
     kind = image_kind(data)
@@ -91,12 +103,36 @@ def check_image(data: bytes) -> ImageInfo:
         raise UnreadableFormatError("bmp with a palette: convert it to png")
     try:
         height, width = _header_size(kind, data)
-        if height * width > MAX_PIXELS:
-            raise BadImageError(f"{height} x {width} pixels; at most {MAX_PIXELS:,} are decoded")
-        shape = tf.io.decode_image(data, channels=3 if kind == "jpeg" and _is_cmyk(data) else 0, expand_animations=False).shape
     except tf.errors.InvalidArgumentError as error:
-        raise BadImageError(f"a damaged or cut {kind}") from error
-    return ImageInfo(kind, int(shape[0]), int(shape[1]), int(shape[2]))
+        raise _damaged(kind) from error
+    if height * width > MAX_PIXELS:
+        raise BadImageError(f"{height} x {width} pixels; at most {MAX_PIXELS:,} are decoded")
+    if height * width == 0:
+        raise _damaged(kind)
+    return Header(kind, height, width)
+
+
+def check_image(data: bytes) -> ImageInfo:
+    """Reads the header, then decodes the whole file.
+
+    Raises:
+        BadImageError: the file is empty, no image, too large, or cut or damaged.
+        UnreadableFormatError: it is an image of a format that tf.io does not read.
+    """
+    kind = read_header(data).kind
+    try:
+        decoded = tf.io.decode_image(data, channels=3 if kind == "jpeg" and _is_cmyk(data) else 0, expand_animations=False)
+    except tf.errors.InvalidArgumentError as error:
+        raise _damaged(kind) from error
+    pixels = decoded.numpy()
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    height, width, channels = pixels.shape
+    return ImageInfo(kind, height, width, channels, digest.hexdigest())
+
+
+def _damaged(kind: str) -> BadImageError:
+    return BadImageError(f"a damaged or cut {kind}")
 
 
 def readable(data: tf.Tensor) -> tf.Tensor:

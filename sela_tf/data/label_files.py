@@ -5,17 +5,40 @@ from __future__ import annotations
 import csv
 import os
 import pathlib
+import unicodedata
 import zipfile
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from sela_tf.data.image_set import ImageSet, SourceError
+from sela_tf.data.errors import SourceError
+from sela_tf.data.image_set import ImageSet
 
 
-def read_known_labels(path: str | os.PathLike[str], images: ImageSet, num_clusters: int) -> np.ndarray:
-    """int64 [N]: the cluster of every image named in the file, -1 for the others.
+class KnownLabels(NamedTuple):
+    """Clusters that are known and kept."""
 
-    The first line is `name,cluster`, for images that have names (a folder's: the path below it), or `index,cluster`, counted from 0.
+    labels: np.ndarray
+    """int64 [N], -1 where the cluster is not known."""
+    num_held_out: int
+    """Labels of the file that are of held-out images, and so left out."""
+
+
+def read_known_labels(
+    path: str | os.PathLike[str], images: ImageSet, num_clusters: int, *, held_out: ImageSet | None = None
+) -> KnownLabels:
+    """The clusters of those of `images` that a CSV file labels.
+
+    The first line is `name,cluster`, for images that have names (a folder's: the path below it, in either Unicode form), or
+    `index,cluster`, where the index is the row of the source, as `python -m sela_tf.label` writes it. A cluster that is empty or -1 is
+    not known; numbers may be written as 3.0.
+
+    Args:
+        path: of the file.
+        images: those that are trained on, N of them.
+        num_clusters: K.
+        held_out: images of which labels are left out.
 
     Raises:
         SourceError: the file cannot be read so; it names the line.
@@ -29,34 +52,73 @@ def read_known_labels(path: str | os.PathLike[str], images: ImageSet, num_cluste
     header = [cell.strip() for cell in lines[0]] if lines else []
     if header not in (["name", "cluster"], ["index", "cluster"]):
         raise SourceError(f"the first line of {flag} must be name,cluster or index,cluster. Received: {','.join(header)!r}")
+    cells = [(number, [cell.strip() for cell in line]) for number, line in enumerate(lines[1:], start=2) if line]
+    for number, line in cells:
+        if len(line) != 2:
+            raise SourceError(f"line {number} of {flag} must have two columns. Received: {','.join(line)!r}")
+    keys = [key for _, (key, _) in cells]
     if header[0] == "name":
         if images.names is None:
             raise SourceError(f"the images have no names: begin {flag} with index,cluster")
-        places = {name: index for index, name in enumerate(images.names)}
+        places = match_names(keys, images.names)
+        held_places = match_names(keys, held_out.names or ()) if held_out is not None else [-1] * len(keys)
     else:
-        places = {str(index): index for index in range(len(images))}
+        rows = [_whole_number(key) for key in keys]
+        place_of = {row: place for place, row in enumerate(images.rows.tolist())}
+        # without rows of their own they are another source, or a split of their own, whose rows are others
+        held_rows = held_out.source_rows if held_out is not None and held_out.source_rows is not None else np.arange(0)
+        held_place_of = {row: place for place, row in enumerate(held_rows.tolist())}
+        places = [place_of.get(row, -1) for row in rows]
+        held_places = [held_place_of.get(row, -1) for row in rows]
     known = np.full(len(images), -1, np.int64)
-    for number, line in enumerate(lines[1:], start=2):
-        if not line:
-            continue
+    num_held_out = 0
+    for (number, (key, text)), place, held_place in zip(cells, places, held_places, strict=True):
         where = f"line {number} of {flag}"
-        if len(line) != 2:
-            raise SourceError(f"{where} must have two columns. Received: {','.join(line)!r}")
-        key, text = line[0].strip(), line[1].strip()
-        index = places.get(key, -1)
-        if index < 0:
-            hint = "" if header[0] == "name" else f" of the {len(images)} training images"
-            raise SourceError(f"{where}: there is no training image {key!r}{hint}")
-        if not text.isdecimal() or int(text) >= num_clusters:
-            raise SourceError(f"{where}: the cluster must be from 0 to {num_clusters - 1}. Received: {text!r}")
-        if known[index] not in (-1, int(text)):
-            raise SourceError(f"{where}: {key!r} was said to be of cluster {known[index]} before. Received: {text}")
-        known[index] = int(text)
-    return known
+        if place < 0 and held_place < 0:
+            kind = "name" if header[0] == "name" else "row"
+            raise SourceError(f"{where}: none of the {len(images)} training images, nor of those held out, has the {kind} {key!r}")
+        cluster = _whole_number(text) if text else -1
+        if cluster is None or not -1 <= cluster < num_clusters:
+            raise SourceError(
+                f"{where}: the cluster must be from 0 to {num_clusters - 1}, or -1 or empty where it is not known. Received: {text!r}"
+            )
+        if cluster < 0:
+            continue
+        if place < 0:
+            num_held_out += 1
+            continue
+        if known[place] not in (-1, cluster):
+            raise SourceError(f"{where}: {key!r} was said to be of cluster {known[place]} before. Received: {text}")
+        known[place] = cluster
+    return KnownLabels(known, num_held_out)
+
+
+def match_names(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The place of each wanted name among `names`, -1 where there is none: the very same name, else the one that is the same in another
+    Unicode form (macOS writes é as two characters, others as one)."""
+    exact = {name: place for place, name in enumerate(names)}
+    if all(name in exact for name in wanted):
+        return [exact[name] for name in wanted]
+    alike: dict[str, int] = {}
+    for place, name in enumerate(names):
+        key = unicodedata.normalize("NFC", name)
+        # two names that differ in their form only are told apart by nothing but the form
+        alike[key] = -1 if key in alike else place
+    return [exact.get(name, alike.get(unicodedata.normalize("NFC", name), -1)) for name in wanted]
+
+
+def _whole_number(text: str) -> int | None:
+    """Of 3, 3.0, 3.000e+00, as tables are written that hold numbers of one kind; None of anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return int(value) if value.is_integer() and abs(value) < 2**53 and "_" not in text else None
 
 
 def read_run_labels(path: str | os.PathLike[str], images: ImageSet, num_heads: int, num_clusters: int) -> np.ndarray:
-    """int64 [T, N]: the labels that a run's labels.npz has for `images`, found by their names, or in order where they have none.
+    """int64 [T, N]: the labels that a run's labels.npz has for `images`, found by their names, in either Unicode form, or in
+    order where they have none.
 
     Raises:
         SourceError: the file cannot be read so, is of other heads or clusters, or lacks images.
@@ -85,11 +147,11 @@ def read_run_labels(path: str | os.PathLike[str], images: ImageSet, num_heads: i
                 "names to be matched by: use the images, and the split, of that run"
             )
         return labels.astype(np.int64)
-    places = {name: index for index, name in enumerate(names)}
-    missing = [name for name in images.names if name not in places]
+    places = match_names(images.names, names)
+    missing = [name for name, place in zip(images.names, places, strict=True) if place < 0]
     if missing:
         raise SourceError(
             f"{flag} lacks {len(missing)} of the {len(images)} training images of {images.name}, such as {missing[0]!r}: use the images, and "
             "the split, of that run"
         )
-    return labels[:, [places[name] for name in images.names]].astype(np.int64)
+    return labels[:, places].astype(np.int64)

@@ -16,6 +16,7 @@ from sela_tf.data import augment
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.decoding import decode_image
 from sela_tf.data.image_set import ImageSet
+from sela_tf.data.stores import Arrays
 from sela_tf.untuned import untuned
 
 # The streams that randomness is keyed on, with the seed, the pass and the example's index.
@@ -175,9 +176,9 @@ class _Crops(NamedTuple):
 
     def boxes(self, draws: tf.Tensor, aspect: tf.Tensor) -> tf.Tensor:
         """[B, 4], for images of these aspects [B]."""
-        if self.augmentation is not None:
-            return augment.crop_boxes(draws, aspect, self.augmentation)
         target = self.size[1] / self.size[0]
+        if self.augmentation is not None:
+            return augment.crop_boxes(draws, aspect, self.augmentation, target_aspect=target)
         if self.number is not None:
             return augment.evaluation_crop_boxes(aspect, target, self.number)
         return augment.centre_boxes(aspect, target)
@@ -198,7 +199,7 @@ def _with_views(images: ImageSet, steps: tf.data.Dataset, crops: _Crops) -> tf.d
 
 
 def _views_of_images(images: ImageSet, crops: _Crops) -> _View:
-    crop = _crops_of_arrays(images, crops) if images.images is not None else _crops_of_files(images, crops)
+    crop = _crops_of_arrays(images.arrays, crops) if images.images is not None else _crops_of_files(images, crops)
 
     def view(indices: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         pixels = tf.ensure_shape(crop(indices, draws), [None, *crops.size, images.channels])
@@ -208,7 +209,7 @@ def _views_of_images(images: ImageSet, crops: _Crops) -> _View:
 
 
 def _views_of_vectors(images: ImageSet, augmentation: Augmentation | None) -> _View:
-    all_vectors, moments = images.tensor, images.moments
+    all_vectors, moments = images.arrays.tensor, images.arrays.moments
 
     def view(indices: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         vectors = tf.ensure_shape(tf.gather(all_vectors, indices), [None, images.channels])
@@ -217,9 +218,9 @@ def _views_of_vectors(images: ImageSet, augmentation: Augmentation | None) -> _V
     return view
 
 
-def _crops_of_arrays(images: ImageSet, crops: _Crops) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def _crops_of_arrays(arrays: Arrays, crops: _Crops) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Whole batches straight out of the array: images of one size."""
-    pixels = images.tensor
+    pixels = arrays.tensor
     aspect = pixels.shape[2] / pixels.shape[1]
 
     def crop(indices: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:

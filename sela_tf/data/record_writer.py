@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import tensorflow as tf
 
-from sela_tf.data.folder import order_of
+from sela_tf.data.listing import order_of
 from sela_tf.data.records import FEATURES, FORMAT, FRAME, HEADER, IMAGE_KEY, INDEX, LENGTH, MANIFEST, digest_of
 
 _SMALL = 4096

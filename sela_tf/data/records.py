@@ -18,17 +18,15 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet
 import tensorflow as tf
 
-from sela_tf.data.decoding import decode_image
-from sela_tf.data.image_set import ImageSet, SourceError, Splits
+from sela_tf.data.errors import SourceError
 
 MANIFEST, INDEX = "manifest.json", "index.parquet"
 IMAGE_KEY = "image/encoded"
@@ -46,7 +44,6 @@ FORMAT = 1
 HEADER = bytes.fromhex("1f8b0800000000000003")
 """Of every shard: gzip, without a name or a time."""
 _WHERE = ("shard", "record", "offset", "size", "crc32", "content_crc32")
-_AT_ONCE, _PARALLEL = 500, 16
 LENGTH, FRAME = 8, 16
 """Bytes of a record that hold its length, and that are not its data: the length, its checksum, and that of the data."""
 
@@ -83,32 +80,12 @@ def read_manifest(directory: str, *, name: str) -> dict[str, Any]:
     return manifest
 
 
-def load_records(directory: str, *, name: str, memory_limit: int) -> Splits:
-    """What was ingested into `directory`. Images of one size that fit into memory are decoded at once, others are read as they are needed.
-
-    Shards are there, and are as long as they were when they were written; that each record is unharmed is checked whenever it is read.
-
-    Args:
-        directory: with a manifest.
-        name: of the source, for messages.
-        memory_limit: bytes that decoded images may take in memory.
+def read_index(directory: str, manifest: Mapping[str, Any], name: str) -> pa.Table:
+    """A row for each image, of all splits.
 
     Raises:
-        SourceError: something is missing, cut or damaged, which is named with counts.
+        SourceError: it cannot be read, or is not the one that `manifest` is of.
     """
-    manifest = read_manifest(directory, name=name)
-    index = _read_index(directory, manifest, name)
-    sets = {split: _image_set(directory, split, manifest, index, name) for split in manifest["splits"]}
-    decoded = sum(len(images) * int(np.prod(images.image_size)) * images.channels for images in sets.values() if images.image_size)
-    if decoded <= memory_limit:
-        sets = {split: _decoded(images) if images.image_size else images for split, images in sets.items()}
-    train, held_out = sets["train"], sets.get("eval")
-    kind = "in memory" if train.images is not None else "read as they are needed"
-    report = f"{len(train)} images for training and {len(held_out or ())} for evaluation in {directory!r}, {kind}"
-    return Splits(train, held_out, (report,))
-
-
-def _read_index(directory: str, manifest: Mapping[str, Any], name: str) -> pa.Table:
     try:
         with tf.io.gfile.GFile(f"{directory}/{INDEX}", "rb") as file:
             data = file.read()
@@ -119,30 +96,22 @@ def _read_index(directory: str, manifest: Mapping[str, Any], name: str) -> pa.Ta
     return pa.parquet.read_table(io.BytesIO(data))
 
 
-def _image_set(directory: str, split: str, manifest: Mapping[str, Any], index: pa.Table, name: str) -> ImageSet:
+def records_of(directory: str, split: str, manifest: Mapping[str, Any], rows: pa.Table, *, name: str) -> Records:
+    """Where the images of a split lie, of which `rows` of the index are.
+
+    Raises:
+        SourceError: a shard is missing, or is not as it was when it was written.
+    """
     described = manifest["splits"][split]
-    rows = index.filter(pa.compute.equal(index["split"], split))
-    columns = {each: rows[each].to_numpy() for each in (*_WHERE, "class")}
-    shards = tuple(f"{directory}/{shard['file']}" for shard in described["shards"])
+    columns = {each: rows[each].to_numpy() for each in _WHERE}
     for number, shard in enumerate(described["shards"]):
         own = columns["shard"] == number
         _check_shard(directory, shard, columns["offset"][own] + columns["size"][own], split, described["num_examples"], name)
-    records = Records(
-        shards=shards,
+    return Records(
+        shards=tuple(f"{directory}/{shard['file']}" for shard in described["shards"]),
         digests=tuple(shard["sha256"] for shard in described["shards"]),
         counts=tuple(shard["num_examples"] for shard in described["shards"]),
-        **{each: columns[each] for each in _WHERE},
-    )
-    classes = columns["class"].astype(np.int64)
-    class_names = manifest["class_names"]
-    return ImageSet(
-        name=name,
-        channels=manifest["channels"],
-        records=records,
-        names=tuple(rows["name"].to_pylist()),
-        classes=classes if len(classes) and classes.min() >= 0 else None,
-        class_names=tuple(class_names) if class_names else None,
-        image_size=tuple(described["image_size"]) if described["image_size"] else None,
+        **columns,
     )
 
 
@@ -174,7 +143,7 @@ def _check_shard(directory: str, shard: Mapping[str, Any], ends: np.ndarray, spl
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Records:
-    """Where N records lie: arrays [N]."""
+    """Images in shards, and where each lies: arrays [N]."""
 
     shards: tuple[str, ...]
     digests: tuple[str, ...]
@@ -200,6 +169,11 @@ class Records:
         """The records at `indices`, in that order."""
         columns = {name: getattr(self, name)[indices] for name in _WHERE}
         return dataclasses.replace(self, **columns)
+
+    def digested(self, names: Sequence[str]) -> Iterator[bytes]:
+        """Names, and what was packed."""
+        for name, checksum in zip(names, self.content_crc32, strict=True):
+            yield f"{name}\0{checksum}\0".encode()
 
     def encoded(self, indices: tf.Tensor) -> tf.Tensor:
         """The image files of records int64 [B]: string [B]; runs in a graph.
@@ -245,23 +219,3 @@ class _Opened:
 
 # a file that falls out while a thread reads it is closed when that thread lets go of it
 _opened = functools.lru_cache(maxsize=128)(_Opened)
-
-
-def _decoded(images: ImageSet) -> ImageSet:
-    """The same, in memory."""
-    height, width = images.image_size or (0, 0)
-    pixels = np.empty((len(images), height, width, images.channels), np.uint8)
-    signature = tf.TensorSpec([height, width, images.channels], tf.uint8)
-
-    @tf.function(reduce_retracing=True)
-    def decode(encoded: tf.Tensor) -> tf.Tensor:
-        def one(data: tf.Tensor) -> tf.Tensor:
-            return decode_image(data, images.channels)
-
-        return tf.map_fn(one, encoded, fn_output_signature=signature, parallel_iterations=_PARALLEL)
-
-    for start in range(0, len(images), _AT_ONCE):
-        # read outside of a graph, in which a damaged record would be told in TensorFlow's words
-        some = tf.range(start, min(start + _AT_ONCE, len(images)), dtype=tf.int64)
-        pixels[start : start + len(some)] = decode(images.encoded(some)).numpy()
-    return dataclasses.replace(images, records=None, images=pixels)

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sela_tf.data.image_set import ImageSet, SourceError
+from sela_tf.data.errors import SourceError
+from sela_tf.data.image_set import ImageSet
+from sela_tf.data.stores import Arrays
 
 _SHOWN = 5
 
@@ -86,7 +88,7 @@ def match_input(images: ImageSet, shape: Sequence[int]) -> ImageSet:
         pixels = np.repeat(images.images, 3, axis=-1)
     else:
         pixels = np.rint(images.images @ np.array([0.2989, 0.587, 0.114]))[..., np.newaxis].astype(np.uint8)
-    return dataclasses.replace(images, images=pixels, channels=channels)
+    return dataclasses.replace(images, store=Arrays(pixels), channels=channels)
 
 
 def match_classes(train: ImageSet, held_out: ImageSet) -> tuple[ImageSet, ImageSet]:

@@ -112,25 +112,15 @@ def build_model(
     """
     check_backbone(backbone)
     named = backbone.startswith(PREFIX)
-    of_vectors = not named and not BACKBONES[backbone].smallest
     if len(image_shape) not in (1, 3) or min(image_shape) < 1:
         raise ValueError(f"`image_shape` must be (height, width, channels) or (D,), all positive. Received: {tuple(image_shape)}")
-    if of_vectors != (len(image_shape) == 1):
-        raise ValueError(
-            f"--backbone={backbone} takes {'vectors' if of_vectors else 'images'}, and the data set has "
-            f"{'images' if of_vectors else 'vectors: give --backbone=identity or mlp'}"
-        )
+    check_image_size(backbone, image_shape[:-1])
     if width < 0 or hidden_units < 0:
         raise ValueError(f"`width` and `hidden_units` must not be negative. Received: {width=}, {hidden_units=}")
     if named and (width or synchronized):
         raise ValueError(f"{backbone} has its own width and batch normalisation. Received: {width=}, {synchronized=}")
     if weights and not named:
         raise ValueError(f"`weights` are for {PREFIX}NAME only. Received: {weights=} for {backbone}")
-    if not named and min(image_shape[:2]) < BACKBONES[backbone].smallest:
-        raise ValueError(
-            f"images of {image_shape[0]} x {image_shape[1]} are too small for {backbone}, which takes {BACKBONES[backbone].smallest} "
-            "pixels or more on each side: give a larger --image_size, or another --backbone"
-        )
     inputs = keras.Input(tuple(image_shape), name="image")
     # float32 whatever the policy: half precision has no room for the difference of a pixel from the mean
     x = keras.layers.Normalization(mean=list(mean), variance=list(variance), dtype="float32", name="normalization")(inputs)
@@ -149,6 +139,29 @@ def build_model(
     # in half precision lam would magnify the rounding of the logits
     logits = MultiHead(num_heads, num_clusters, dtype="float32", name="heads")(x)
     return keras.Model(inputs, logits, name=f"sela_{backbone.removeprefix(PREFIX).lower()}")
+
+
+def check_image_size(backbone: str, size: Sequence[int]) -> None:
+    """Refuses images that a known backbone does not take.
+
+    Args:
+        backbone: as in `build_model`.
+        size: (height, width); () of vectors.
+
+    Raises:
+        ValueError: they are too small; or vectors where images are taken, or the other way round.
+    """
+    smallest = 1 if backbone.startswith(PREFIX) else BACKBONES[backbone].smallest
+    if bool(smallest) != bool(size):
+        raise ValueError(
+            f"--backbone={backbone} takes {'images' if smallest else 'vectors'}, and the data set has "
+            f"{'vectors: give --backbone=identity or mlp' if smallest else 'images'}"
+        )
+    if size and min(size) < smallest:
+        raise ValueError(
+            f"images of {size[0]} x {size[1]} are too small for {backbone}, which takes {smallest} "
+            "pixels or more on each side: give a larger --image_size, or another --backbone"
+        )
 
 
 def with_rotation_head(model: keras.Model) -> keras.Model:

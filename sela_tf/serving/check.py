@@ -111,7 +111,7 @@ def _expected(model: keras.Model, images: ImageSet, potentials: np.ndarray | Non
 
 def _write_requests(directory: pathlib.Path, model: keras.Model, images: ImageSet, repeated: np.ndarray) -> None:
     if images.is_vectors:
-        np.save(directory / "pixels.npy", images.tensor.numpy()[repeated])
+        np.save(directory / "pixels.npy", images.arrays.pixels[repeated])
         return
     height, width, _ = model.input.shape[1:]
     if images.images is not None:

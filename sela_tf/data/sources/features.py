@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 
-from sela_tf.data.image_set import ImageSet, SourceError, Splits
+from sela_tf.data.errors import SourceError
+from sela_tf.data.image_set import ImageSet, Splits
+from sela_tf.data.sources.arrays import read_archive
+from sela_tf.data.stores import Arrays
 
 
 def load_features(path: pathlib.Path, *, name: str, memory_limit: int) -> Splits:
@@ -35,21 +36,6 @@ def load_features(path: pathlib.Path, *, name: str, memory_limit: int) -> Splits
             f"{arrays['features'].shape}"
         )
     return Splits(train, held_out)
-
-
-def read_archive(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file.
-
-    Raises:
-        SourceError: it is none, or not a whole one.
-    """
-    try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("not an archive")
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, AttributeError) as error:
-        raise SourceError(f"{name}: {str(path)!r} is not an npz file, or not a whole one") from error
 
 
 def _mapped(name: str, path: pathlib.Path) -> np.ndarray:
@@ -84,7 +70,7 @@ def _vector_set(name: str, key: str, vectors: np.ndarray, classes: np.ndarray | 
     return ImageSet(
         name=name,
         channels=values.shape[1],
-        images=values,
+        store=Arrays(values),
         classes=None if classes is None else classes.astype(np.int64),
         image_size=(),
     )

@@ -5,107 +5,48 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.data.decoding import BadImageError, ImageInfo, UnreadableFormatError, check_image, image_kind
-from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceError, Splits
+from sela_tf.data.errors import SourceError
+from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, Splits
+from sela_tf.data.listing import LookedAt, list_folder, look_at_header, unchanged, walk
+from sela_tf.data.stores import Files
 
 _SHOWN = 5
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 
 
-class LookedAt(NamedTuple):
-    """A file, and what was found in it."""
-
-    path: str
-    name: str
-    """Relative to the root, with forward slashes."""
-    info: ImageInfo | None = None
-    problem: str = ""
-    is_foreign: bool = False
-    """The problem is that it is an image of a format that is not read."""
-
-    @property
-    def top(self) -> str:
-        """The top-level directory in lower case, or nothing."""
-        return self.name.split("/")[0].lower() if "/" in self.name else ""
-
-
-def load_folder(root: str, *, name: str, skip_bad_images: bool = False) -> Splits:
+def load_folder(
+    root: str, *, name: str, skip_bad_images: bool = False, cache_dir: str = "", tell: Callable[[str], None] | None = None
+) -> Splits:
     """Every jpeg, png, gif and bmp below `root`, in the order of their names; hidden files are not looked at.
 
-    Each file is read and decoded in full once, so that the damaged one is found before training. Top-level directories named train,
-    and test, val or the like, are splits; test is taken before val. The parent directory's name is the class where there are two or
-    more such names.
+    Each file is read and decoded in full once, so that the damaged one is found before training; what was found is listed in
+    `cache_dir`, see `list_folder`. Top-level directories named train, and test, val or the like, are splits; test is taken before val.
+    The parent directory's name is the class where there are two or more such names.
 
     Raises:
         SourceError: no image, or damaged ones and not `skip_bad_images`; with names and counts.
     """
-    names = walk(root, name=name)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        files = list(pool.map(lambda each: look_at(root, each), names))
+    files = list_folder(root, walk(root, name=name), cache_dir=cache_dir, tell=tell)
     return arrange(root, files, name=name, skip_bad_images=skip_bad_images)
 
 
-def walk(root: str, *, name: str) -> list[str]:
-    """The names of all files below `root` but hidden ones and those in hidden directories, sorted as paths are; links are followed,
-    each directory once. `root` may be of any file system that TensorFlow knows, such as gs://BUCKET/DIR.
+def outline_folder(root: str, *, name: str, cache_dir: str = "") -> Splits:
+    """As `load_folder` without decoding: by the listing, and by the headers of the files that it lacks. Damaged images count as far as
+    their headers are whole; numbers of channels are not known.
 
     Raises:
-        SourceError: a directory cannot be read, or a name is not UTF-8.
+        SourceError: there is no image.
     """
-
-    def refuse(error: OSError) -> None:
-        raise SourceError(f"{name}: {error.filename!r} cannot be read: {error.strerror}") from error
-
-    names, visited = [], set()
-    remote = "://" in root
-    found = tf.io.gfile.walk(root) if remote else os.walk(root, followlinks=True, onerror=refuse)
-    for directory, directories, files in found:
-        real = directory if remote else os.path.realpath(directory)
-        directories[:] = [] if real in visited else sorted(each for each in directories if not each.startswith("."))
-        if real not in visited:
-            below = directory[len(root) :].strip("/")
-            shown = [f"{below}/{file}" if below else file for file in files if not file.startswith(".")]
-            names += [each for each in shown if remote or _is_file(os.path.join(root, each))]
-        visited.add(real)
-    # the file system's bytes that are no UTF-8 come as lone surrogates, which no report and no labels file could hold
-    odd = [ascii(each) for each in names if any("\ud800" <= character <= "\udfff" for character in f"{root}/{each}")]
-    if odd:
-        raise SourceError(f"{name}: {len(odd)} file names are not UTF-8: {', '.join(odd[:_SHOWN])}. Rename them")
-    return sorted(names, key=order_of)
-
-
-def _is_file(path: str) -> bool:
-    """Or a link that was one to an image."""
-    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path) and path.lower().endswith(_SUFFIXES))
-
-
-def order_of(name: str) -> tuple[str, ...]:
-    """Names are sorted by this: a directory comes whole."""
-    return tuple(name.split("/"))
-
-
-def look_at(root: str, name: str) -> LookedAt:
-    """Reads the file, and decodes it if it is an image."""
-    path = f"{root.rstrip('/')}/{name}"
-    is_called_image = name.lower().endswith(_SUFFIXES)
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            data = file.read(16)
-            if image_kind(data) is None:  # which need not be read whole
-                return LookedAt(path, name, problem=("no image" if data else "an empty file") if is_called_image else "")
-            data += file.read()
-    except tf.errors.OpError as error:
-        return LookedAt(path, name, problem=f"cannot be read: {error.message.rpartition('; ')[2]}")
-    try:
-        return LookedAt(path, name, info=check_image(data))
-    except BadImageError as error:
-        return LookedAt(path, name, problem=str(error), is_foreign=isinstance(error, UnreadableFormatError))
+    names = walk(root, name=name)
+    listed = unchanged(root, names, cache_dir=cache_dir)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        pairs = zip(listed, names, strict=True)
+        files = list(pool.map(lambda pair: pair[0] or look_at_header(root, pair[1]), pairs))
+    return arrange(root, files, name=name, skip_bad_images=True)
 
 
 def arrange(root: str, files: Sequence[LookedAt], *, name: str, skip_bad_images: bool = False) -> Splits:
@@ -162,7 +103,7 @@ def _image_set(name: str, files: list[LookedAt], all_files: list[LookedAt], dept
     return ImageSet(
         name=name,
         channels=channels,
-        paths=tuple(file.path for file in files),
+        store=Files(tuple(file.path for file in files)),
         names=tuple(file.name for file in files),
         classes=np.array([numbers[file.name.split("/")[-2]] for file in files], np.int64) if class_names else None,
         class_names=class_names,

@@ -7,7 +7,12 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, SourceError
+import numpy as np
+
+from sela_tf.data.errors import SourceError
+from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, Splits
+from sela_tf.data.sources.arrays import INGEST, array_set, check_memory
+from sela_tf.data.stores import Unread
 from sela_tf.untuned import untuned
 
 
@@ -80,3 +85,49 @@ def open_tfds(name: str, dataset: str, *, data_dir: str = "", download: bool = F
     if train is None:
         raise SourceError(f"{name}: it has no split 'train' (it has {', '.join(splits)})")
     return TfdsSource(builder, image_key, class_key, train, next((each for each in EVAL_NAMES if each in splits), None))
+
+
+def load_tfds(dataset: str, *, name: str, data_dir: str = "", download: bool = False, memory_limit: int = 4 * 2**30) -> Splits:
+    """The images of a prepared data set in memory.
+
+    Raises:
+        SourceError: it is unknown or not prepared, has images of many sizes, or is too large.
+    """
+    prepared = open_tfds(name, dataset, data_dir=data_dir, download=download)
+
+    def part(split: str) -> ImageSet:
+        images: list[np.ndarray] = []
+        classes: list[int] = []
+        size = 0
+        for pixels, class_number in prepared.examples(split):
+            images.append(pixels)
+            classes.append(class_number)
+            size += pixels.nbytes
+            if pixels.shape != images[0].shape:
+                raise SourceError(f"{name}: its images have many sizes ({images[0].shape}, {pixels.shape}, …). {INGEST}")
+            check_memory(name, size, memory_limit)
+        known = prepared.class_names is not None
+        return array_set(name, np.stack(images), np.array(classes, np.int64) if known else None, prepared.class_names)
+
+    return Splits(part(prepared.train), part(prepared.eval) if prepared.eval else None)
+
+
+def outline_tfds(dataset: str, *, name: str, data_dir: str = "", download: bool = False) -> Splits:
+    """As `load_tfds` without decoding: as many images as TFDS has counted. Classes are left out, and so is the image size where the
+    features do not tell it.
+
+    Raises:
+        SourceError: the data set is unknown or not prepared.
+    """
+    prepared = open_tfds(name, dataset, data_dir=data_dir, download=download)
+    height, width, channels = prepared.builder.info.features[prepared.image_key].shape
+
+    def part(split: str) -> ImageSet:
+        return ImageSet(
+            name=name,
+            channels=channels or 3,
+            store=Unread(prepared.num_examples(split)),
+            image_size=(height, width) if height and width else None,
+        )
+
+    return Splits(part(prepared.train), part(prepared.eval) if prepared.eval else None)

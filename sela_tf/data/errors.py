@@ -1,0 +1,7 @@
+"""What is wrong with data, in words."""
+
+from __future__ import annotations
+
+
+class SourceError(ValueError):
+    """A data set that cannot be used as it is; the message names it and the way out."""
