@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sela_tf.config import SelaConfig
-from sela_tf.data.image_set import ImageSet
 from sela_tf.data.sources import synthetic_count
 from sela_tf.data.splits import is_held_out
 from sela_tf.evaluation.clustering import cluster_metrics
 from sela_tf.evaluation.knn import knn_accuracy
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.evaluation.look import look
 from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
 from sela_tf.experiment import PASS_BATCH, Experiment
 from sela_tf.loop import step_function
 from sela_tf.models import EMBEDDING, stage_names
+from sela_tf.models.features import FeatureExtractor
 from sela_tf.parts import Data, check_before_loading, prepare_devices, shape_in_words
+from sela_tf.self_labelling.label_pass import cut_at_heads
 from sela_tf.transport.assignment import Assignment, MemoryPlan, assign_labels, plan_memory
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.newton import BYTES_LISTED
@@ -79,8 +79,10 @@ def dry_run(config: SelaConfig) -> None:
     distributed = iter(strategy.experimental_distribute_dataset(experiment.views(0, 2, batch_size=few)))
     loss, step_seconds = _second_time(lambda: float(step(next(distributed))["loss"]))
     print(f"one step on {few} images: loss {loss:.4f} (ln K = {np.log(config.num_clusters):.4f}), {step_seconds:.3f} s")
-    _, look_seconds = _second_time(functools.partial(look, model, _first(data.train, few), size=data.size, strategy=strategy))
-
+    extractor, images = FeatureExtractor(cut_at_heads(model), strategy), data.train.take(np.arange(few))
+    _, look_seconds = _second_time(
+        lambda: extractor.collect(inference_batches(images, size=data.size, batch_size=few), len(images))
+    )
     plan = plan_memory(counts.train, config.num_clusters, config.label_memory * _GIB)
     rows, width = 2 * config.num_clusters, int(model.get_layer("heads").input.shape[-1])
     solved, transport_seconds = _transport(config, plan, rows, width)
@@ -115,10 +117,6 @@ def _stand_in(config: SelaConfig) -> tuple[SelaConfig, _Counts | None]:
         return config, None
     held_out = sum(is_held_out(str(row), config.eval_fraction) for row in range(wanted))
     return dataclasses.replace(config, dataset=f"synthetic:{least}"), _Counts(wanted - held_out, held_out)
-
-
-def _first(images: ImageSet, count: int) -> ImageSet:
-    return images.take(np.arange(count))
 
 
 def _second_time(function: Callable[[], Any]) -> tuple[Any, float]:
