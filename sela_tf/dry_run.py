@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sela_tf.config import SelaConfig
+from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import synthetic_count
 from sela_tf.data.splits import is_held_out
 from sela_tf.evaluation.clustering import cluster_metrics
