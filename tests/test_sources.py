@@ -424,8 +424,8 @@ class TestTfds:
             load_training_data(SelaConfig(dataset="shapes", **{**few, "num_clusters": 31}))
         kept = sum(not is_held_out(str(row), 0.4) for row in range(3))
         assert 0 < kept < 3
-        with pytest.raises(ConfigError, match=f"--batch_size=3 exceeds the {kept} training images"):
-            load_training_data(SelaConfig(dataset="many", eval_fraction=0.4, **{**few, "num_clusters": 2, "batch_size": 3}))
+        with pytest.raises(ConfigError, match=f"--num_clusters=3 exceeds the {kept} training images"):
+            load_training_data(SelaConfig(dataset="many", eval_fraction=0.4, **{**few, "num_clusters": 3}))
         with pytest.raises(TypeError):  # nothing is wrong, so that examples are read
             load_training_data(SelaConfig(dataset="shapes", **few))
 
