@@ -34,7 +34,7 @@ def dry_run(config: SelaConfig) -> None:
     num_examples = len(data.train)
     replicas = strategy.num_replicas_in_sync
     few = max(min(8, num_examples) // replicas, 1) * replicas
-    model = compiled_model(config, data, label_table(config, data), strategy)
+    model = compiled_model(config, data, label_table(config, data, strategy), strategy)
     print(f"{model.name}: {model.count_params():,} parameters, input {shape_in_words(data)}")
     for name in [*stage_names(model), *["hidden"] * bool(config.hidden_units), "heads"]:
         print(f"  {name}: {tuple(model.get_layer(name).output.shape[1:])}")

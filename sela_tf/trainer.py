@@ -79,7 +79,7 @@ def run(
     steps_per_epoch = len(data.train) // config.batch_size
     last_step = config.epochs * steps_per_epoch
 
-    labels = label_table(config, data)
+    labels = label_table(config, data, strategy)
     model = compiled_model(config, data, labels, strategy)
     fingerprint = data.train.fingerprint()
     step, kept = _continue_from(directory, config, model, labels, fingerprint)

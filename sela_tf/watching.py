@@ -36,10 +36,10 @@ def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback
     return [
         KNNMonitor(
             EMBEDDING,
-            inference_batches(bank, size=data.size, batch_size=_BATCH),
-            data.train.classes[chosen],
-            inference_batches(data.held_out, size=data.size, batch_size=_BATCH),
-            data.held_out.classes,
+            train_batches=inference_batches(bank, size=data.size, batch_size=_BATCH),
+            train_classes=data.train.classes[chosen],
+            eval_batches=inference_batches(data.held_out, size=data.size, batch_size=_BATCH),
+            eval_classes=data.held_out.classes,
         )
     ]
 
