@@ -32,7 +32,7 @@ LAYERS = [
     {"config", "noise"},
     {"self_labelling", "evaluation", "serving", "reporting"},
     {"data", "models", "transport"},
-    {"untuned", "lines"},
+    {"untuned", "lines", "registration"},
 ]
 
 
