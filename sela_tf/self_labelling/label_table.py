@@ -56,8 +56,8 @@ class LabelTable(tf.train.experimental.PythonState):
         if initial.min() < 0 or initial.max() >= num_clusters:
             raise ValueError(f"`initial` must be from 0 to {num_clusters - 1}. Received: {initial.min()} to {initial.max()}")
         # int64: XLA on a GPU refuses int32 variables, which TensorFlow places on the CPU. The aggregation only matters for a
-        # table that is made inside a strategy's scope. [N, T], of which a gather along the first axis takes rows where the variable is;
-        # along another one it would first read, and maybe send, all of it.
+        # table that is made inside a strategy's scope. [N, T], as rows are gathered where the variable is; along another axis TensorFlow
+        # reads all of it first, and sends it to a replica that has none.
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
         self._variable = tf.Variable(initial.T, dtype=tf.int64, trainable=False, aggregation=first, name="labels")
         self._outside = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=first, name="index_outside")
