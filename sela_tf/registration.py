@@ -19,9 +19,9 @@ def other_backend() -> str | None:
 
     Before Keras is loaded, the environment is what can be known of it.
     """
-    keras = sys.modules.get("keras")
     # of a Keras that is being loaded just now, there is no `config`
-    loaded = keras.config.backend() if hasattr(keras, "config") else None
+    config = getattr(sys.modules.get("keras"), "config", None)
+    loaded = None if config is None else config.backend()
     backend = loaded or os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend == "tensorflow":
         return None

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import types
 from typing import NamedTuple
 
 import keras
@@ -18,8 +19,10 @@ import tensorflow as tf
 from conftest import ROOT
 
 import sela_tf
+from sela_tf.config import SelaConfig
 from sela_tf.loop import signals_noted
 from sela_tf.models.features import FeatureExtractor, has_empty_statistics
+from sela_tf.parts import label_table
 
 N, K, T = 96, 4, 2
 
@@ -135,6 +138,7 @@ class TestFiles:
         plain = make_model()
         plain.load_weights(tmp_path / "with.weights.h5")
         plain.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss="mse")
+        plain.optimizer.build(plain.trainable_variables)
         plain.save_weights(tmp_path / "without.weights.h5")
         twin = table_of(np.random.default_rng(9))
         before = twin.labels
@@ -419,6 +423,7 @@ _TWO_DEVICES = """
 import keras, numpy as np, tensorflow as tf
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import sela_tf
+from sela_tf.config import SelaConfig
 from sela_tf.loop import step_function
 from sela_tf.models.features import FeatureExtractor
 
@@ -478,9 +483,18 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_two_devices():
     done = run_python(_TWO_DEVICES)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_recipe_makes_its_table_in_the_scope_of_the_devices():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    config = SelaConfig(dataset="digits", num_heads=T, num_clusters=K, seed=3)
+    table = label_table(config, types.SimpleNamespace(train=range(N)), strategy)
+    assert isinstance(table._variable, tf.distribute.DistributedValues)
+    np.testing.assert_array_equal(table.labels, sela_tf.LabelTable(T, K, N, seed=3).labels)
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -534,6 +548,7 @@ class TestOtherBackends:
         assert [line.split(": ")[0] for line in lines] == [f"sela_tf.{door}" for door in ("train", "probe", "export", "label")]
         assert all(": error: KERAS_BACKEND=jax: " in line and "set KERAS_BACKEND=tensorflow" in line for line in lines)
 
+    @pytest.mark.slow
     def test_are_refused_by_the_names_that_need_keras(self):
         code = (
             "import sela_tf\n"
