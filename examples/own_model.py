@@ -25,7 +25,7 @@ model.fit(
     dataset.shuffle(num_examples).batch(batch_size, drop_remainder=True),
     epochs=epochs,
     shuffle=False,
-    verbose=0,
+    verbose=2,
     callbacks=[sela_tf.SelfLabelling(labels, dataset.batch(500), relabel_steps=steps)],
 )
 print(labels.labels.shape)  # (2, 1797): the cluster of every image under each head

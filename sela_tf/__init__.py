@@ -1,7 +1,8 @@
 """SeLa for TensorFlow: self-labelling by simultaneous clustering and representation learning (arXiv 1911.05371).
 
 The names below are loaded when they are first used, so that `python -m sela_tf.train` can refuse a misspelt flag before TensorFlow
-is loaded, and silence what TensorFlow says on loading.
+is loaded, and silence what TensorFlow says on loading. Classes that `keras.models.load_model` may meet in a file are registered as soon as
+Keras is loaded, by whomever.
 """
 
 from __future__ import annotations
@@ -9,15 +10,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sela_tf.registration import other_backend, register_with_keras
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sela_tf.config import SelaConfig
+    from sela_tf.config import ConfigError, SelaConfig
+    from sela_tf.data.errors import SourceError
     from sela_tf.evaluation.doctor import CollapseDoctor, Finding
     from sela_tf.evaluation.monitors import ClusterMonitor, KNNMonitor
+    from sela_tf.exporter import export_run
+    from sela_tf.labeller import label_run
+    from sela_tf.loop import TrainingInterrupted
     from sela_tf.models import BACKBONES, build_model
     from sela_tf.models.heads import MultiHead
     from sela_tf.network import load_run
+    from sela_tf.prober import probe_run
     from sela_tf.self_labelling.callback import SelfLabelling
     from sela_tf.self_labelling.label_pass import head_log_probs
     from sela_tf.self_labelling.label_table import LabelTable
@@ -36,6 +44,7 @@ _HOMES = {
     "BalancedLabels": "transport.rounding",
     "ClusterMonitor": "evaluation.monitors",
     "CollapseDoctor": "evaluation.doctor",
+    "ConfigError": "config",
     "Finding": "evaluation.doctor",
     "KNNMonitor": "evaluation.monitors",
     "LabelTable": "self_labelling.label_table",
@@ -45,16 +54,23 @@ _HOMES = {
     "SelfLabelLoss": "self_labelling.loss",
     "SelfLabelling": "self_labelling.callback",
     "SinkhornResult": "transport.sinkhorn",
+    "SourceError": "data.errors",
+    "TrainingInterrupted": "loop",
     "assign_labels": "transport.assignment",
     "balanced_labels": "transport.rounding",
     "build_model": "models",
+    "export_run": "exporter",
     "export_saved_model": "serving.saved_model",
     "head_log_probs": "self_labelling.label_pass",
+    "label_run": "labeller",
     "load_run": "network",
+    "probe_run": "prober",
     "relabel_steps": "self_labelling.schedule",
     "run": "trainer",
     "sinkhorn": "transport.sinkhorn",
 }
+
+_WITHOUT_KERAS = ("config", "data.", "transport.", "self_labelling.label_table", "self_labelling.schedule")
 
 __all__ = [
     "BACKBONES",
@@ -62,6 +78,7 @@ __all__ = [
     "BalancedLabels",
     "ClusterMonitor",
     "CollapseDoctor",
+    "ConfigError",
     "Finding",
     "KNNMonitor",
     "LabelTable",
@@ -71,13 +88,18 @@ __all__ = [
     "SelfLabelLoss",
     "SelfLabelling",
     "SinkhornResult",
+    "SourceError",
+    "TrainingInterrupted",
     "__version__",
     "assign_labels",
     "balanced_labels",
     "build_model",
+    "export_run",
     "export_saved_model",
     "head_log_probs",
+    "label_run",
     "load_run",
+    "probe_run",
     "relabel_steps",
     "run",
     "sinkhorn",
@@ -87,6 +109,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    wrong = other_backend()
+    if wrong is not None and not _HOMES[name].startswith(_WITHOUT_KERAS):
+        raise ImportError(f"sela_tf.{name}: {wrong}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
@@ -94,3 +119,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+register_with_keras()

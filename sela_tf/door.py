@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from absl import flags as absl_flags
 from sela_tf import __version__, flags
 from sela_tf.config import ConfigError
 from sela_tf.noise import stderr_kept_back
+from sela_tf.registration import other_backend
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -65,7 +67,10 @@ def run_command(
     # while training runs, the loop saves on a signal; at other times there is nothing to save but the line to say
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        load_tensorflow()
+        try:
+            load_tensorflow()
+        except ConfigError as error:
+            return _refuse(name, error, debug=values["debug"].value)
         import tensorflow as tf
 
         # an image file that was removed or changed meanwhile comes as an OpError, with its path in the first line
@@ -112,12 +117,22 @@ def _refuse(name: str, error: Exception, *, debug: bool) -> int:
 
 
 def load_tensorflow() -> None:
-    """Imports TensorFlow without the lines that its libraries write on loading; they come out if it fails."""
+    """Imports TensorFlow, and Keras on it, without the lines that their libraries write on loading; they come out if it fails.
+
+    Raises:
+        ConfigError: Keras runs on another backend.
+    """
+    if (wrong := other_backend()) is not None:
+        raise ConfigError(wrong)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with stderr_kept_back():
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        # then its backend is known, also where it is not the environment that says it
+        importlib.import_module("keras")
+    if (wrong := other_backend()) is not None:
+        raise ConfigError(wrong)
     tf.get_logger().setLevel("ERROR")
 
 

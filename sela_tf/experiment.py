@@ -62,8 +62,7 @@ class Experiment:
         self.steps_per_epoch = len(self.data.train) // config.batch_size
         self.last_step = config.epochs * self.steps_per_epoch
         self.relabel_steps = self.schedule(self.steps_per_epoch)
-        with strategy.scope():
-            self.labels = label_table(config, self.data)
+        self.labels = label_table(config, self.data, strategy)
         self.description: NetworkDescription = description_of(config, self.data)
         self.model = self.make_model()
         self.labelling = self.make_labelling()

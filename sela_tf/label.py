@@ -19,9 +19,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(settings: LabelConfig) -> int:
-    from sela_tf.labeller import label_images
+    from sela_tf.labeller import label_run
 
-    print(label_images(settings))
+    print(label_run(settings))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Labels any images with the network of a finished run: `label_images(settings)`."""
+"""Labels any images with the network of a finished run: `label_run(settings)`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Block(NamedTuple):
     """[B, F], what the heads see."""
 
 
-def label_images(settings: LabelConfig) -> str:
+def label_run(settings: LabelConfig) -> str:
     """Writes the file of labels, and returns what there is to say of it.
 
     Raises:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -55,7 +56,10 @@ class Clock:
 
 @contextlib.contextmanager
 def signals_noted() -> Iterator[Stop]:
-    """Within, the first SIGINT or SIGTERM is noted for the loop to stop after its step; the second acts as ever."""
+    """Within, the first SIGINT or SIGTERM is noted for the loop to stop after its step; the second acts as ever.
+
+    Python hands signals to its main thread alone: in another one, none is noted, and what the program does with them stays.
+    """
     stop = Stop()
     before: dict[int, Any] = {}
 
@@ -68,7 +72,8 @@ def signals_noted() -> Iterator[Stop]:
         print(f"\n{signal.Signals(number).name}: saving after this step; once more stops at once", file=sys.stderr, flush=True)
         put_back()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
         before[number] = signal.signal(number, note)
     try:
         yield stop

@@ -228,8 +228,8 @@ def description_of(config: SelaConfig, data: Data) -> NetworkDescription:
     return describe_network(config, shape, tuple(data.mean.tolist()), tuple(data.variance.tolist()))
 
 
-def label_table(config: SelaConfig, data: Data) -> LabelTable:
-    """The labels that training starts with: at random, or another run's.
+def label_table(config: SelaConfig, data: Data, strategy: tf.distribute.Strategy) -> LabelTable:
+    """The labels that training starts with, at random or another run's, on every device of the strategy.
 
     Raises:
         SourceError: that run's are not of these images.
@@ -237,7 +237,8 @@ def label_table(config: SelaConfig, data: Data) -> LabelTable:
     initial = None
     if config.labels_from:
         initial = read_run_labels(config.labels_from, data.train, config.num_heads, config.num_clusters)
-    return LabelTable(config.num_heads, config.num_clusters, len(data.train), seed=config.seed, initial=initial)
+    with strategy.scope():
+        return LabelTable(config.num_heads, config.num_clusters, len(data.train), seed=config.seed, initial=initial)
 
 
 def known_labels(config: SelaConfig, data: Data) -> np.ndarray | None:

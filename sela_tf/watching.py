@@ -62,10 +62,10 @@ def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback
     return [
         KNNMonitor(
             EMBEDDING,
-            inference_batches(bank, size=data.size, batch_size=_BATCH),
-            data.train.classes[chosen],
-            inference_batches(queries, size=data.size, batch_size=_BATCH),
-            queries.classes,
+            train_batches=inference_batches(bank, size=data.size, batch_size=_BATCH),
+            train_classes=data.train.classes[chosen],
+            eval_batches=inference_batches(queries, size=data.size, batch_size=_BATCH),
+            eval_classes=queries.classes,
         )
     ]
 

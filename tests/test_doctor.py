@@ -68,7 +68,7 @@ def from_epoch(number: int, act) -> keras.callbacks.Callback:
 
 class TestDoctor:
     def test_says_nothing_of_a_healthy_training(self, values, capsys):
-        fit = Fit(values, epochs=8)
+        fit = Fit(values, epochs=8, verbose=1)
         assert fit.found == []
         assert "WARNING" not in capsys.readouterr().out
         last = fit.seen[-1]
@@ -78,7 +78,7 @@ class TestDoctor:
 
     def test_steps_too_short(self, values, capsys):
         """Once, after two epochs, and nothing besides: it explains the rest."""
-        fit = Fit(values, rate=1e-9)
+        fit = Fit(values, rate=1e-9, verbose=1)
         assert fit.found == [("loss", 1)]
         (line,) = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
         assert line.startswith("WARNING after epoch 2: the loss 1.7")

@@ -187,7 +187,9 @@ class TestNetwork:
         model = self.network()
         batches = tf.data.Dataset.from_tensor_slices((images.images.astype(np.float32), np.arange(60))).batch(20)
         model.compile("sgd", loss=lambda y, logits: tf.reduce_mean(logits**2))
-        monitor = KNNMonitor("embedding", batches, images.classes, batches, images.classes)
+        monitor = KNNMonitor(
+            "embedding", train_batches=batches, train_classes=images.classes, eval_batches=batches, eval_classes=images.classes
+        )
         history = model.fit(batches, epochs=2, shuffle=False, verbose=0, callbacks=[monitor])
         assert history.history["knn"] == [1.0, 1.0]
 

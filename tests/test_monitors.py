@@ -122,31 +122,36 @@ class TestClusterMonitor:
 
 
 class TestKNNMonitor:
+    def given(self, values, **other) -> dict:
+        classes = np.arange(N) % K
+        pair = {"train_batches": pairs(values), "train_classes": classes, "eval_batches": pairs(values), "eval_classes": classes}
+        return {**pair, **other}
+
     def test_refuses_what_does_not_fit_before_training(self, values):
         classes = np.arange(N) % K
-        good = pairs(values), classes, pairs(values), classes
-        sela_tf.KNNMonitor("features", *good)
+        sela_tf.KNNMonitor("features", **self.given(values))
+        with pytest.raises(TypeError, match="positional"):
+            sela_tf.KNNMonitor("features", *self.given(values).values())
         for k in (0, -1):
             with pytest.raises(ValueError, match=f"k={k}"):
-                sela_tf.KNNMonitor("features", *good, k=k)
+                sela_tf.KNNMonitor("features", **self.given(values, k=k))
         with pytest.raises(
             ValueError, match=r"`train_classes` must have one entry for each image. Received: 191 entries.*to 190. Received: 191"
         ):
-            sela_tf.KNNMonitor("features", pairs(values), classes[:-1], *good[2:])
+            sela_tf.KNNMonitor("features", **self.given(values, train_classes=classes[:-1]))
         with pytest.raises(
             ValueError, match=r"`eval_classes` must have one entry for each image. Received: 193 entries.*1 missing"
         ):
-            sela_tf.KNNMonitor("features", *good[:2], pairs(values), np.append(classes, 0))
+            sela_tf.KNNMonitor("features", **self.given(values, eval_classes=np.append(classes, 0)))
         for wrong in (classes.astype(float), classes[:, np.newaxis], classes[:0], classes - 1):
             with pytest.raises(ValueError, match="`train_classes` must be integers"):
-                sela_tf.KNNMonitor("features", pairs(values), wrong, *good[2:])
+                sela_tf.KNNMonitor("features", **self.given(values, train_classes=wrong))
         with pytest.raises(ValueError, match="1 repeated|repeated"):
-            sela_tf.KNNMonitor("features", pairs(values).repeat(), *good[1:])
+            sela_tf.KNNMonitor("features", **self.given(values, train_batches=pairs(values).repeat()))
 
     def test_refuses_a_layer_that_is_not_there(self, values):
-        classes = np.arange(N) % K
         for layer, message in (("embedding", "features.*Received: layer='embedding'"), ("multi_head", r"\[B, D\].*\(None, 2, 6\)")):
-            monitor = sela_tf.KNNMonitor(layer, pairs(values), classes, pairs(values), classes)
+            monitor = sela_tf.KNNMonitor(layer, **self.given(values))
             model = make_model()
             model.layers[-1].name = "multi_head"
             monitor.set_model(model)
@@ -218,7 +223,7 @@ doctor = sela_tf.CollapseDoctor(labels, sample=sample)
 classes = np.arange(96) % 3
 callbacks = [
     sela_tf.SelfLabelling(labels, batches, relabel_steps=[0, 8]),
-    sela_tf.KNNMonitor("features", batches, classes, batches, classes),
+    sela_tf.KNNMonitor("features", train_batches=batches, train_classes=classes, eval_batches=batches, eval_classes=classes),
     sela_tf.ClusterMonitor(labels, sys.argv[1], sample=sample),
     doctor,
 ]

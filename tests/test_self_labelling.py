@@ -246,7 +246,7 @@ class TestSelfLabelling:
         seen = []
         table = LabelTable(T, K, N)
         callback = SelfLabelling(
-            table, batches(values), relabel_steps=[0, 7, 12], log=lambda step, heads: seen.append((step, len(heads)))
+            table, batches(values), relabel_steps=[0, 7, 12], log=lambda step, heads: seen.append((step, len(heads))), verbose=1
         )
         history = self.fit(make_model(), table, callback, values, epochs=3)
         assert seen == [(0, T), (7, T), (12, T)]
@@ -356,7 +356,8 @@ class TestSelfLabelling:
 
         table = LabelTable(T, K, N)
         before = table.labels
-        self.fit(make_model(), table, SelfLabelling(table, batches(values), relabel_steps=[0], assign=fails), values)
+        callback = SelfLabelling(table, batches(values), relabel_steps=[0], assign=fails, verbose=1)
+        self.fit(make_model(), table, callback, values)
         np.testing.assert_array_equal(table.labels, before)
         assert "NOT CONVERGED" in capsys.readouterr().out
 

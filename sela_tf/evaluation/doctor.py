@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -10,11 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 from scipy.special import entr
-from tqdm import tqdm
 
 from sela_tf.evaluation.cluster_sizes import Labels, cluster_sizes, potential_ranges
 from sela_tf.evaluation.diagnosis import KINDS, Symptoms, Thresholds, diagnose
 from sela_tf.evaluation.network_sample import NetworkSample
+from sela_tf.lines import say
 from sela_tf.models.features import steps_taken
 from sela_tf.transport.marginals import Marginals, check_marginals
 
@@ -53,6 +52,7 @@ class CollapseDoctor(keras.callbacks.Callback):
         marginals: sizes that the labels are to have, as the transport's.
         loss: what the logs call the heads' loss, where there are other losses.
         log: called with each finding.
+        verbose: 0 for no lines; None for what `fit` was told. `findings` and `log` have them in any case.
         thresholds: any field of `sela_tf.evaluation.diagnosis.Thresholds`, which gives the reasons of its defaults.
 
     Raises:
@@ -71,6 +71,7 @@ class CollapseDoctor(keras.callbacks.Callback):
         marginals: Marginals = "uniform",
         loss: str = "loss",
         log: Callable[[Finding], None] | None = None,
+        verbose: int | None = None,
         **thresholds: float,
     ):
         super().__init__()
@@ -80,7 +81,7 @@ class CollapseDoctor(keras.callbacks.Callback):
                 raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
         self.labels, self.lam = labels, lam
         self.relabel_steps = list(relabel_steps)
-        self.waiting_share, self.loss, self.log = waiting_share, loss, log
+        self.waiting_share, self.loss, self.log, self.verbose = waiting_share, loss, log, verbose
         self.findings: list[Finding] = []
         self.symptoms: Symptoms | None = None
         self._expected_clusters = float(np.exp(entr(check_marginals(marginals, labels.num_clusters)).sum()))
@@ -161,9 +162,7 @@ class CollapseDoctor(keras.callbacks.Callback):
 
     def _say(self, finding: Finding) -> None:
         self.findings.append(finding)
-        # above a progress bar, if there is one
-        tqdm.write(f"WARNING after epoch {finding.epoch + 1}: {finding.message}")
-        sys.stdout.flush()
+        say(f"WARNING after epoch {finding.epoch + 1}: {finding.message}", verbose=self.verbose, params=self.params)
         if self.log is not None:
             self.log(finding)
 

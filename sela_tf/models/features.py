@@ -25,15 +25,42 @@ def steps_taken(model: keras.Model) -> int:
     return int(read(optimizer.iterations))
 
 
-def _pair(batch: Any, num_examples: int) -> tuple[tf.Tensor, np.ndarray]:
+def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """The batch normalisation layers of a model and of the models within it."""
+    found: list[keras.layers.BatchNormalization] = []
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            found.append(layer)
+        elif isinstance(layer, keras.Model):
+            found += batch_norms(layer)
+    return found
+
+
+def has_empty_statistics(model: keras.Model) -> bool:
+    """Whether the model normalises by batches and has seen none yet: every moving mean is 0 and every moving variance 1.
+
+    In inference mode such a network's outputs mean nothing, and a label pass over it has to run in training mode. A network that starts
+    from weights has statistics.
+    """
+    norms = batch_norms(model)
+    return bool(norms) and all((read(norm.moving_mean) == 0).all() and (read(norm.moving_variance) == 1).all() for norm in norms)
+
+
+def _batch_size(images: Any) -> int:
+    """The number of images of a batch, which may be any structure of tensors [b, …]."""
+    return len(tf.nest.flatten(images)[0])
+
+
+def _pair(batch: Any, num_examples: int) -> tuple[Any, np.ndarray]:
     """(images, indices [b]) of a batch, refused where it is anything else."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(f"The inference dataset must yield pairs (images, example indices). Received: {type(batch).__name__}")
     images, indices = batch
     rows = np.asarray(indices).reshape(-1)
-    if rows.dtype.kind not in "iu" or len(rows) != len(images):
+    num_images = _batch_size(images)
+    if rows.dtype.kind not in "iu" or len(rows) != num_images:
         raise ValueError(
-            f"The inference dataset must yield batches of images with as many integer indices. Received: {len(images)} images, "
+            f"The inference dataset must yield batches of images with as many integer indices. Received: {num_images} images, "
             f"indices {rows.dtype} {np.shape(indices)}"
         )
     outside = rows[(rows < 0) | (rows >= num_examples)]
@@ -81,6 +108,9 @@ def check_indices(batches: tf.data.Dataset, num_examples: int) -> None:
 class FeatureExtractor:
     """Runs a functional model, on every replica of its strategy, without changing any of its variables.
 
+    Batches may be of any size, also smaller than the number of replicas. Where the model has several inputs, the images of a batch are a
+    tuple or dict of tensors, as the model takes them.
+
     Args:
         model: with one output [B, D].
         strategy: that the model was built under; None for one device.
@@ -125,7 +155,10 @@ class FeatureExtractor:
         return features
 
     def in_order(self, batches: tf.data.Dataset) -> np.ndarray:
-        """float32 [M, D] in the order of `batches`, which yield images, alone or as the first of a tuple; in inference mode."""
+        """float32 [M, D] in the order of `batches`, in inference mode.
+
+        Batches are of images, alone or as the first of a tuple; those of several inputs, unless they are a dict, as the first of a tuple.
+        """
         images = (batch[0] if isinstance(batch, tuple | list) else batch for batch in untuned(batches))
         return np.concatenate([self._outputs(each, False) for each in images])
 
@@ -135,7 +168,7 @@ class FeatureExtractor:
         Of a network before its first step they are still empty, and its outputs in inference mode mean nothing. The statistics move
         with a momentum of .9 at most, of which 50 batches leave .5 %: at the .99 that Keras' own networks have, they would leave 60 %.
         """
-        norms = [layer for layer in self.model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        norms = batch_norms(self.model)
         before = [layer.momentum for layer in norms]
         for layer in norms:
             layer.momentum = min(layer.momentum, 0.9)
@@ -148,19 +181,28 @@ class FeatureExtractor:
             for layer, momentum in zip(norms, before, strict=True):
                 layer.momentum = momentum
 
-    def _outputs(self, images: tf.Tensor, training: bool) -> np.ndarray:
+    def _outputs(self, images: Any, training: bool) -> np.ndarray:
         """float32 [b, D]."""
         parts = self._strategy.experimental_local_results(self._forward(self._split(images), training))
-        return np.concatenate([np.asarray(part, np.float32) for part in parts])
+        outputs = np.concatenate([np.asarray(part, np.float32) for part in parts])
+        return outputs[: _batch_size(images)]
 
-    def _split(self, images: tf.Tensor) -> tf.Tensor:
-        """One part a replica, in order."""
+    def _split(self, images: Any) -> Any:
+        """One part a replica, in order; where there are fewer images than replicas, one each, some of them again."""
         replicas = self._strategy.num_replicas_in_sync
         if replicas == 1:
             return images
-        bounds = [i * len(images) // replicas for i in range(replicas + 1)]
-        parts = [images[low:high] for low, high in itertools.pairwise(bounds)]
-        return self._strategy.experimental_distribute_values_from_function(lambda context: parts[context.replica_id_in_sync_group])
+        size = _batch_size(images)
+        bounds = [i * size // replicas for i in range(replicas + 1)] if size >= replicas else range(replicas + 1)
 
-    def _run(self, images: tf.Tensor, training: bool) -> tf.Tensor:
+        def split(values: tf.Tensor) -> Any:
+            enough = values if size >= replicas else tf.gather(values, [i % size for i in range(replicas)])
+            parts = [enough[low:high] for low, high in itertools.pairwise(bounds)]
+            return self._strategy.experimental_distribute_values_from_function(
+                lambda context: parts[context.replica_id_in_sync_group]
+            )
+
+        return tf.nest.map_structure(split, images)
+
+    def _run(self, images: Any, training: bool) -> tf.Tensor:
         return self._strategy.run(lambda x: self.model(x, training=training), args=(images,))

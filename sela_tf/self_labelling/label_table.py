@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import math
+from collections.abc import Mapping
+
 import numpy as np
 import tensorflow as tf
 
+_SIDE, _REMAINDERS = 64, 4093
+"""Draws are counted by the remainder of their index, in a square of counters: the largest prime that it holds, so that no stride of the
+indices leaves most remainders out."""
 
-class LabelTable:
-    """int64 labels [T, N] in a variable, so that a compiled training step sees a relabelling at once.
+_FEW = 16
+"""Indices are few if uniform draws with replacement would have met this many times as many.
 
-    Starts as the reference does: (i mod K), permuted for each head; or from labels that are given.
+Class labels meet 19 times fewer on CUB-200 (200 classes, 5,994 images), 300 times on CIFAR-100. Draws that take nine tenths of their images
+from a hundredth of the set meet 6 times fewer.
+"""
+
+
+class LabelTable(tf.train.experimental.PythonState):
+    """int64 labels of T heads and N images in a variable, so that a compiled training step sees a relabelling at once.
+
+    Starts as the reference does: (i mod K), permuted for each head; or from labels that are given. Made in a strategy's scope, each
+    device has the labels. `tf.train.Checkpoint(labels=table)` saves and restores all of `state`; so do the weights files of a model that
+    is compiled with `SelfLabelLoss`.
 
     Args:
         num_heads: T.
@@ -39,12 +56,23 @@ class LabelTable:
         if initial.min() < 0 or initial.max() >= num_clusters:
             raise ValueError(f"`initial` must be from 0 to {num_clusters - 1}. Received: {initial.min()} to {initial.max()}")
         # int64: XLA on a GPU refuses int32 variables, which TensorFlow places on the CPU. The aggregation only matters for a
-        # table that is made inside a strategy's scope.
+        # table that is made inside a strategy's scope. [N, T], as rows are gathered where the variable is; along another axis TensorFlow
+        # reads all of it first, and sends it to a replica that has none.
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
-        self._variable = tf.Variable(initial, dtype=tf.int64, trainable=False, aggregation=first, name="labels")
+        self._variable = tf.Variable(initial.T, dtype=tf.int64, trainable=False, aggregation=first, name="labels")
         self._outside = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=first, name="index_outside")
+        # each replica counts for itself, as Keras' metrics do
+        self._draws = tf.Variable(
+            tf.zeros([_SIDE, _SIDE]),
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+            name="draws",
+        )
         self.potentials = np.zeros((num_heads, num_clusters), np.float32)
         """[T, K], log alpha of the last transport of each head."""
+        self.lam = np.full(num_heads, np.nan, np.float32)
+        """[T], under which each head's potentials were found; NaN where it is not known, as before the first relabelling."""
         self.num_changes = np.zeros((num_heads, num_examples), np.int64)
         """[T, N], the relabellings that changed the label, not counting the initial labels' replacement."""
         self.num_relabellings = np.zeros(num_heads, np.int64)
@@ -53,7 +81,7 @@ class LabelTable:
     @property
     def labels(self) -> np.ndarray:
         """int64 [T, N], a copy."""
-        return self._variable.numpy()
+        return np.ascontiguousarray(self._variable.numpy().T)
 
     @property
     def index_outside(self) -> int | None:
@@ -61,9 +89,29 @@ class LabelTable:
         value = int(self._outside.numpy())
         return None if 0 <= value < self.num_examples else value
 
-    def forget_index_outside(self) -> None:
-        """So that a later failure is not blamed on it."""
+    @property
+    def num_drawn(self) -> int:
+        """Examples that were looked up since `forget_lookups`, each as often as it was."""
+        return int(tf.reduce_sum(tf.convert_to_tensor(self._draws)))
+
+    @property
+    def few_indices(self) -> int | None:
+        """The number of different indices among those looked up, where it is so small that they can be no example indices; else None.
+
+        Example indices are drawn in permutations, with replacement, oversampled, or some of them in each epoch; class labels
+        are the same few again and again. Up to a few thousand are told from many (linear counting: Whang et al. 1990).
+        """
+        met = int(np.count_nonzero(tf.convert_to_tensor(self._draws)))
+        if met == _REMAINDERS:
+            return None
+        different = -_REMAINDERS * math.log1p(-met / _REMAINDERS)
+        expected = self.num_examples * -math.expm1(-self.num_drawn / self.num_examples)
+        return round(different) if different * _FEW < expected else None
+
+    def forget_lookups(self) -> None:
+        """So that a later failure is not blamed on indices that were met before."""
         self._outside.assign(0)
+        self._draws.assign(tf.zeros([_SIDE, _SIDE]))
 
     def lookup(self, index: tf.Tensor) -> tf.Tensor:
         """Labels int64 [B, T] of the examples `index` int64 [B]; -1 where the index lies outside the table.
@@ -73,17 +121,23 @@ class LabelTable:
         inside = (index >= 0) & (index < self.num_examples)
         stray = tf.gather(index, tf.argmin(tf.cast(inside, tf.int32), axis=0))
         self._outside.assign(tf.where(tf.reduce_all(inside), self._outside.read_value(), stray))
-        labels = tf.gather(self._variable, tf.clip_by_value(index, 0, self.num_examples - 1), axis=1)
-        return tf.transpose(tf.where(inside, labels, -1))
+        # counted by a matrix product, as a scatter would make a GPU wait where its results must repeat
+        remainders = tf.math.floormod(index, _REMAINDERS)
+        rows, columns = tf.one_hot(remainders // _SIDE, _SIDE), tf.one_hot(remainders % _SIDE, _SIDE)
+        self._draws.assign_add(tf.matmul(rows, columns, transpose_a=True))
+        labels = tf.gather(self._variable, tf.clip_by_value(index, 0, self.num_examples - 1))
+        return tf.where(inside[:, tf.newaxis], labels, -1)
 
-    def assign(self, head: int, labels: np.ndarray, potentials: np.ndarray | None = None, lam: float | None = None) -> None:
+    def assign(
+        self, head: int, labels: np.ndarray, potentials: np.ndarray | None = None, lam: float | np.ndarray | None = None
+    ) -> None:
         """Replaces the labels of one head.
 
         Args:
             head: from 0.
             labels: integers [N] from 0 to K - 1.
-            potentials: [K]; those of before are kept if None.
-            lam: under which the potentials were found.
+            potentials: [K]; those of before, and their lam, are kept if None.
+            lam: under which the potentials were found; None where it is not known.
 
         Raises:
             ValueError: of another shape or outside the range; the table is then as before.
@@ -96,16 +150,19 @@ class LabelTable:
         outside = labels[(labels < 0) | (labels >= self.num_clusters)]
         if len(outside):
             raise ValueError(f"`labels` must be from 0 to {self.num_clusters - 1}. Received: {outside[0]}")
+        if lam is not None and (potentials is None or not lam > 0):
+            raise ValueError(f"`lam` must be positive, and come with its potentials. Received: lam={lam}")
         if potentials is not None:
             potentials = np.asarray(potentials, np.float32)
             if potentials.shape != (self.num_clusters,) or not np.isfinite(potentials).all():
                 raise ValueError(f"`potentials` must be {self.num_clusters} finite numbers. Received: shape {potentials.shape}")
             self.potentials[head] = potentials
-        current = self.labels
+            self.lam[head] = np.nan if lam is None else lam
+        current = self._variable.numpy()
         if self.num_relabellings[head]:
-            self.num_changes[head] += current[head] != labels
+            self.num_changes[head] += current[:, head] != labels
         self.num_relabellings[head] += 1
-        current[head] = labels
+        current[:, head] = labels
         self._variable.assign(current)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -113,23 +170,49 @@ class LabelTable:
         return {
             "labels": self.labels,
             "potentials": self.potentials.copy(),
+            "lam": self.lam.copy(),
             "num_changes": self.num_changes.copy(),
             "num_relabellings": self.num_relabellings.copy(),
         }
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Puts back what `state` gave.
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Puts back what `state` gave; a state that was saved before lam was part of it leaves lam as it is.
 
         Raises:
-            ValueError: it belongs to a table of another shape.
+            ValueError: it belongs to a table of another shape; the table is then as before.
         """
         for name, value in self.state().items():
+            if name == "lam" and name not in state:
+                continue
             if name not in state or state[name].shape != value.shape:
                 found = state[name].shape if name in state else "nothing"
                 raise ValueError(f"`{name}` of the saved labels must have the shape {value.shape}. Received: {found}")
         if state["labels"].min() < 0 or state["labels"].max() >= self.num_clusters:
             raise ValueError(f"The saved labels must be from 0 to {self.num_clusters - 1}. Received: {state['labels'].max()}")
-        self._variable.assign(state["labels"])
+        self._variable.assign(state["labels"].T)
         self.potentials = np.array(state["potentials"])
-        self.num_changes = np.array(state["num_changes"])
+        self.lam = np.array(state.get("lam", self.lam))
+        self.num_changes = np.array(state["num_changes"], np.int64)
         self.num_relabellings = np.array(state["num_relabellings"])
+
+    def serialize(self) -> bytes:
+        """The state, for `tf.train.Checkpoint`."""
+        file = io.BytesIO()
+        np.savez(file, **self.compact_state())  # type: ignore[arg-type]
+        return file.getvalue()
+
+    def deserialize(self, string_value: bytes) -> None:
+        """Puts back what `serialize` gave.
+
+        Raises:
+            ValueError: it belongs to a table of another shape.
+        """
+        with np.load(io.BytesIO(string_value), allow_pickle=False) as state:
+            self.restore(dict(state))
+
+    def compact_state(self) -> dict[str, np.ndarray]:
+        """The state in as few bytes as its numbers need, for files that hold it beside others."""
+        state = self.state()
+        for name in ("labels", "num_changes"):
+            state[name] = state[name].astype(np.min_scalar_type(int(state[name].max())))
+        return state

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping, MutableMapping
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 from sela_tf.self_labelling.label_table import LabelTable
 
 
+@keras.saving.register_keras_serializable("sela_tf")
 class SelfLabelLoss(keras.losses.Loss):
     """mean over heads of -log softmax(logits)[label], with labels looked up by example index (arXiv 1911.05371, eq. 6).
 
     Compile a model of logits [B, T, K] with it and feed it a data set of (image, example index). An index outside the table makes
-    the loss NaN, in eager mode, graphs and XLA alike; `SelfLabelling` then stops training and names the index. A
-    model saved with this loss is loaded with `compile=False`: the table is no part of it.
+    the loss NaN, in eager mode, graphs and XLA alike; `SelfLabelling` then stops training and names the index.
+
+    The table is no part of the loss's configuration: the loss of a model that was copied, pickled or loaded is unbound until `loss.labels`
+    is set, which `SelfLabelling` does when training starts. Weights files of a compiled model hold the table's state beside the
+    optimizer's, and put it back where the loss is bound to a table of the same shape.
     """
 
-    def __init__(self, labels: LabelTable, name: str = "self_label_loss"):
+    def __init__(self, labels: LabelTable | None = None, name: str = "self_label_loss"):
         # Keras hands the index over as a float of the loss's dtype: float64 is exact up to 2**53
         super().__init__(name=name, dtype="float64")
         self.labels = labels
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        table = self.labels
+        if table is None:
+            raise ValueError(f"{self.name} has no labels: bind a LabelTable: loss.labels = table")
         index = tf.cast(tf.reshape(y_true, [-1]), tf.int64)
         logits = tf.cast(y_pred, tf.float32)
-        if logits.shape[1:] != (self.labels.num_heads, self.labels.num_clusters):
-            expected = f"[B, {self.labels.num_heads}, {self.labels.num_clusters}]"
+        if logits.shape[1:] != (table.num_heads, table.num_clusters):
+            expected = f"[B, {table.num_heads}, {table.num_clusters}]"
             raise ValueError(f"The model must end in logits {expected}, as sela_tf.MultiHead gives them. Received: {logits.shape}")
-        labels = self.labels.lookup(index)
+        labels = table.lookup(index)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0), logits=logits)
         return tf.where(labels[:, 0] < 0, float("nan"), tf.reduce_mean(loss, axis=1))
+
+    def get_config(self) -> dict:
+        return {"name": self.name}
+
+    def save_own_variables(self, store: MutableMapping[str, np.ndarray]) -> None:
+        """Puts the state of the table into a weights file of the model, where Keras' `BackupAndRestore` finds it again."""
+        if self.labels is not None:
+            for name, value in self.labels.compact_state().items():
+                store[name] = value
+
+    def load_own_variables(self, store: Mapping[str, np.ndarray]) -> None:
+        """Puts the state of the table back, if the weights file has one; warns and leaves the table where it is another table's."""
+        saved = {name: np.asarray(store[name]) for name in store.keys()}  # noqa: SIM118 - Keras' store is no iterable
+        if self.labels is None or not saved:
+            return
+        try:
+            self.labels.restore(saved)
+        except ValueError as error:
+            warnings.warn(
+                f"The labels of the weights file are another table's, and those of before are kept. {error}", stacklevel=2
+            )

@@ -1,0 +1,21 @@
+"""Lines that a callback writes for the person watching."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def say(line: str, *, verbose: int | None, params: dict[str, Any] | None) -> None:
+    """Prints a line, above a progress bar if there is one.
+
+    Args:
+        line: the line.
+        verbose: of the callback: 0 for silence; None for what `fit` was told.
+        params: what `fit` told the callback; a loop that does not say `verbose` wants lines.
+    """
+    if verbose if verbose is not None else (params or {}).get("verbose", 1):
+        tqdm.write(line)
+        sys.stdout.flush()
