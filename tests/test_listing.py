@@ -15,7 +15,8 @@ import tensorflow as tf
 from PIL import Image
 from served import encoded, picture
 
-from sela_tf.config import ConfigError, SelaConfig
+from sela_tf import flags, labeller, prober
+from sela_tf.config import ConfigError, LabelConfig, ProbeConfig, SelaConfig
 from sela_tf.data import listing
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.errors import SourceError
@@ -172,6 +173,24 @@ class TestListing:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             assert all(pool.map(work, range(60)))
         assert len(list((tmp_path / "cache").iterdir())) == 1
+
+    def test_labelling_and_probing_read_it_too(self, folder, tmp_path, decoded):
+        (folder / "a" / "cut.jpg").unlink()
+        (folder / "b" / "empty.png").unlink()
+        config = SelaConfig(dataset=f"folder:{folder}", cache_dir=str(tmp_path / "run")).absolute()
+        load_source(config.dataset, cache_dir=config.cache_dir)
+        decoded.clear()
+        settings = LabelConfig(workdir="x", output="y.csv", dataset=config.dataset)
+        labelled = labeller._images(settings, config)
+        assert decoded == []
+        assert len(labelled[0][1]) == 12
+        labeller._images(dataclasses.replace(settings, cache_dir=str(tmp_path / "own")), config)
+        assert len(decoded) == 12
+        assert len(list((tmp_path / "own").iterdir())) == 1
+        (tmp_path / "flags.cfg").write_text(flags.to_flagfile(config))
+        assert prober._config_of(ProbeConfig(workdir=("x",)), tmp_path).cache_dir == str(tmp_path / "run")
+        own = ProbeConfig(workdir=("x",), cache_dir=str(tmp_path / "own"))
+        assert prober._config_of(own, tmp_path).cache_dir == str(tmp_path / "own")
 
     def test_what_was_looked_at_before_a_signal_is_kept(self, folder, tmp_path, monkeypatch):
         names, options = walk(str(folder), name="f"), {"cache_dir": str(tmp_path / "cache")}

@@ -44,43 +44,31 @@ def read_known_labels(
         SourceError: the file cannot be read so; it names the line.
     """
     flag = f"--known_labels={path}"
-    try:
-        with pathlib.Path(path).expanduser().open(newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{flag} cannot be read: {error}") from error
-    header = [cell.strip() for cell in lines[0]] if lines else []
-    if header not in (["name", "cluster"], ["index", "cluster"]):
-        raise SourceError(f"the first line of {flag} must be name,cluster or index,cluster. Received: {','.join(header)!r}")
-    cells = [(number, [cell.strip() for cell in line]) for number, line in enumerate(lines[1:], start=2) if line]
-    for number, line in cells:
-        if len(line) != 2:
-            raise SourceError(f"line {number} of {flag} must have two columns. Received: {','.join(line)!r}")
-    keys = [key for _, (key, _) in cells]
-    if header[0] == "name":
+    kind, lines = _read_lines(path, flag)
+    keys = [line.key for line in lines]
+    if kind == "name":
         if images.names is None:
             raise SourceError(f"the images have no names: begin {flag} with index,cluster")
         places = match_names(keys, images.names)
-        held_places = match_names(keys, held_out.names or ()) if held_out is not None else [-1] * len(keys)
+        held_places = match_names(keys, () if held_out is None else held_out.names or ())
     else:
-        rows = [_whole_number(key) for key in keys]
-        place_of = {row: place for place, row in enumerate(images.rows.tolist())}
+        places = _match_rows(keys, images.rows)
         # without rows of their own they are another source, or a split of their own, whose rows are others
-        held_rows = held_out.source_rows if held_out is not None and held_out.source_rows is not None else np.arange(0)
-        held_place_of = {row: place for place, row in enumerate(held_rows.tolist())}
-        places = [place_of.get(row, -1) for row in rows]
-        held_places = [held_place_of.get(row, -1) for row in rows]
+        rows = None if held_out is None else held_out.source_rows
+        held_places = _match_rows(keys, np.arange(0) if rows is None else rows)
     known = np.full(len(images), -1, np.int64)
     num_held_out = 0
-    for (number, (key, text)), place, held_place in zip(cells, places, held_places, strict=True):
-        where = f"line {number} of {flag}"
+    for line, place, held_place in zip(lines, places, held_places, strict=True):
+        where = f"line {line.number} of {flag}"
         if place < 0 and held_place < 0:
-            kind = "name" if header[0] == "name" else "row"
-            raise SourceError(f"{where}: none of the {len(images)} training images, nor of those held out, has the {kind} {key!r}")
-        cluster = _whole_number(text) if text else -1
+            raise SourceError(
+                f"{where}: none of the {len(images)} training images, nor of those held out, has the {kind} {line.key!r}"
+            )
+        cluster = _whole_number(line.cluster) if line.cluster else -1
         if cluster is None or not -1 <= cluster < num_clusters:
             raise SourceError(
-                f"{where}: the cluster must be from 0 to {num_clusters - 1}, or -1 or empty where it is not known. Received: {text!r}"
+                f"{where}: the cluster must be from 0 to {num_clusters - 1}, or -1 or empty where it is not known. "
+                f"Received: {line.cluster!r}"
             )
         if cluster < 0:
             continue
@@ -88,9 +76,44 @@ def read_known_labels(
             num_held_out += 1
             continue
         if known[place] not in (-1, cluster):
-            raise SourceError(f"{where}: {key!r} was said to be of cluster {known[place]} before. Received: {text}")
+            raise SourceError(f"{where}: {line.key!r} was said to be of cluster {known[place]} before. Received: {line.cluster}")
         known[place] = cluster
     return KnownLabels(known, num_held_out)
+
+
+class _Line(NamedTuple):
+    """Of a file of known labels."""
+
+    number: int
+    key: str
+    """A name, or the row of the source."""
+    cluster: str
+
+
+def _read_lines(path: str | os.PathLike[str], flag: str) -> tuple[str, list[_Line]]:
+    """What keys are, "name" or "row", and all lines but the first."""
+    try:
+        with pathlib.Path(path).expanduser().open(newline="", encoding="utf-8-sig") as file:
+            lines = [[cell.strip() for cell in line] for line in csv.reader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"{flag} cannot be read: {error}") from error
+    header = lines[0] if lines else []
+    if header not in (["name", "cluster"], ["index", "cluster"]):
+        raise SourceError(f"the first line of {flag} must be name,cluster or index,cluster. Received: {','.join(header)!r}")
+    found = []
+    for number, line in enumerate(lines[1:], start=2):
+        if not line:
+            continue
+        if len(line) != 2:
+            raise SourceError(f"line {number} of {flag} must have two columns. Received: {','.join(line)!r}")
+        found.append(_Line(number, *line))
+    return "name" if header[0] == "name" else "row", found
+
+
+def _match_rows(keys: Sequence[str], rows: np.ndarray) -> list[int]:
+    """The place of each key among `rows`, -1 where it is none."""
+    places: dict[int | None, int] = {row: place for place, row in enumerate(rows.tolist())}
+    return [places.get(_whole_number(key), -1) for key in keys]
 
 
 def match_names(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
