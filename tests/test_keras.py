@@ -433,7 +433,8 @@ strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     inputs = keras.Input((6,))
     # of no image, a convolution puts out another shape
-    x = keras.layers.Flatten()(keras.layers.Conv2D(2, 1)(keras.layers.Reshape((3, 2, 1))(inputs)))
+    x = keras.layers.Conv2D(8, (3, 1))(keras.layers.Reshape((6, 1, 1))(inputs))
+    x = keras.layers.GlobalAveragePooling2D()(x)
     x = keras.layers.BatchNormalization(synchronized=True)(x)
     model = keras.Model(inputs, sela_tf.MultiHead(T, K)(x))
     table = sela_tf.LabelTable(T, K, N)
