@@ -388,8 +388,8 @@ class TestStatistics:
 def test_several_inputs(values, tmp_path, kind):
     """Training, label pass, monitors, doctor: a model of two inputs is one of them side by side."""
     parts = values[:, :2], values[:, 2:]
-    inputs = [keras.Input((2,), name="left"), keras.Input((4,), name="right")]
-    structured = {"list": list, "tuple": tuple, "dict": lambda both: dict(zip(("left", "right"), both, strict=True))}[kind]
+    inputs = [keras.Input((2,), name="right"), keras.Input((4,), name="left")]
+    structured = {"list": list, "tuple": tuple, "dict": lambda both: dict(zip(("right", "left"), both, strict=True))}[kind]
     x = keras.layers.Dense(8, name="features")(keras.layers.Concatenate()(inputs))
     keras.utils.set_random_seed(3)
     model = keras.Model(structured(inputs), sela_tf.MultiHead(T, K)(x))
@@ -432,7 +432,10 @@ values = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     inputs = keras.Input((6,))
-    x = keras.layers.BatchNormalization(synchronized=True)(keras.layers.Dense(8)(inputs))
+    # of no image, a convolution puts out another shape
+    x = keras.layers.Conv2D(8, (3, 1))(keras.layers.Reshape((6, 1, 1))(inputs))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.BatchNormalization(synchronized=True)(x)
     model = keras.Model(inputs, sela_tf.MultiHead(T, K)(x))
     table = sela_tf.LabelTable(T, K, N)
     model.compile(keras.optimizers.SGD(0.0), loss=sela_tf.SelfLabelLoss(table))

@@ -60,7 +60,7 @@ class KNNMonitor(keras.callbacks.Callback):
         output = self.model.get_layer(self.layer).output
         if len(output.shape) != 2:
             raise ValueError(f"`layer` must put out vectors [B, D]. Received: layer={self.layer!r} of shape {tuple(output.shape)}")
-        self._extractor = FeatureExtractor(keras.Model(self.model.input, output), self.model.distribute_strategy)
+        self._extractor = FeatureExtractor(keras.Model(self.model.inputs, output), self.model.distribute_strategy)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if self._extractor is None or logs is None:

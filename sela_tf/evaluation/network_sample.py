@@ -55,7 +55,7 @@ class NetworkSample:
                 f"The model has {shape[0]} heads of {shape[1]} clusters, the label table {self._labels.num_heads} of "
                 f"{self._labels.num_clusters}"
             )
-        self._extractor = FeatureExtractor(keras.Model(model.input, self._heads.input), model.distribute_strategy)
+        self._extractor = FeatureExtractor(keras.Model(model.inputs, self._heads.input), model.distribute_strategy)
 
     def opinion(self) -> Opinion | None:
         """None before `look_through`."""

@@ -45,7 +45,7 @@ def cut_at_heads(model: keras.Model) -> keras.Model:
     """
     heads = find_multi_head(model)
     try:
-        return keras.Model(model.input, heads.input, name=f"{model.name}_features")
+        return keras.Model(model.inputs, heads.input, name=f"{model.name}_features")
     except (AttributeError, ValueError) as error:
         raise ValueError(f"The model must be functional, to be cut at its heads. Received: {type(model).__name__}") from error
 
