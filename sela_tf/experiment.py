@@ -172,7 +172,9 @@ class Experiment:
         for kind, variables in (("model", self.model.variables), ("optimizer", self.model.optimizer.variables)):
             for i, variable in enumerate(variables):
                 variable.assign(arrays[f"{kind}/{i:04d}"])
-        self.labels.restore(below("table", arrays))
+        # checkpoints of runs that were begun before lam was part of them are of the settings' lam, too
+        lam = np.full(self.config.num_heads, self.config.lam, np.float32)
+        self.labels.restore({"lam": lam, **below("table", arrays)})
         self._kept_of_watchers = below("monitors", arrays)
 
     def in_words(self, step: int) -> str:

@@ -84,13 +84,12 @@ def make_watchers(
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[:count])
     sample = inference_batches(data.train.take(chosen), size=data.size, batch_size=_BATCH)
     watchers: dict[str, ClusterMonitor | CollapseDoctor] = {
-        "clusters": ClusterMonitor(labels, directory.writer, lam=config.lam, sample=sample),
+        "clusters": ClusterMonitor(labels, directory.writer, sample=sample),
         "doctor": CollapseDoctor(
             labels,
             sample=sample,
             relabel_steps=relabel_steps,
             waiting_share=lambda: clock.waiting_share,
-            lam=config.lam,
             marginals=config.marginals,
             loss="heads_loss" if config.rotation else "loss",
             log=functools.partial(_log_finding, directory, clock),

@@ -103,11 +103,10 @@ class TestDoctor:
     def test_labels_without_a_transport_die(self, values):
         """Every image keeps the cluster that the network likes best: what the method is there to prevent."""
 
-        class Favourite:
-            def __init__(self, log_probs, initial_potentials):
-                self.labels, self.potentials, self.converged = log_probs.argmax(axis=1), np.zeros(K), True
+        def favourite(logits, initial_potentials):
+            return sela_tf.Assignment(logits.log_probs().argmax(axis=1), np.zeros(K))
 
-        fit = Fit(values, assign=Favourite)
+        fit = Fit(values, assign=favourite)
         assert fit.found[0] == ("clusters", 0)
         message = fit.doctor.findings[0].message
         worst = min((cluster_sizes(head, K) for head in fit.labels.labels), key=lambda head: head.effective)
@@ -143,19 +142,19 @@ class TestDoctor:
     def test_potentials_run_away_where_labels_are_not_balanced(self, values):
         """The transport is solved, but the labels that are trained on leave its potentials out."""
 
-        class Unbalanced:
-            def __init__(self, log_probs, initial_potentials):
-                solved = sinkhorn(log_probs, initial_potentials=initial_potentials)
-                self.labels, self.potentials, self.converged = log_probs.argmax(axis=1), solved.potentials, True
+        def unbalanced(logits, initial_potentials):
+            log_probs = logits.log_probs()
+            solved = sinkhorn(log_probs, initial_potentials=initial_potentials)
+            return sela_tf.Assignment(log_probs.argmax(axis=1), solved.potentials, solved.lam)
 
-        fit = Fit(values, assign=Unbalanced, epochs=6, rate=0.1)
+        fit = Fit(values, assign=unbalanced, epochs=6, rate=0.1)
         assert [kind for kind, _ in fit.found] == ["clusters", "potentials"]
         (message,) = [finding.message for finding in fit.doctor.findings if finding.kind == "potentials"]
         assert re.search(
             r"1\d\.\d nats of log p apart \(range / lam\), and grow ever farther apart \(\d epochs in a row\)", message
         )
         # the same labels at once, where the limit is lower
-        early = Fit(values, assign=Unbalanced, epochs=1, rate=0.1, max_potential_range=1.5)
+        early = Fit(values, assign=unbalanced, epochs=1, rate=0.1, max_potential_range=1.5)
         assert ("potentials", 0) in early.found
         assert "grow" not in early.doctor.findings[-1].message
 
@@ -240,7 +239,6 @@ class TestDoctor:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"lam": 0.0}, "`lam` must be positive"),
             ({"max_waiting_share": -1.0}, "`max_waiting_share` must be positive"),
             ({"sample": tf.data.Dataset.range(3).repeat()}, "without end"),
             ({"sample": tf.data.Dataset.range(0)}, "without any batch"),

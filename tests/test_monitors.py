@@ -42,7 +42,7 @@ class TestClusterMonitor:
         model.compile(keras.optimizers.SGD(0.05), loss=sela_tf.SelfLabelLoss(labels))
         labelling = sela_tf.SelfLabelling(labels, pairs(values, 64), relabel_steps=[0, 14, 17, 29], lam=10.0)
         writer = tf.summary.create_file_writer(str(tmp_path)) if given else tmp_path
-        monitor = sela_tf.ClusterMonitor(labels, writer, lam=10.0, sample=pairs(values[:100], 30).map(lambda image, index: image))
+        monitor = sela_tf.ClusterMonitor(labels, writer, sample=pairs(values[:100], 30).map(lambda image, index: image))
         tables = [labels.state()]
         seen = keras.callbacks.LambdaCallback(
             on_epoch_end=lambda epoch, logs: (tables.append(labels.state()), logs_of.append(logs))
@@ -115,10 +115,6 @@ class TestClusterMonitor:
 
         for a, b in zip(train(True), train(False), strict=True):
             np.testing.assert_array_equal(a, b)
-
-    def test_refuses(self, values, tmp_path):
-        with pytest.raises(ValueError, match="lam=-1"):
-            sela_tf.ClusterMonitor(sela_tf.LabelTable(T, K, N), tmp_path, lam=-1)
 
 
 class TestKNNMonitor:

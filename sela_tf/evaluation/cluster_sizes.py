@@ -16,6 +16,8 @@ class Labels(Protocol):
     num_examples: int
     potentials: np.ndarray
     """[T, K], of the last transport of each head; 0 before it."""
+    lam: np.ndarray
+    """[T], of that transport."""
     num_changes: np.ndarray
     """[T, N], the relabellings that changed the label, not counting a head's first."""
     num_relabellings: np.ndarray
@@ -63,6 +65,8 @@ def cluster_sizes(clusters: np.ndarray, num_clusters: int) -> ClusterSizes:
     return ClusterSizes(np.bincount(clusters, minlength=num_clusters))
 
 
-def potential_ranges(labels: Labels, lam: float) -> np.ndarray:
+def potential_ranges(labels: Labels) -> np.ndarray:
     """[T], how far the potentials of each head lie apart, in nats of log p: what the transport has to add to balance the clusters."""
-    return np.ptp(np.asarray(labels.potentials, np.float64), axis=1) / lam
+    ranges = np.ptp(np.asarray(labels.potentials, np.float64), axis=1)
+    # before a head's first transport there is no lam either
+    return np.where(ranges > 0, ranges / labels.lam, 0.0)

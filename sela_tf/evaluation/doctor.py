@@ -48,7 +48,6 @@ class CollapseDoctor(keras.callbacks.Callback):
             argmax are not looked at.
         relabel_steps: those of `SelfLabelling`; without them, labels that stand still are not looked at.
         waiting_share: returns the share of the epoch's training time that was spent waiting for data, which `model.fit` does not know.
-        lam: of the transport.
         marginals: sizes that the labels are to have, as the transport's.
         loss: what the logs call the heads' loss, where there are other losses.
         log: called with each finding.
@@ -67,7 +66,6 @@ class CollapseDoctor(keras.callbacks.Callback):
         sample: tf.data.Dataset | None = None,
         relabel_steps: Iterable[int] = (),
         waiting_share: Callable[[], float] | None = None,
-        lam: float = 25.0,
         marginals: Marginals = "uniform",
         loss: str = "loss",
         log: Callable[[Finding], None] | None = None,
@@ -76,10 +74,10 @@ class CollapseDoctor(keras.callbacks.Callback):
     ):
         super().__init__()
         self.thresholds = Thresholds(**thresholds)
-        for name, value in {"lam": lam, **self.thresholds._asdict()}.items():
+        for name, value in self.thresholds._asdict().items():
             if not value > 0:
                 raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
-        self.labels, self.lam = labels, lam
+        self.labels = labels
         self.relabel_steps = list(relabel_steps)
         self.waiting_share, self.loss, self.log, self.verbose = waiting_share, loss, log, verbose
         self.findings: list[Finding] = []
@@ -135,7 +133,7 @@ class CollapseDoctor(keras.callbacks.Callback):
         counts = self._count()
         relabelled, counted, changes = counts - (counts if self._counts is None else self._counts)
         self._counts = counts
-        ranges = potential_ranges(self.labels, self.lam) if counts[0] else None
+        ranges = potential_ranges(self.labels) if counts[0] else None
         if ranges is not None and relabelled:
             self._growing = self._growing + 1 if ranges.max() > self._largest_range else 0
             self._largest_range = float(ranges.max())

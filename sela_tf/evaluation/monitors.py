@@ -97,11 +97,10 @@ class ClusterMonitor(keras.callbacks.Callback):
     Args:
         labels: the table that `SelfLabelling` rewrites.
         writer: a directory for TensorBoard, or a writer made by `tf.summary.create_file_writer`, which its owner closes.
-        lam: of the transport.
         sample: batches of images, alone or as the first of a tuple, for the network's own argmax.
 
     Raises:
-        ValueError: `lam` is not positive, or the sample is empty or has no end; when training starts, if a sample is given and the model's
+        ValueError: the sample is empty or has no end; when training starts, if a sample is given and the model's
             heads are not the table's.
     """
 
@@ -110,13 +109,10 @@ class ClusterMonitor(keras.callbacks.Callback):
         labels: Labels,
         writer: str | os.PathLike[str] | tf.summary.SummaryWriter,
         *,
-        lam: float = 25.0,
         sample: tf.data.Dataset | None = None,
     ):
         super().__init__()
-        if not lam > 0:
-            raise ValueError(f"`lam` must be positive. Received: lam={lam}")
-        self.labels, self.lam = labels, lam
+        self.labels = labels
         self._given = writer
         self._writer: tf.summary.SummaryWriter | None = None
         self._sample = None if sample is None else NetworkSample(sample, labels)
@@ -137,7 +133,7 @@ class ClusterMonitor(keras.callbacks.Callback):
         changed = (labels != self._before).mean(axis=1)
         self._before = labels
         sizes = [cluster_sizes(head, self.labels.num_clusters) for head in labels]
-        ranges = potential_ranges(self.labels, self.lam)
+        ranges = potential_ranges(self.labels)
         opinion = self._sample.opinion() if self._sample is not None else None
         network = None if opinion is None else opinion.clusters
         with self._writer.as_default(steps_taken(self.model)):

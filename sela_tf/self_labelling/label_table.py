@@ -176,14 +176,12 @@ class LabelTable(tf.train.experimental.PythonState):
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Puts back what `state` gave; a state that was saved before lam was part of it leaves lam as it is.
+        """Puts back what `state` gave.
 
         Raises:
             ValueError: it belongs to a table of another shape; the table is then as before.
         """
         for name, value in self.state().items():
-            if name == "lam" and name not in state:
-                continue
             if name not in state or state[name].shape != value.shape:
                 found = state[name].shape if name in state else "nothing"
                 raise ValueError(f"`{name}` of the saved labels must have the shape {value.shape}. Received: {found}")
@@ -191,7 +189,7 @@ class LabelTable(tf.train.experimental.PythonState):
             raise ValueError(f"The saved labels must be from 0 to {self.num_clusters - 1}. Received: {state['labels'].max()}")
         self._variable.assign(state["labels"].T)
         self.potentials = np.array(state["potentials"])
-        self.lam = np.array(state.get("lam", self.lam))
+        self.lam = np.array(state["lam"])
         self.num_changes = np.array(state["num_changes"], np.int64)
         self.num_relabellings = np.array(state["num_relabellings"])
 
