@@ -592,3 +592,18 @@ def test_signals_are_left_to_the_main_thread():
     thread.start()
     thread.join()
     assert failed == []
+
+
+@pytest.mark.slow
+def test_a_run_in_a_thread(tmp_path):
+    settings = (
+        "dataset='digits', backbone='resnet8', width=8, num_heads=2, num_clusters=16, batch_size=64, epochs=1, learning_rate=0.1, "
+        "num_relabellings=2, report=False"
+    )
+    work = f"found.append(sela_tf.run(sela_tf.SelaConfig({settings}), {str(tmp_path / 'run')!r}))"
+    done = run_python(
+        "import threading, sela_tf; found = []\n"
+        f"thread = threading.Thread(target=lambda: {work}); thread.start(); thread.join(); print(found[0]['trained']['knn'])"
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-1]) > 0.5

@@ -559,7 +559,7 @@ with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     model = keras.Model(inputs, sela_tf.MultiHead(2, 4)(keras.layers.Dense(8, activation="relu")(inputs)))
     labels = sela_tf.LabelTable(2, 4, 96, seed=0)
     model.compile("sgd", loss=sela_tf.SelfLabelLoss(labels))
-callback = sela_tf.SelfLabelling(labels, batches, relabel_steps=[0, 8])
+callback = sela_tf.SelfLabelling(labels, batches, relabel_steps=[0, 8], verbose=1)
 history = model.fit(batches, epochs=3, shuffle=False, verbose=0, callbacks=[callback])
 print(history.history["loss"], [np.bincount(head, minlength=4).tolist() for head in labels.labels])
 assert np.isfinite(history.history["loss"]).all()
