@@ -16,7 +16,8 @@ import keras
 
 from sela_tf import __version__
 from sela_tf.config import ConfigError, SelaConfig
-from sela_tf.models import build_model, without_rotation_head
+from sela_tf.models import build_model
+from sela_tf.models.heads import find_multi_head
 from sela_tf.workdir import FLAGS, NETWORK, RESULTS, WEIGHTS, read_config, read_results, write_whole
 
 _FORMAT = 1
@@ -74,7 +75,8 @@ def save_network(workdir: pathlib.Path, model: keras.Model, description: Network
     The description holds the digest of the weights, so that two files of different steps are not taken for one network.
     """
     unfinished = workdir / f".unfinished-{WEIGHTS}"
-    without_rotation_head(model).save_weights(unfinished)
+    # as a model of its own, without the optimizer and the labels that are saved with a compiled one
+    keras.Model(model.inputs, find_multi_head(model).output).save_weights(unfinished)
     digest = _digest(unfinished)
     os.replace(unfinished, workdir / WEIGHTS)
     described = {
