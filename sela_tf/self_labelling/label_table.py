@@ -121,12 +121,17 @@ class LabelTable(tf.train.experimental.PythonState):
         inside = (index >= 0) & (index < self.num_examples)
         stray = tf.gather(index, tf.argmin(tf.cast(inside, tf.int32), axis=0))
         self._outside.assign(tf.where(tf.reduce_all(inside), self._outside.read_value(), stray))
-        # counted by a matrix product, as a scatter would make a GPU wait where its results must repeat
+        # Keras builds a model under a strategy by a call outside its replicas, which draws nothing
+        if not tf.distribute.in_cross_replica_context():
+            self._count(index)
+        labels = tf.gather(self._variable, tf.clip_by_value(index, 0, self.num_examples - 1))
+        return tf.where(inside[:, tf.newaxis], labels, -1)
+
+    def _count(self, index: tf.Tensor) -> None:
+        # by a matrix product, as a scatter would make a GPU wait where its results must repeat
         remainders = tf.math.floormod(index, _REMAINDERS)
         rows, columns = tf.one_hot(remainders // _SIDE, _SIDE), tf.one_hot(remainders % _SIDE, _SIDE)
         self._draws.assign_add(tf.matmul(rows, columns, transpose_a=True))
-        labels = tf.gather(self._variable, tf.clip_by_value(index, 0, self.num_examples - 1))
-        return tf.where(inside[:, tf.newaxis], labels, -1)
 
     def assign(
         self, head: int, labels: np.ndarray, potentials: np.ndarray | None = None, lam: float | np.ndarray | None = None
