@@ -16,8 +16,7 @@ import keras
 
 from sela_tf import __version__
 from sela_tf.config import ConfigError, SelaConfig
-from sela_tf.models import build_model
-from sela_tf.models.heads import find_multi_head
+from sela_tf.models import bare_network, build_model
 from sela_tf.workdir import FLAGS, NETWORK, RESULTS, WEIGHTS, read_config, read_results, write_whole
 
 _FORMAT = 1
@@ -70,13 +69,12 @@ def describe_network(
 
 
 def save_network(workdir: pathlib.Path, model: keras.Model, description: NetworkDescription, *, step: int) -> None:
-    """Writes network.json and the weights of `model` after `step` steps, without a rotation head.
+    """Writes network.json and the weights of `model` after `step` steps, without a rotation head or the state of the optimizer.
 
     The description holds the digest of the weights, so that two files of different steps are not taken for one network.
     """
     unfinished = workdir / f".unfinished-{WEIGHTS}"
-    # as a model of its own, without the optimizer and the labels that are saved with a compiled one
-    keras.Model(model.inputs, find_multi_head(model).output).save_weights(unfinished)
+    bare_network(model).save_weights(unfinished)
     digest = _digest(unfinished)
     os.replace(unfinished, workdir / WEIGHTS)
     described = {

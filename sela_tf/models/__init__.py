@@ -175,8 +175,6 @@ def with_rotation_head(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, {"heads": heads.output, "rotation": rotation}, name=f"{model.name}_rot")
 
 
-def without_rotation_head(model: keras.Model) -> keras.Model:
-    """From images to the heads' logits alone; a model that has no other output comes back as it is."""
-    if not isinstance(model.output, dict):
-        return model
+def bare_network(model: keras.Model) -> keras.Model:
+    """From images to the heads' logits, as a model of its own: the same layers, without another head, an optimizer or a loss."""
     return keras.Model(model.input, find_multi_head(model).output, name=model.name.removesuffix("_rot"))
