@@ -29,7 +29,7 @@ from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.newton import BYTES_LISTED
 from sela_tf.transport.sinkhorn import BYTES_STORED
 
-_FEW = 8
+_FEW, _MANY = 8, 8
 _GIB = 2**30
 # Entries that Newton's lists hold of a row when they are longest.
 _LISTED = 32
@@ -80,10 +80,7 @@ def dry_run(config: SelaConfig) -> None:
     distributed = iter(strategy.experimental_distribute_dataset(experiment.views(0, 2, batch_size=few)))
     loss, step_seconds = _second_time(lambda: float(step(next(distributed))["loss"]))
     print(f"one step on {few} images: loss {loss:.4f} (ln K = {np.log(config.num_clusters):.4f}), {step_seconds:.3f} s")
-    extractor, images = FeatureExtractor(cut_at_heads(model), strategy), data.train.take(np.arange(few))
-    _, look_seconds = _second_time(
-        lambda: extractor.collect(inference_batches(images, size=data.size, batch_size=few), len(images))
-    )
+    per_image = _seconds_of_looking(experiment, few)
     plan = plan_memory(counts.train, config.num_clusters, config.label_memory * _GIB)
     rows, width = 2 * config.num_clusters, int(model.get_layer("heads").input.shape[-1])
     solved, transport_seconds = _transport(config, plan, rows, width)
@@ -95,7 +92,6 @@ def dry_run(config: SelaConfig) -> None:
     steps_per_epoch = counts.train // config.batch_size
     # the last transport of the final weights is one more
     relabellings = len(experiment.schedule(steps_per_epoch)) + 1
-    per_image = look_seconds / few
     parts = [
         _Part("training", config.epochs, step_seconds / few * config.batch_size * steps_per_epoch),
         _Part("label passes", relabellings, per_image * counts.train),
@@ -118,6 +114,19 @@ def _stand_in(config: SelaConfig) -> tuple[SelaConfig, _Counts | None]:
         return config, None
     held_out = sum(is_held_out(str(row), config.eval_fraction) for row in range(wanted))
     return dataclasses.replace(config, dataset=f"synthetic:{least}"), _Counts(wanted - held_out, held_out)
+
+
+def _seconds_of_looking(experiment: Experiment, few: int) -> float:
+    """An image's share of a pass of the network: what more images take longer than `few` do."""
+    data, strategy = experiment.data, experiment.strategy
+    extractor = FeatureExtractor(cut_at_heads(experiment.model), strategy)
+
+    def seconds(count: int) -> float:
+        batches = inference_batches(data.train.take(np.arange(count)), size=data.size, batch_size=few)
+        return _second_time(lambda: extractor.collect(batches, count))[1]
+
+    many = min(_MANY * few, len(data.train))
+    return max(seconds(many) - seconds(few), 1e-6) / max(many - few, 1)
 
 
 def _second_time(function: Callable[[], Any]) -> tuple[Any, float]:

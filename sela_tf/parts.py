@@ -33,6 +33,8 @@ class Data(NamedTuple):
     """(height, width) that the network sees; () of vectors."""
     mean: np.ndarray
     variance: np.ndarray
+    left_out: tuple[ImageSet, ...] = ()
+    """Images of the source that are neither trained on nor held out; only names, rows and classes are kept of them."""
 
 
 def prepare_devices(config: SelaConfig) -> tf.distribute.Strategy:
@@ -159,15 +161,18 @@ def _load_data(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:
     if train.classes is not None and len(np.unique(train.classes)) < 2:
         report.append("all training images have the same class label, so class labels are not used")
         train = dataclasses.replace(train, classes=None, class_names=None)
+    left_out: tuple[ImageSet, ...] = ()
     if config.imbalance != "none":
-        whole = len(train)
-        train = unbalanced(train, config.imbalance, seed=config.seed)
-        report.append(f"--imbalance={config.imbalance}: {len(train)} of {whole} training images are kept")
+        whole = train
+        train = unbalanced(whole, config.imbalance, seed=config.seed)
+        gone = np.flatnonzero(~np.isin(whole.rows, train.rows))
+        left_out = (dataclasses.replace(whole, store=Unread(len(whole))).take(gone),)
+        report.append(f"--imbalance={config.imbalance}: {len(train)} of {len(whole)} training images are kept")
     for line in report:
         tell(line)
     size = _network_size(config, train)
     mean, variance = channel_statistics(train, size=size, seed=config.seed)
-    return Data(train, match_input(held_out, (*size, train.channels)), size, mean, variance)
+    return Data(train, match_input(held_out, (*size, train.channels)), size, mean, variance, left_out)
 
 
 def _network_size(config: SelaConfig, train: ImageSet) -> tuple[int, ...]:
@@ -249,9 +254,9 @@ def known_labels(config: SelaConfig, data: Data) -> np.ndarray | None:
     """
     if not config.known_labels:
         return None
-    known = read_known_labels(config.known_labels, data.train, config.num_clusters, held_out=data.held_out)
-    if known.num_held_out:
-        print(f"--known_labels: {known.num_held_out} labels are of held-out images and are left out", flush=True)
+    known = read_known_labels(config.known_labels, data.train, config.num_clusters, others=[data.held_out, *data.left_out])
+    if known.num_left_out:
+        tell(f"--known_labels: {known.num_left_out} labels are of images that are not trained on, and are left out")
     return known.labels
 
 

@@ -7,10 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from sela_tf.config import SelaConfig
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.label_files import match_names, read_known_labels, read_run_labels
 from sela_tf.data.stores import Arrays
+from sela_tf.parts import known_labels, load_data
 
 
 def _images(names: tuple[str, ...] | None) -> ImageSet:
@@ -29,21 +31,29 @@ class TestKnownLabels:
         whole, file = _images(None), tmp_path / "known.csv"
         train, held_out = whole.take(np.array([0, 2, 3])), whole.take(np.array([1]))
         file.write_text("index,cluster\n0,1\n1,1\n2,0\n")
-        known = read_known_labels(file, train, 2, held_out=held_out)
-        assert (known.labels.tolist(), known.num_held_out) == ([1, 0, -1], 1)
+        known = read_known_labels(file, train, 2, others=[held_out])
+        assert (known.labels.tolist(), known.num_left_out) == ([1, 0, -1], 1)
         # of a test split of its own the rows are others
         with pytest.raises(SourceError, match="line 3.*none of the 3 training images, nor of those held out, has the row '1'"):
-            read_known_labels(file, train, 2, held_out=whole)
+            read_known_labels(file, train, 2, others=[whole])
+
+    def test_labels_of_images_that_imbalance_leaves_out_do_not_count(self, tmp_path):
+        rows = range(1797)
+        (tmp_path / "known.csv").write_text("index,cluster\n" + "".join(f"{row},{row % 4}\n" for row in rows))
+        config = SelaConfig(dataset="digits", num_clusters=4, imbalance="heavy", known_labels=str(tmp_path / "known.csv"))
+        data = load_data(config)
+        assert len(data.train) < 1000
+        np.testing.assert_array_equal(known_labels(config, data), data.train.rows % 4)
 
     def test_held_out_names_are_left_out(self, tmp_path):
         whole, file = _images(("a.png", "b.png", "c.png", "d.png")), tmp_path / "known.csv"
         train, held_out = whole.take(np.array([3, 0])), whole.take(np.array([1, 2]))
         file.write_text("name,cluster\nc.png,1\nd.png,1\nb.png,\n")
-        known = read_known_labels(file, train, 2, held_out=held_out)
-        assert (known.labels.tolist(), known.num_held_out) == ([1, -1], 1)
+        known = read_known_labels(file, train, 2, others=[held_out])
+        assert (known.labels.tolist(), known.num_left_out) == ([1, -1], 1)
         file.write_text("name,cluster\nnew.png,1\n")
         with pytest.raises(SourceError, match="line 2.*has the name 'new.png'"):
-            read_known_labels(file, train, 2, held_out=held_out)
+            read_known_labels(file, train, 2, others=[held_out])
 
     def test_numbers_as_tools_write_them(self, tmp_path):
         file = tmp_path / "known.csv"

@@ -15,7 +15,7 @@ import tensorflow as tf
 from PIL import Image
 from served import encoded, picture
 
-from sela_tf import flags, labeller, prober
+from sela_tf import flags, labeller, prober, trainer
 from sela_tf.config import ConfigError, LabelConfig, ProbeConfig, SelaConfig
 from sela_tf.data import listing
 from sela_tf.data.augment import Augmentation
@@ -338,9 +338,9 @@ class TestUrl:
     def test_label_files(self, url, tmp_path):
         train, held_out = hold_out(load_source(f"folder:{url}").train, 0.3)
         (tmp_path / "known.csv").write_text(f"name,cluster\n{train.names[2]},1\n{held_out.names[0]},0\n")
-        known = read_known_labels(tmp_path / "known.csv", train, 2, held_out=held_out)
+        known = read_known_labels(tmp_path / "known.csv", train, 2, others=[held_out])
         assert known.labels.tolist() == [-1, -1, 1, *[-1] * (len(train) - 3)]
-        assert known.num_held_out == 1
+        assert known.num_left_out == 1
         labels = np.arange(2 * len(train)).reshape(2, -1) % 4
         np.savez(
             tmp_path / "labels.npz", labels=labels, potentials=np.zeros((2, 4)), data_fingerprint=np.array(train.fingerprint()),
@@ -357,6 +357,18 @@ class TestUrl:
         data = load_training_data(config)
         assert data.size == (16, 16)
         assert len(data.train) + len(data.held_out) == 12
+
+    @pytest.mark.slow
+    def test_a_whole_run(self, url, tmp_path):
+        config = SelaConfig(
+            dataset=f"folder:{url}", backbone="resnet8", width=1, num_heads=1, num_clusters=2, batch_size=4, image_size=16,
+            eval_fraction=0.3, epochs=2, num_relabellings=2, report=False,
+        )  # fmt: skip
+        results = trainer.run(config, tmp_path / "run")
+        assert results["data"]["num_training_images"] + results["data"]["num_held_out_images"] == 12
+        (tmp_path / "labels").mkdir()
+        labeller.label_run(LabelConfig(workdir=str(tmp_path / "run"), output=str(tmp_path / "labels" / "labels.csv")))
+        assert len((tmp_path / "labels" / "labels.csv").read_text().splitlines()) == 13
 
 
 def test_files_without_names_have_no_fingerprint(tmp_path):

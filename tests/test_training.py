@@ -22,7 +22,7 @@ from tensorflow.compat.v1.train import summary_iterator
 import sela_tf
 from sela_tf.config import ConfigError
 from sela_tf.data.sources import load_source
-from sela_tf.data.splits import hold_out
+from sela_tf.data.splits import hold_out, is_held_out
 from sela_tf.transport.marginals import check_marginals
 
 
@@ -190,7 +190,7 @@ def test_known_labels_and_a_prior_through_the_door(tmp_path):
     assert wrong.returncode == misspelt.returncode == 2
     assert "line 2 of --known_labels=" in wrong.stderr
     assert "none of the 1344 training images, nor of those held out, has the row '5000'" in wrong.stderr
-    assert "--known_labels: 7 labels are of held-out images and are left out" in with_known.stdout
+    assert "--known_labels: 7 labels are of images that are not trained on, and are left out" in with_known.stdout
     assert "--marginals=zip: " in misspelt.stderr
     with np.load(tmp_path / "known" / "labels.npz") as labels:
         for head in labels["labels"]:
@@ -444,9 +444,40 @@ def test_dry_run_writes_nothing(tmp_path):
     assert re.search(r"sela_resnet8: [\d,]+ parameters", process.stdout)
     assert "one step on 8 images: loss 2.77" in process.stdout
     assert re.search(r"one transport of 32 x 16: \d+ iterations", process.stdout)
-    assert "hours" in process.stdout
-    assert "memory" in process.stdout
+    assert re.search(
+        r"hours: training [\d.e-]+, label passes [\d.e-]+, transport [\d.e-]+, looking at images [\d.e-]+, kNN [\d.e-]+, linear probes, "
+        r"at most [\d.e-]+, agreement with classes [\d.e-]+\n",
+        process.stdout,
+    )
+    for phase in ("training", "relabelling", "a label pass", "evaluation"):
+        assert f"  besides, in {phase}: " in process.stdout
+    (peak,) = re.findall(r"peak of memory about ([\d.]+) GiB", process.stdout)
+    assert 0.2 < float(peak) < 3
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_dry_run_of_more_images_than_there_could_be():
+    """ImageNet's number, of which no pixels are made: counts, steps and memory are those of all of them."""
+    settings = [
+        "--dataset=synthetic:1281167",
+        "--image_size=16",
+        "--backbone=resnet8",
+        "--width=4",
+        "--num_clusters=100",
+        "--num_heads=2",
+    ]
+    few, all_of_them = run_doors([[*settings, "--dataset=synthetic:6000", "--dry_run"], [*settings, "--dry_run"]])
+    assert all_of_them.returncode == 0, all_of_them.stderr
+    held_out = sum(is_held_out(str(row), 0.1) for row in range(1_281_167))
+    assert f"{1_281_167 - held_out} training images, {held_out} held out" in all_of_them.stdout
+    assert f"400 epochs of {(1_281_167 - held_out) // 256} steps" in all_of_them.stdout
+    features = (1_281_167 - held_out) * 16 * 4 / 2**30
+    assert f"besides, in relabelling: features {features:.2f}, log-probabilities of a head (float32) {features * 100 / 16:.2f}" in (
+        all_of_them.stdout
+    )
+    hours = [float(re.search(r"label passes ([\d.e+-]+)", door.stdout)[1]) for door in (few, all_of_them)]
+    assert hours[1] > 50 * hours[0]
 
 
 @pytest.mark.slow
@@ -543,6 +574,11 @@ def test_two_devices_are_one(tmp_path):
         assert f"on {devices} device(s)" in process.stdout
         with np.load(workdir / "labels.npz") as labels:
             runs[devices] = [row["loss"] for row in rows(workdir) if row["kind"] == "train"], labels["training_labels"]
+    # what is served needs one device, whatever it was trained on
+    (exported,) = run_doors(
+        [[f"--workdir={tmp_path}/2", f"--export_dir={tmp_path}/served", "--nowarm_up", "--check"]], "sela_tf.export"
+    )
+    assert exported.returncode == 0, exported.stderr
     assert len(runs[1][0]) == 20
     np.testing.assert_allclose(runs[1][0], runs[2][0], rtol=1e-4)
     assert (runs[1][1] == runs[2][1]).mean() >= 0.999

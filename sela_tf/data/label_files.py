@@ -21,12 +21,12 @@ class KnownLabels(NamedTuple):
 
     labels: np.ndarray
     """int64 [N], -1 where the cluster is not known."""
-    num_held_out: int
-    """Labels of the file that are of held-out images, and so left out."""
+    num_left_out: int
+    """Labels of the file that are of images that are not trained on."""
 
 
 def read_known_labels(
-    path: str | os.PathLike[str], images: ImageSet, num_clusters: int, *, held_out: ImageSet | None = None
+    path: str | os.PathLike[str], images: ImageSet, num_clusters: int, *, others: Sequence[ImageSet] = ()
 ) -> KnownLabels:
     """The clusters of those of `images` that a CSV file labels.
 
@@ -38,7 +38,7 @@ def read_known_labels(
         path: of the file.
         images: those that are trained on, N of them.
         num_clusters: K.
-        held_out: images of which labels are left out.
+        others: images of the source that are not trained on, whose labels are left out.
 
     Raises:
         SourceError: the file cannot be read so; it names the line.
@@ -50,19 +50,19 @@ def read_known_labels(
         if images.names is None:
             raise SourceError(f"the images have no names: begin {flag} with index,cluster")
         places = match_names(keys, images.names)
-        held_places = match_names(keys, () if held_out is None else held_out.names or ())
+        other_places = match_names(keys, [name for each in others for name in each.names or ()])
     else:
         places = _match_rows(keys, images.rows)
         # without rows of their own they are another source, or a split of their own, whose rows are others
-        rows = None if held_out is None else held_out.source_rows
-        held_places = _match_rows(keys, np.arange(0) if rows is None else rows)
+        rows = [each.source_rows for each in others if each.source_rows is not None]
+        other_places = _match_rows(keys, np.concatenate([np.arange(0), *rows]))
     known = np.full(len(images), -1, np.int64)
-    num_held_out = 0
-    for line, place, held_place in zip(lines, places, held_places, strict=True):
+    num_left_out = 0
+    for line, place, other_place in zip(lines, places, other_places, strict=True):
         where = f"line {line.number} of {flag}"
-        if place < 0 and held_place < 0:
+        if place < 0 and other_place < 0:
             raise SourceError(
-                f"{where}: none of the {len(images)} training images, nor of those held out, has the {kind} {line.key!r}"
+                f"{where}: none of the {len(images)} training images, nor of those left out, has the {kind} {line.key!r}"
             )
         cluster = _whole_number(line.cluster) if line.cluster else -1
         if cluster is None or not -1 <= cluster < num_clusters:
@@ -73,12 +73,12 @@ def read_known_labels(
         if cluster < 0:
             continue
         if place < 0:
-            num_held_out += 1
+            num_left_out += 1
             continue
         if known[place] not in (-1, cluster):
             raise SourceError(f"{where}: {line.key!r} was said to be of cluster {known[place]} before. Received: {line.cluster}")
         known[place] = cluster
-    return KnownLabels(known, num_held_out)
+    return KnownLabels(known, num_left_out)
 
 
 class _Line(NamedTuple):
