@@ -84,7 +84,7 @@ class TestWorkdir:
         with open(tmp_path / "run" / LOCK) as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
         assert fcntl.fcntl(first._descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
-        with pytest.raises(ConfigError, match=rf"is in use by process {os.getpid()} on .*pytest"):
+        with pytest.raises(ConfigError, match=rf"is in use by process {os.getpid()} on \S+: .+: stop that"):
             second.start(0)
         first.close()
         second.start(0)

@@ -16,6 +16,7 @@ from conftest import ROOT, SMALL, run_doors
 from sela_tf import prober
 from sela_tf.config import ConfigError, ProbeConfig, SelaConfig
 from sela_tf.data.image_set import ImageSet
+from sela_tf.data.stores import Arrays
 from sela_tf.evaluation import protocol as protocols
 from sela_tf.evaluation.clustering import cluster_metrics
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
@@ -86,7 +87,7 @@ def images(rng: np.random.Generator, count: int, name: str = "noise") -> ImageSe
     """Images that classes can be told from, with a few mistakes."""
     classes = rng.integers(0, 3, count)
     pixels = rng.integers(0, 160, (count, 8, 8, 1)) + 40 * classes[:, None, None, None]
-    return ImageSet(name=name, channels=1, images=pixels.astype(np.uint8), classes=classes, image_size=(8, 8))
+    return ImageSet(name=name, channels=1, store=Arrays(pixels.astype(np.uint8)), classes=classes, image_size=(8, 8))
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_sampled_figures_are_those_of_the_sample(rng, few):
     def vectors(count):
         classes = rng.integers(0, 3, count)
         values = (rng.normal(size=(count, 6)) + classes[:, np.newaxis]).astype(np.float32)
-        return ImageSet(name="vectors", channels=6, images=values, classes=classes, image_size=())
+        return ImageSet(name="vectors", channels=6, store=Arrays(values), classes=classes, image_size=())
 
     config = SelaConfig(dataset="features:x.npy", backbone="identity", num_heads=T, num_clusters=K, evaluate="sampled", seed=6)
     data = Data(vectors(90), vectors(70), (), np.ones(6), np.ones(6))
@@ -265,6 +266,7 @@ import matplotlib.backends.backend_agg, matplotlib.figure, sklearn.linear_model
 import sela_tf.trainer
 from sela_tf.config import SelaConfig
 from sela_tf.data.image_set import ImageSet
+from sela_tf.data.stores import Arrays
 from sela_tf.evaluation.knn import knn_accuracy
 from sela_tf.models import build_model
 from sela_tf.parts import Data
@@ -278,7 +280,7 @@ rng = np.random.default_rng(0)
 def vectors(count):
     classes = rng.integers(0, 2, count)
     values = (rng.normal(size=(count, D)) + classes[:, None]).astype(np.float32)
-    return ImageSet(name="vectors", channels=D, images=values, classes=classes, image_size=())
+    return ImageSet(name="vectors", channels=D, store=Arrays(values), classes=classes, image_size=())
 
 config = SelaConfig(dataset="features:x.npy", backbone="identity", num_heads=T, num_clusters=K, evaluate="full")
 data = Data(vectors(N), vectors(M), (), np.zeros(D), np.ones(D))
