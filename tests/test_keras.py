@@ -328,7 +328,7 @@ class TestMistakes:
 
 
 class TestSilence:
-    @pytest.mark.parametrize(("told", "own", "lines"), [(0, None, False), (2, None, True), (0, 1, True), (2, 0, False)])
+    @pytest.mark.parametrize(("told", "own", "lines"), [(0, None, False), (2, None, True), slow(0, 1, True), slow(2, 0, False)])
     def test_as_fit_or_the_callback_was_told(self, values, capsys, told, own, lines):
         table = sela_tf.LabelTable(T, K, N)
         callbacks = [
