@@ -69,7 +69,7 @@ class DeepCluster(SelfLabelling):
     def __init__(self, *args: Any, assign: object, **options: Any):
         super().__init__(*args, assign=self._clusters, **options)
         self._in_training = False
-        self._features = np.empty((0, 0), np.float32)
+        self._clustered = np.empty((0, 0), np.float32)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         super().on_train_begin(logs)
@@ -86,9 +86,9 @@ class DeepCluster(SelfLabelling):
         super().write(step, outcome)
 
     def _clusters(self, logits: LinearLogits, *, initial_potentials: np.ndarray | None) -> Assignment:
-        self._features = np.asarray(logits.features)
+        self._clustered = np.asarray(logits.features)
         seed = int(self.labels.num_relabellings[0])
-        clusters = deep_clusters(self._features, self.labels.num_clusters, seed=seed)
+        clusters = deep_clusters(self._clustered, self.labels.num_clusters, seed=seed)
         clusters = renumbered(clusters, self.labels.labels[0], self.labels.num_clusters)
         return Assignment(clusters, np.zeros(self.labels.num_clusters, np.float32))
 
@@ -103,7 +103,7 @@ class DeepCluster(SelfLabelling):
                 velocity.assign(tf.zeros(velocity.shape))
 
     def _objective(self, head: HeadLabels) -> float:
-        logits = find_multi_head(self.model).head_logits(tf.constant(self._features), head.head)
+        logits = find_multi_head(self.model).head_logits(tf.constant(self._clustered), head.head)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(head.assignment.labels, logits)
         return float(tf.reduce_mean(losses))
 
