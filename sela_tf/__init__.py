@@ -15,7 +15,7 @@ from sela_tf.registration import other_backend, register_with_keras
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sela_tf.config import ConfigError, SelaConfig
+    from sela_tf.config import ConfigError, ExportConfig, LabelConfig, ProbeConfig, SelaConfig
     from sela_tf.data.errors import SourceError
     from sela_tf.evaluation.doctor import CollapseDoctor, Finding
     from sela_tf.evaluation.monitors import ClusterMonitor, KNNMonitor
@@ -45,11 +45,14 @@ _HOMES = {
     "ClusterMonitor": "evaluation.monitors",
     "CollapseDoctor": "evaluation.doctor",
     "ConfigError": "config",
+    "ExportConfig": "config",
     "Finding": "evaluation.doctor",
     "KNNMonitor": "evaluation.monitors",
+    "LabelConfig": "config",
     "LabelTable": "self_labelling.label_table",
     "LinearLogits": "transport.linear_logits",
     "MultiHead": "models.heads",
+    "ProbeConfig": "config",
     "SelaConfig": "config",
     "SelfLabelLoss": "self_labelling.loss",
     "SelfLabelling": "self_labelling.callback",
@@ -79,11 +82,14 @@ __all__ = [
     "ClusterMonitor",
     "CollapseDoctor",
     "ConfigError",
+    "ExportConfig",
     "Finding",
     "KNNMonitor",
+    "LabelConfig",
     "LabelTable",
     "LinearLogits",
     "MultiHead",
+    "ProbeConfig",
     "SelaConfig",
     "SelfLabelLoss",
     "SelfLabelling",

@@ -276,7 +276,7 @@ class SelaConfig:
 class LabelConfig:
     """The settings of `python -m sela_tf.label`."""
 
-    workdir: str = option("", "A finished run.")
+    workdir: str = option("", "A run whose training is finished.")
     dataset: str = option("", "Images to label, as in training; by default those of the run, held-out ones included.")
     output: str = option("", "File to write: .parquet, .csv or .npz.")
     balanced: bool = option(
@@ -308,7 +308,9 @@ class LabelConfig:
 class ProbeConfig:
     """The settings of `python -m sela_tf.probe`. Source: the reference's evaluation of AlexNet on ImageNet."""
 
-    workdir: tuple[str, ...] = option((), "Finished runs; of several, which differ in their seed, mean and interval are shown.")
+    workdir: tuple[str, ...] = option(
+        (), "Runs whose training is finished; of several, which differ in their seed, mean and interval are shown."
+    )
     stages: tuple[str, ...] = option((), "Stages that are probed, such as conv3,conv4; by default all, and the embedding.")
     protocol: str = option(
         "logistic",
@@ -370,7 +372,7 @@ class ProbeConfig:
 class ExportConfig:
     """The settings of `python -m sela_tf.export`."""
 
-    workdir: str = option("", "A finished run.")
+    workdir: str = option("", "A run whose training is finished.")
     export_dir: str = option(
         "", "Directory of the served model, made if missing; the export becomes its directory of the next number."
     )

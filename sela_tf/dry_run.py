@@ -1,4 +1,4 @@
-"""What a run would take, found out by doing a little of everything; writes nothing."""
+"""The estimate of what a run would take, found out by doing a little of everything; no run is written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from sela_tf.self_labelling.label_pass import cut_at_heads
 from sela_tf.transport.assignment import Assignment, MemoryPlan, assign_labels, plan_memory
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.newton import BYTES_LISTED
-from sela_tf.transport.sinkhorn import BYTES_STORED
+from sela_tf.transport.sinkhorn import usual_storage
+from sela_tf.transport.solve import BYTES_STORED
 
 _FEW, _MANY = 8, 8
 _GIB = 2**30
@@ -41,7 +42,8 @@ class _Counts(NamedTuple):
     """Images that the run would have."""
 
     train: int
-    held_out: int
+    held_out: int | None
+    """None where that many are loaded."""
 
 
 class _Part(NamedTuple):
@@ -68,10 +70,11 @@ def dry_run(config: SelaConfig) -> None:
     stand_in, counts = _stand_in(config)
     experiment = Experiment(stand_in, strategy)
     data, model = experiment.data, experiment.model
-    counts = counts or _Counts(len(data.train), len(data.held_out))
+    counts = counts or _Counts(len(data.train), None)
+    num_held_out = len(data.held_out) if counts.held_out is None else counts.held_out
     replicas = strategy.num_replicas_in_sync
     few = max(min(_FEW, len(data.train)) // replicas, 1) * replicas
-    print(f"{counts.train} training images, {counts.held_out} held out")
+    print(f"{counts.train} training images, {num_held_out} held out")
     print(f"{model.name}: {model.count_params():,} parameters, input {shape_in_words(data)}")
     for name in [*stage_names(model), *["hidden"] * bool(config.hidden_units), "heads"]:
         print(f"  {name}: {tuple(model.get_layer(name).output.shape[1:])}")
@@ -81,14 +84,14 @@ def dry_run(config: SelaConfig) -> None:
     loss, step_seconds = _second_time(lambda: float(step(next(distributed))["loss"]))
     print(f"one step on {few} images: loss {loss:.4f} (ln K = {np.log(config.num_clusters):.4f}), {step_seconds:.3f} s")
     per_image = _seconds_of_looking(experiment, few)
-    plan = plan_memory(counts.train, config.num_clusters, config.label_memory * _GIB)
+    plan = plan_memory(counts.train, config.num_clusters, config.label_memory * _GIB, tolerance=config.transport_tolerance)
     rows, width = 2 * config.num_clusters, int(model.get_layer("heads").input.shape[-1])
     solved, transport_seconds = _transport(config, plan, rows, width)
     print(
         f"one transport of {rows} x {config.num_clusters}: {solved.num_iterations} iterations, marginal error "
         f"{solved.marginal_error:.1e}, {transport_seconds:.2f} s"
     )
-    protocol = evaluation_protocol(config.evaluate, counts.train, counts.held_out, seed=config.seed)
+    protocol = evaluation_protocol(config.evaluate, counts.train, num_held_out, seed=config.seed)
     steps_per_epoch = counts.train // config.batch_size
     # the last transport of the final weights is one more
     relabellings = len(experiment.schedule(steps_per_epoch)) + 1
@@ -108,12 +111,15 @@ def dry_run(config: SelaConfig) -> None:
 
 def _stand_in(config: SelaConfig) -> tuple[SelaConfig, _Counts | None]:
     """The settings with fewer synthetic images, and how many there would be; None where nothing stands for anything."""
-    wanted = None if config.eval_dataset else synthetic_count(config.dataset)
+    wanted = synthetic_count(config.dataset)
     least = int(2 * max(config.num_clusters, config.batch_size, _FEW) / (1 - config.eval_fraction)) + 1000
     if wanted is None or wanted <= least:
         return config, None
+    fewer = dataclasses.replace(config, dataset=f"synthetic:{least}")
+    if config.eval_dataset:
+        return fewer, _Counts(wanted, None)
     held_out = sum(is_held_out(str(row), config.eval_fraction) for row in range(wanted))
-    return dataclasses.replace(config, dataset=f"synthetic:{least}"), _Counts(wanted - held_out, held_out)
+    return fewer, _Counts(wanted - held_out, held_out)
 
 
 def _seconds_of_looking(experiment: Experiment, few: int) -> float:
@@ -198,7 +204,7 @@ def _num_classes(data: Data) -> int:
 
 
 def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, protocol: EvaluationProtocol) -> None:
-    """What is held at once in the three phases of a run."""
+    """Prints what is held at once in each phase of a run."""
     config, data, model = experiment.config, experiment.data, experiment.model
     own = sum(0 if part.images is None else part.images.nbytes for part in (data.train, data.held_out))
     network = 3 * 4 * model.count_params()
@@ -208,8 +214,8 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
     table = (8 * 4 + 8 * 2) * config.num_heads * counts.train
     held = {"libraries": libraries, "images": images, "labels": table, "network, gradients and momentum": network}
     entries = counts.train * config.num_clusters
-    stored = BYTES_STORED["float16"] * entries if plan.source != "computed" else 0
-    listed = min(plan.rest or 0, _LISTED * BYTES_LISTED * counts.train)
+    stored = BYTES_STORED[usual_storage(config.transport_tolerance)] * entries if plan.source != "computed" else 0
+    listed = min(plan.rest, _LISTED * BYTES_LISTED * counts.train)
     features = 4 * int(model.get_layer("heads").input.shape[-1]) * counts.train
     embedding, classes = int(model.get_layer(EMBEDDING).output.shape[-1]), _num_classes(data)
     looked_at = 4 * (protocol.training_size + protocol.held_out_size) * (embedding + 3 * config.num_heads)
@@ -219,7 +225,7 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
         "relabelling": {
             "features": features,
             f"log-probabilities of a head ({plan.source})": plan.source_bytes(counts.train, config.num_clusters),
-            "stored rows or lists": max(stored if stored <= (plan.rest or 0) else 0, listed),
+            "stored rows or lists": max(stored if stored <= plan.rest else 0, listed),
         },
         "a label pass": {"features": features, "activations of a batch": 3 * 4 * min(PASS_BATCH, counts.train) * max(outputs)},
         "evaluation": {"embeddings and clusters": 2 * looked_at, "linear probe": probe},

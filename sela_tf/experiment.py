@@ -1,4 +1,4 @@
-"""One experiment: all that a run is made of, from its settings, once; and its state."""
+"""The experiment of a run: all that it is made of, from its settings, once; and its state."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Experiment:
     def make_model(self) -> keras.Model:
         """The network before its first step, with what trains it."""
         config = self.config
-        model = first_network(config, self.data, self.strategy)
+        model = first_network(config, self.description, self.strategy)
         loss: Any = SelfLabelLoss(self.labels)
         with self.strategy.scope():
             if config.rotation:
@@ -164,7 +164,9 @@ class Experiment:
         """Everything that training changes, by name."""
         variables = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
         arrays = {f"{kind}/{i:04d}": read(value) for kind, values in variables.items() for i, value in enumerate(values)}
-        states = {"table": self.labels.state(), **{f"monitors/{name}": watcher.state() for name, watcher in self.watchers.items()}}
+        # before the monitors are made, theirs is what was kept of them
+        monitors = {f"{name}/{key}": value for name, watcher in self.watchers.items() for key, value in watcher.state().items()}
+        states = {"table": self.labels.state(), "monitors": monitors or self._kept_of_watchers}
         return {**arrays, **{f"{place}/{name}": value for place, state in states.items() for name, value in state.items()}}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:

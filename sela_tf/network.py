@@ -34,7 +34,7 @@ class NetworkDescription:
     width: int
     hidden_units: int
     mean: tuple[float, ...]
-    """Of each channel over the training images, in [0, 255]; likewise `variance`."""
+    """The mean of each channel over the training images, in [0, 255]; likewise `variance`."""
     variance: tuple[float, ...]
     synchronized: bool
     """Batch statistics over all devices."""
@@ -68,6 +68,14 @@ def describe_network(
     )
 
 
+def keep_old_network(workdir: pathlib.Path) -> None:
+    """Gives a run that was made before networks described themselves its network.json, so that the network stays usable while the run,
+    continued, is without results.json, the only other place of what it says."""
+    if (workdir / NETWORK).exists() or not ((workdir / RESULTS).exists() and (workdir / WEIGHTS).exists()):
+        return
+    _write(workdir, read_description(workdir), _digest(workdir / WEIGHTS), step=None)
+
+
 def save_network(workdir: pathlib.Path, model: keras.Model, description: NetworkDescription, *, step: int) -> None:
     """Writes network.json and the weights of `model` after `step` steps, without a rotation head or the state of the optimizer.
 
@@ -77,6 +85,10 @@ def save_network(workdir: pathlib.Path, model: keras.Model, description: Network
     bare_network(model).save_weights(unfinished)
     digest = _digest(unfinished)
     os.replace(unfinished, workdir / WEIGHTS)
+    _write(workdir, description, digest, step=step)
+
+
+def _write(workdir: pathlib.Path, description: NetworkDescription, digest: str, *, step: int | None) -> None:
     described = {
         "format": _FORMAT, "sela_tf": __version__, "step": step, "weights": WEIGHTS, "weights_sha256": digest,
         "network": dataclasses.asdict(description),
@@ -111,8 +123,8 @@ def load_run(workdir: str | os.PathLike[str]) -> keras.Model:
     except (OSError, ValueError, KeyError) as error:
         why = str(error).splitlines()[0][:200]
         raise ConfigError(
-            f"{path / WEIGHTS} is missing or damaged, or of another network ({why}): remove {path / RESULTS} and repeat the run's command, "
-            "which writes both anew"
+            f"{path / WEIGHTS} is missing or damaged, or of another network ({why}): remove {path / RESULTS}, if it is "
+            "there, and repeat the run's command, which writes both anew"
         ) from error
     return model
 
@@ -141,7 +153,8 @@ def _from_json(path: pathlib.Path) -> tuple[NetworkDescription, str]:
         return NetworkDescription(**fields), described["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path} is damaged ({error}): remove {path.parent / RESULTS} and repeat the run's command, which writes both anew"
+            f"{path} is damaged ({error}): remove {path.parent / RESULTS}, if it is there, and repeat the run's command, "
+            f"which writes both anew"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a run is made of, each from the settings: devices, images, network."""
+"""Devices, images, labels and networks from the settings, each by itself; experiment.py puts them together."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sela_tf.data.pipeline import channel_statistics, training_batches, with_rot
 from sela_tf.data.sources import Outline, load_source, outline_source
 from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
 from sela_tf.data.stores import Unread
+from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
 from sela_tf.models import check_backbone, check_image_size
 from sela_tf.network import NetworkDescription, describe_network
 from sela_tf.self_labelling.label_table import LabelTable
@@ -84,7 +85,7 @@ def load_data(config: SelaConfig) -> Data:
 
 
 def load_training_data(config: SelaConfig) -> Data:
-    """As `load_data`, of images that can be trained on as the settings say; what cannot be is refused before anything is decoded.
+    """Loads images that can be trained on as the settings say; what cannot be is refused before anything is decoded.
 
     Raises:
         ValueError: likewise, or the settings do not fit the images (ConfigError).
@@ -101,7 +102,7 @@ def tell(line: str) -> None:
 
 
 def _source_options(config: SelaConfig) -> dict[str, Any]:
-    """What sources are told, be it to load or to outline them."""
+    """The arguments of sources, be it to load or to outline them."""
     return {
         "data_dir": config.data_dir,
         "download": config.download,
@@ -146,7 +147,7 @@ def _refuse_before_decoding(config: SelaConfig) -> dict[str, Splits]:
 
 
 def _load_data(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:
-    """As `load_data`; some sources may have been loaded before, by the name of their setting."""
+    """Does what `load_data` says; some sources may have been loaded before, by the name of their setting."""
     splits = loaded.get("dataset") or _load(config, "dataset")
     report = list(splits.report)
     if config.eval_dataset:
@@ -217,6 +218,11 @@ def _check_fit(config: SelaConfig, train: ImageSet, size: tuple[int, ...] | None
     check_image_size(config.backbone, size)
 
 
+def protocol_of(config: SelaConfig, data: Data) -> EvaluationProtocol:
+    """The images that the figures of a run are taken on."""
+    return evaluation_protocol(config.evaluate, len(data.train), len(data.held_out), seed=config.seed)
+
+
 def shape_in_words(data: Data) -> str:
     """Of what the network takes."""
     return f"vectors of {data.train.channels}" if data.train.is_vectors else " x ".join(map(str, (*data.size, data.train.channels)))
@@ -278,8 +284,8 @@ def training_views(
     return with_rotations(batches, share=config.rotation_share, replicas=replicas)
 
 
-def first_network(config: SelaConfig, data: Data, strategy: tf.distribute.Strategy) -> keras.Model:
+def first_network(config: SelaConfig, description: NetworkDescription, strategy: tf.distribute.Strategy) -> keras.Model:
     """The network before its first step, the same for the same seed."""
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
-        return description_of(config, data).build(weights=config.backbone_weights)
+        return description.build(weights=config.backbone_weights)

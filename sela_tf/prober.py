@@ -40,8 +40,13 @@ _CLUSTERING = {
 }  # fmt: skip
 
 
-def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """As `probe`; also writes probes.json into the directory of the run."""
+def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Probes the network of a run, by default the first that the settings name; also writes probes.json into its directory.
+
+    Raises:
+        ValueError: as `probe`.
+    """
+    workdir = settings.workdir[0] if workdir is None else workdir
     results = probe(settings, workdir)
     write_whole(pathlib.Path(workdir).expanduser() / PROBES, json.dumps(results, indent=1) + "\n")
     return results
@@ -81,9 +86,7 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "workdir"},
     }
     if settings.untrained:
-        seen = read_description(workdir)
-        data = data._replace(mean=np.array(seen.mean), variance=np.array(seen.variance))
-        untrained = first_network(config, data, strategy)
+        untrained = first_network(config, read_description(workdir), strategy)
         views = inference_batches(judged_on.train, size=data.size, batch_size=_BATCH)
         FeatureExtractor(untrained, strategy).settle(views)
         results["untrained"] = _figures(settings, untrained, stages, judged_on, strategy)
@@ -96,7 +99,7 @@ class _Images(NamedTuple):
     data: Data
     """All of them, which probes trained by SGD go through."""
     train: ImageSet
-    """Those that the other figures are taken on; likewise `held_out`."""
+    """The training images that the other figures are taken on; likewise `held_out`."""
     held_out: ImageSet
     protocol: EvaluationProtocol
     """Which chose them."""
@@ -203,12 +206,13 @@ def check_alike(workdirs: Sequence[str]) -> None:
     """Raises:
     ConfigError: the runs differ in more than their seed and whose labels they learned, so that a mean would mean nothing.
     """
+    free = {"seed", "labels_from", *(field.name for field in dataclasses.fields(SelaConfig) if field.metadata["shown"])}
     first, *others = ((workdir, dataclasses.asdict(read_config(workdir))) for workdir in workdirs)
     for name, config in others:
         different = [
             f"--{key} is {value!r} in {first[0]} and {config[key]!r} in {name}"
             for key, value in first[1].items()
-            if value != config[key] and key not in ("seed", "labels_from", "cache_dir")
+            if value != config[key] and key not in free
         ]
         if different:
             raise ConfigError(f"--workdir names runs that differ in more than their seed: {'; '.join(different)}")

@@ -15,7 +15,7 @@ _SERIALIZABLE = ("models.heads", "models.batch_norm", "optimizer", "self_labelli
 
 
 def other_backend() -> str | None:
-    """What is wrong with the backend of Keras, and the way out; None where it is TensorFlow.
+    """Says what is wrong with the backend of Keras, and the way out; None where it is TensorFlow.
 
     Before Keras is loaded, the environment is what can be known of it.
     """

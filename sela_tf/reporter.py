@@ -13,9 +13,8 @@ import numpy as np
 from sela_tf.config import SelaConfig
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.evaluation.protocol import evaluation_protocol
 from sela_tf.evaluation.summary import Looks
-from sela_tf.parts import Data, shape_in_words
+from sela_tf.parts import Data, protocol_of, shape_in_words
 from sela_tf.reporting.course import Galleries, course, gallery
 from sela_tf.reporting.pictures import draw_gallery, draw_report
 from sela_tf.workdir import GALLERIES, PICTURE, REPORT, Workdir, write_whole
@@ -66,10 +65,10 @@ def write_report(
 
 
 def _gallery(config: SelaConfig, data: Data, labels: np.ndarray, looks: Looks | None) -> dict[str, list[dict[str, Any]]]:
-    """Of head 0, whose labels [N] are given; empty where the network was shown nothing."""
+    """The galleries of head 0, whose labels [N] are given; empty where the network was shown nothing."""
     if looks is None or looks.training is None:
         return {"best": [], "random": []}
-    protocol = evaluation_protocol(config.evaluate, len(data.train), len(data.held_out), seed=config.seed)
+    protocol = protocol_of(config, data)
     source = Galleries(
         labels,
         config.num_clusters,

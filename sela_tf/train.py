@@ -63,7 +63,7 @@ def _define(values: absl_flags.FlagValues) -> None:
     flags.define(values, SelaConfig)
     absl_flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.", flag_values=values)
     absl_flags.DEFINE_bool(
-        "dry_run", False, "Try everything once on little, estimate time and memory, write nothing.", flag_values=values
+        "dry_run", False, "Try everything once on little, estimate time and memory; no run is written.", flag_values=values
     )
 
 

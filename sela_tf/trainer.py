@@ -13,13 +13,13 @@ from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.evaluation.summary import Looks
 from sela_tf.experiment import Experiment, check_same_images
 from sela_tf.loop import Progress, signals_noted, train
-from sela_tf.network import save_network
+from sela_tf.network import keep_old_network, save_network
 from sela_tf.parts import check_before_loading, prepare_devices
 from sela_tf.reporter import write_report
 from sela_tf.self_labelling.label_pass import HeadLabels
-from sela_tf.verdict import judge
+from sela_tf.verdict import judge, look_at_run
 from sela_tf.watching import log_first_labels
-from sela_tf.workdir import Workdir
+from sela_tf.workdir import Workdir, read_labels
 
 
 def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: type[Experiment] = Experiment) -> dict[str, Any]:
@@ -49,13 +49,18 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: t
     print(experiment.in_words(step), flush=True)
     for line in directory.changes():
         print(line, flush=True)
-    directory.start(step)
+    keep_old_network(directory.path)
     try:
-        _train(experiment, directory, step)
-        save_network(directory.path, experiment.model, experiment.description, step=experiment.last_step)
-        final = _last_transport(experiment, directory)
-        results, looks = _judge(experiment, final)
-        directory.write_results(results)
+        directory.start(step)
+        if directory.has_results:
+            # the report alone is missing
+            results, looks = directory.read_results(), _look_again(experiment, directory)
+        else:
+            _train(experiment, directory, step)
+            save_network(directory.path, experiment.model, experiment.description, step=experiment.last_step)
+            final = _last_transport(experiment, directory)
+            results, looks = _judge(experiment, final)
+            directory.write_results(results)
         if config.report:
             _draw(experiment, directory, results, looks)
     finally:
@@ -119,7 +124,7 @@ def _last_transport(experiment: Experiment, directory: Workdir) -> list[HeadLabe
             "labels": labels.labels,
             "training_labels": training_labels,
             "potentials": labels.potentials,
-            "lam": np.array(experiment.config.lam, np.float32),
+            "lam": np.array(final[0].assignment.lam, np.float32),
             "converged": np.array([head.assignment.converged for head in final]),
             "num_changes": labels.num_changes,
             "num_relabellings": labels.num_relabellings,
@@ -136,7 +141,13 @@ def _judge(experiment: Experiment, final: list[HeadLabels]) -> tuple[dict[str, A
     """(the verdict, as results.json holds it; what the trained network made of the images)."""
     config, data, labels = experiment.config, experiment.data, experiment.labels
     verdict = judge(
-        config, data, experiment.model, labels=labels.labels, potentials=labels.potentials, strategy=experiment.strategy
+        config,
+        data,
+        experiment.model,
+        labels=labels.labels,
+        potentials=labels.potentials,
+        lam=final[0].assignment.lam,
+        strategy=experiment.strategy,
     )
     results = {
         **verdict.figures,
@@ -151,6 +162,22 @@ def _judge(experiment: Experiment, final: list[HeadLabels]) -> tuple[dict[str, A
         },
     }
     return results, verdict.looks
+
+
+def _look_again(experiment: Experiment, directory: Workdir) -> Looks | None:
+    """The finished network at the images of its verdict; the label table gets the labels of the last transport."""
+    labels = experiment.labels
+    kept = read_labels(directory.path, (labels.num_heads, labels.num_clusters))
+    for head in range(labels.num_heads):
+        labels.assign(head, kept["labels"][head], kept["potentials"][head], float(kept["lam"]))
+    return look_at_run(
+        experiment.config,
+        experiment.data,
+        experiment.model,
+        potentials=labels.potentials,
+        lam=float(kept["lam"]),
+        strategy=experiment.strategy,
+    )
 
 
 def _draw(experiment: Experiment, directory: Workdir, results: dict[str, Any], looks: Looks | None) -> None:

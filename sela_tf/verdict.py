@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.config import SelaConfig
-from sela_tf.evaluation.protocol import evaluation_protocol
 from sela_tf.evaluation.summary import (
     Looks,
     evaluate_chance,
@@ -19,16 +18,41 @@ from sela_tf.evaluation.summary import (
     look_at_both,
     no_figures,
 )
-from sela_tf.parts import Data, first_network
+from sela_tf.parts import Data, description_of, first_network, protocol_of
 
 
 class Verdict(NamedTuple):
-    """How good a run is, and what its network made of the images."""
+    """The figures of a run, and what its network made of the images."""
 
     figures: dict[str, dict[str, Any]]
     """ "trained", "untrained", "chance" and "training_labels" of results.json."""
     looks: Looks | None
     """The trained network's, without embeddings, for the report; None where nothing was evaluated."""
+
+
+def look_at_run(
+    config: SelaConfig,
+    data: Data,
+    model: keras.Model,
+    *,
+    potentials: np.ndarray,
+    lam: float,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Looks | None:
+    """A trained network on the images that it is judged by, the arguments being those of `judge`; None where it is not to be judged."""
+    protocol = protocol_of(config, data)
+    if protocol.kind == "none":
+        return None
+    return look_at_both(
+        model,
+        protocol.training(data.train),
+        protocol.held_out(data.held_out),
+        size=data.size,
+        strategy=strategy,
+        potentials=potentials,
+        lam=lam,
+        always_training=config.report,
+    )
 
 
 def judge(
@@ -38,6 +62,7 @@ def judge(
     *,
     labels: np.ndarray,
     potentials: np.ndarray,
+    lam: float,
     strategy: tf.distribute.Strategy | None = None,
 ) -> Verdict:
     """The verdict on a trained network and its labels.
@@ -48,26 +73,18 @@ def judge(
         model: the trained network.
         labels: integers [T, N], of the final transport.
         potentials: [T, K], likewise.
+        lam: of that transport.
         strategy: that the model was built under.
     """
-    protocol = evaluation_protocol(config.evaluate, len(data.train), len(data.held_out), seed=config.seed)
-    if protocol.kind == "none":
+    protocol = protocol_of(config, data)
+    looks = look_at_run(config, data, model, potentials=potentials, lam=lam, strategy=strategy)
+    if looks is None:
         return Verdict({name: no_figures() for name in ("trained", "untrained", "chance", "training_labels")}, None)
     train, held_out = protocol.training(data.train), protocol.held_out(data.held_out)
-    looks = look_at_both(
-        model,
-        train,
-        held_out,
-        size=data.size,
-        strategy=strategy,
-        potentials=potentials,
-        lam=config.lam,
-        always_training=config.report,
-    )
     trained = evaluate_looks(looks, train.classes, held_out.classes, num_clusters=config.num_clusters, protocol=protocol)
     # the embeddings of one network at a time
     looks = looks.without_embeddings()
-    untrained = first_network(config, data, strategy or tf.distribute.get_strategy())
+    untrained = first_network(config, description_of(config, data), strategy or tf.distribute.get_strategy())
     sampled = labels if protocol.training_sample is None else labels[:, protocol.training_sample]
     return Verdict(
         {

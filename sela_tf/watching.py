@@ -15,10 +15,9 @@ from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import cluster_metrics, entropy_histogram
 from sela_tf.evaluation.doctor import CollapseDoctor, Finding
 from sela_tf.evaluation.monitors import ClusterMonitor, KNNMonitor
-from sela_tf.evaluation.protocol import evaluation_protocol
 from sela_tf.loop import Clock
 from sela_tf.models import EMBEDDING
-from sela_tf.parts import Data
+from sela_tf.parts import Data, protocol_of
 from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.workdir import Workdir
@@ -44,7 +43,7 @@ class ClassJudge(NamedTuple):
 
 def class_judge(config: SelaConfig, data: Data) -> ClassJudge | None:
     """On the images that the figures are taken on; None where there are no classes, or no figures are wanted."""
-    protocol = evaluation_protocol(config.evaluate, len(data.train), len(data.held_out), seed=config.seed)
+    protocol = protocol_of(config, data)
     if data.train.classes is None or protocol.kind == "none":
         return None
     sample = protocol.training_sample
@@ -53,7 +52,7 @@ def class_judge(config: SelaConfig, data: Data) -> ClassJudge | None:
 
 def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback]:
     """KNN at the end of each epoch, where there are classes to vote for and figures are wanted."""
-    protocol = evaluation_protocol(config.evaluate, len(data.train), len(data.held_out), seed=config.seed)
+    protocol = protocol_of(config, data)
     queries = protocol.held_out(data.held_out)
     if data.train.classes is None or queries.classes is None or not config.monitor_examples or protocol.kind == "none":
         return []

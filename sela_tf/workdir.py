@@ -31,7 +31,7 @@ _LABELS_HOLD = (
     "labels", "potentials", "lam", "num_changes", "num_relabellings", "converged", "data_fingerprint", "source_rows"
 )  # fmt: skip
 _OF_OTHERS = ("lost+found",)
-"""What a fresh volume holds."""
+"""Directories that a fresh volume holds."""
 _BEFORE_STEP = ("first_labels", "relabel")
 """Rows that belong before their step; the others come after it."""
 
@@ -81,10 +81,12 @@ class Workdir:
 
     @property
     def has_results(self) -> bool:
-        """The verdict that is asked for is there."""
-        if self.previous is None or self.previous.epochs != self.config.epochs or not (self.path / RESULTS).exists():
+        """The verdict that is asked for is there; where none is asked for, any will do."""
+        if not (self.path / RESULTS).exists():
             return False
-        return self.read_results()["config"].get("evaluate", self.config.evaluate) == self.config.evaluate
+        found = self.read_results()["config"]
+        asked = self.config.evaluate
+        return found["epochs"] == self.config.epochs and asked in ("none", found.get("evaluate", asked))
 
     @property
     def is_finished(self) -> bool:
@@ -111,8 +113,8 @@ class Workdir:
     def start(self, step: int) -> None:
         """Makes the directory this run's own, and begins writing at `step`; `close` lets go of it.
 
-        Rows of later steps, which will be taken again, are removed, and so is a verdict that is not the one asked for. The network and the
-        labels of a shorter training stay until there are others.
+        Where the verdict that is asked for is not there, rows of later steps, which will be taken again, are removed, and so are another
+        verdict and its report. The network and the labels of a shorter training stay until there are others.
         """
         outdated = not self.has_results
         try:
@@ -121,9 +123,9 @@ class Workdir:
             write_whole(self.path / FLAGS, flags.to_flagfile(self.config))
         except OSError as error:
             raise ConfigError(f"--workdir={self.path} cannot be written: {error.strerror or error}") from error
-        if outdated:
-            (self.path / RESULTS).unlink(missing_ok=True)
-        for name in (METRICS, TIMINGS):
+        for name in (RESULTS, REPORT) if outdated else ():
+            (self.path / name).unlink(missing_ok=True)
+        for name in (METRICS, TIMINGS) if outdated else ():
             file = self.path / name
             if file.exists():
                 rows = [row for row in map(_row, file.read_text(errors="replace").splitlines()) if row]
@@ -246,7 +248,8 @@ def read_labels(workdir: str | os.PathLike[str], shape: Sequence[int]) -> dict[s
         _check_step(arrays, path.parent / NETWORK)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(
-            f"{path} is missing or damaged ({error}): remove {path.parent / RESULTS} and repeat the run's command, which writes both anew"
+            f"{path} is missing or damaged ({error}): remove {path.parent / RESULTS}, if it is there, and repeat the run's "
+            "command, which writes both anew"
         ) from error
     return arrays
 
@@ -273,11 +276,13 @@ def _check_step(arrays: Mapping[str, np.ndarray], network: pathlib.Path) -> None
     """Raises:
     ValueError: the network went on, and was stopped before its last transport.
     """
-    if "step" not in arrays or not network.exists():
+    if not network.exists():
         return
     step = json.loads(network.read_text()).get("step")
-    if step != int(arrays["step"]):
-        raise ValueError(f"labels of step {int(arrays['step'])}, and the network is of step {step}")
+    # neither is known of a run that was made before networks described themselves
+    labels_step = int(arrays["step"]) if "step" in arrays else None
+    if step != labels_step:
+        raise ValueError(f"labels of step {labels_step}, and the network is of step {step}")
 
 
 def read_results(path: pathlib.Path) -> dict[str, Any]:

@@ -84,7 +84,9 @@ class TestTransport:
         from sela_tf.transport import assignment
 
         plans = []
-        monkeypatch.setattr(assignment, "plan_memory", lambda *args: plans.append(plan_memory(*args)) or plans[-1])
+        monkeypatch.setattr(
+            assignment, "plan_memory", lambda *args, **options: plans.append(plan_memory(*args, **options)) or plans[-1]
+        )
         made(label_memory=1e-9).labelling.relabel(1)
         made().labelling.relabel(1)
         assert [plan.source for plan in plans] == ["computed"] * T + ["float32"] * T

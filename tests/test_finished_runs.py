@@ -129,12 +129,13 @@ def test_a_run_that_was_killed_in_its_evaluation_labels_exports_and_is_completed
     assert (workdir / REPORT).exists()
     # what alone is missing is made alone
     (workdir / REPORT).unlink()
-    verdict = (workdir / RESULTS).stat().st_mtime_ns
+    before = [(workdir / name).stat().st_mtime_ns for name in (RESULTS, LABELS, WEIGHTS)]
     (drawn,) = run_doors([arguments])
     assert drawn.returncode == 0
     assert (workdir / REPORT).exists()
-    assert json.loads((workdir / RESULTS).read_text()) == kept
-    assert verdict
+    assert [(workdir / name).stat().st_mtime_ns for name in (RESULTS, LABELS, WEIGHTS)] == before
+    assert json.loads((workdir / REPORT).read_text()) == json.loads((finished[0] / REPORT).read_text())
+    assert (workdir / "metrics.jsonl").read_text() == steps
 
 
 @pytest.mark.slow

@@ -253,6 +253,7 @@ class TestMistakes:
             (1000, lambda rng: np.repeat(rng.permutation(1000)[:100], 8), False),  # eight views of each
             # nine of ten draws from a hundredth of the images
             (10_000, lambda rng: np.where(rng.random(10_000) < 0.9, rng.integers(0, 100, 10_000), rng.integers(0, 10_000, 10_000)), False),
+            (5000, lambda rng: np.tile(rng.permutation(5000)[:64], 100), False),  # one batch, to see whether it can be learned
             (1797, lambda rng: rng.integers(0, 10, 1797), True),
             (50_000, lambda rng: rng.integers(0, 100, 640), False),  # too few draws to know
             (50_000, lambda rng: rng.integers(0, 100, 50_000), True),
@@ -355,6 +356,20 @@ class TestStatistics:
         assert not has_empty_statistics(model)
         assert not has_empty_statistics(within)
         assert not has_empty_statistics(make_model(normalise=False))
+
+        class Block(keras.layers.Layer):
+            def __init__(self):
+                super().__init__()
+                self.norm = keras.layers.BatchNormalization()
+
+            def call(self, inputs, training=None):
+                return self.norm(inputs, training=training)
+
+        inputs = keras.Input((6,))
+        hidden = keras.Model(inputs, Block()(inputs))
+        assert has_empty_statistics(hidden)
+        hidden(values, training=True)
+        assert not has_empty_statistics(hidden)
 
     def test_the_first_pass_of_a_network_that_starts_from_weights_is_in_inference_mode(self, values):
         """Its labels are those of its predictions, dropout or not."""

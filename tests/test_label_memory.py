@@ -89,6 +89,26 @@ def test_stored_rows_and_lists_keep_within_the_limit(rng, monkeypatch):
     assert (bound.labels == free.labels).mean() > 0.995
 
 
+def test_rows_are_stored_anew_in_float32_only_if_they_fit(rng, monkeypatch):
+    """Where half precision has no room for a step, the solve goes on in single precision, or without stored rows."""
+    from sela_tf.transport import rows as rows_module
+    from sela_tf.transport import solve as module
+
+    problem = rng.normal(size=(400, 16)).astype(np.float32)
+    stored, absorb = [], rows_module.Rows.absorb
+    monkeypatch.setattr(rows_module.Rows, "absorb", lambda *args: stored.append(args[-1].name) or absorb(*args))
+    monkeypatch.setattr(module, "newton", lambda *args, **options: None)
+    # a stretch that ends after its first pass is what half precision looks like that sees no error
+    iterate = module._iterate
+    monkeypatch.setattr(
+        module, "_iterate", lambda rows, now, target, tolerance, most, storage: iterate(rows, now, target, tolerance, 1, storage)
+    )
+    for limit, expected in ((None, {"float16", "float32"}), (2 * problem.size, {"float16"})):
+        stored.clear()
+        sinkhorn(problem, memory_limit=limit, max_iterations=40)
+        assert set(stored) == expected
+
+
 _ALIVE = """
 import resource, sys, numpy as np
 import sela_tf

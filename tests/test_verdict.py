@@ -32,7 +32,7 @@ from sela_tf.evaluation.summary import (
     table,
 )
 from sela_tf.models import build_model
-from sela_tf.parts import Data, first_network
+from sela_tf.parts import Data, description_of, first_network
 from sela_tf.reporter import write_report
 from sela_tf.verdict import judge
 from sela_tf.watching import class_judge, knn_monitor
@@ -142,11 +142,11 @@ def test_sampled_figures_are_those_of_the_sample(rng, few):
     keras.utils.set_random_seed(5)
     network = build_model("identity", image_shape=(6,), num_heads=T, num_clusters=K, mean=[1.0] * 6, variance=[1.0] * 6)
     labels, potentials = rng.integers(0, K, (T, 90)), np.zeros((T, K), np.float32)
-    found = judge(config, data, network, labels=labels, potentials=potentials).figures
+    found = judge(config, data, network, labels=labels, potentials=potentials, lam=config.lam).figures
     chosen = evaluation_protocol("sampled", 90, 70, seed=6)
     assert (chosen.training_size, chosen.held_out_size) == (30, 20)
     train, held_out = data.train.take(chosen.training_sample), data.held_out.take(chosen.held_out_sample)
-    untrained = first_network(config, data, tf.distribute.get_strategy())
+    untrained = first_network(config, description_of(config, data), tf.distribute.get_strategy())
     for column, model, settle in (("trained", network, False), ("untrained", untrained, True)):
         expected = evaluate_network(model, train, held_out, size=(), settle=settle)
         words = found[column].pop("protocol")
@@ -195,7 +195,7 @@ def workdir(path, config: SelaConfig) -> Workdir:
 def test_none_looks_at_nothing_and_the_rest_goes_on(rng, network, data, passes, tmp_path):
     config = dataclasses.replace(CONFIG, evaluate="none")
     labels = rng.integers(0, K, (T, 90))
-    verdict = judge(config, data, network, labels=labels, potentials=np.zeros((T, K), np.float32))
+    verdict = judge(config, data, network, labels=labels, potentials=np.zeros((T, K), np.float32), lam=config.lam)
     assert class_judge(config, data) is None
     assert knn_monitor(config, data) == []
     write_report(workdir(tmp_path, config), config, data, labels, verdict.figures, verdict.looks)
@@ -302,7 +302,7 @@ before = peak()
 knn_accuracy(bank, bank_classes, bank[:50], bank_classes[:50])
 of_knn = peak() - before
 before = peak()
-verdict = judge(config, data, model, labels=labels, potentials=np.zeros((T, K), np.float32))
+verdict = judge(config, data, model, labels=labels, potentials=np.zeros((T, K), np.float32), lam=config.lam)
 write_report(directory, config, data, labels, {**verdict.figures, "config": vars(config)}, verdict.looks)
 print(of_knn, peak() - before, 4 * N * T * K)
 """

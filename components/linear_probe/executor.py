@@ -45,7 +45,7 @@ def evaluate(settings: LinearProbeSettings, probe: ProbeConfig) -> dict[str, Any
         "component": _NAME,
         "examples": manifest["digest"],
         "settings": {name: value for name, value in vars(settings).items() if name not in own},
-        "probe": {name: value for name, value in vars(probe).items() if name not in ("workdir", "dataset")},
+        "probe": {name: value for name, value in vars(probe).items() if name not in ("workdir", "dataset", "cache_dir")},
         **{name: _fingerprint_of(path, name) for name, path in models.items()},
     }
     evaluation, blessing = pathlib.Path(settings.evaluation), pathlib.Path(settings.blessing)

@@ -59,8 +59,10 @@ def self_label(settings: SelfLabellingSettings, config: SelaConfig) -> dict[str,
     outputs = {"model": model, "labels": labels, "metrics": metrics}
     workdir = _place_to_work(settings)
     if all(artifacts.is_current(str(path), made_of) for path in outputs.values()):
-        print(f"unchanged since it was trained: {model}", flush=True)
-        return read_results(model / RUN)
+        results = read_results(model / RUN)
+        if results["config"].get("evaluate", config.evaluate) == config.evaluate:
+            print(f"unchanged since it was trained: {model}", flush=True)
+            return results
     for name, path in outputs.items():
         artifacts.refuse_other(str(path), name, made_of)
     for name, path in outputs.items():

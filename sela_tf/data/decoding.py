@@ -46,7 +46,7 @@ _SIDES = {"png": _Sides(16, 4, "big"), "gif": _Sides(6, 2, "little"), "bmp": _Si
 
 
 class Header(NamedTuple):
-    """What the first bytes of an image file say of it."""
+    """The kind of an image file and its size, as its first bytes tell them."""
 
     kind: str
     height: int
@@ -61,7 +61,7 @@ class ImageInfo(NamedTuple):
     width: int
     channels: int
     pixels_sha256: str = ""
-    """Of shape and values as they were decoded, in hexadecimal digits; "" where the header alone was read."""
+    """The sha256 digest of shape and values as they were decoded; "" where the header alone was read."""
 
 
 class BadImageError(ValueError):

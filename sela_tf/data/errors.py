@@ -1,4 +1,4 @@
-"""What is wrong with data, in words."""
+"""The error that says what is wrong with data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every source becomes: images somewhere in a store, and what is known of each."""
+"""An image set, which every source becomes: images somewhere in a store, and what is known of each."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ImageSet:
 
     @property
     def images(self) -> np.ndarray | None:
-        """Those in memory, uint8 [N, H, W, C], or vectors float32 [N, D]; None where they are read as they are needed."""
+        """The images in memory, uint8 [N, H, W, C], or vectors float32 [N, D]; None where they are read as they are needed."""
         return self.store.pixels if isinstance(self.store, Arrays) else None
 
     @property

@@ -82,7 +82,7 @@ def read_known_labels(
 
 
 class _Line(NamedTuple):
-    """Of a file of known labels."""
+    """A line of a file of known labels."""
 
     number: int
     key: str
@@ -91,7 +91,7 @@ class _Line(NamedTuple):
 
 
 def _read_lines(path: str | os.PathLike[str], flag: str) -> tuple[str, list[_Line]]:
-    """What keys are, "name" or "row", and all lines but the first."""
+    """The kind of the keys, "name" or "row", and all lines but the first."""
     try:
         with pathlib.Path(path).expanduser().open(newline="", encoding="utf-8-sig") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file)]
@@ -131,7 +131,7 @@ def match_names(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
 
 
 def _whole_number(text: str) -> int | None:
-    """Of 3, 3.0, 3.000e+00, as tables are written that hold numbers of one kind; None of anything else."""
+    """The number that 3, 3.0 or 3.000e+00 stands for, as tables write numbers of one kind; None for anything else."""
     try:
         value = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What is in the files of a folder, found out once: a file is looked at again only where its size or its time has changed.
+"""The listing of a folder, what is in its files, made once: a file is looked at again only where its size or its time has changed.
 
 A listing is one parquet file a folder in a directory of the user's (`--cache_dir`), a row for each file. It saves time and holds nothing
 else: without it, damaged, or made by another TensorFlow, which may decode otherwise, everything is looked at anew.
@@ -24,7 +24,7 @@ from sela_tf.data.errors import SourceError
 
 FORMAT = 1
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
-"""Of files that are meant to be images."""
+"""The endings of files that are meant to be images."""
 _SHOWN = 5
 _SCHEMA = pa.schema(
     [
@@ -53,7 +53,7 @@ class LookedAt(NamedTuple):
     mtime_ns: int = 0
     """Nanoseconds since 1970; 0 where the file system tells no times."""
     sha256: str = ""
-    """Of an image file, in hexadecimal digits; files that are no images are not read to their end."""
+    """The sha256 digest of an image file; "" of files that are no images, which are not read to their end."""
 
     @property
     def top(self) -> str:
@@ -91,7 +91,7 @@ def walk(root: str, *, name: str) -> list[str]:
 
 
 def _is_file(path: str) -> bool:
-    """Or a link that was one to an image."""
+    """Tells a file, or a link that led to an image, from other entries."""
     return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path) and path.lower().endswith(SUFFIXES))
 
 
@@ -106,7 +106,7 @@ def look_at(root: str, name: str) -> LookedAt:
 
 
 def look_at_header(root: str, name: str) -> LookedAt:
-    """As `look_at` without decoding: an image has the size that its header tells, no digests, and 0 channels, which are not known yet."""
+    """Reads the header of a file: of an image the size that it tells, no digests, and 0 channels, which are not known yet."""
     return _look(root, name, decode=False)
 
 
@@ -137,7 +137,7 @@ def _look(root: str, name: str, *, decode: bool) -> LookedAt:
 
 
 def path_of(root: str, name: str) -> str:
-    """Of a file below `root`."""
+    """The size and the time of change of a file below `root`."""
     return f"{root.rstrip('/')}/{name}"
 
 
@@ -158,7 +158,7 @@ def size_and_time(path: str) -> tuple[int, int]:
 def list_folder(
     root: str, names: Sequence[str], *, cache_dir: str = "", tell: Callable[[str], None] | None = None
 ) -> list[LookedAt]:
-    """What is in each of the files: as listed where they are unchanged, otherwise looked at and decoded, and then listed.
+    """Returns what is in each of the files: as listed where they are unchanged, otherwise looked at and decoded, and then listed.
 
     Args:
         root: a directory.
@@ -189,7 +189,7 @@ def list_folder(
 
 
 def unchanged(root: str, names: Sequence[str], *, cache_dir: str) -> list[LookedAt | None]:
-    """Of each file what is listed; None where nothing is, or the file is not the same any more."""
+    """Returns what is listed of each file; None where nothing is, or the file is not the same any more."""
     listed = read_listing(root, cache_dir=cache_dir)
 
     def same(name: str) -> LookedAt | None:
@@ -209,7 +209,7 @@ def unchanged(root: str, names: Sequence[str], *, cache_dir: str) -> list[Looked
 
 
 def read_listing(root: str, *, cache_dir: str) -> dict[str, LookedAt]:
-    """What was found in the files below `root` when they were last looked at, by their names; nothing where no listing can be used."""
+    """Reads the listing of `root`: what was found in its files, by their names; nothing where no listing can be used."""
     if not cache_dir:
         return {}
     try:
@@ -268,7 +268,7 @@ def _listing_path(root: str, cache_dir: str) -> str:
 
 
 def _made_by(root: str) -> bytes:
-    """What a listing depends on besides the files."""
+    """The versions that a listing depends on besides the files."""
     return json.dumps({"format": FORMAT, "tensorflow": tf.__version__, "root": _key(root)}).encode()
 
 

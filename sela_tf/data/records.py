@@ -97,7 +97,7 @@ def read_index(directory: str, manifest: Mapping[str, Any], name: str) -> pa.Tab
 
 
 def records_of(directory: str, split: str, manifest: Mapping[str, Any], rows: pa.Table, *, name: str) -> Records:
-    """Where the images of a split lie, of which `rows` of the index are.
+    """The places of the images of a split, which `rows` of the index tell.
 
     Raises:
         SourceError: a shard is missing, or is not as it was when it was written.

@@ -1,4 +1,4 @@
-"""Where the images of a set lie: in memory, in files, or (records.py) in TFRecord shards; each knows its images by their places alone."""
+"""The stores of images: in memory, in files, or (records.py) in TFRecord shards; each knows its images by their places alone."""
 
 from __future__ import annotations
 

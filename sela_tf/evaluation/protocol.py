@@ -1,4 +1,4 @@
-"""How much of a data set is evaluated on, decided from its size alone."""
+"""The images that a run is evaluated on, decided from the size of its sets alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EvaluationProtocol(NamedTuple):
     held_out_sample: np.ndarray | None = None
     """int64, increasing indices below M; None for all."""
     max_iterations: int = _ITERATIONS
-    """Of the logistic regression's solver, which stops there, converged or not."""
+    """The limit of the logistic regression's solver, which stops there, converged or not."""
 
     @property
     def training_size(self) -> int:
@@ -60,17 +60,17 @@ class EvaluationProtocol(NamedTuple):
 
     @property
     def labels_words(self) -> str:
-        """What labels of training images were compared with the classes on, where that is not all of them."""
+        """The images whose labels were compared with the classes, in words, where that is not all of them."""
         if self.training_sample is None:
             return ""
         return " Agreement of the labels with the classes, during training and after it: on these training images."
 
     def training(self, images: ImageSet) -> ImageSet:
-        """Those of the training images that are looked at."""
+        """The training images that are looked at."""
         return images if self.training_sample is None else images.take(self.training_sample)
 
     def held_out(self, images: ImageSet) -> ImageSet:
-        """Those of the held-out images that are looked at."""
+        """The held-out images that are looked at."""
         return images if self.held_out_sample is None else images.take(self.held_out_sample)
 
 

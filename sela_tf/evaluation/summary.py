@@ -102,7 +102,7 @@ def evaluate_looks(
     settled: bool = False,
     protocol: EvaluationProtocol | None = None,
 ) -> dict[str, Any]:
-    """As `evaluate_network`, of what was seen already.
+    """The figures of `evaluate_network`, from what was seen already.
 
     Args:
         looks: at the images that the protocol chose.
@@ -140,13 +140,6 @@ def no_figures() -> dict[str, Any]:
     """The keys of `evaluate_network`, with null for each, and the reason, where an evaluation was not wanted."""
     empty = dict.fromkeys(("knn", "linear_probe", *ClusterMetrics._fields, "clusters_used"))
     return {**empty, "reason": LEFT_OUT, "protocol": f"{LEFT_OUT}."}
-
-
-def plain_clusters(
-    model: keras.Model, images: ImageSet, *, size: tuple[int, ...], strategy: tf.distribute.Strategy | None = None
-) -> np.ndarray:
-    """The plain argmax of each head on the clean views: int64 [T, N]."""
-    return look(model, images, size=size, strategy=strategy, embedding=False).clusters
 
 
 def evaluate_labels(labels: np.ndarray, classes: np.ndarray | None) -> dict[str, Any]:

@@ -26,18 +26,13 @@ def steps_taken(model: keras.Model) -> int:
 
 
 def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """The batch normalisation layers of a model and of the models within it."""
-    found: list[keras.layers.BatchNormalization] = []
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            found.append(layer)
-        elif isinstance(layer, keras.Model):
-            found += batch_norms(layer)
-    return found
+    """The batch normalisation layers of a model, also of those within its layers."""
+    # `model.layers` has only those of the top
+    return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
 
 
 def has_empty_statistics(model: keras.Model) -> bool:
-    """Whether the model normalises by batches and has seen none yet: every moving mean is 0 and every moving variance 1.
+    """Tells a model that normalises by batches and has seen none yet: every moving mean is 0 and every moving variance 1.
 
     In inference mode such a network's outputs mean nothing, and a label pass over it has to run in training mode. A network that starts
     from weights has statistics.

@@ -39,7 +39,7 @@ def objective(relabellings: Sequence[Mapping[str, Any]]) -> tuple[list[float], l
 
 
 class Galleries(NamedTuple):
-    """What galleries are chosen from."""
+    """The labels and opinions that galleries are chosen from."""
 
     labels: np.ndarray
     """[N], of all training images."""

@@ -22,6 +22,9 @@ from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.loss import SelfLabelLoss
 from sela_tf.transport.assignment import assign_labels
 
+_LAM, _LABEL_MEMORY = 25.0, 4.0
+"""The paper's lam on ImageNet; GiB."""
+
 
 class SelfLabelling(keras.callbacks.Callback):
     """Recomputes the labels of every head before given optimizer steps (arXiv 1911.05371, section 3.1).
@@ -43,7 +46,8 @@ class SelfLabelling(keras.callbacks.Callback):
             equal in size.
         features: makes what the heads see of every image, float32 [N, D] in the order of the indices, where that is not one pass over
             `inference_dataset`: called with the step and a function that makes such a pass over any data set like it.
-        label_memory: GiB that the log-probabilities of a head, and what its transport stores besides, may take, of the default `assign`.
+        label_memory: GiB that the log-probabilities of a head, and what its transport stores besides, may take; 4 if None; not beside
+            `assign`.
         batch_statistics: run the pass in training mode (batch statistics, dropout), as the reference does. Otherwise the network is
             in inference mode, but for a relabelling while the moving statistics of its batch normalisation are still empty.
         heads_in_turn: one head a relabelling, the next one each time, as the reference does on CIFAR; otherwise all.
@@ -70,7 +74,7 @@ class SelfLabelling(keras.callbacks.Callback):
         lam: float | None = None,
         assign: Assign | None = None,
         features: Callable[[int, Callable[[tf.data.Dataset], np.ndarray]], np.ndarray] | None = None,
-        label_memory: float = 4.0,
+        label_memory: float | None = None,
         batch_statistics: bool = False,
         heads_in_turn: bool = False,
         log: Callable[[int, list[HeadLabels]], None] | None = None,
@@ -85,10 +89,16 @@ class SelfLabelling(keras.callbacks.Callback):
             raise ValueError(f"`relabel_steps` must not be negative. Received: {self.relabel_steps[0]}")
         if inference_dataset is None and features is None:
             raise ValueError("`inference_dataset` must be given, or `features` that does without. Received: None for both")
-        if assign is not None and lam is not None:
-            raise ValueError(f"`lam` is of the default transport, and `assign` replaces it: give one of them. Received: lam={lam}")
+        for name, value in (("lam", lam), ("label_memory", label_memory)):
+            if value is not None and assign is not None:
+                raise ValueError(
+                    f"`{name}` is of the default transport, and `assign` replaces it: give one of them. Received: {name}={value}"
+                )
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
+        memory = _LABEL_MEMORY if label_memory is None else label_memory
         self.assign: Assign = assign or functools.partial(
-            assign_labels, lam=25.0 if lam is None else lam, memory_limit=label_memory * 2**30
+            assign_labels, lam=_LAM if lam is None else lam, memory_limit=memory * 2**30
         )
         self.features = features
         self.batch_statistics = batch_statistics
@@ -227,7 +237,8 @@ class SelfLabelling(keras.callbacks.Callback):
         if self._is_first_epoch and few is not None:
             raise ValueError(
                 f"The training data set yielded about {few} different indices for {drawn} images of its first epoch, and the label table is "
-                f"of {self.labels.num_examples} images: the second of each pair must be the image's index, not its class label"
+                f"of {self.labels.num_examples} images: the second of each pair must be the image's index, not its class label. If "
+                "so few images are meant, give the LabelTable their number"
             )
         self._is_first_epoch = False
 
@@ -243,7 +254,7 @@ class SelfLabelling(keras.callbacks.Callback):
         return outcome
 
     def _features(self, step: int) -> np.ndarray:
-        """What the heads see of every image now, float32 [N, D]."""
+        """The features of every image under the present network, float32 [N, D]."""
         num_examples = self.labels.num_examples
         batch_statistics = self.batch_statistics or has_empty_statistics(self.model)
 

@@ -20,6 +20,10 @@ Class labels meet 19 times fewer on CUB-200 (200 classes, 5,994 images), 300 tim
 from a hundredth of the set meet 6 times fewer.
 """
 
+_SMALL = 4
+"""Few indices are class labels if the largest is below this many times their number; the same few images again and again, as who
+overfits a batch on purpose draws them, have indices all over the table."""
+
 
 class LabelTable(tf.train.experimental.PythonState):
     """int64 labels of T heads and N images in a variable, so that a compiled training step sees a relabelling at once.
@@ -61,6 +65,7 @@ class LabelTable(tf.train.experimental.PythonState):
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
         self._variable = tf.Variable(initial.T, dtype=tf.int64, trainable=False, aggregation=first, name="labels")
         self._outside = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=first, name="index_outside")
+        self._largest = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=first, name="largest_index")
         # each replica counts for itself, as Keras' metrics do
         self._draws = tf.Variable(
             tf.zeros([_SIDE, _SIDE]),
@@ -99,18 +104,20 @@ class LabelTable(tf.train.experimental.PythonState):
         """The number of different indices among those looked up, where it is so small that they can be no example indices; else None.
 
         Example indices are drawn in permutations, with replacement, oversampled, or some of them in each epoch; class labels
-        are the same few again and again. Up to a few thousand are told from many (linear counting: Whang et al. 1990).
+        are the same few small numbers again and again. Up to a few thousand are told from many (linear counting: Whang et al. 1990).
         """
         met = int(np.count_nonzero(tf.convert_to_tensor(self._draws)))
         if met == _REMAINDERS:
             return None
         different = -_REMAINDERS * math.log1p(-met / _REMAINDERS)
         expected = self.num_examples * -math.expm1(-self.num_drawn / self.num_examples)
-        return round(different) if different * _FEW < expected else None
+        are_small = int(self._largest.numpy()) < _SMALL * different
+        return round(different) if different * _FEW < expected and are_small else None
 
     def forget_lookups(self) -> None:
-        """So that a later failure is not blamed on indices that were met before."""
+        """Forgets the indices met so far, lest a later failure be blamed on them."""
         self._outside.assign(0)
+        self._largest.assign(0)
         self._draws.assign(tf.zeros([_SIDE, _SIDE]))
 
     def lookup(self, index: tf.Tensor) -> tf.Tensor:
@@ -121,6 +128,7 @@ class LabelTable(tf.train.experimental.PythonState):
         inside = (index >= 0) & (index < self.num_examples)
         stray = tf.gather(index, tf.argmin(tf.cast(inside, tf.int32), axis=0))
         self._outside.assign(tf.where(tf.reduce_all(inside), self._outside.read_value(), stray))
+        self._largest.assign(tf.maximum(self._largest.read_value(), tf.reduce_max(index)))
         # Keras builds a model under a strategy by a call outside its replicas, which draws nothing
         if not tf.distribute.in_cross_replica_context():
             self._count(index)

@@ -11,7 +11,8 @@ from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, cluster_sizes
 from sela_tf.transport.newton import BYTES_LISTED
 from sela_tf.transport.rounding import balanced_labels
-from sela_tf.transport.sinkhorn import BYTES_STORED, SinkhornResult, sinkhorn
+from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn, usual_storage
+from sela_tf.transport.solve import BYTES_STORED
 
 # Of the rows, that would have to leave their cluster: where they are more than the first, as with networks that see hardly any difference
 # between images (.35 with an AlexNet after 200 steps, whose rounding took five minutes and takes five seconds so), colder transports
@@ -31,13 +32,13 @@ class Assignment(NamedTuple):
     potentials: np.ndarray
     """float32 [K], of the transport; zeros where there was none."""
     lam: float = 1.0
-    """What log p is multiplied by where the potentials are added."""
+    """The factor of log p where the potentials are added."""
     converged: bool = True
     """The transport reached its tolerance."""
     num_iterations: int | None = None
     marginal_error: float | None = None
     rounding_gap: float | None = None
-    """What `labels` may lose at most against the best ones of their sizes, in mean log p an image; None where labels were not rounded."""
+    """The most that `labels` may lose against the best ones of their sizes, in mean log p an image; None where labels were not rounded."""
 
     @property
     def sizes(self) -> np.ndarray:
@@ -51,26 +52,26 @@ class Assignment(NamedTuple):
 
 
 class MemoryPlan(NamedTuple):
-    """How the log-probabilities of one head are held during its transport."""
+    """The way in which the log-probabilities of one head are held during its transport."""
 
     source: str
     """float32, float16 (less the row's largest), or computed: from features, at every reading."""
-    rest: float | None
-    """Bytes that are left for stored rows and lists; None for no limit."""
+    rest: float
+    """Bytes that are left for stored rows and lists."""
 
     def source_bytes(self, num_rows: int, num_clusters: int) -> int:
         """Bytes that the log-probabilities themselves take."""
         return _SOURCE_BYTES[self.source] * num_rows * num_clusters
 
 
-def plan_memory(num_rows: int, num_clusters: int, memory_limit: float) -> MemoryPlan:
+def plan_memory(num_rows: int, num_clusters: int, memory_limit: float, *, tolerance: float = 1e-3) -> MemoryPlan:
     """The most precise way to hold N x K log-probabilities within `memory_limit` bytes, lists and stored rows included.
 
-    float32 is taken if rows stored in half precision fit besides; float16 if these do, or a few list entries for each row. A fixed limit
-    picks the same way on every machine.
+    float32 is taken if rows stored as the tolerance asks for fit besides; float16 if these do, or a few list entries for each row. A fixed
+    limit picks the same way on every machine.
     """
     entries = num_rows * num_clusters
-    stored = BYTES_STORED["float16"] * entries
+    stored = BYTES_STORED[usual_storage(tolerance)] * entries
     for source, besides in (
         ("float32", stored),
         ("float16", min(stored, _LISTED_OF_A_ROW * BYTES_LISTED * num_rows)),
@@ -118,7 +119,7 @@ def assign_labels(
     """
     rest = None
     if isinstance(log_probs, LinearLogits) and memory_limit is not None:
-        plan = plan_memory(len(log_probs.features), int(log_probs.kernel.shape[1]), memory_limit)
+        plan = plan_memory(len(log_probs.features), int(log_probs.kernel.shape[1]), memory_limit, tolerance=tolerance)
         rest = plan.rest
         if plan.source != "computed":
             log_probs = log_probs.checked()

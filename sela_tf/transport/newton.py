@@ -28,7 +28,7 @@ _SHORTEST_REACH, _REACH = 40.0, 100.0
 _MARGIN = 12.0
 _ROWS_TO_LOOK_AT = 512
 BYTES_LISTED = 96
-"""Of an entry of the lists at the peak of a solve: score, column and row, with two evaluations and the Hessian's triples at once."""
+"""Bytes of an entry of the lists at the peak of a solve: score, column and row, with two evaluations and the Hessian's triples at once."""
 # Potentials may move so far without a maximum of each row having to be found lest an exponential overflow.
 _SAFE_ROOM = 500.0
 # Scores that stay in the second-level cache while they are looked at.

@@ -21,9 +21,8 @@ import tensorflow as tf
 
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, held_and_target
-from sela_tf.transport.newton import BYTES_LISTED
 from sela_tf.transport.rows import Rows
-from sela_tf.transport.solve import MOST_DRIFT, coarse_start, solve
+from sela_tf.transport.solve import BYTES_STORED, MOST_DRIFT, coarse_start, fits, solve
 
 # Below this the rounding of float32 marginals decides, not the iteration.
 _MIN_TOLERANCE = 1e-6
@@ -31,8 +30,6 @@ _MIN_TOLERANCE = 1e-6
 _FLOAT16_TOLERANCE = 1e-4
 # Entries from which a solve announces what it will take.
 _LARGE = 2**29
-BYTES_STORED = {"float16": 2, "float32": 4, "none": 0}
-"""Of an entry of the matrix, by `storage`."""
 
 
 class TransportPlan(NamedTuple):
@@ -139,16 +136,14 @@ def sinkhorn(
     known = None if known is None else np.asarray(known)
     rows, start = _checked(log_probs, lam, tolerance, max_iterations, initial_potentials, known, storage, memory_limit, num_threads)
     if storage == "auto":
-        storage = "none" if rows.is_linear else "float16" if tolerance >= _FLOAT16_TOLERANCE else "float32"
-        if memory_limit is not None and BYTES_STORED[storage] * rows.num_rows * rows.num_clusters > memory_limit:
-            storage = "none"
+        storage = "none" if rows.is_linear else usual_storage(tolerance)
+        storage = storage if fits(storage, rows, memory_limit) else "none"
     if verbose:
         _announce(rows, storage)
     shares, target = held_and_target(marginals, known, rows.num_rows, rows.num_clusters, lambda: _masses(rows))
-    most_listed = None if memory_limit is None else int(memory_limit / BYTES_LISTED)
     if start is None:
-        start = coarse_start(rows, target, tolerance, storage, most_listed)
-    end, passes = solve(rows, start, target, tolerance, max_iterations, storage, most_listed)
+        start = coarse_start(rows, target, tolerance, storage, memory_limit)
+    end, passes = solve(rows, start, target, tolerance, max_iterations, storage, memory_limit)
     v, mean_log_row = end.potentials, end.measured.mean_log_row
     labels = rows.labels(v)
     if known is not None:
@@ -164,6 +159,11 @@ def sinkhorn(
         dual=(mean_log_row - float(target @ v)) / lam,
         marginals=shares,
     )
+
+
+def usual_storage(tolerance: float) -> str:
+    """The number format of stored rows that a tolerance asks for."""
+    return "float16" if tolerance >= _FLOAT16_TOLERANCE else "float32"
 
 
 def _masses(rows: Rows) -> np.ndarray:

@@ -11,12 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport.acceleration import Progress, anderson, within
-from sela_tf.transport.newton import newton
+from sela_tf.transport.newton import BYTES_LISTED, newton
 from sela_tf.transport.rows import Measurement, Rows
 
 # What potentials may move apart before stored rows are made anew: what was flushed to zero then still weighs less than 1e-4 of its
 # row. Half precision reaches down to exp(-27) of a row, single precision to exp(-97).
 MOST_DRIFT = {"float16": 16.0, "float32": 60.0, "none": np.inf}
+BYTES_STORED = {"float16": 2, "float32": 4, "none": 0}
+"""Bytes of an entry of the matrix in rows that are stored."""
 # Logarithm of a mass that only the exact pass can see.
 _UNDERFLOW = -60.0
 # Stored rows are not exact: what has converged on them shall have something to spare.
@@ -41,10 +43,11 @@ def solve(
     tolerance: float,
     max_passes: int,
     storage: str,
-    most_listed: int | None = None,
+    memory_limit: float | None = None,
     annealings: int = _MOST_ANNEALINGS,
 ) -> tuple[State, int]:
-    """(where the solve ended, passes over all rows); Newton's lists hold at most `most_listed` entries."""
+    """(where the solve ended, passes over all rows); stored rows and Newton's lists take at most `memory_limit` bytes each."""
+    most_listed = None if memory_limit is None else int(memory_limit / BYTES_LISTED)
     v, passes, rounds, stretches, stride = _rounded(start), 0, 0, 0, 1.0
     best: State | None = None  # the last that was not given up: the dual only rises
     plain = False
@@ -78,7 +81,7 @@ def solve(
             smoother, room = rows.at(rows.lam / _ANNEALING), max_passes - passes - 1
             near = now.potentials / _ANNEALING
             end, taken = solve(
-                smoother, near, target, max(_COARSE_TOLERANCE, tolerance), room, storage, most_listed, annealings - 1
+                smoother, near, target, max(_COARSE_TOLERANCE, tolerance), room, storage, memory_limit, annealings - 1
             )
             v, passes, rounds = _rounded(end.potentials * _ANNEALING), passes + taken, 0
             continue
@@ -89,7 +92,7 @@ def solve(
         stride = 2 * stride if stretch.drifted and stretches > _PATIENCE else 1.0
         if stretch.num_passes == 1 and storage == "float16":
             # half precision has no room for one step, or sees no error where there is one
-            storage = "float32"
+            storage = "float32" if fits("float32", rows, memory_limit) else "none"
 
 
 class State:
@@ -123,7 +126,12 @@ def _rounded(potentials: np.ndarray) -> np.ndarray:
     return (potentials - potentials.mean()).astype(np.float32).astype(np.float64)
 
 
-def coarse_start(rows: Rows, target: np.ndarray, tolerance: float, storage: str, most_listed: int | None = None) -> np.ndarray:
+def fits(storage: str, rows: Rows, memory_limit: float | None) -> bool:
+    """Rows stored so take no more than `memory_limit` bytes; None for no limit."""
+    return memory_limit is None or BYTES_STORED[storage] * rows.num_rows * rows.num_clusters <= memory_limit
+
+
+def coarse_start(rows: Rows, target: np.ndarray, tolerance: float, storage: str, memory_limit: float | None = None) -> np.ndarray:
     """Zeros, or where these are far off the solution for a share of the rows."""
     zeros = np.zeros(rows.num_clusters)
     share = min(_COARSE_SHARE, rows.num_rows // (4 * rows.num_clusters))
@@ -132,4 +140,4 @@ def coarse_start(rows: Rows, target: np.ndarray, tolerance: float, storage: str,
     some = rows.sample(share)
     if some.num_counted < 4 * rows.num_clusters or State(zeros, some.measure(zeros), target).error < _COARSE_ERROR:
         return zeros
-    return solve(some, zeros, target, max(_COARSE_TOLERANCE, tolerance), 200, storage, most_listed)[0].potentials
+    return solve(some, zeros, target, max(_COARSE_TOLERANCE, tolerance), 200, storage, memory_limit)[0].potentials

@@ -1,4 +1,4 @@
-"""Where images come from: every `--dataset` becomes ImageSets, by a module for each kind of source."""
+"""The sources of images: every `--dataset` becomes ImageSets, by a module for each kind of source."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def load_source(
 
 
 class Outline(NamedTuple):
-    """What is known of a source before anything in it is decoded."""
+    """The outline of a source: all that is known of it before anything in it is decoded."""
 
     splits: Splits
     """Sets that settings can be held to, and nothing be trained on."""
@@ -106,7 +106,7 @@ def outline_source(
     skip_bad_images: bool = False,
     cache_dir: str = "",
 ) -> Outline | None:
-    """What is known of it without decoding, by headers, counts and listings; the arguments are those of `load_source`. Where damaged
+    """Outlines a source without decoding, by headers, counts and listings; the arguments are those of `load_source`. Where damaged
     images are left out, there may be fewer than are counted here.
 
     None where there is nothing to be decoded, so that it can as well be loaded, and of a folder where there is no image.
@@ -143,7 +143,7 @@ def _without_classes(splits: Splits) -> Splits:
 
 
 def existing_path(name: str, kind: str, rest: str) -> str:
-    """Of a source that is a file or a directory, where it is: a URL stays one.
+    """The path of a source that is a file or a directory; a URL stays one.
 
     Raises:
         SourceError: nothing is there, or the other of the two.

@@ -72,7 +72,7 @@ def synthetic_count(dataset: str) -> int | None:
 
 
 def outline_synthetic(count: int, *, name: str) -> Splits:
-    """As `load_synthetic` without making images."""
+    """Outlines what `load_synthetic` would make, without making images."""
     image_size = (_SYNTHETIC_SIDE, _SYNTHETIC_SIDE)
     return Splits(ImageSet(name=name, channels=3, store=Unread(count), image_size=image_size), None)
 

@@ -35,7 +35,7 @@ def load_folder(
 
 
 def outline_folder(root: str, *, name: str, cache_dir: str = "") -> Splits:
-    """As `load_folder` without decoding: by the listing, and by the headers of the files that it lacks. Damaged images count as far as
+    """Outlines a folder without decoding: by the listing, and by the headers of the files that it lacks. Damaged images count as far as
     their headers are whole; numbers of channels are not known.
 
     Raises:

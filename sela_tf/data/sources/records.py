@@ -20,7 +20,7 @@ _AT_ONCE, _PARALLEL = 500, 16
 
 
 def load_records(directory: str, *, name: str, memory_limit: int) -> Splits:
-    """What was ingested into `directory`. Images of one size that fit into memory are decoded at once, others are read as they are needed.
+    """Loads what was ingested into `directory`. Images of one size that fit into memory are decoded at once, others are read as they are needed.
 
     Shards are there, and are as long as they were when they were written; that each record is unharmed is checked whenever it is read.
 

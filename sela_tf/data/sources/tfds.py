@@ -113,7 +113,7 @@ def load_tfds(dataset: str, *, name: str, data_dir: str = "", download: bool = F
 
 
 def outline_tfds(dataset: str, *, name: str, data_dir: str = "", download: bool = False) -> Splits:
-    """As `load_tfds` without decoding: as many images as TFDS has counted. Classes are left out, and so is the image size where the
+    """Outlines a TFDS data set without decoding: as many images as TFDS has counted. Classes are left out, and so is the image size where the
     features do not tell it.
 
     Raises:
