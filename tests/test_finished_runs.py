@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -20,8 +21,8 @@ from conftest import ROOT, SMALL, is_one_line, run_doors
 import sela_tf
 from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.sources import load_source
-from sela_tf.network import read_description
-from sela_tf.workdir import LABELS, LOCK, NETWORK, REPORT, RESULTS, WEIGHTS, Workdir, read_labels
+from sela_tf.network import keep_old_network, read_description, save_network
+from sela_tf.workdir import LABELS, LOCK, NETWORK, REPORT, RESULTS, WEIGHTS, Workdir, read_config, read_labels
 
 OLD_RUN = pathlib.Path(__file__).parent / "data" / "run_of_cf4b11e"
 
@@ -67,6 +68,23 @@ class TestNetwork:
             sela_tf.load_run(workdir)
 
 
+class TestOldRun:
+    def test_its_network_outlives_its_verdict(self, tmp_path):
+        """A continued run is without results.json until there is another, and its network is usable meanwhile."""
+        workdir = copy_of(OLD_RUN, tmp_path)
+        expected = outputs(workdir)
+        keep_old_network(workdir)
+        (workdir / RESULTS).unlink()
+        np.testing.assert_array_equal(outputs(workdir), expected)
+        read_labels(workdir, (2, 8))
+
+    def test_its_labels_are_not_taken_for_a_later_networks(self, tmp_path):
+        workdir = copy_of(OLD_RUN, tmp_path)
+        save_network(workdir, sela_tf.load_run(workdir), read_description(workdir), step=6)
+        with pytest.raises(ConfigError, match="labels of step None, and the network is of step 6"):
+            read_labels(workdir, (2, 8))
+
+
 class TestWorkdir:
     config = SelaConfig(dataset="digits", num_clusters=16)
 
@@ -89,6 +107,36 @@ class TestWorkdir:
         first.close()
         second.start(0)
         second.close()
+
+    def test_a_verdict_counts_if_it_is_the_one_asked_for(self, finished, tmp_path):
+        def is_finished(**changes) -> bool:
+            return Workdir(finished[0], dataclasses.replace(read_config(finished[0]), **changes)).is_finished
+
+        assert is_finished()
+        assert is_finished(report=False)
+        # a verdict is more than was asked for
+        assert is_finished(evaluate="none")
+        assert not is_finished(evaluate="full")
+        assert not is_finished(epochs=3)
+        workdir = copy_of(finished[0], tmp_path)
+        (workdir / REPORT).unlink()
+        config = read_config(workdir)
+        assert not Workdir(workdir, config).is_finished
+        assert Workdir(workdir, dataclasses.replace(config, report=False)).is_finished
+        # killed after the settings were written, and before the old verdict was taken away
+        (workdir / "flags.cfg").write_text((workdir / "flags.cfg").read_text().replace("--epochs=2", "--epochs=3"))
+        assert not Workdir(workdir, dataclasses.replace(config, epochs=3)).is_finished
+
+    def test_an_outdated_verdict_goes_with_its_report(self, finished, tmp_path):
+        workdir = copy_of(finished[0], tmp_path)
+        rows = (workdir / "metrics.jsonl").read_text()
+        for epochs, there in ((2, True), (3, False)):
+            directory = Workdir(workdir, dataclasses.replace(read_config(workdir), epochs=epochs))
+            directory.start(42)
+            directory.close()
+            assert (workdir / RESULTS).exists() == (workdir / REPORT).exists() == there
+            assert ((workdir / "metrics.jsonl").read_text() == rows) == there
+        assert (workdir / NETWORK).exists()
 
     def test_what_will_not_be_as_before_is_said(self, tmp_path):
         longer = SelaConfig(dataset="digits", num_clusters=16, epochs=500, label_memory=2.0)
