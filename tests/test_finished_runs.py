@@ -202,7 +202,7 @@ def test_a_run_of_an_older_version_opens_labels_exports_and_continues(tmp_path):
     # where the run trained on them, the transport's own labels, but for what the exact balance moved
     place = {row: i for i, row in enumerate(rows["index"])}
     trained = [place[row] for row in kept["source_rows"].tolist()]
-    assert (kept["labels"] == expected[trained].T).mean() > 0.7
+    assert (kept["labels"] == expected[trained].T).mean() > 0.6
     (exported,) = run_doors([[f"--workdir={workdir}", f"--export_dir={tmp_path}/served", "--check"]], "sela_tf.export")
     assert exported.returncode == 0, exported.stderr
     command = (workdir / "flags.cfg").read_text().split()

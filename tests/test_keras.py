@@ -578,7 +578,8 @@ class TestOtherBackends:
         done = run_python(code, KERAS_BACKEND="torch")
         assert done.returncode == 0, done.stderr
         assert set(done.stdout.split()) == {
-            "BalancedAssignment", "BalancedLabels", "ConfigError", "LabelTable", "LinearLogits", "SelaConfig", "SinkhornResult", "SourceError",
+            "Assignment", "BalancedLabels", "ConfigError", "ExportConfig", "LabelConfig", "LabelTable", "LinearLogits", "ProbeConfig",
+            "SelaConfig", "SinkhornResult", "SourceError",
             "__version__", "assign_labels", "balanced_labels", "relabel_steps", "sinkhorn",
         }  # fmt: skip
 
