@@ -52,6 +52,7 @@ class Bound(NamedTuple):
 
 
 _SHARE, _POSITIVE, _NOT_NEGATIVE = Bound(0, 1), Bound(0, open_below=True), Bound(0)
+_GIB = Bound(0, 2**20, open_below=True)
 
 
 def check_fields(settings: Any, at_least: Mapping[str, int], bounds: Mapping[str, Bound]) -> None:
@@ -237,7 +238,7 @@ class SelaConfig:
             "feature_dropout": Bound(0, 1, open_above=True), "grayscale_probability": _SHARE, "blur_probability": _SHARE, "brightness": _SHARE,
             "contrast": _SHARE, "saturation": _SHARE, "hue": Bound(0, 0.5), "momentum": Bound(0, 1, open_above=True),
             "learning_rate": _POSITIVE, "weight_decay": _NOT_NEGATIVE, "lam": _POSITIVE, "memory_limit": _POSITIVE,
-            "label_memory": _POSITIVE, "transport_tolerance": Bound(1e-6, 2), "rotation_share": Bound(0, 1, open_below=True),
+            "label_memory": _GIB, "transport_tolerance": Bound(1e-6, 2), "rotation_share": Bound(0, 1, open_below=True),
         }  # fmt: skip
         check_fields(self, at_least, bounds)
         if self.image_size == 1:
@@ -301,7 +302,7 @@ class LabelConfig:
             raise ConfigError(f"--output must be a file NAME.parquet, NAME.csv or NAME.npz. Received: --output={self.output}")
         if self.balanced and not self.potentials:
             raise ConfigError("--balanced makes potentials of its own: leave out --nopotentials")
-        check_fields(self, {"batch_size": 1}, {"memory_limit": _POSITIVE, "label_memory": _POSITIVE})
+        check_fields(self, {"batch_size": 1}, {"memory_limit": _POSITIVE, "label_memory": _GIB})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

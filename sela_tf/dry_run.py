@@ -32,6 +32,8 @@ from sela_tf.transport.solve import BYTES_STORED
 
 _FEW, _MANY = 8, 8
 _GIB = 2**30
+# Rows of the transport that is tried, at least, so that its fixed cost is a small part.
+_ROWS = 4096
 # Entries that Newton's lists hold of a row when they are longest.
 _LISTED = 32
 # Of the logistic regression: scores of every image and class, their gradient, and what the solver makes of them, in float32.
@@ -85,7 +87,7 @@ def dry_run(config: SelaConfig) -> None:
     print(f"one step on {few} images: loss {loss:.4f} (ln K = {np.log(config.num_clusters):.4f}), {step_seconds:.3f} s")
     per_image = _seconds_of_looking(experiment, few)
     plan = plan_memory(counts.train, config.num_clusters, config.label_memory * _GIB, tolerance=config.transport_tolerance)
-    rows, width = 2 * config.num_clusters, int(model.get_layer("heads").input.shape[-1])
+    rows, width = max(2 * config.num_clusters, _ROWS), int(model.get_layer("heads").input.shape[-1])
     solved, transport_seconds = _transport(config, plan, rows, width)
     print(
         f"one transport of {rows} x {config.num_clusters}: {solved.num_iterations} iterations, marginal error "
@@ -215,7 +217,7 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
     held = {"libraries": libraries, "images": images, "labels": table, "network, gradients and momentum": network}
     entries = counts.train * config.num_clusters
     stored = BYTES_STORED[usual_storage(config.transport_tolerance)] * entries if plan.source != "computed" else 0
-    listed = min(plan.rest, _LISTED * BYTES_LISTED * counts.train)
+    listed = min(plan.rest, min(_LISTED, config.num_clusters) * BYTES_LISTED * counts.train)
     features = 4 * int(model.get_layer("heads").input.shape[-1]) * counts.train
     embedding, classes = int(model.get_layer(EMBEDDING).output.shape[-1]), _num_classes(data)
     looked_at = 4 * (protocol.training_size + protocol.held_out_size) * (embedding + 3 * config.num_heads)

@@ -76,16 +76,24 @@ def keep_old_network(workdir: pathlib.Path) -> None:
     _write(workdir, read_description(workdir), _digest(workdir / WEIGHTS), step=None)
 
 
-def save_network(workdir: pathlib.Path, model: keras.Model, description: NetworkDescription, *, step: int) -> None:
-    """Writes network.json and the weights of `model` after `step` steps, without a rotation head or the state of the optimizer.
+def save_network(workdir: pathlib.Path, model: keras.Model, description: NetworkDescription, *, step: int) -> str:
+    """Writes network.json and the weights of `model` after `step` steps, without a rotation head or the state of the optimizer; returns the
+    digest of the weights.
 
     The description holds the digest of the weights, so that two files of different steps are not taken for one network.
     """
     unfinished = workdir / f".unfinished-{WEIGHTS}"
-    bare_network(model).save_weights(unfinished)
+    try:
+        bare_network(model).save_weights(unfinished)
+    except (OSError, RuntimeError) as error:
+        # of a full disk the HDF5 library makes an error of its own
+        raise ConfigError(
+            f"{unfinished} cannot be written ({str(error).splitlines()[0]}): make room, and repeat the command"
+        ) from error
     digest = _digest(unfinished)
     os.replace(unfinished, workdir / WEIGHTS)
     _write(workdir, description, digest, step=step)
+    return digest
 
 
 def _write(workdir: pathlib.Path, description: NetworkDescription, digest: str, *, step: int | None) -> None:
@@ -120,7 +128,7 @@ def load_run(workdir: str | os.PathLike[str]) -> keras.Model:
             raise ValueError(f"not the weights that {NETWORK} was written with")
         model = description.build()
         model.load_weights(path / WEIGHTS)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = str(error).splitlines()[0][:200]
         raise ConfigError(
             f"{path / WEIGHTS} is missing or damaged, or of another network ({why}): remove {path / RESULTS}, if it is "
@@ -151,7 +159,7 @@ def _from_json(path: pathlib.Path) -> tuple[NetworkDescription, str]:
             name: tuple(value) if isinstance(value, list) else value for name, value in described["network"].items()
         }
         return NetworkDescription(**fields), described["weights_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path} is damaged ({error}): remove {path.parent / RESULTS}, if it is there, and repeat the run's command, "
             f"which writes both anew"

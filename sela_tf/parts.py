@@ -129,7 +129,7 @@ def _refuse_before_decoding(config: SelaConfig) -> dict[str, Splits]:
     Raises:
         ValueError: the settings do not fit (ConfigError), or the images are not there (SourceError).
     """
-    outline = outline_source(config.dataset, **_source_options(config))
+    outline = outline_source(config.dataset, memory_limit=int(config.memory_limit * 2**30), **_source_options(config))
     loaded = {}
     if outline is None:
         loaded["dataset"] = _load(config, "dataset")

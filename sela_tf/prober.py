@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import stats
 
-from sela_tf.config import ConfigError, ProbeConfig, SelaConfig, absolute_cache, absolute_source
+from sela_tf.config import ConfigError, ProbeConfig, SelaConfig, absolute_cache, absolute_path, absolute_source, refuse_unwritable
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
@@ -47,6 +47,7 @@ def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str] | None = No
         ValueError: as `probe`.
     """
     workdir = settings.workdir[0] if workdir is None else workdir
+    refuse_unwritable("workdir", pathlib.Path(absolute_path(str(workdir))))
     results = probe(settings, workdir)
     write_whole(pathlib.Path(workdir).expanduser() / PROBES, json.dumps(results, indent=1) + "\n")
     return results

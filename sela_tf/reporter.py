@@ -55,13 +55,14 @@ def write_report(
         "no_figures": results["trained"].get("reason"),
         "gallery": shown,
     }
-    write_whole(directory.path / REPORT, json.dumps(report, indent=1) + "\n")
     unfinished = directory.path / f".unfinished-{PICTURE}"
     draw_report(report, unfinished)
     os.replace(unfinished, directory.path / PICTURE)
     shutil.rmtree(directory.path / GALLERIES, ignore_errors=True)
     if shown["best"] and not data.train.is_vectors:
         _draw_galleries(directory, data, shown)
+    # last: with it the report counts as drawn
+    write_whole(directory.path / REPORT, json.dumps(report, indent=1) + "\n")
 
 
 def _gallery(config: SelaConfig, data: Data, labels: np.ndarray, looks: Looks | None) -> dict[str, list[dict[str, Any]]]:

@@ -57,8 +57,8 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: t
             results, looks = directory.read_results(), _look_again(experiment, directory)
         else:
             _train(experiment, directory, step)
-            save_network(directory.path, experiment.model, experiment.description, step=experiment.last_step)
-            final = _last_transport(experiment, directory)
+            weights = save_network(directory.path, experiment.model, experiment.description, step=experiment.last_step)
+            final = _last_transport(experiment, directory, weights)
             results, looks = _judge(experiment, final)
             directory.write_results(results)
         if config.report:
@@ -113,8 +113,8 @@ def _train(experiment: Experiment, directory: Workdir, first_step: int) -> None:
         )
 
 
-def _last_transport(experiment: Experiment, directory: Workdir) -> list[HeadLabels]:
-    """Labels all images once more, by the final weights, and writes labels.npz."""
+def _last_transport(experiment: Experiment, directory: Workdir, weights: str) -> list[HeadLabels]:
+    """Labels all images once more, by the final weights, whose digest is given, and writes labels.npz."""
     labels, train = experiment.labels, experiment.data.train
     training_labels = labels.labels
     final = experiment.labelling.relabel(experiment.last_step)
@@ -131,6 +131,7 @@ def _last_transport(experiment: Experiment, directory: Workdir) -> list[HeadLabe
             "data_fingerprint": np.array(experiment.fingerprint),
             "source_rows": train.rows,
             "step": np.array(experiment.last_step),
+            "weights_sha256": np.array(weights),
             **names,
         }
     )

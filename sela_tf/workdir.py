@@ -77,12 +77,12 @@ class Workdir:
     @property
     def has_network(self) -> bool:
         """A training ended here, perhaps a shorter one."""
-        return (self.path / NETWORK).exists() or (self.path / RESULTS).exists()
+        return any((self.path / name).exists() for name in (NETWORK, WEIGHTS, LABELS, RESULTS))
 
     @property
     def has_results(self) -> bool:
-        """The verdict that is asked for is there; where none is asked for, any will do."""
-        if not (self.path / RESULTS).exists():
+        """The verdict that is asked for is there, with the network and the labels that it is of; where none is asked for, any will do."""
+        if not all((self.path / name).exists() for name in (WEIGHTS, LABELS, RESULTS)):
             return False
         found = self.read_results()["config"]
         asked = self.config.evaluate
@@ -246,7 +246,7 @@ def read_labels(workdir: str | os.PathLike[str], shape: Sequence[int]) -> dict[s
             arrays = {name: archive[name] for name in archive.files}
         _check_labels(arrays, tuple(shape))
         _check_step(arrays, path.parent / NETWORK)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(
             f"{path} is missing or damaged ({error}): remove {path.parent / RESULTS}, if it is there, and repeat the run's "
             "command, which writes both anew"
@@ -278,11 +278,13 @@ def _check_step(arrays: Mapping[str, np.ndarray], network: pathlib.Path) -> None
     """
     if not network.exists():
         return
-    step = json.loads(network.read_text()).get("step")
+    described = json.loads(network.read_text())
     # neither is known of a run that was made before networks described themselves
-    labels_step = int(arrays["step"]) if "step" in arrays else None
-    if step != labels_step:
-        raise ValueError(f"labels of step {labels_step}, and the network is of step {step}")
+    step = int(arrays["step"]) if "step" in arrays else None
+    if step != described["step"]:
+        raise ValueError(f"labels of step {step}, and the network is of step {described['step']}")
+    if "weights_sha256" in arrays and str(arrays["weights_sha256"]) != described["weights_sha256"]:
+        raise ValueError("labels of another network")
 
 
 def read_results(path: pathlib.Path) -> dict[str, Any]:
@@ -293,7 +295,8 @@ def read_results(path: pathlib.Path) -> dict[str, Any]:
     """
     try:
         results = json.loads((path / RESULTS).read_text())
-        if not {"trained", "untrained", "chance", "config", "data"} <= set(results):
+        wanted = {"trained", "untrained", "chance", "config", "data"}
+        if not isinstance(results, dict) or not wanted <= set(results) or not all(isinstance(results[key], dict) for key in wanted):
             raise ValueError("keys are missing")
     except (ValueError, TypeError) as error:
         raise ConfigError(

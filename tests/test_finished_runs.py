@@ -55,12 +55,24 @@ class TestNetwork:
         np.savez(workdir / LABELS, **{**whole, "step": np.array(7)})
         with pytest.raises(ConfigError, match=r"labels of step 7, and the network is of step 42.*repeat the run's command"):
             read_labels(workdir, model.output.shape[1:])
+        np.savez(workdir / LABELS, **{**whole, "weights_sha256": np.array("of another seed")})
+        with pytest.raises(ConfigError, match="labels of another network"):
+            read_labels(workdir, model.output.shape[1:])
         model.layers[-1].bias.assign(tf.ones_like(model.layers[-1].bias))
         model.save_weights(workdir / WEIGHTS)
         with pytest.raises(ConfigError, match=f"not the weights that {NETWORK} was written with.*repeat the run's command"):
             sela_tf.load_run(workdir)
 
-    @pytest.mark.parametrize("content", ["{", "{}", '{"format": 2, "weights_sha256": "", "network": {}}', "[]"])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "{",
+            "{}",
+            '{"format": 2, "weights_sha256": "", "network": {}}',
+            "[]",
+            '{"format": 1, "weights_sha256": "", "network": null}',
+        ],
+    )
     def test_a_damaged_description_is_named(self, finished, tmp_path, content):
         workdir = copy_of(finished[0], tmp_path)
         (workdir / NETWORK).write_text(content)
@@ -123,6 +135,8 @@ class TestWorkdir:
         config = read_config(workdir)
         assert not Workdir(workdir, config).is_finished
         assert Workdir(workdir, dataclasses.replace(config, report=False)).is_finished
+        (workdir / LABELS).unlink()
+        assert not Workdir(workdir, dataclasses.replace(config, report=False)).is_finished
         # killed after the settings were written, and before the old verdict was taken away
         (workdir / "flags.cfg").write_text((workdir / "flags.cfg").read_text().replace("--epochs=2", "--epochs=3"))
         assert not Workdir(workdir, dataclasses.replace(config, epochs=3)).is_finished

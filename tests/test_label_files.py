@@ -34,7 +34,7 @@ class TestKnownLabels:
         known = read_known_labels(file, train, 2, others=[held_out])
         assert (known.labels.tolist(), known.num_left_out) == ([1, 0, -1], 1)
         # of a test split of its own the rows are others
-        with pytest.raises(SourceError, match="line 3.*none of the 3 training images, nor of those held out, has the row '1'"):
+        with pytest.raises(SourceError, match="line 3.*none of the 3 training images, nor of those left out, has the row '1'"):
             read_known_labels(file, train, 2, others=[whole])
 
     def test_labels_of_images_that_imbalance_leaves_out_do_not_count(self, tmp_path):

@@ -232,6 +232,14 @@ class TestLabelPass:
                 expected = -log_probs[np.arange(N), outcome.head, labels].mean()
                 assert outcome.metrics[f"objective_{name}"] == pytest.approx(expected, rel=1e-6)
 
+    @pytest.mark.parametrize("labels", [np.zeros(N - 1, int), np.full(N, K), np.full(N, -1), np.zeros(N)])
+    def test_labels_that_cannot_be_are_refused(self, values, labels):
+        def assign(logits, initial_potentials):
+            return Assignment(labels, np.zeros(K))
+
+        with pytest.raises(ValueError, match="`assign` must return 96 integer labels from 0 to 3"):
+            relabel(*features_and_heads(make_model(), values), LabelTable(T, K, N), assign=assign)
+
     def test_something_else_than_an_assignment_is_refused(self, values):
         with pytest.raises(TypeError, match=r"sela_tf.Assignment.*exact_balance=False.*SinkhornResult"):
             relabel(*features_and_heads(make_model(), values), LabelTable(T, K, N), assign=sinkhorn)
@@ -349,6 +357,11 @@ class TestSelfLabelling:
             callback.relabel(2)
         with pytest.raises(ValueError, match="`inference_dataset` must be given"):
             SelfLabelling(LabelTable(T, K, N), None, relabel_steps=[])
+        with pytest.raises(ValueError, match=r"must be a tf.data.Dataset.*Received: tuple"):
+            SelfLabelling(LabelTable(T, K, N), (values, np.arange(N)), relabel_steps=[])
+        for argument in ({"lam": -1.0}, {"label_memory": 0}, {"label_memory": "4"}, {"lam": float("inf")}):
+            with pytest.raises(ValueError, match="must be a positive number"):
+                SelfLabelling(LabelTable(T, K, N), batches(values), relabel_steps=[], **argument)
 
     def test_labels_of_a_failed_solve_are_not_used(self, values, capsys):
         def fails(logits, initial_potentials):

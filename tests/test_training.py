@@ -189,7 +189,7 @@ def test_known_labels_and_a_prior_through_the_door(tmp_path):
     assert with_known.returncode == with_prior.returncode == 0, with_known.stderr + with_prior.stderr
     assert wrong.returncode == misspelt.returncode == 2
     assert "line 2 of --known_labels=" in wrong.stderr
-    assert "none of the 1344 training images, nor of those held out, has the row '5000'" in wrong.stderr
+    assert "none of the 1344 training images, nor of those left out, has the row '5000'" in wrong.stderr
     assert "--known_labels: 7 labels are of images that are not trained on, and are left out" in with_known.stdout
     assert "--marginals=zip: " in misspelt.stderr
     with np.load(tmp_path / "known" / "labels.npz") as labels:
@@ -443,7 +443,7 @@ def test_dry_run_writes_nothing(tmp_path):
     assert process.returncode == 0, process.stderr
     assert re.search(r"sela_resnet8: [\d,]+ parameters", process.stdout)
     assert "one step on 8 images: loss 2.77" in process.stdout
-    assert re.search(r"one transport of 32 x 16: \d+ iterations", process.stdout)
+    assert re.search(r"one transport of 4096 x 16: \d+ iterations", process.stdout)
     assert re.search(
         r"hours: training [\d.e-]+, label passes [\d.e-]+, transport [\d.e-]+, looking at images [\d.e-]+, kNN [\d.e-]+, linear probes, "
         r"at most [\d.e-]+, agreement with classes [\d.e-]+\n",

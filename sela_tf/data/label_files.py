@@ -102,7 +102,7 @@ def _read_lines(path: str | os.PathLike[str], flag: str) -> tuple[str, list[_Lin
         raise SourceError(f"the first line of {flag} must be name,cluster or index,cluster. Received: {','.join(header)!r}")
     found = []
     for number, line in enumerate(lines[1:], start=2):
-        if not line:
+        if not any(line):
             continue
         if len(line) != 2:
             raise SourceError(f"line {number} of {flag} must have two columns. Received: {','.join(line)!r}")

@@ -89,13 +89,15 @@ class SelfLabelling(keras.callbacks.Callback):
             raise ValueError(f"`relabel_steps` must not be negative. Received: {self.relabel_steps[0]}")
         if inference_dataset is None and features is None:
             raise ValueError("`inference_dataset` must be given, or `features` that does without. Received: None for both")
+        if not (inference_dataset is None or callable(inference_dataset)):
+            _check_dataset(inference_dataset)
         for name, value in (("lam", lam), ("label_memory", label_memory)):
             if value is not None and assign is not None:
                 raise ValueError(
                     f"`{name}` is of the default transport, and `assign` replaces it: give one of them. Received: {name}={value}"
                 )
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
+            if value is not None and not (isinstance(value, int | float | np.number) and 0 < value < math.inf):
+                raise ValueError(f"`{name}` must be a positive number. Received: {name}={value!r}")
         memory = _LABEL_MEMORY if label_memory is None else label_memory
         self.assign: Assign = assign or functools.partial(
             assign_labels, lam=_LAM if lam is None else lam, memory_limit=memory * 2**30
@@ -264,7 +266,9 @@ class SelfLabelling(keras.callbacks.Callback):
             return self._extractor.collect(batches, num_examples, batch_statistics=batch_statistics)
 
         if self.features is None:
-            return collect(self.inference_dataset(step) if callable(self.inference_dataset) else self.inference_dataset)
+            return collect(
+                _check_dataset(self.inference_dataset(step) if callable(self.inference_dataset) else self.inference_dataset)
+            )
         features = np.asarray(self.features(step, collect))
         width = find_multi_head(self.model).input.shape[-1]
         if features.shape != (num_examples, width):
@@ -280,6 +284,18 @@ class SelfLabelling(keras.callbacks.Callback):
             say(describe(step, head), verbose=self.verbose, params=self.params)
         if self.log is not None:
             self.log(step, outcome)
+
+
+def _check_dataset(given: Any) -> tf.data.Dataset:
+    """Raises:
+    ValueError: it is no data set.
+    """
+    if not isinstance(given, tf.data.Dataset):
+        raise ValueError(
+            "`inference_dataset` must be a tf.data.Dataset of (images, example indices), or a function from the step to one. "
+            f"Received: {type(given).__name__}"
+        )
+    return given
 
 
 def _arguments_of_fit(model: keras.Model) -> Mapping[str, Any]:

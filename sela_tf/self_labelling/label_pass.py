@@ -93,7 +93,7 @@ def relabel(
 
     Raises:
         TypeError: `assign` returned something other than an `Assignment`.
-        ValueError: as `assign`.
+        ValueError: as `assign`, or its labels are not those of N images and K clusters.
     """
     outcome = []
     previous = labels.labels
@@ -108,6 +108,11 @@ def relabel(
                 f"sela_tf.sinkhorn). Received: {type(assignment).__name__}"
             )
         new = np.asarray(assignment.labels)
+        if new.shape != (labels.num_examples,) or new.dtype.kind not in "iu" or new.min() < 0 or new.max() >= labels.num_clusters:
+            raise ValueError(
+                f"`assign` must return {labels.num_examples} integer labels from 0 to {labels.num_clusters - 1}. Received: {new.dtype} "
+                f"{new.shape}" + (f", values from {new.min()} to {new.max()}" if new.size else "")
+            )
         sizes = np.bincount(new, minlength=labels.num_clusters)
         shares = sizes[sizes > 0] / len(new)
         information = float(-(shares * np.log(shares)).sum())

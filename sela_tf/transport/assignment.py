@@ -110,14 +110,14 @@ def assign_labels(
         marginals: the clusters' shares.
         known: integers [N], -1 where the label is not known.
         exact_balance: round to exact sizes; otherwise labels are the transport's plain argmax, as the reference's are.
-        memory_limit: bytes that log-probabilities, stored rows and lists may take together: `LinearLogits` are then stored while they
-            fit, see `plan_memory`. None computes them at every reading.
+        memory_limit: bytes that stored rows and lists may take, together with the log-probabilities of `LinearLogits`, which are then
+            stored while they fit, see `plan_memory`. None sets no limit, and computes `LinearLogits` at every reading.
         verbose: say on stderr what a large solve will take.
 
     Raises:
         ValueError: as these two.
     """
-    rest = None
+    rest = memory_limit
     if isinstance(log_probs, LinearLogits) and memory_limit is not None:
         plan = plan_memory(len(log_probs.features), int(log_probs.kernel.shape[1]), memory_limit, tolerance=tolerance)
         rest = plan.rest

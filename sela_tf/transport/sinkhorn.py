@@ -205,7 +205,7 @@ def _checked(
         ("lam", lam, 0 < np.float32(lam) < np.inf, "a positive float32"),
         ("tolerance", tolerance, np.isfinite(tolerance) and tolerance >= _MIN_TOLERANCE, f"at least {_MIN_TOLERANCE:g}"),
         ("max_iterations", max_iterations, is_count(max_iterations), "a positive int32"),
-        ("memory_limit", memory_limit, memory_limit is None or memory_limit >= 0, "a number of bytes or None"),
+        ("memory_limit", memory_limit, memory_limit is None or 0 <= memory_limit < np.inf, "a number of bytes or None"),
         ("num_threads", num_threads, num_threads is None or is_count(num_threads), "a positive int32 or None"),
         ("storage", storage, storage in ("auto", *MOST_DRIFT), f"auto, {', '.join(MOST_DRIFT)}"),
     ):

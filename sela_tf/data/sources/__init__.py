@@ -104,6 +104,7 @@ def outline_source(
     download: bool = False,
     use_classes: bool = True,
     skip_bad_images: bool = False,
+    memory_limit: int = 4 * 2**30,
     cache_dir: str = "",
 ) -> Outline | None:
     """Outlines a source without decoding, by headers, counts and listings; the arguments are those of `load_source`. Where damaged
@@ -128,7 +129,7 @@ def outline_source(
     elif kind == "records":
         outline = Outline(load_records(existing_path(name, kind, rest), name=name, memory_limit=0))
     elif count is not None:
-        outline = Outline(outline_synthetic(count, name=name))
+        outline = Outline(outline_synthetic(count, name=name, memory_limit=memory_limit))
     else:
         splits = outline_tfds(dataset, name=name, data_dir=data_dir, download=download)
         outline = Outline(splits, sizes_are_known=splits.train.image_size is not None)

@@ -71,8 +71,13 @@ def synthetic_count(dataset: str) -> int | None:
     return int(count or _SYNTHETIC_IMAGES)
 
 
-def outline_synthetic(count: int, *, name: str) -> Splits:
-    """Outlines what `load_synthetic` would make, without making images."""
+def outline_synthetic(count: int, *, name: str, memory_limit: int) -> Splits:
+    """Outlines what `load_synthetic` would make, without making images.
+
+    Raises:
+        SourceError: so many do not fit.
+    """
+    check_memory(name, count * _SYNTHETIC_SIDE**2 * 3, memory_limit)
     image_size = (_SYNTHETIC_SIDE, _SYNTHETIC_SIDE)
     return Splits(ImageSet(name=name, channels=3, store=Unread(count), image_size=image_size), None)
 
