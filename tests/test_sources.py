@@ -108,7 +108,9 @@ class TestDigitsIdxNpz:
         for name, limit in (("synthetic:1281167", 4 * 2**30), ("synthetic:6", 5 * 64 * 64 * 3)):
             with pytest.raises(SourceError, match=f"{name}: its decoded images take more than .* --memory_limit"):
                 load_source(name, memory_limit=limit)
-        assert len(outline_source("synthetic:1281167").splits.train) == 1_281_167
+        assert len(outline_source("synthetic:1281167", memory_limit=2**34).splits.train) == 1_281_167
+        with pytest.raises(SourceError, match="synthetic:1281167: its decoded images take more than"):
+            outline_source("synthetic:1281167")
 
     def test_synthetic_images_are_the_same_in_any_number_of_parts(self, monkeypatch):
         whole = load_source("synthetic:25").train.images
