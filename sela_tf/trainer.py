@@ -13,7 +13,7 @@ from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.evaluation.summary import Looks
 from sela_tf.experiment import Experiment, check_same_images
 from sela_tf.loop import Progress, signals_noted, train
-from sela_tf.network import keep_old_network, save_network
+from sela_tf.network import keep_old_network, load_run, save_network
 from sela_tf.parts import check_before_loading, prepare_devices
 from sela_tf.reporter import write_report
 from sela_tf.self_labelling.label_pass import HeadLabels
@@ -171,10 +171,13 @@ def _look_again(experiment: Experiment, directory: Workdir) -> Looks | None:
     kept = read_labels(directory.path, (labels.num_heads, labels.num_clusters))
     for head in range(labels.num_heads):
         labels.assign(head, kept["labels"][head], kept["potentials"][head], float(kept["lam"]))
+    # as it was written: the newest checkpoint that is whole may be an earlier one
+    with experiment.strategy.scope():
+        network = load_run(directory.path)
     return look_at_run(
         experiment.config,
         experiment.data,
-        experiment.model,
+        network,
         potentials=labels.potentials,
         lam=float(kept["lam"]),
         strategy=experiment.strategy,
