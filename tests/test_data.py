@@ -98,7 +98,7 @@ class TestAugment:
         assert shown.any(axis=0).sum() == shown.any(axis=1).sum() == 16
 
     def test_boxes_of_whole_images_have_the_bits_of_before(self, rng):
-        """As they were computed when boxes knew nothing of the view; one shape in seven does not round to 1."""
+        """Boxes are those computed when they knew nothing of the view; one shape in seven does not round to 1."""
         draws = tf.constant(rng.random((40, NUM_DRAWS)).astype(np.float32))
         for height, width in [(8, 8), (2, 41), (28, 20), (2, 47), (9, 7)]:
             aspect = tf.fill([40], tf.constant(width / height, tf.float32))

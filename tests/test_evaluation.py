@@ -79,7 +79,7 @@ def test_knn_in_blocks_is_numpys(rng, count, k, bank_rows):
 
 
 def test_knn_of_equally_near_takes_the_first(rng):
-    """As one comparison with the whole bank does."""
+    """Blocks give what one comparison with the whole bank gives."""
     bank = np.repeat(rng.normal(size=(1, 5)), 12, axis=0).astype(np.float32)
     classes = np.array([1, 1, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2])
     for bank_rows in (1, 2, 5, 12):

@@ -1,4 +1,4 @@
-"""What is left when training is over: a network that describes itself, whatever becomes of the verdict; and runs of older versions."""
+"""The files that are left when training is over: a network that describes itself, whatever becomes of the verdict; and runs of older versions."""
 
 from __future__ import annotations
 

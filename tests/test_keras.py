@@ -290,7 +290,7 @@ class TestMistakes:
             self.fit(values, None, validation_data=batches(values[:20], np.arange(20) + N - 19), labelling=allowed)
 
     def test_a_callback_list_that_validates_is_refused_too(self, values):
-        """As another loop than `fit` may."""
+        """Another loop than `fit` may validate so."""
         table = sela_tf.LabelTable(T, K, N)
         labelling = sela_tf.SelfLabelling(table, batches(values), relabel_steps=[0])
         hooks = keras.callbacks.CallbackList([labelling], model=compiled(table))

@@ -1,4 +1,4 @@
-"""What a label pass holds in memory, and that labels do not depend on how it holds it."""
+"""The memory that a label pass holds, and that labels do not depend on how it holds it."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ def _records(directory: pathlib.Path, rng) -> str:
 
 
 class TestRefusedBeforeDecoding:
-    """What must hold of settings and images is held to headers and counts, with the exact hold-out."""
+    """The settings are held to headers and counts, with the exact hold-out."""
 
     CASES = (
         ({"num_clusters": 13, "batch_size": 4}, "--num_clusters=13 exceeds the {} training images"),

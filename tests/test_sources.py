@@ -419,7 +419,7 @@ class TestTfds:
         assert [options.autotune.enabled for options in passes] == [False] * 2
 
     def test_settings_are_held_to_its_counts(self, data_dir, monkeypatch):
-        """Of a data set without a test split to the exact hold-out; sizes that its features do not tell are nobody's fault."""
+        """A data set without a test split is held to the exact hold-out; sizes that its features do not tell are nobody's fault."""
         monkeypatch.setattr(TfdsSource, "examples", None)
         few = {"num_clusters": 4, "batch_size": 2, "data_dir": str(data_dir)}
         with pytest.raises(ConfigError, match="--num_clusters=31 exceeds the 30 training images"):

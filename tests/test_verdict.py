@@ -130,7 +130,7 @@ def test_a_network_is_evaluated_in_one_pass_over_each_set(network, data, passes)
 
 
 def test_sampled_figures_are_those_of_the_sample(rng, few):
-    """Of the trained and the untrained network, of chance and of the labels."""
+    """Sampled figures: of the trained and the untrained network, of chance and of the labels."""
 
     def vectors(count):
         classes = rng.integers(0, 3, count)
