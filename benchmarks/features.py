@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 from sklearn.preprocessing import StandardScaler
 
-from sela_tf.evaluation.markdown import markdown
+from sela_tf.reporting.markdown import markdown
 
 ROOT = pathlib.Path(__file__).parent.parent
 SEEDS = (0, 1, 2)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.evaluation.markdown import markdown
+from sela_tf.reporting.markdown import markdown
 
 ROOT = pathlib.Path(__file__).parent.parent
 

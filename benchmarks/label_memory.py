@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.problems import LAM, SIZES, made
-from sela_tf.evaluation.markdown import markdown
+from sela_tf.reporting.markdown import markdown
 from sela_tf.transport import rounding
 from sela_tf.transport.assignment import assign_labels
 from sela_tf.transport.sinkhorn import sinkhorn

@@ -23,16 +23,16 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import confusion_matrix
 from sklearn.preprocessing import normalize
 
-from sela_tf import flags
-from sela_tf.config import SelaConfig
+from sela_tf.cli import flags
 from sela_tf.data import augment
 from sela_tf.data.pipeline import with_rotations
-from sela_tf.experiment import Experiment
 from sela_tf.models.heads import find_multi_head
-from sela_tf.parts import augmentation
 from sela_tf.self_labelling.callback import SelfLabelling
 from sela_tf.self_labelling.label_pass import HeadLabels
-from sela_tf.trainer import run
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.experiment import Experiment
+from sela_tf.training.images import augmentation
+from sela_tf.training.run import run
 from sela_tf.transport.assignment import Assignment
 from sela_tf.transport.linear_logits import LinearLogits
 

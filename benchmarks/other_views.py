@@ -19,11 +19,11 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.other_labels import drawn_views, main
-from sela_tf.config import SelaConfig
-from sela_tf.experiment import Experiment
 from sela_tf.models.heads import find_multi_head
 from sela_tf.self_labelling.callback import SelfLabelling
-from sela_tf.trainer import run
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.experiment import Experiment
+from sela_tf.training.run import run
 
 _VIEWS = 4
 # beyond all steps, by which other passes are numbered

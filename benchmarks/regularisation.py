@@ -79,10 +79,10 @@ def main() -> None:
     parser.add_argument("--at_most", type=int, default=5000)
     options = parser.parse_args()
     from sela_tf.data.pipeline import inference_batches
-    from sela_tf.network import load_run
-    from sela_tf.parts import load_data
+    from sela_tf.runs.network import load_run
+    from sela_tf.runs.workdir import read_config
     from sela_tf.self_labelling.label_pass import head_log_probs
-    from sela_tf.workdir import read_config
+    from sela_tf.training.images import load_data
 
     found: dict[str, Any] = {}
     for seed in options.seeds:

@@ -26,7 +26,7 @@ from benchmarks.measuring import MB, bandwidth, environment
 from benchmarks.problems import CACHE, KINDS, SIZES, made
 from benchmarks.sinkhorn_peers import PEERS, REFERENCE, SOLVERS, TOLERANCE
 from benchmarks.sinkhorn_tables import TABLES
-from sela_tf.evaluation.markdown import markdown
+from sela_tf.reporting.markdown import markdown
 
 _BUSY = 0.9
 HEADER = ["problem", "K", "method", "passes", "seconds", "ms a pass", "bandwidth", "peak MB", "agree %", "L1 error"]

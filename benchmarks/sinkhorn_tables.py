@@ -14,7 +14,7 @@ from benchmarks.cells import measure
 from benchmarks.measuring import PeakMemory, bandwidth, pin
 from benchmarks.problems import LAM, SIZES, Head, features, log_softmax, made, run_of
 from benchmarks.sinkhorn_peers import REFERENCE
-from sela_tf.evaluation.markdown import markdown
+from sela_tf.reporting.markdown import markdown
 
 _REPEATS = 7
 _NOISE = 0.05

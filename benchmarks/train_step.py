@@ -51,10 +51,10 @@ def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> tuple[Me
     from sela_tf.data.image_set import ImageSet
     from sela_tf.data.pipeline import inference_batches, training_batches
     from sela_tf.data.stores import Arrays
-    from sela_tf.loop import Clock, Stop, step_function, train
-    from sela_tf.models.features import FeatureExtractor
-    from sela_tf.optimizer import CoupledSGD
+    from sela_tf.models.inference import FeatureExtractor
     from sela_tf.self_labelling.label_pass import cut_at_heads
+    from sela_tf.training.loop import Clock, Stop, step_function, train
+    from sela_tf.training.optimizer import CoupledSGD
 
     labels = sela_tf.LabelTable(NUM_HEADS, NUM_CLUSTERS, len(images))
     model = sela_tf.build_model(
@@ -224,7 +224,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     import tensorflow as tf
 
-    from sela_tf.evaluation.markdown import markdown
+    from sela_tf.reporting.markdown import markdown
 
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     tf.config.threading.set_inter_op_parallelism_threads(options.threads)

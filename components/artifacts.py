@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from sela_tf import __version__
-from sela_tf.config import ConfigError
+from sela_tf.settings.fields import ConfigError
 
 MADE_OF = "made_of.json"
 """Written last: a directory that has it is complete."""

@@ -14,7 +14,7 @@ from typing import Any
 from kfp import dsl
 
 from components.settings import PipelineSettings
-from sela_tf.door import load_tensorflow
+from sela_tf.cli.command import load_tensorflow
 
 
 def data_ingestion(examples: dsl.Output[dsl.Dataset], settings: str, root: str):

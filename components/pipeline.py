@@ -21,9 +21,11 @@ from typing import Any, NamedTuple, TextIO
 from absl import flags as absl_flags
 
 from components.settings import FROM_EXAMPLES, IngestionSettings, LinearProbeSettings, PipelineSettings
-from sela_tf import flags
-from sela_tf.config import ConfigError, ProbeConfig, SelaConfig
-from sela_tf.door import run_command
+from sela_tf.cli import flags
+from sela_tf.cli.command import run_command
+from sela_tf.settings.commands import ProbeConfig
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
 
 _USAGE = """python -m components.pipeline --flagfile=configs/NAME.cfg --root=DIR [--min_knn=SHARE …] [--setting=value …]
 python -m components.pipeline --flagfile=configs/NAME.cfg --compile=FILE.yaml [--image=IMAGE …]

@@ -9,17 +9,10 @@ import pathlib
 import re
 from typing import Any
 
-from sela_tf.config import (
-    Bound,
-    ConfigError,
-    ProbeConfig,
-    SelaConfig,
-    absolute_path,
-    absolute_source,
-    check_fields,
-    option,
-    refuse_unwritable,
-)  # fmt: skip
+from sela_tf.settings.commands import ProbeConfig
+from sela_tf.settings.fields import Bound, ConfigError, check_fields, option
+from sela_tf.settings.paths import absolute_path, absolute_source, refuse_unwritable
+from sela_tf.settings.training import SelaConfig
 
 _SHARE = Bound(0, 1)
 _IMAGE_KEY, _LABEL_KEY = "image/encoded", "image/class/label"

@@ -10,29 +10,32 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sela_tf.registration import other_backend, register_with_keras
+from sela_tf.compat.keras_registration import other_backend, register_with_keras
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sela_tf.config import ConfigError, ExportConfig, LabelConfig, ProbeConfig, SelaConfig
+    from sela_tf.callbacks.doctor import CollapseDoctor, Finding
+    from sela_tf.callbacks.monitors import ClusterMonitor, KNNMonitor
+    from sela_tf.commands.export import export_run
+    from sela_tf.commands.label import label_run
+    from sela_tf.commands.probe import probe_run
     from sela_tf.data.errors import SourceError
-    from sela_tf.evaluation.doctor import CollapseDoctor, Finding
-    from sela_tf.evaluation.monitors import ClusterMonitor, KNNMonitor
-    from sela_tf.exporter import export_run
-    from sela_tf.labeller import label_run
-    from sela_tf.loop import TrainingInterrupted
-    from sela_tf.models import BACKBONES, build_model
+    from sela_tf.models.backbones import BACKBONES
+    from sela_tf.models.build import build_model
     from sela_tf.models.heads import MultiHead
-    from sela_tf.network import load_run
-    from sela_tf.prober import probe_run
+    from sela_tf.runs.network import load_run
     from sela_tf.self_labelling.callback import SelfLabelling
     from sela_tf.self_labelling.label_pass import head_log_probs
     from sela_tf.self_labelling.label_table import LabelTable
     from sela_tf.self_labelling.loss import SelfLabelLoss
     from sela_tf.self_labelling.schedule import relabel_steps
     from sela_tf.serving.saved_model import export_saved_model
-    from sela_tf.trainer import run
+    from sela_tf.settings.commands import ExportConfig, LabelConfig, ProbeConfig
+    from sela_tf.settings.fields import ConfigError
+    from sela_tf.settings.training import SelaConfig
+    from sela_tf.training.loop import TrainingInterrupted
+    from sela_tf.training.run import run
     from sela_tf.transport.assignment import Assignment, assign_labels
     from sela_tf.transport.linear_logits import LinearLogits
     from sela_tf.transport.rounding import BalancedLabels, balanced_labels
@@ -40,40 +43,40 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Assignment": "transport.assignment",
-    "BACKBONES": "models",
+    "BACKBONES": "models.backbones",
     "BalancedLabels": "transport.rounding",
-    "ClusterMonitor": "evaluation.monitors",
-    "CollapseDoctor": "evaluation.doctor",
-    "ConfigError": "config",
-    "ExportConfig": "config",
-    "Finding": "evaluation.doctor",
-    "KNNMonitor": "evaluation.monitors",
-    "LabelConfig": "config",
+    "ClusterMonitor": "callbacks.monitors",
+    "CollapseDoctor": "callbacks.doctor",
+    "ConfigError": "settings.fields",
+    "ExportConfig": "settings.commands",
+    "Finding": "callbacks.doctor",
+    "KNNMonitor": "callbacks.monitors",
+    "LabelConfig": "settings.commands",
     "LabelTable": "self_labelling.label_table",
     "LinearLogits": "transport.linear_logits",
     "MultiHead": "models.heads",
-    "ProbeConfig": "config",
-    "SelaConfig": "config",
+    "ProbeConfig": "settings.commands",
+    "SelaConfig": "settings.training",
     "SelfLabelLoss": "self_labelling.loss",
     "SelfLabelling": "self_labelling.callback",
     "SinkhornResult": "transport.sinkhorn",
     "SourceError": "data.errors",
-    "TrainingInterrupted": "loop",
+    "TrainingInterrupted": "training.loop",
     "assign_labels": "transport.assignment",
     "balanced_labels": "transport.rounding",
-    "build_model": "models",
-    "export_run": "exporter",
+    "build_model": "models.build",
+    "export_run": "commands.export",
     "export_saved_model": "serving.saved_model",
     "head_log_probs": "self_labelling.label_pass",
-    "label_run": "labeller",
-    "load_run": "network",
-    "probe_run": "prober",
+    "label_run": "commands.label",
+    "load_run": "runs.network",
+    "probe_run": "commands.probe",
     "relabel_steps": "self_labelling.schedule",
-    "run": "trainer",
+    "run": "training.run",
     "sinkhorn": "transport.sinkhorn",
 }
 
-_WITHOUT_KERAS = ("config", "data.", "transport.", "self_labelling.label_table", "self_labelling.schedule")
+_WITHOUT_KERAS = ("settings.", "data.", "transport.", "self_labelling.label_table", "self_labelling.schedule")
 
 __all__ = [
     "BACKBONES",

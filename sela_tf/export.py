@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from sela_tf.config import ExportConfig
-from sela_tf.door import run_settings_command
+from sela_tf.cli.command import run_settings_command
+from sela_tf.settings.commands import ExportConfig
 
 _USAGE = """python -m sela_tf.export --workdir=RUN --export_dir=DIR [--setting=value …]
 
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(settings: ExportConfig) -> int:
-    from sela_tf.exporter import export_run, summary
+    from sela_tf.commands.export import export_run, summary
 
     print(summary(export_run(settings)))
     return 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from sela_tf.config import LabelConfig
-from sela_tf.door import run_settings_command
+from sela_tf.cli.command import run_settings_command
+from sela_tf.settings.commands import LabelConfig
 
 _USAGE = """python -m sela_tf.label --workdir=RUN --output=FILE [--dataset=DATA] [--setting=value …]
 
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(settings: LabelConfig) -> int:
-    from sela_tf.labeller import label_run
+    from sela_tf.commands.label import label_run
 
     print(label_run(settings))
     return 0

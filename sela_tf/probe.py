@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import textwrap
 
-from sela_tf.config import ProbeConfig
-from sela_tf.door import run_settings_command
+from sela_tf.cli.command import run_settings_command
+from sela_tf.settings.commands import ProbeConfig
 
 _USAGE = """python -m sela_tf.probe --workdir=RUN[,RUN …] [--setting=value …]
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(settings: ProbeConfig) -> int:
-    from sela_tf.prober import check_alike, probe_run, table
+    from sela_tf.commands.probe import check_alike, probe_run, table
 
     check_alike(settings.workdir)
     results = [probe_run(settings, workdir) for workdir in settings.workdir]

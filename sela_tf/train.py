@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from absl import flags as absl_flags
 
-from sela_tf import flags
-from sela_tf.config import ConfigError, SelaConfig
-from sela_tf.door import run_command
+from sela_tf.cli import flags
+from sela_tf.cli.command import run_command
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
 
 _USAGE = """python -m sela_tf.train --flagfile=configs/NAME.cfg --workdir=DIR [--setting=value …]
 
@@ -29,10 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv if argv is None else argv
 
     def work(asked: _Asked) -> int:
-        from sela_tf.dry_run import dry_run
-        from sela_tf.evaluation.summary import table
-        from sela_tf.loop import TrainingInterrupted
-        from sela_tf.trainer import run
+        from sela_tf.reporting.tables import table
+        from sela_tf.training.dry_run import dry_run
+        from sela_tf.training.loop import TrainingInterrupted
+        from sela_tf.training.run import run
 
         if asked.dry_run:
             dry_run(asked.config)

@@ -16,16 +16,16 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
-from conftest import ROOT, SMALL, is_one_line, run_doors
+from fixtures import ROOT, SMALL, is_one_line, run_doors
 from served import ask
 
 from components.linear_probe.executor import headline, objections
 from components.settings import LinearProbeSettings
-from sela_tf.config import ConfigError
 from sela_tf.data.record_writer import Record, example_id, shard_name, write_manifest, write_shard
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import hold_out
-from sela_tf.network import load_run
+from sela_tf.runs.network import load_run
+from sela_tf.settings.fields import ConfigError
 
 pytestmark = pytest.mark.xdist_group("components")
 

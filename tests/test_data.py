@@ -10,7 +10,6 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sela_tf.config import SelaConfig
 from sela_tf.data import augment
 from sela_tf.data.augment import NUM_DRAWS, Augmentation
 from sela_tf.data.errors import SourceError
@@ -18,7 +17,8 @@ from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import channel_statistics, inference_batches, training_batches, with_rotations
 from sela_tf.data.splits import unbalanced
 from sela_tf.data.stores import Arrays, Files
-from sela_tf.parts import load_data, training_views
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.images import load_data, training_views
 
 NOTHING = Augmentation(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 

@@ -12,10 +12,10 @@ import tensorflow as tf
 from fitting import BATCH, STEPS, K, N, T, blobs, make_model, pairs
 
 import sela_tf
-import sela_tf.loop
-from sela_tf.evaluation.cluster_sizes import cluster_sizes
-from sela_tf.loop import Clock, Stop
-from sela_tf.loop import train as train_loop
+import sela_tf.training.loop
+from sela_tf.callbacks.cluster_sizes import cluster_sizes
+from sela_tf.training.loop import Clock, Stop
+from sela_tf.training.loop import train as train_loop
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -167,7 +167,7 @@ class TestDoctor:
             now[0] += 0.01
             return now[0]
 
-        monkeypatch.setattr(sela_tf.loop.time, "perf_counter", look)
+        monkeypatch.setattr(sela_tf.training.loop.time, "perf_counter", look)
 
         def generate():
             for i in range(4 * STEPS):

@@ -13,15 +13,16 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from sela_tf.callbacks.monitors import KNNMonitor
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays
 from sela_tf.evaluation import linear_probe
 from sela_tf.evaluation.clustering import cluster_metrics
+from sela_tf.evaluation.figures import evaluate_chance, evaluate_labels, evaluate_network
 from sela_tf.evaluation.knn import knn_accuracy, knn_classes
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.evaluation.monitors import KNNMonitor
-from sela_tf.evaluation.summary import evaluate_chance, evaluate_labels, evaluate_network, table
-from sela_tf.models import build_model
+from sela_tf.models.build import build_model
+from sela_tf.reporting.tables import table
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sela_tf import trainer
-from sela_tf.config import SelaConfig
-from sela_tf.experiment import Experiment
-from sela_tf.loop import step_function
 from sela_tf.self_labelling.schedule import relabel_steps
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training import run as trainer
+from sela_tf.training.experiment import Experiment
+from sela_tf.training.loop import step_function
 from sela_tf.transport.assignment import plan_memory
 
 N, K, T = 240, 6, 2

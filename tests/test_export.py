@@ -14,17 +14,19 @@ import numpy as np
 import pytest
 import serving_double
 import tensorflow as tf
-from conftest import ROOT, is_one_line, run_doors
+from fixtures import ROOT, is_one_line, run_doors
 from served import ask
 
 import sela_tf
-from sela_tf import export, exporter
-from sela_tf.config import ConfigError, ExportConfig
+from sela_tf import export
+from sela_tf.commands import export as exporter
 from sela_tf.data.sources import load_source
-from sela_tf.parts import load_data
 from sela_tf.serving import stand_alone
 from sela_tf.serving.saved_model import read_signatures
 from sela_tf.serving.warm_up import WARM_UP_FILE
+from sela_tf.settings.commands import ExportConfig
+from sela_tf.settings.fields import ConfigError
+from sela_tf.training.images import load_data
 
 # its fixtures are made once: in one process of several
 pytestmark = pytest.mark.xdist_group("export")
@@ -230,7 +232,7 @@ class TestCheck:
         assert "checking with synthetic ones" in capsys.readouterr().out
 
     def test_held_out_images_are_used(self, finished, network):
-        from sela_tf import flags
+        from sela_tf.cli import flags
 
         images = exporter._images(ExportConfig(workdir=str(finished[0]), export_dir="x"), network)
         assert images.fingerprint() == load_data(flags.from_flagfile(finished[0] / "flags.cfg")).held_out.fingerprint()

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
-from conftest import SMALL, is_one_line, run_door, run_doors
+from fixtures import SMALL, is_one_line, run_door, run_doors
 from sklearn.datasets import load_digits
 
 import sela_tf

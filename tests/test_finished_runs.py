@@ -16,13 +16,16 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
-from conftest import ROOT, SMALL, is_one_line, run_doors
+from fixtures import ROOT, SMALL, is_one_line, run_doors
 
 import sela_tf
-from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.sources import load_source
-from sela_tf.network import keep_old_network, read_description, save_network
-from sela_tf.workdir import LABELS, LOCK, NETWORK, REPORT, RESULTS, WEIGHTS, Workdir, read_config, read_labels
+from sela_tf.runs.labels import read_labels
+from sela_tf.runs.names import LABELS, LOCK, NETWORK, REPORT, RESULTS, WEIGHTS
+from sela_tf.runs.network import keep_old_network, read_description, save_network
+from sela_tf.runs.workdir import Workdir, read_config
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
 
 OLD_RUN = pathlib.Path(__file__).parent / "data" / "run_of_cf4b11e"
 

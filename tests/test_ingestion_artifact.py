@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, is_one_line, run_doors
+from fixtures import ROOT, is_one_line, run_doors
 from google.protobuf import text_format
 from ingested import IN_PROCESS, MARKS, files_of, ingested, make_folder
 from served import encoded, picture
@@ -19,9 +19,9 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from components.artifacts import read_made_of
 from components.kfp_steps import digest_of_examples
 from components.settings import IngestionSettings
-from sela_tf.config import ConfigError
 from sela_tf.data.errors import SourceError
 from sela_tf.data.sources import load_source
+from sela_tf.settings.fields import ConfigError
 
 pytestmark = MARKS
 DOOR = "components.data_ingestion.__main__"

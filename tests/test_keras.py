@@ -15,13 +15,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from fixtures import ROOT
 
 import sela_tf
-from sela_tf.config import SelaConfig
-from sela_tf.loop import signals_noted
-from sela_tf.models.features import FeatureExtractor, has_empty_statistics
-from sela_tf.parts import label_table
+from sela_tf.models.inference import FeatureExtractor, has_empty_statistics
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.labels import label_table
+from sela_tf.training.loop import signals_noted
 
 N, K, T = 96, 4, 2
 
@@ -430,9 +430,9 @@ _TWO_DEVICES = """
 import keras, numpy as np, tensorflow as tf
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import sela_tf
-from sela_tf.config import SelaConfig
-from sela_tf.loop import step_function
-from sela_tf.models.features import FeatureExtractor
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.loop import step_function
+from sela_tf.models.inference import FeatureExtractor
 
 N, K, T = 997, 4, 2
 values = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
@@ -542,7 +542,7 @@ class TestRegistration:
         done = run_python(
             f"{imports}; import sys; before = len(sys.meta_path); keras.models.load_model({path!r}, compile=False); "
             f"model = keras.models.load_model({path!r}); print(type(model.loss).__name__, model.loss.labels); "
-            "assert not any(type(finder).__module__ == 'sela_tf.registration' for finder in sys.meta_path)"
+            "assert not any(type(finder).__module__ == 'sela_tf.compat.keras_registration' for finder in sys.meta_path)"
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout == "SelfLabelLoss None\n"

@@ -12,22 +12,22 @@ import keras
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import Door, is_one_line, run_doors
+from fixtures import Door, is_one_line, run_doors
 from PIL import Image
 from scipy.special import softmax
 from sklearn.datasets import load_digits
 
 import sela_tf
-from sela_tf import flags
-from sela_tf.config import ConfigError
+from sela_tf.cli import flags
+from sela_tf.commands.label import _num_changes
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays, Files
-from sela_tf.labeller import _num_changes
-from sela_tf.parts import load_data
+from sela_tf.runs.labels import read_labels
 from sela_tf.serving.label_writer import LabelWriter
-from sela_tf.serving.opinions import opinions
-from sela_tf.serving.scrutiny import Scrutiny
-from sela_tf.workdir import read_labels
+from sela_tf.serving.predictions import opinions
+from sela_tf.serving.review import Scrutiny
+from sela_tf.settings.fields import ConfigError
+from sela_tf.training.images import load_data
 
 # its fixtures are made once: in one process of several
 pytestmark = pytest.mark.xdist_group("label")

@@ -7,12 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sela_tf.config import SelaConfig
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.label_files import match_names, read_known_labels, read_run_labels
 from sela_tf.data.stores import Arrays
-from sela_tf.parts import known_labels, load_data
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.images import load_data
+from sela_tf.training.labels import known_labels
 
 
 def _images(names: tuple[str, ...] | None) -> ImageSet:

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from fixtures import ROOT
 
 import sela_tf
 from sela_tf.transport.assignment import assign_labels, plan_memory

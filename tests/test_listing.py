@@ -15,8 +15,9 @@ import tensorflow as tf
 from PIL import Image
 from served import encoded, picture
 
-from sela_tf import flags, labeller, prober, trainer
-from sela_tf.config import ConfigError, LabelConfig, ProbeConfig, SelaConfig
+from sela_tf.cli import flags
+from sela_tf.commands import label as labeller
+from sela_tf.commands import probe as prober
 from sela_tf.data import listing
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.errors import SourceError
@@ -28,7 +29,11 @@ from sela_tf.data.record_writer import Record, shard_name, write_manifest, write
 from sela_tf.data.sources import load_source, outline_source
 from sela_tf.data.splits import hold_out
 from sela_tf.data.stores import Files
-from sela_tf.parts import load_training_data
+from sela_tf.settings.commands import LabelConfig, ProbeConfig
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training import run as trainer
+from sela_tf.training.images import load_training_data
 
 LONG_AGO = 10**18
 

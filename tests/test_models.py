@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sela_tf.models import BACKBONES, EMBEDDING, bare_network, build_model, stage_names, with_rotation_head
-from sela_tf.models.applications import application
+from sela_tf.models.backbones import BACKBONES
+from sela_tf.models.backbones.applications import application
 from sela_tf.models.batch_norm import FusedBatchNormalization
-from sela_tf.models.features import FeatureExtractor
+from sela_tf.models.build import EMBEDDING, bare_network, build_model, stage_names, with_rotation_head
 from sela_tf.models.heads import MultiHead, find_multi_head
+from sela_tf.models.inference import FeatureExtractor
 
 SMALL, LARGE, ALEXNET, VECTORS = (12, 10, 3), (20, 18, 3), (65, 63, 3), (7,)
 STAGES = {

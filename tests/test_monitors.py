@@ -11,12 +11,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, SMALL, run_doors
 from fitting import STEPS, K, N, T, blobs, make_model, pairs
+from fixtures import ROOT, SMALL, run_doors
 from tensorflow.compat.v1.train import summary_iterator
 
 import sela_tf
-import sela_tf.loop
+import sela_tf.training.loop
 
 
 @pytest.fixture

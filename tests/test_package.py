@@ -15,7 +15,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_doors
+from fixtures import ROOT, run_doors
 from sklearn.datasets import load_digits
 
 import sela_tf
@@ -23,18 +23,15 @@ import sela_tf
 # Imports go downwards only. What stands on one line knows nothing of its neighbours.
 LAYERS = [
     {"train", "probe", "export", "label"},
-    {"door", "exporter", "prober", "labeller"},
-    {"trainer", "dry_run"},
-    {"experiment"},
-    {"reporter", "watching", "verdict"},
-    {"loop", "parts"},
-    {"network"},
-    {"workdir", "checkpoint"},
-    {"flags", "optimizer"},
-    {"config", "noise"},
-    {"self_labelling", "evaluation", "serving", "reporting"},
+    {"commands"},
+    {"training"},
+    {"runs"},
+    {"cli"},
+    {"settings"},
+    {"self_labelling", "callbacks"},
+    {"evaluation", "serving", "reporting"},
     {"data", "models", "transport"},
-    {"untuned", "lines", "registration"},
+    {"compat", "files"},
 ]
 
 
@@ -65,13 +62,22 @@ def test_imports_go_downwards():
             assert other == here or _layer(other) > _layer(here), f"{path} imports sela_tf.{other}"
 
 
-def test_only_flags_and_doors_know_absl_and_only_the_top_knows_the_config():
+def test_the_top_of_the_package_holds_doors_and_rooms_alone():
+    top = ROOT / "sela_tf"
+    doors = {f"{name}.py" for name in LAYERS[0]}
+    assert {path.name for path in top.glob("*.py")} == doors | {"__init__.py"}
+    assert {path.name for path in top.iterdir() if (path / "__init__.py").exists()} == set().union(*LAYERS[1:])
+    assert all(len((top / door).read_text().splitlines()) <= 40 for door in doors)
+
+
+def test_only_the_command_line_knows_absl_and_only_the_top_knows_the_settings():
     for path in (ROOT / "sela_tf").rglob("*.py"):
         text = path.read_text()
+        room = path.relative_to(ROOT / "sela_tf").parts[0]
         if "absl" in text:
-            assert path.name in ("flags.py", "door.py", "train.py"), path
-        if "SelaConfig" in text and path.parent.name != "sela_tf":
-            pytest.fail(f"{path} knows the config: functions take the numbers that they need")
+            assert room in ("cli", "train.py"), path
+        if "SelaConfig" in text:
+            assert room in ("__init__.py", "train.py", "cli", "commands", "training", "runs", "settings"), path
 
 
 def test_components_stand_on_the_library_and_executors_know_no_orchestrator():
@@ -137,8 +143,8 @@ def test_the_readmes_command_trains_on_what_it_names():
     """Flags win over a flagfile only when they follow it."""
     from absl import flags as absl_flags
 
-    from sela_tf import flags
-    from sela_tf.config import SelaConfig
+    from sela_tf.cli import flags
+    from sela_tf.settings.training import SelaConfig
 
     (command,) = re.findall(r"python -m sela_tf.train (--flagfile=.*folder:.*)", (ROOT / "README.md").read_text())
     values = absl_flags.FlagValues()
@@ -192,10 +198,10 @@ class TestWheel:
     def test_holds_the_library_alone(self, wheel):
         names = zipfile.ZipFile(wheel).namelist()
         tops = {name.split("/")[0] for name in names}
-        assert tops == {"sela_tf", "components", f"sela_tf-{sela_tf.__version__}.dist-info"}
+        assert tops == {"sela_tf", f"sela_tf-{sela_tf.__version__}.dist-info"}
         assert "sela_tf/py.typed" in names
         assert any(name.endswith("LICENSE") for name in names)
-        modules = {path.relative_to(ROOT).as_posix() for top in ("sela_tf", "components") for path in (ROOT / top).rglob("*.py")}
+        modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sela_tf").rglob("*.py")}
         assert modules <= set(names)
 
     def test_readme_example_runs_from_it_with_warnings_as_errors(self, python, tmp_path):

@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 from absl import flags as absl_flags
-from conftest import ROOT, SMALL
+from fixtures import ROOT, SMALL
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from served import encoded, picture
@@ -19,8 +19,8 @@ from components.linear_probe.__main__ import _define as define_probe
 from components.linear_probe.__main__ import _read as read_probe
 from components.self_labelling.__main__ import _define as define_training
 from components.self_labelling.__main__ import _read as read_training
-from sela_tf import flags
-from sela_tf.config import SelaConfig
+from sela_tf.cli import flags
+from sela_tf.settings.training import SelaConfig
 
 TRAINING = [flag for flag in SMALL if not flag.startswith("--dataset")]
 

@@ -8,24 +8,26 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from conftest import SMALL, is_one_line, run_door, run_doors
+from fixtures import SMALL, is_one_line, run_door, run_doors
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
-from sela_tf import flags, prober
-from sela_tf.config import ConfigError, SelaConfig
+from sela_tf.cli import flags
+from sela_tf.commands import probe as prober
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import hold_out
 from sela_tf.data.stores import Arrays
 from sela_tf.evaluation import probes
+from sela_tf.evaluation.figures import evaluate_network
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, pooled, trained_probes
-from sela_tf.evaluation.summary import evaluate_network
-from sela_tf.models import build_model, stage_names
-from sela_tf.network import load_run
-from sela_tf.optimizer import CoupledSGD
+from sela_tf.models.build import build_model, stage_names
+from sela_tf.runs.network import load_run
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.optimizer import CoupledSGD
 
 
 class TestPooling:

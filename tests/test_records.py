@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
-from conftest import ROOT, is_one_line, run_doors
+from fixtures import ROOT, is_one_line, run_doors
 from served import encoded, picture
 
 from sela_tf.data.errors import SourceError

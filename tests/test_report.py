@@ -8,14 +8,14 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, run_doors
+from fixtures import ROOT, SMALL, run_doors
 from PIL import Image
 from scipy.special import entr
 
-from sela_tf import flags
+from sela_tf.cli import flags
 from sela_tf.evaluation.clustering import ENTROPY_BINS, cluster_metrics, entropy_histogram
-from sela_tf.parts import load_data
-from sela_tf.reporting.course import Galleries, gallery, objective
+from sela_tf.reporting.history import Galleries, gallery, objective
+from sela_tf.training.images import load_data
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +111,10 @@ def test_without_classes_the_most_confident_come_first(rng):
 
 _WITHOUT_MATPLOTLIB = """
 import sys
-import sela_tf.reporter
+import sela_tf.training.report
 def fail(*args):
     raise RuntimeError("no ink")
-sela_tf.reporter.draw_report = fail
+sela_tf.training.report.draw_report = fail
 from sela_tf.train import main
 sys.exit(main(["sela_tf.train", *sys.argv[1:]]))
 """

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from scipy.optimize import linear_sum_assignment
 
-from sela_tf.models import with_rotation_head
+from sela_tf.models.build import with_rotation_head
 from sela_tf.models.heads import MultiHead, find_multi_head
 from sela_tf.self_labelling.callback import SelfLabelling
 from sela_tf.self_labelling.label_pass import head_log_probs, relabel

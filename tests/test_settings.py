@@ -9,12 +9,16 @@ import keras
 import numpy as np
 import pytest
 from absl import flags as absl_flags
-from conftest import ROOT
+from fixtures import ROOT
 
-from sela_tf import checkpoint, flags
-from sela_tf.config import ConfigError, ProbeConfig, SelaConfig
-from sela_tf.optimizer import CoupledSGD, learning_rate_schedule
-from sela_tf.workdir import Workdir, read_results
+from sela_tf.cli import flags
+from sela_tf.runs import checkpoint
+from sela_tf.runs.results import read_results
+from sela_tf.runs.workdir import Workdir
+from sela_tf.settings.commands import ProbeConfig
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
 
 
 def parsed(*argv: str) -> SelaConfig:

@@ -15,13 +15,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sela_tf.config import ConfigError, SelaConfig
 from sela_tf.data.decoding import BadImageError, check_image, decode_image
 from sela_tf.data.errors import SourceError
 from sela_tf.data.sources import arrays, load_source, outline_source, synthetic_count
 from sela_tf.data.sources.tfds import TfdsSource
 from sela_tf.data.splits import hold_out, is_held_out, match_classes, match_input
-from sela_tf.parts import load_training_data
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.images import load_training_data
 
 
 def write_idx(path: pathlib.Path, array: np.ndarray) -> None:

@@ -14,15 +14,15 @@ import time
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, is_one_line, run_door, run_doors
+from fixtures import ROOT, SMALL, is_one_line, run_door, run_doors
 from PIL import Image
 from sklearn.datasets import load_digits
 from tensorflow.compat.v1.train import summary_iterator
 
 import sela_tf
-from sela_tf.config import ConfigError
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import hold_out, is_held_out
+from sela_tf.settings.fields import ConfigError
 from sela_tf.transport.marginals import check_marginals
 
 

@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 
 from components.data_ingestion.parts import Examples
+from sela_tf.compat.autotuning import untuned
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches, training_batches, with_rotations
 from sela_tf.data.stores import Arrays
-from sela_tf.models.features import FeatureExtractor, check_indices
-from sela_tf.untuned import untuned
+from sela_tf.models.inference import FeatureExtractor, check_indices
 
 
 def test_views(rng):

@@ -11,32 +11,28 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, SMALL, run_doors
+from fixtures import ROOT, SMALL, run_doors
 
-from sela_tf import prober
-from sela_tf.config import ConfigError, ProbeConfig, SelaConfig
+from sela_tf.commands import probe as prober
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays
 from sela_tf.evaluation import protocol as protocols
 from sela_tf.evaluation.clustering import cluster_metrics
+from sela_tf.evaluation.figures import evaluate_chance, evaluate_labels, evaluate_looks, evaluate_network, look_at_both, no_figures
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.evaluation.look import look
+from sela_tf.evaluation.outputs import look
 from sela_tf.evaluation.protocol import evaluation_protocol
-from sela_tf.evaluation.summary import (
-    evaluate_chance,
-    evaluate_labels,
-    evaluate_looks,
-    evaluate_network,
-    look_at_both,
-    no_figures,
-    table,
-)
-from sela_tf.models import build_model
-from sela_tf.parts import Data, description_of, first_network
-from sela_tf.reporter import write_report
-from sela_tf.verdict import judge
-from sela_tf.watching import class_judge, knn_monitor
-from sela_tf.workdir import Workdir
+from sela_tf.models.build import build_model
+from sela_tf.reporting.tables import table
+from sela_tf.runs.workdir import Workdir
+from sela_tf.settings.commands import ProbeConfig
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.evaluation import judge
+from sela_tf.training.images import Data
+from sela_tf.training.monitoring import class_judge, knn_monitor
+from sela_tf.training.network import description_of, first_network
+from sela_tf.training.report import write_report
 
 T, K = 2, 4
 CONFIG = SelaConfig(
@@ -263,16 +259,16 @@ _MEASURED = """
 import pathlib, resource, sys
 import numpy as np
 import matplotlib.backends.backend_agg, matplotlib.figure, sklearn.linear_model
-import sela_tf.trainer
-from sela_tf.config import SelaConfig
+import sela_tf.training.run
+from sela_tf.settings.training import SelaConfig
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays
 from sela_tf.evaluation.knn import knn_accuracy
-from sela_tf.models import build_model
-from sela_tf.parts import Data
-from sela_tf.reporter import write_report
-from sela_tf.verdict import judge
-from sela_tf.workdir import Workdir
+from sela_tf.models.build import build_model
+from sela_tf.training.images import Data
+from sela_tf.training.report import write_report
+from sela_tf.training.evaluation import judge
+from sela_tf.runs.workdir import Workdir
 
 N, M, T, K, D = 20_000, 500, 4, 2000, 8
 rng = np.random.default_rng(0)

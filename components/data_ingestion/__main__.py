@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from components.settings import IngestionSettings
-from sela_tf.door import run_settings_command
+from sela_tf.cli.command import run_settings_command
 
 _USAGE = """python -m components.data_ingestion --dataset=DATA --examples=DIR [--setting=value …]
 

@@ -22,13 +22,13 @@ from components.data_ingestion.inputs import Plan, files_of, plan
 from components.data_ingestion.parts import Rejected
 from components.data_ingestion.workers import Workers, write_text
 from components.settings import IngestionSettings
-from sela_tf.config import ConfigError
 from sela_tf.data.decoding import ImageInfo
 from sela_tf.data.errors import SourceError
 from sela_tf.data.listing import LookedAt, size_and_time, walk
 from sela_tf.data.record_writer import Shard, shard_name, write_manifest
 from sela_tf.data.records import FEATURES, INDEX, MANIFEST, read_manifest
 from sela_tf.data.sources.records import load_records
+from sela_tf.settings.fields import ConfigError
 
 REJECTED, SCHEMA = "rejected.json", "schema.pbtxt"
 _NAME = "data_ingestion"

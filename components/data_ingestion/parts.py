@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from google.protobuf import message
 
+from sela_tf.compat.autotuning import untuned
 from sela_tf.data.decoding import BadImageError, ImageInfo, check_image
 from sela_tf.data.errors import SourceError
 from sela_tf.data.record_writer import Record
 from sela_tf.data.sources import load_source
 from sela_tf.data.sources.tfds import open_tfds
 from sela_tf.data.splits import is_held_out
-from sela_tf.untuned import untuned
 
 _LABEL_KEY, _TEXT_KEY = "image/class/label", "image/class/text"
 

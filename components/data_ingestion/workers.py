@@ -15,11 +15,11 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from components.data_ingestion.parts import PARTS, Rejected
-from sela_tf.config import ConfigError
+from sela_tf.compat.quiet import stderr_kept_back
 from sela_tf.data.errors import SourceError
 from sela_tf.data.listing import LookedAt, look_at
 from sela_tf.data.record_writer import Shard, write_shard
-from sela_tf.noise import stderr_kept_back
+from sela_tf.settings.fields import ConfigError
 
 _HERE = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=0")
 """A process on each core. Beam's DirectRunner would first look for a binary of another runner, which it wants to download."""

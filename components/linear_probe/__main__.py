@@ -8,9 +8,9 @@ from typing import NamedTuple
 from absl import flags as absl_flags
 
 from components.settings import FROM_EXAMPLES, RUN, LinearProbeSettings
-from sela_tf import flags
-from sela_tf.config import ProbeConfig
-from sela_tf.door import run_command
+from sela_tf.cli import flags
+from sela_tf.cli.command import run_command
+from sela_tf.settings.commands import ProbeConfig
 
 _USAGE = """python -m components.linear_probe --model=DIR --examples=DIR --evaluation=DIR --blessing=DIR [--setting=value …]
 

@@ -11,12 +11,13 @@ import numpy as np
 
 from components import artifacts
 from components.settings import RUN, LinearProbeSettings, probe_config
-from sela_tf.config import ConfigError, ProbeConfig
+from sela_tf.commands.probe import probe as probe_network
+from sela_tf.commands.probe import table
 from sela_tf.data.records import read_manifest
 from sela_tf.data.sources.records import load_records
-from sela_tf.prober import probe as probe_network
-from sela_tf.prober import table
-from sela_tf.workdir import write_whole
+from sela_tf.files.atomic import write_whole
+from sela_tf.settings.commands import ProbeConfig
+from sela_tf.settings.fields import ConfigError
 
 _NAME = "linear_probe"
 EVALUATION, REPORT = "evaluation.json", "evaluation.md"

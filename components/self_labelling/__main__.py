@@ -9,9 +9,9 @@ from typing import NamedTuple
 from absl import flags as absl_flags
 
 from components.settings import FROM_EXAMPLES, SelfLabellingSettings, training_config
-from sela_tf import flags
-from sela_tf.config import SelaConfig
-from sela_tf.door import run_command
+from sela_tf.cli import flags
+from sela_tf.cli.command import run_command
+from sela_tf.settings.training import SelaConfig
 
 _USAGE = """python -m components.self_labelling --examples=DIR --model=DIR --labels=DIR --metrics=DIR --flagfile=configs/NAME.cfg [--setting=value …]
 
@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def work(asked: _Asked) -> int:
         from components.self_labelling.executor import self_label
-        from sela_tf.evaluation.summary import table
-        from sela_tf.loop import TrainingInterrupted
+        from sela_tf.reporting.tables import table
+        from sela_tf.training.loop import TrainingInterrupted
 
         try:
             results = self_label(asked.settings, asked.config)

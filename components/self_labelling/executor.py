@@ -15,17 +15,21 @@ import tensorflow as tf
 
 from components import artifacts
 from components.settings import RUN, SelfLabellingSettings, training_config
-from sela_tf.config import ConfigError, ExportConfig, SelaConfig
+from sela_tf.commands.export import export_to
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.record_writer import example_id
 from sela_tf.data.records import read_manifest
-from sela_tf.exporter import export_to
 from sela_tf.models.heads import find_multi_head
-from sela_tf.network import load_run
-from sela_tf.parts import load_data
-from sela_tf.serving.opinions import opinions
-from sela_tf.trainer import run
-from sela_tf.workdir import METRICS, RESULTS, read_labels, read_results
+from sela_tf.runs.labels import read_labels
+from sela_tf.runs.names import METRICS, RESULTS
+from sela_tf.runs.network import load_run
+from sela_tf.runs.results import read_results
+from sela_tf.serving.predictions import opinions
+from sela_tf.settings.commands import ExportConfig
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.images import load_data
+from sela_tf.training.run import run
 
 _NAME = "self_labelling"
 SERVING = "Format-Serving"

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.compat.autotuning import untuned
 from sela_tf.data import augment
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.decoding import decode_image
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays
-from sela_tf.untuned import untuned
 
 # The streams that randomness is keyed on, with the seed, the pass and the example's index.
 _TRAINING, _LABELLING = 1, 2

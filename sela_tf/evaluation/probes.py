@@ -14,7 +14,7 @@ from sela_tf.data.augment import NUM_CROPS, Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches, training_batches
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.models.features import FeatureExtractor
+from sela_tf.models.inference import FeatureExtractor
 
 _BATCH = 500
 _SCORES_AT_ONCE = 2**26

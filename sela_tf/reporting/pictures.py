@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sela_tf.reporting.course import NUM_MEMBERS_SHOWN, objective
+from sela_tf.reporting.history import NUM_MEMBERS_SHOWN, objective
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 from sklearn.metrics import normalized_mutual_info_score
 
-from sela_tf.models.features import FeatureExtractor
 from sela_tf.models.heads import MultiHead, find_multi_head
+from sela_tf.models.inference import FeatureExtractor
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.transport.assignment import Assignment
 from sela_tf.transport.linear_logits import LinearLogits

@@ -18,7 +18,7 @@ from sela_tf.data.augment import clean_view
 from sela_tf.data.decoding import decode_image
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.models import EMBEDDING
+from sela_tf.models.build import EMBEDDING
 from sela_tf.serving import stand_alone
 
 NUM_IMAGES = max(stand_alone.BATCHES)

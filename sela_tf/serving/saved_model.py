@@ -17,8 +17,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 from sela_tf.data.augment import clean_view
 from sela_tf.data.decoding import decode_image, readable, to_channels
 from sela_tf.data.records import IMAGE_KEY
-from sela_tf.models import EMBEDDING
-from sela_tf.serving.opinions import opinions
+from sela_tf.models.build import EMBEDDING
+from sela_tf.serving.predictions import opinions
 from sela_tf.serving.warm_up import write_warm_up_requests
 
 Answers = dict[str, tf.Tensor]

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sela_tf.compat.autotuning import untuned
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, Splits
 from sela_tf.data.sources.arrays import INGEST, array_set, check_memory
 from sela_tf.data.stores import Unread
-from sela_tf.untuned import untuned
 
 
 class TfdsSource(NamedTuple):

@@ -1,0 +1,1 @@
+"""The command line: flags made from settings, and what all commands share."""

@@ -1,0 +1,113 @@
+"""Command-line flags, made from the fields of a dataclass of settings; and the way back, to a flagfile."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from absl import flags
+
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+_TUPLES: dict[str, Callable[[str], Any]] = {"tuple[float, ...]": float, "tuple[int, ...]": int, "tuple[str, ...]": str}
+
+
+def define(values: flags.FlagValues, kind: type[DataclassInstance], *, leave_out: Collection[str] = ()) -> None:
+    """A flag for each field of `kind`, a dataclass such as SelaConfig, but those left out."""
+    for field in dataclasses.fields(kind):
+        if field.name in leave_out:
+            continue
+        options: dict[str, Any] = {
+            "name": field.name,
+            "help": field.metadata["help"],
+            "default": field.default,
+            "flag_values": values,
+        }
+        if field.metadata["choices"]:
+            flags.DEFINE_enum(enum_values=field.metadata["choices"], **options)
+        elif field.type == "bool":
+            flags.DEFINE_bool(**options)
+        elif field.type == "int":
+            flags.DEFINE_integer(**options)
+        elif field.type == "float":
+            flags.DEFINE_float(**options)
+        elif field.type == "str":
+            flags.DEFINE_string(**options)
+        else:
+            options["default"] = [str(value) for value in options["default"]]
+            flags.DEFINE_list(**options)
+
+
+def parse(values: flags.FlagValues, argv: list[str]) -> None:
+    """Parses `argv`, flagfiles included.
+
+    Raises:
+        ConfigError: a flag is unknown or malformed, a flagfile cannot be read, or an argument is no flag.
+    """
+    try:
+        rest = values(argv)[1:]
+    except (flags.Error, UnicodeDecodeError, OSError) as error:
+        files = [arg for arg in argv if arg.lstrip("-").startswith("flagfile")]
+        raise ConfigError(" ".join(str(error).split()) + (f" (also read: {' '.join(files)})" if files else "")) from error
+    if rest:
+        raise ConfigError(f"{rest[0]!r} is no flag: every setting is written --name=value")
+
+
+def settings(values: flags.FlagValues, kind: type[Settings], **given: Any) -> Settings:
+    """The settings that the parsed flags stand for; some fields may be given instead.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    found = dict(given)
+    for field in dataclasses.fields(kind):
+        if field.name in given:
+            continue
+        value = values[field.name].value
+        parse_one = _TUPLES.get(str(field.type))
+        if parse_one is not None:
+            try:
+                value = tuple(parse_one(item) for item in value)
+            except ValueError as error:
+                numbers = field.metadata["example"]
+                raise ConfigError(f"--{field.name} must be numbers, as in {numbers}. Received: {value}") from error
+        found[field.name] = value
+    return kind(**found)
+
+
+def to_flagfile(config: DataclassInstance) -> str:
+    """Every setting on a line of its own; read back, it gives the same config."""
+    return "".join(_flag(field.name, getattr(config, field.name)) + "\n" for field in dataclasses.fields(config))
+
+
+def departures(settings: DataclassInstance, *, leave_out: Collection[str] = ()) -> list[str]:
+    """A flag for every setting that departs from its default."""
+    fields = [field for field in dataclasses.fields(settings) if field.name not in leave_out]
+    return [_flag(field.name, value) for field in fields if (value := getattr(settings, field.name)) != field.default]
+
+
+def from_flagfile(path: str | os.PathLike[str]) -> SelaConfig:
+    """The config that `to_flagfile` wrote.
+
+    Raises:
+        ConfigError: the file is missing or not such a file.
+    """
+    values = flags.FlagValues()
+    define(values, SelaConfig)
+    parse(values, ["sela_tf", f"--flagfile={path}"])
+    return settings(values, SelaConfig).absolute()
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        value = str(value).lower()
+    elif isinstance(value, tuple):
+        value = ",".join(item if isinstance(item, str) else repr(item) for item in value)
+    return f"--{name}={value}"

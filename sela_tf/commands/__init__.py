@@ -1,0 +1,1 @@
+"""What the commands label, probe and export do with a finished run."""

@@ -1,0 +1,248 @@
+"""Probes of finished runs: `probe_run(settings, workdir)`, and mean and interval of several."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy import stats
+
+from sela_tf.data.augment import Augmentation
+from sela_tf.data.image_set import ImageSet
+from sela_tf.data.pipeline import inference_batches
+from sela_tf.data.splits import match_input
+from sela_tf.evaluation.figures import evaluate_labels
+from sela_tf.evaluation.kmeans import kmeans_clusters
+from sela_tf.evaluation.knn import knn_accuracy
+from sela_tf.evaluation.outputs import look
+from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, trained_probes
+from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
+from sela_tf.files.atomic import write_whole
+from sela_tf.models.build import EMBEDDING, stage_names
+from sela_tf.models.inference import FeatureExtractor
+from sela_tf.reporting.markdown import markdown
+from sela_tf.runs.names import PROBES
+from sela_tf.runs.network import load_run, read_description
+from sela_tf.runs.workdir import read_config
+from sela_tf.settings.commands import ProbeConfig
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.paths import absolute_cache, absolute_path, absolute_source, refuse_unwritable
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.devices import prepare_devices
+from sela_tf.training.images import Data, load_data
+from sela_tf.training.network import first_network
+from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
+
+_BATCH = 500
+_CLUSTERING = {
+    "nmi": "NMI, mean of heads", "ami": "AMI", "ari": "ARI", "hungarian": "Hungarian accuracy", "purity": "mean purity",
+    "entropy": "mean entropy, nats",
+}  # fmt: skip
+
+
+def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Probes the network of a run, by default the first that the settings name; also writes probes.json into its directory.
+
+    Raises:
+        ValueError: as `probe`.
+    """
+    workdir = settings.workdir[0] if workdir is None else workdir
+    refuse_unwritable("workdir", pathlib.Path(absolute_path(str(workdir))))
+    results = probe(settings, workdir)
+    write_whole(pathlib.Path(workdir).expanduser() / PROBES, json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Probes the network of a finished run, and returns what probes.json holds.
+
+    Raises:
+        ValueError: there is no finished run, no such stage, or no classes to fit probes to.
+    """
+    config = _config_of(settings, workdir)
+    strategy = prepare_devices(config)
+    with strategy.scope():
+        model = load_run(workdir)
+    shape = model.input.shape[1:]
+    stages = _stages(settings, model, workdir)
+    # images of another set, of whatever size, are shown to the network at its own
+    if len(shape) == 3:
+        config = dataclasses.replace(config, image_size=shape[0])
+    data = load_data(config)._replace(size=tuple(shape[:-1]))
+    data = data._replace(train=match_input(data.train, shape), held_out=match_input(data.held_out, shape))
+    for images in (data.train, data.held_out):
+        if images.classes is None:
+            raise ConfigError(f"{images.name} has no class labels, which probes need: name another --dataset or --eval_dataset")
+    protocol = evaluation_protocol(settings.evaluate, len(data.train), len(data.held_out), seed=settings.seed)
+    if settings.kmeans and max(settings.kmeans) > protocol.held_out_size:
+        raise ConfigError(f"--kmeans={max(settings.kmeans)} exceeds the {protocol.held_out_size} held-out images: choose fewer")
+    if settings.protocol == "sgd" and settings.batch_size > len(data.train):
+        raise ConfigError(f"--batch_size={settings.batch_size} exceeds the {len(data.train)} training images: choose a smaller one")
+    judged_on = _Images(data, protocol.training(data.train), protocol.held_out(data.held_out), protocol)
+    results: dict[str, Any] = {
+        "trained": _figures(settings, model, stages, judged_on, strategy),
+        "num_held_out_images": protocol.held_out_size,
+        "protocol": _protocol(settings, judged_on),
+        "config": dataclasses.asdict(config),
+        "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "workdir"},
+    }
+    if settings.untrained:
+        untrained = first_network(config, read_description(workdir), strategy)
+        views = inference_batches(judged_on.train, size=data.size, batch_size=_BATCH)
+        FeatureExtractor(untrained, strategy).settle(views)
+        results["untrained"] = _figures(settings, untrained, stages, judged_on, strategy)
+    return results
+
+
+class _Images(NamedTuple):
+    """The images that a network is probed on."""
+
+    data: Data
+    """All of them, which probes trained by SGD go through."""
+    train: ImageSet
+    """The training images that the other figures are taken on; likewise `held_out`."""
+    held_out: ImageSet
+    protocol: EvaluationProtocol
+    """Which chose them."""
+
+
+def _config_of(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> SelaConfig:
+    """Of the run, with other images where they are asked for."""
+    config = read_config(workdir)
+    if settings.dataset:
+        config = dataclasses.replace(config, dataset=absolute_source(settings.dataset), eval_dataset="")
+    if settings.eval_dataset:
+        config = dataclasses.replace(config, eval_dataset=absolute_source(settings.eval_dataset))
+    if settings.cache_dir:
+        config = dataclasses.replace(config, cache_dir=absolute_cache(settings.cache_dir))
+    # a network that learned from unequal classes is judged by all images
+    return dataclasses.replace(config, classes="auto", imbalance="none")
+
+
+def _stages(settings: ProbeConfig, model: keras.Model, workdir: str | os.PathLike[str]) -> list[str]:
+    """Those that are asked for; by default the maps and the embedding.
+
+    Raises:
+        ConfigError: the network has no such stage.
+    """
+    known = stage_names(model)
+    unknown = [stage for stage in settings.stages if stage not in known]
+    if unknown:
+        raise ConfigError(f"--stages={','.join(unknown)}: no such stage. The network of {workdir} has {', '.join(known)}")
+    # fully connected stages are as wide as what they come from: the last of them is the embedding
+    return list(settings.stages) or [name for name in known if len(model.get_layer(name).output.shape) == 4 or name == EMBEDDING]
+
+
+def _figures(
+    settings: ProbeConfig, model: keras.Model, stages: Sequence[str], images: _Images, strategy: tf.distribute.Strategy
+) -> dict[str, Any]:
+    """Of one network: "knn" by k, "linear_probe" by stage, "clustering" by metric, a list of heads each, "kmeans" likewise
+    by number of clusters."""
+    data, train, held_out, protocol = images
+    bank = look(model, train, size=data.size, strategy=strategy).embedding
+    seen = look(model, held_out, size=data.size, strategy=strategy)
+    train_classes, classes = np.asarray(train.classes), np.asarray(held_out.classes)
+    found: dict[str, Any] = {
+        "knn": {str(k): knn_accuracy(bank, train_classes, seen.embedding, classes, k=k) for k in settings.knn},
+        "clustering": evaluate_labels(seen.clusters, classes),
+        "kmeans": {str(k): evaluate_labels(kmeans_clusters(seen.embedding, k)[np.newaxis], classes) for k in settings.kmeans},
+    }
+    if settings.protocol == "logistic":
+        probed = Probed(model, stages, train, held_out, data.size, settings.values, strategy)
+        return {**found, "linear_probe": fitted_probes(probed, max_iterations=protocol.max_iterations)}
+    probed = Probed(model, stages, data.train, data.held_out, data.size, settings.values, strategy)
+    steps = len(data.train) // settings.batch_size
+    drops = [epoch / settings.epochs for epoch in settings.drop_epochs if epoch < settings.epochs]
+    rates = learning_rate_schedule(
+        settings.learning_rate, schedule="step", epochs=settings.epochs, steps_per_epoch=steps, drops=drops
+    )
+    with strategy.scope():
+        optimizer = CoupledSGD(rates, momentum=settings.momentum, coupled_weight_decay=settings.weight_decay)
+    probes = trained_probes(probed, optimizer=optimizer, schedule=_schedule(settings), seed=settings.seed)
+    return {**found, "linear_probe": probes}
+
+
+def _schedule(settings: ProbeConfig) -> Schedule:
+    views = Augmentation(
+        crop_scale=settings.crop_scale,
+        flip_probability=settings.flip_probability,
+        brightness=0,
+        contrast=0,
+        saturation=0,
+        hue=0,
+        grayscale_probability=0,
+    )
+    return Schedule(settings.epochs, settings.batch_size, views, settings.ten_crop)
+
+
+def _protocol(settings: ProbeConfig, images: _Images) -> str:
+    protocol = images.protocol
+    said = (
+        f"{protocol.held_out_words}; knn: embedding, cosine, votes weighted exp(similarity / .1), among {protocol.training_words}, "
+        "clean view; clustering: plain argmax of each head; "
+        + ("kmeans: scikit-learn's, the best of ten starts, on the embedding of the held-out images; " if settings.kmeans else "")
+        + f"linear_probe: maps max-pooled to at most about {settings.values} values; "
+    )
+    if settings.protocol == "logistic":
+        solver = f"scikit-learn's logistic regression{protocol.solver_words}"
+        return said + f"{solver} on the standardised features of the clean view."
+    if protocol.kind == "sampled":
+        said += f"on all {protocol.num_training} training and {protocol.num_held_out} held-out images; "
+    return said + (
+        f"batch normalisation and a linear layer, {settings.epochs} epochs of SGD, learning rate {settings.learning_rate:g} divided by "
+        f"10 after {', '.join(map(str, settings.drop_epochs)) or 'no'} epochs, momentum {settings.momentum:g}, weight decay "
+        f"{settings.weight_decay:g}, batch {settings.batch_size}, random resized crops of at least {settings.crop_scale:g}, flipped with "
+        f"probability {settings.flip_probability:g}; " + ("mean over ten crops." if settings.ten_crop else "clean view.")
+    )
+
+
+def interval(values: Sequence[float], *, confidence: float = 0.95) -> float:
+    """Half the width of Student's confidence interval of the mean over seeds; NaN of a single value."""
+    if len(values) < 2:
+        return float("nan")
+    return float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values))
+
+
+def check_alike(workdirs: Sequence[str]) -> None:
+    """Raises:
+    ConfigError: the runs differ in more than their seed and whose labels they learned, so that a mean would mean nothing.
+    """
+    free = {"seed", "labels_from", *(field.name for field in dataclasses.fields(SelaConfig) if field.metadata["shown"])}
+    first, *others = ((workdir, dataclasses.asdict(read_config(workdir))) for workdir in workdirs)
+    for name, config in others:
+        different = [
+            f"--{key} is {value!r} in {first[0]} and {config[key]!r} in {name}"
+            for key, value in first[1].items()
+            if value != config[key] and key not in free
+        ]
+        if different:
+            raise ConfigError(f"--workdir names runs that differ in more than their seed: {'; '.join(different)}")
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Mean of the runs, with its interval where there are several; in Markdown."""
+    columns = [name for name in ("trained", "untrained") if name in runs[0]]
+    rows = [["held-out images", *columns]]
+    for kind, label in (("knn", "kNN, k = {}"), ("linear_probe", "linear probe, {}")):
+        for key in runs[0]["trained"][kind]:
+            rows.append([label.format(key), *(mean_and_interval([run[column][kind][key] for run in runs]) for column in columns)])
+    for key, label in _CLUSTERING.items():
+        means = [[float(np.mean(run[column]["clustering"][key])) for run in runs] for column in columns]
+        rows.append([label, *map(mean_and_interval, means)])
+    for k in runs[0]["trained"]["kmeans"]:
+        numbers = [[run[column]["kmeans"][k]["nmi"][0] for run in runs] for column in columns]
+        rows.append([f"NMI, k-means on the embedding, {k} clusters", *map(mean_and_interval, numbers)])
+    return markdown(rows[0], rows[1:])
+
+
+def mean_and_interval(values: Sequence[float]) -> str:
+    """Of several seeds; the value itself of one."""
+    mean = f"{np.mean(values):.3f}"
+    return mean if len(values) < 2 else f"{mean} ± {interval(values):.3f}"

@@ -1,0 +1,1 @@
+"""What TensorFlow and Keras need so that the library works well with them."""

@@ -1,0 +1,111 @@
+"""Networks: a functional backbone, an optional hidden layer, and the heads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import keras
+
+from sela_tf.models.backbones import BACKBONES, check_backbone, check_image_size
+from sela_tf.models.backbones.applications import PREFIX, application
+from sela_tf.models.batch_norm import FusedBatchNormalization
+from sela_tf.models.heads import MultiHead, find_multi_head
+
+EMBEDDING = "embedding"
+"""The layer whose output [B, D] is evaluated and exported: the backbone's pooled features, or the last of its fully connected layers."""
+
+
+_STAGE = re.compile(r"stem|stage\d+|conv\d+|fc\d+")
+
+
+def stage_names(model: keras.Model) -> list[str]:
+    """Layers of a model of `build_model` whose outputs [B, h, w, C] or [B, D] are its stages, in order; the embedding is the last."""
+    embedding = model.get_layer(EMBEDDING)
+    own = [layer.name for layer in model.layers if _STAGE.fullmatch(layer.name)]
+    last = [layer.name for layer in model.layers if layer.output is embedding.input]
+    # a network of keras.applications may have layers of such names, too, but does not end in one
+    return [*(own if set(last) <= set(own) else last), EMBEDDING]
+
+
+def build_model(
+    backbone: str,
+    *,
+    image_shape: Sequence[int],
+    num_heads: int,
+    num_clusters: int,
+    width: int = 0,
+    hidden_units: int = 0,
+    mean: Sequence[float] = (0.0,),
+    variance: Sequence[float] = (1.0,),
+    synchronized: bool = False,
+    dtype: str | None = None,
+    weights: str = "",
+) -> keras.Model:
+    """A functional model from images [B, H, W, C] with values in [0, 255], or from vectors [B, D], to logits [B, T, K].
+
+    Args:
+        backbone: a key of BACKBONES, or "applications:NAME" for a network of `keras.applications`.
+        image_shape: (height, width, channels); (D,) for a backbone over vectors.
+        num_heads: T.
+        num_clusters: K.
+        width: channels of the backbone's first stage, and so of all others in proportion; 0 for the published ones.
+        hidden_units: width of a hidden layer (Dense without bias, batch normalisation, ReLU) between the embedding and the
+            heads; 0 for none. The embedding that is evaluated stays the backbone's.
+        mean: of each channel (or of all) over the training images, in [0, 255].
+        variance: likewise; inputs become (x - mean) / sqrt(variance).
+        synchronized: batch statistics over all replicas instead of each replica's own.
+        dtype: a precision policy such as "mixed_bfloat16" for all but the heads; None for Keras' global policy.
+        weights: a file to start a network of `keras.applications` from.
+
+    Intermediate stages are layers named as the backbone names them, the pooled features "embedding", the hidden layer "hidden",
+    the heads "heads".
+
+    Raises:
+        ValueError: the backbone is unknown, a number is out of range, or the images are too small.
+    """
+    check_backbone(backbone)
+    named = backbone.startswith(PREFIX)
+    if len(image_shape) not in (1, 3) or min(image_shape) < 1:
+        raise ValueError(f"`image_shape` must be (height, width, channels) or (D,), all positive. Received: {tuple(image_shape)}")
+    check_image_size(backbone, image_shape[:-1])
+    if width < 0 or hidden_units < 0:
+        raise ValueError(f"`width` and `hidden_units` must not be negative. Received: {width=}, {hidden_units=}")
+    if named and (width or synchronized):
+        raise ValueError(f"{backbone} has its own width and batch normalisation. Received: {width=}, {synchronized=}")
+    if weights and not named:
+        raise ValueError(f"`weights` are for {PREFIX}NAME only. Received: {weights=} for {backbone}")
+    inputs = keras.Input(tuple(image_shape), name="image")
+    # float32 whatever the policy: half precision has no room for the difference of a pixel from the mean
+    x = keras.layers.Normalization(mean=list(mean), variance=list(variance), dtype="float32", name="normalization")(inputs)
+    if named:
+        stages = application(x, backbone.removeprefix(PREFIX), weights=weights, dtype=dtype)
+    else:
+        architecture = BACKBONES[backbone]
+        stages = architecture.stages(x, width=width or architecture.width, synchronized=synchronized, dtype=dtype)
+    x = list(stages.values())[-1]
+    pool = keras.layers.GlobalAveragePooling2D if len(x.shape) == 4 else keras.layers.Identity
+    x = pool(dtype=dtype, name=EMBEDDING)(x)
+    if hidden_units:
+        x = keras.layers.Dense(hidden_units, use_bias=False, kernel_initializer="he_normal", dtype=dtype, name="hidden_dense")(x)
+        x = FusedBatchNormalization(synchronized=synchronized, dtype=dtype, name="hidden_bn")(x)
+        x = keras.layers.ReLU(dtype=dtype, name="hidden")(x)
+    # in half precision lam would magnify the rounding of the logits
+    logits = MultiHead(num_heads, num_clusters, dtype="float32", name="heads")(x)
+    return keras.Model(inputs, logits, name=f"sela_{backbone.removeprefix(PREFIX).lower()}")
+
+
+def with_rotation_head(model: keras.Model) -> keras.Model:
+    """The outputs "heads" [B, T, K], `model`'s own, and "rotation" [B, 4]: logits of the quarter turns, of the features under the heads.
+
+    SeLa+Rot of the paper; both models share all layers but the new one.
+    """
+    heads = find_multi_head(model)
+    initializer = keras.initializers.RandomNormal(stddev=0.01)
+    rotation = keras.layers.Dense(4, kernel_initializer=initializer, dtype="float32", name="rotation")(heads.input)
+    return keras.Model(model.input, {"heads": heads.output, "rotation": rotation}, name=f"{model.name}_rot")
+
+
+def bare_network(model: keras.Model) -> keras.Model:
+    """From images to the heads' logits, as a model of its own: the same layers, without another head, an optimizer or a loss."""
+    return keras.Model(model.input, find_multi_head(model).output, name=model.name.removesuffix("_rot"))

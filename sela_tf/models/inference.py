@@ -1,0 +1,203 @@
+"""One pass of a model over a data set of (image, example index), collected in index order."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sela_tf.compat.autotuning import untuned
+
+
+def read(variable: keras.Variable) -> np.ndarray:
+    """The value of a variable; the first replica's where it is mirrored, which NumPy cannot read by itself."""
+    return tf.convert_to_tensor(variable).numpy()
+
+
+def steps_taken(model: keras.Model) -> int:
+    """The optimizer's own count, which a second `fit` and a restored optimizer go on with."""
+    # a loss-scaling optimizer wraps the one that counts
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return int(read(optimizer.iterations))
+
+
+def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """The batch normalisation layers of a model, also of those within its layers."""
+    # `model.layers` has only those of the top
+    return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+
+
+def has_empty_statistics(model: keras.Model) -> bool:
+    """Tells a model that normalises by batches and has seen none yet: every moving mean is 0 and every moving variance 1.
+
+    In inference mode such a network's outputs mean nothing, and a label pass over it has to run in training mode. A network that starts
+    from weights has statistics.
+    """
+    norms = batch_norms(model)
+    return bool(norms) and all((read(norm.moving_mean) == 0).all() and (read(norm.moving_variance) == 1).all() for norm in norms)
+
+
+def _batch_size(images: Any) -> int:
+    """The number of images of a batch, which may be any structure of tensors [b, …]."""
+    return len(tf.nest.flatten(images)[0])
+
+
+def _pair(batch: Any, num_examples: int) -> tuple[Any, np.ndarray]:
+    """(images, indices [b]) of a batch, refused where it is anything else."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"The inference dataset must yield pairs (images, example indices). Received: {type(batch).__name__}")
+    images, indices = batch
+    rows = np.asarray(indices).reshape(-1)
+    num_images = _batch_size(images)
+    if rows.dtype.kind not in "iu" or len(rows) != num_images:
+        raise ValueError(
+            f"The inference dataset must yield batches of images with as many integer indices. Received: {num_images} images, "
+            f"indices {rows.dtype} {np.shape(indices)}"
+        )
+    outside = rows[(rows < 0) | (rows >= num_examples)]
+    if len(outside):
+        raise ValueError(f"The inference dataset must yield indices from 0 to {num_examples - 1}. Received: {outside[0]}")
+    return images, rows
+
+
+class _Seen:
+    """Which of the indices 0 … N - 1 came by, and how often."""
+
+    def __init__(self, num_examples: int):
+        self._times = np.zeros(num_examples, np.int64)
+
+    def repeats(self, rows: np.ndarray) -> bool:
+        """Notes the indices of a batch; whether one of them was there before: of a data set that repeats there would be no end."""
+        np.add.at(self._times, rows, 1)
+        return self._times[rows].max(initial=0) > 1
+
+    def check(self) -> None:
+        """Raises:
+        ValueError: not each index once.
+        """
+        if not len(self._times) or (self._times != 1).any():
+            missing, repeated = np.flatnonzero(self._times == 0), np.flatnonzero(self._times > 1)
+            raise ValueError(
+                f"The inference dataset must yield each of {len(self._times)} example indices once. Received: {len(missing)} missing "
+                f"(first {missing[:1]}), {len(repeated)} repeated (first {repeated[:1]})"
+            )
+
+
+def check_indices(batches: tf.data.Dataset, num_examples: int) -> None:
+    """Goes once through `batches` of (images, indices).
+
+    Raises:
+        ValueError: an index is missing, repeated or outside 0 … N - 1.
+    """
+    seen = _Seen(num_examples)
+    for batch in untuned(batches):
+        if seen.repeats(_pair(batch, num_examples)[1]):
+            break
+    seen.check()
+
+
+class FeatureExtractor:
+    """Runs a functional model, on every replica of its strategy, without changing any of its variables.
+
+    Batches may be of any size, also smaller than the number of replicas. Where the model has several inputs, the images of a batch are a
+    tuple or dict of tensors, as the model takes them.
+
+    Args:
+        model: with one output [B, D].
+        strategy: that the model was built under; None for one device.
+    """
+
+    def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy | None = None):
+        self.model = model
+        self._strategy = strategy or tf.distribute.get_strategy()
+        # TensorFlow counts traces by a function's code, and would complain of several extractors; a partial is counted by itself
+        self._forward = tf.function(functools.partial(self._run), reduce_retracing=True)
+
+    def collect(self, batches: tf.data.Dataset, num_examples: int, *, batch_statistics: bool = False) -> np.ndarray:
+        """float32 [N, D], row i for example i.
+
+        Args:
+            batches: of (images, indices); every index from 0 to N - 1 once, in any order and in batches of any size.
+            num_examples: N.
+            batch_statistics: normalise with the statistics of each batch, as in training. What that changes (moving statistics,
+                dropout's seeds) is put back.
+
+        Raises:
+            ValueError: an index is missing, repeated or outside 0 … N - 1.
+        """
+        trainable = {id(variable) for variable in self.model.trainable_variables}
+        state = [variable for variable in self.model.variables if id(variable) not in trainable] if batch_statistics else []
+        before = [read(variable) for variable in state]
+        seen = _Seen(num_examples)
+        features = np.empty((num_examples, 0), np.float32)
+        try:
+            for batch in untuned(batches):
+                images, rows = _pair(batch, num_examples)
+                outputs = self._outputs(images, batch_statistics)
+                if not features.size:
+                    features = np.empty((num_examples, outputs.shape[-1]), np.float32)
+                features[rows] = outputs
+                if seen.repeats(rows):
+                    break
+        finally:
+            for variable, value in zip(state, before, strict=True):
+                variable.assign(value)
+        seen.check()
+        return features
+
+    def in_order(self, batches: tf.data.Dataset) -> np.ndarray:
+        """float32 [M, D] in the order of `batches`, in inference mode.
+
+        Batches are of images, alone or as the first of a tuple; those of several inputs, unless they are a dict, as the first of a tuple.
+        """
+        images = (batch[0] if isinstance(batch, tuple | list) else batch for batch in untuned(batches))
+        return np.concatenate([self._outputs(each, False) for each in images])
+
+    def settle(self, batches: tf.data.Dataset, *, num_batches: int = 50) -> None:
+        """Moves the moving statistics of batch normalisation to those of these batches' images; no weight changes.
+
+        Of a network before its first step they are still empty, and its outputs in inference mode mean nothing. The statistics move
+        with a momentum of .9 at most, of which 50 batches leave .5 %: at the .99 that Keras' own networks have, they would leave 60 %.
+        """
+        norms = batch_norms(self.model)
+        before = [layer.momentum for layer in norms]
+        for layer in norms:
+            layer.momentum = min(layer.momentum, 0.9)
+        # traced with these momenta, and not kept
+        forward = tf.function(self._run, reduce_retracing=True)
+        try:
+            for images, _ in untuned(batches.repeat().take(num_batches)):
+                forward(self._split(images), True)
+        finally:
+            for layer, momentum in zip(norms, before, strict=True):
+                layer.momentum = momentum
+
+    def _outputs(self, images: Any, training: bool) -> np.ndarray:
+        """float32 [b, D]."""
+        parts = self._strategy.experimental_local_results(self._forward(self._split(images), training))
+        outputs = np.concatenate([np.asarray(part, np.float32) for part in parts])
+        return outputs[: _batch_size(images)]
+
+    def _split(self, images: Any) -> Any:
+        """One part a replica, in order; where there are fewer images than replicas, one each, some of them again."""
+        replicas = self._strategy.num_replicas_in_sync
+        if replicas == 1:
+            return images
+        size = _batch_size(images)
+        bounds = [i * size // replicas for i in range(replicas + 1)] if size >= replicas else range(replicas + 1)
+
+        def split(values: tf.Tensor) -> Any:
+            enough = values if size >= replicas else tf.gather(values, [i % size for i in range(replicas)])
+            parts = [enough[low:high] for low, high in itertools.pairwise(bounds)]
+            return self._strategy.experimental_distribute_values_from_function(
+                lambda context: parts[context.replica_id_in_sync_group]
+            )
+
+        return tf.nest.map_structure(split, images)
+
+    def _run(self, images: Any, training: bool) -> tf.Tensor:
+        return self._strategy.run(lambda x: self.model(x, training=training), args=(images,))

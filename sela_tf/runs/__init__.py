@@ -1,0 +1,1 @@
+"""The directory of a run: its files, checkpoints, network and labels."""

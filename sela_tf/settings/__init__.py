@@ -1,0 +1,1 @@
+"""The settings of each command: one frozen dataclass each, every number once."""

@@ -1,0 +1,135 @@
+"""The settings of the commands that work with a finished run: label, probe and export."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from sela_tf.settings.fields import CACHE_HELP, GIB, NOT_NEGATIVE, POSITIVE, SHARE, Bound, ConfigError, check_fields, option
+from sela_tf.settings.paths import absolute_path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """The settings of `python -m sela_tf.label`."""
+
+    workdir: str = option("", "A run whose training is finished.")
+    dataset: str = option("", "Images to label, as in training; by default those of the run, held-out ones included.")
+    output: str = option("", "File to write: .parquet, .csv or .npz.")
+    balanced: bool = option(
+        False, "Solve the transport on these images, so that clusters are exactly balanced among them; features are kept on disk."
+    )
+    potentials: bool = option(
+        True, "Add the potentials of the run's last transport, which corrects clusters for their frequency; otherwise plain argmax."
+    )
+    embeddings: bool = option(True, "Write the embeddings besides.")
+    batch_size: int = option(500, "Images at a time.")
+    skip_bad_images: bool = option(False, "Leave out damaged images of a folder instead of refusing it.")
+    data_dir: str = option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.")
+    download: bool = option(False, "Let TFDS download what is missing. Nothing is downloaded without it.")
+    cache_dir: str = option("", f"{CACHE_HELP}; by default the run's.", shown=True)
+    memory_limit: float = option(4.0, "GiB that decoded images may take; folders are read as they are needed.")
+    label_memory: float = option(4.0, "GiB that the log-probabilities of a head may take with --balanced, as in training.")
+
+    def __post_init__(self) -> None:
+        if not self.workdir:
+            raise ConfigError("--workdir is missing: the directory of a finished run")
+        if os.path.splitext(self.output)[1] not in (".parquet", ".csv", ".npz"):
+            raise ConfigError(f"--output must be a file NAME.parquet, NAME.csv or NAME.npz. Received: --output={self.output}")
+        if self.balanced and not self.potentials:
+            raise ConfigError("--balanced makes potentials of its own: leave out --nopotentials")
+        check_fields(self, {"batch_size": 1}, {"memory_limit": POSITIVE, "label_memory": GIB})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """The settings of `python -m sela_tf.probe`. Source: the reference's evaluation of AlexNet on ImageNet."""
+
+    workdir: tuple[str, ...] = option(
+        (), "Runs whose training is finished; of several, which differ in their seed, mean and interval are shown."
+    )
+    stages: tuple[str, ...] = option((), "Stages that are probed, such as conv3,conv4; by default all, and the embedding.")
+    protocol: str = option(
+        "logistic",
+        "logistic: scikit-learn's logistic regression on features kept in memory, for small data. sgd: all probes trained together by "
+        "SGD in passes over augmented images, the paper's way.",
+        choices=("logistic", "sgd"),
+    )
+    values: int = option(9600, "Values that a stage's map is pooled to, at most about so many (R: 9600).")
+    knn: tuple[int, ...] = option((10, 50, 200), "Neighbours k of the kNN on the embedding.", example="10,50,200")
+    kmeans: tuple[int, ...] = option(
+        (), "Numbers of clusters of k-means on the held-out images' embedding, which are compared with the classes.", example="128"
+    )
+    untrained: bool = option(False, "Also probe the network before its first step.")
+    evaluate: str = option(
+        "auto",
+        "Images of kNN, clustering and protocol logistic: full for all; sampled for at most 50,000 training and 10,000 held-out images, "
+        "with 100 iterations of the logistic regression instead of 500; auto for sampled above 100,000 training images, else full.",
+        choices=("auto", "full", "sampled"),
+    )
+    dataset: str = option("", "Images with classes to fit the probes to; by default those of the run.")
+    eval_dataset: str = option("", "Images with classes to score them on; by default those of the run, or --dataset's own.")
+    cache_dir: str = option("", f"{CACHE_HELP}; by default the run's.", shown=True)
+    # of protocol sgd (R)
+    epochs: int = option(36, "Of sgd.")
+    batch_size: int = option(192, "Of sgd.")
+    learning_rate: float = option(0.01, "Of sgd, before any drop.")
+    drop_epochs: tuple[int, ...] = option(
+        (10, 20, 30), "Epochs of sgd after which the learning rate is divided by 10.", example="10,20,30"
+    )
+    momentum: float = option(0.9, "Of sgd.")
+    weight_decay: float = option(1e-5, "Of sgd, coupled.")
+    crop_scale: float = option(0.08, "Smallest share of the area that a crop of sgd keeps; images are flipped besides.")
+    flip_probability: float = option(0.5, "Of a horizontal flip, in sgd.")
+    ten_crop: bool = option(False, "After sgd, score the mean over the corners, the centre and their mirror images (R).")
+    seed: int = option(0, "Of the views and of the probes' weights.")
+
+    def __post_init__(self) -> None:
+        if not self.workdir:
+            raise ConfigError("--workdir is missing: the directory of a finished run")
+        check_fields(
+            self,
+            {"values": 1, "epochs": 1, "batch_size": 1, "seed": 0},
+            {
+                "learning_rate": POSITIVE, "momentum": Bound(0, 1, open_above=True), "weight_decay": NOT_NEGATIVE,
+                "crop_scale": Bound(0, 1, open_below=True), "flip_probability": SHARE,
+            },
+        )  # fmt: skip
+        if not all(k >= 1 for k in self.knn):
+            raise ConfigError(f"--knn must be numbers of neighbours from 1. Received: {self.knn}")
+        if not all(k >= 2 for k in self.kmeans):
+            raise ConfigError(f"--kmeans must be numbers of clusters from 2. Received: {self.kmeans}")
+        if list(self.drop_epochs) != sorted(self.drop_epochs) or not all(epoch >= 1 for epoch in self.drop_epochs):
+            raise ConfigError(f"--drop_epochs must be increasing epochs from 1. Received: {self.drop_epochs}")
+        if self.ten_crop and self.protocol != "sgd":
+            raise ConfigError("--ten_crop needs --protocol=sgd")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The settings of `python -m sela_tf.export`."""
+
+    workdir: str = option("", "A run whose training is finished.")
+    export_dir: str = option(
+        "", "Directory of the served model, made if missing; the export becomes its directory of the next number."
+    )
+    potentials: bool = option(
+        True,
+        "Add the potentials of the final weights: clusters are corrected for the prior, as the labels of training are. Otherwise they "
+        "are the network's plain argmax.",
+    )
+    export_version: int = option(0, "Number of the export; 0 for the next one.")
+    warm_up: bool = option(True, "Add requests that TensorFlow Serving runs before it says that it is ready.")
+    check: bool = option(
+        False,
+        "Before it gets its number, run the export in a process without sela_tf, hold its answers to the network's, and time it.",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.workdir:
+            raise ConfigError("--workdir is missing: the directory of a finished run")
+        if not self.export_dir:
+            raise ConfigError("--export_dir is missing: the directory that TensorFlow Serving is given")
+        check_fields(self, {"export_version": 0}, {})
+        object.__setattr__(self, "workdir", absolute_path(self.workdir))
+        object.__setattr__(self, "export_dir", absolute_path(self.export_dir))

@@ -1,0 +1,1 @@
+"""Training: a run from its settings to its verdict."""

@@ -1,0 +1,100 @@
+"""The figures of a run, on as many images as its settings say."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sela_tf.evaluation.figures import (
+    Looks,
+    evaluate_chance,
+    evaluate_labels,
+    evaluate_looks,
+    evaluate_network,
+    look_at_both,
+    no_figures,
+)
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.images import Data, protocol_of
+from sela_tf.training.network import description_of, first_network
+
+
+class Verdict(NamedTuple):
+    """The figures of a run, and what its network made of the images."""
+
+    figures: dict[str, dict[str, Any]]
+    """ "trained", "untrained", "chance" and "training_labels" of results.json."""
+    looks: Looks | None
+    """The trained network's, without embeddings, for the report; None where nothing was evaluated."""
+
+
+def look_at_run(
+    config: SelaConfig,
+    data: Data,
+    model: keras.Model,
+    *,
+    potentials: np.ndarray,
+    lam: float,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Looks | None:
+    """A trained network on the images that it is judged by, the arguments being those of `judge`; None where it is not to be judged."""
+    protocol = protocol_of(config, data)
+    if protocol.kind == "none":
+        return None
+    return look_at_both(
+        model,
+        protocol.training(data.train),
+        protocol.held_out(data.held_out),
+        size=data.size,
+        strategy=strategy,
+        potentials=potentials,
+        lam=lam,
+        always_training=config.report,
+    )
+
+
+def judge(
+    config: SelaConfig,
+    data: Data,
+    model: keras.Model,
+    *,
+    labels: np.ndarray,
+    potentials: np.ndarray,
+    lam: float,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Verdict:
+    """The verdict on a trained network and its labels.
+
+    Args:
+        config: of the run.
+        data: of the run, in full.
+        model: the trained network.
+        labels: integers [T, N], of the final transport.
+        potentials: [T, K], likewise.
+        lam: of that transport.
+        strategy: that the model was built under.
+    """
+    protocol = protocol_of(config, data)
+    looks = look_at_run(config, data, model, potentials=potentials, lam=lam, strategy=strategy)
+    if looks is None:
+        return Verdict({name: no_figures() for name in ("trained", "untrained", "chance", "training_labels")}, None)
+    train, held_out = protocol.training(data.train), protocol.held_out(data.held_out)
+    trained = evaluate_looks(looks, train.classes, held_out.classes, num_clusters=config.num_clusters, protocol=protocol)
+    # the embeddings of one network at a time
+    looks = looks.without_embeddings()
+    untrained = first_network(config, description_of(config, data), strategy or tf.distribute.get_strategy())
+    sampled = labels if protocol.training_sample is None else labels[:, protocol.training_sample]
+    return Verdict(
+        {
+            "trained": trained,
+            "untrained": evaluate_network(
+                untrained, train, held_out, size=data.size, strategy=strategy, settle=True, protocol=protocol
+            ),
+            "chance": evaluate_chance(None if train.classes is None else held_out.classes, config.num_clusters, seed=config.seed),
+            "training_labels": evaluate_labels(sampled, train.classes),
+        },
+        looks,
+    )

@@ -1,0 +1,200 @@
+"""The experiment of a run: all that it is made of, from its settings, once; and its state."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sela_tf.callbacks.doctor import CollapseDoctor
+from sela_tf.callbacks.monitors import ClusterMonitor
+from sela_tf.data.pipeline import inference_batches
+from sela_tf.models.build import with_rotation_head
+from sela_tf.models.inference import read
+from sela_tf.runs.checkpoint import below
+from sela_tf.runs.network import NetworkDescription
+from sela_tf.runs.workdir import Workdir
+from sela_tf.self_labelling.callback import SelfLabelling
+from sela_tf.self_labelling.loss import SelfLabelLoss
+from sela_tf.self_labelling.schedule import relabel_steps
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.images import Data, augmentation, load_training_data, shape_in_words, training_views
+from sela_tf.training.labels import known_labels, label_table
+from sela_tf.training.loop import Clock
+from sela_tf.training.monitoring import class_judge, knn_monitor, log_relabelling, make_watchers
+from sela_tf.training.network import description_of, first_network
+from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
+from sela_tf.transport.assignment import assign_labels
+
+PASS_BATCH = 1000
+"""Images of a batch of a label pass: the reference's number, large enough for steady batch statistics."""
+
+
+class Experiment:
+    """Devices, images, label table, network and label pass of a run, made from the settings.
+
+    Those who study other ways to label, to draw images or to learn override `make_labelling`, `views` or `make_model`.
+
+    Args:
+        config: the settings, with absolute paths.
+        strategy: the devices, as `prepare_devices` gives them.
+
+    Raises:
+        ValueError: the images cannot be loaded, or the settings do not fit them (SourceError, ConfigError).
+    """
+
+    def __init__(self, config: SelaConfig, strategy: tf.distribute.Strategy):
+        self.config, self.strategy = config, strategy
+        self.data: Data = load_training_data(config)
+        self.fingerprint = self.data.train.fingerprint()
+        self.steps_per_epoch = len(self.data.train) // config.batch_size
+        self.last_step = config.epochs * self.steps_per_epoch
+        self.relabel_steps = self.schedule(self.steps_per_epoch)
+        self.labels = label_table(config, self.data, strategy)
+        self.description: NetworkDescription = description_of(config, self.data)
+        self.model = self.make_model()
+        self.labelling = self.make_labelling()
+        self.class_judge = class_judge(config, self.data)
+        self.clock = Clock()
+        self.watchers: dict[str, ClusterMonitor | CollapseDoctor] = {}
+        self._kept_of_watchers: Mapping[str, np.ndarray] = {}
+
+    def schedule(self, steps_per_epoch: int) -> list[int]:
+        """The steps before which labels are recomputed, in epochs of so many steps."""
+        config = self.config
+        return relabel_steps(
+            config.num_relabellings, epochs=config.epochs, steps_per_epoch=steps_per_epoch, spacing=config.relabel_spacing
+        )
+
+    def make_model(self) -> keras.Model:
+        """The network before its first step, with what trains it."""
+        config = self.config
+        model = first_network(config, self.description, self.strategy)
+        loss: Any = SelfLabelLoss(self.labels)
+        with self.strategy.scope():
+            if config.rotation:
+                model = with_rotation_head(model)
+                loss = {"heads": loss, "rotation": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+            optimizer: keras.optimizers.Optimizer = CoupledSGD(
+                learning_rate_schedule(
+                    config.learning_rate,
+                    schedule=config.lr_schedule,
+                    epochs=config.epochs,
+                    steps_per_epoch=self.steps_per_epoch,
+                    drops=config.lr_drops,
+                ),
+                momentum=config.momentum,
+                coupled_weight_decay=config.weight_decay,
+            )
+            if config.mixed_precision == "float16":
+                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+            optimizer.build(model.trainable_variables)
+            model.compile(optimizer, loss=loss, jit_compile=False)
+        replicas = self.strategy.num_replicas_in_sync
+        if config.rotation and replicas > 1:
+            # of several losses Keras makes the trackers when they are first used, which within a distributed step is too late
+            model.evaluate(self.views(0, 2, batch_size=replicas), steps=1, verbose=0)
+        return model
+
+    def views(self, first_step: int, last_step: int, *, batch_size: int | None = None) -> tf.data.Dataset:
+        """The batches that the steps from `first_step` up to, not including, `last_step` train on; of the settings' size by default."""
+        return training_views(
+            self.config,
+            self.data,
+            batch_size=batch_size or self.config.batch_size,
+            first_step=first_step,
+            last_step=last_step,
+            replicas=self.strategy.num_replicas_in_sync,
+        )
+
+    def label_views(self, number: int) -> tf.data.Dataset:
+        """Every training image once, as the `number`-th label pass sees it."""
+        config = self.config
+        return inference_batches(
+            self.data.train,
+            size=self.data.size,
+            batch_size=PASS_BATCH,
+            seed=config.seed,
+            augmentation=augmentation(config) if config.label_view == "training" else None,
+            number=number,
+        )
+
+    def make_labelling(self, kind: type[SelfLabelling] = SelfLabelling, **options: Any) -> SelfLabelling:
+        """The callback, of this kind, that relabels as the settings say; `options`, arguments of `SelfLabelling`, win over them."""
+        config = self.config
+        settings: dict[str, Any] = {
+            "relabel_steps": self.relabel_steps,
+            "assign": functools.partial(
+                assign_labels,
+                lam=config.lam,
+                tolerance=config.transport_tolerance,
+                max_iterations=config.transport_max_iterations,
+                marginals=config.marginals,
+                known=known_labels(config, self.data),
+                exact_balance=config.exact_balance,
+                memory_limit=config.label_memory * 2**30,
+                verbose=True,
+            ),
+            "batch_statistics": config.label_view == "training",
+            "heads_in_turn": config.relabel_heads == "in_turn",
+        }
+        return kind(self.labels, self.label_views, **{**settings, **options})
+
+    def callbacks(self, directory: Workdir) -> list[keras.callbacks.Callback]:
+        """The label pass and all that watches the training, which write into `directory`."""
+        self.labelling.log = functools.partial(log_relabelling, directory, self.class_judge)
+        self.watchers = make_watchers(
+            self.config, self.data, self.labels, self.relabel_steps, directory, self.clock, self._kept_of_watchers
+        )
+        return [self.labelling, *knn_monitor(self.config, self.data), *self.watchers.values()]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that training changes, by name."""
+        variables = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
+        arrays = {f"{kind}/{i:04d}": read(value) for kind, values in variables.items() for i, value in enumerate(values)}
+        # before the monitors are made, theirs is what was kept of them
+        monitors = {f"{name}/{key}": value for name, watcher in self.watchers.items() for key, value in watcher.state().items()}
+        states = {"table": self.labels.state(), "monitors": monitors or self._kept_of_watchers}
+        return {**arrays, **{f"{place}/{name}": value for place, state in states.items() for name, value in state.items()}}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Puts back what `state` gave; the monitors get theirs when they are made."""
+        for kind, variables in (("model", self.model.variables), ("optimizer", self.model.optimizer.variables)):
+            for i, variable in enumerate(variables):
+                variable.assign(arrays[f"{kind}/{i:04d}"])
+        # checkpoints of runs that were begun before lam was part of them are of the settings' lam, too
+        lam = np.full(self.config.num_heads, self.config.lam, np.float32)
+        self.labels.restore({"lam": lam, **below("table", arrays)})
+        self._kept_of_watchers = below("monitors", arrays)
+
+    def in_words(self, step: int) -> str:
+        """One line for the person who started it."""
+        return (
+            f"{len(self.data.train)} training images, {len(self.data.held_out)} held out, {shape_in_words(self.data)}; "
+            f"{self.model.count_params():,} parameters; {self.steps_per_epoch} steps an epoch on "
+            f"{self.strategy.num_replicas_in_sync} device(s)" + (f"; continues at step {step}" if step else "")
+        )
+
+
+def check_same_images(experiment: Experiment, meta: Mapping[str, Any], workdir: object) -> None:
+    """Refuses to continue a run on images that are not its own.
+
+    Args:
+        experiment: with the images of now.
+        meta: of the checkpoint.
+        workdir: the run's directory, for the message.
+
+    Raises:
+        ConfigError: the images were changed.
+    """
+    if meta["data_fingerprint"] != experiment.fingerprint:
+        raise ConfigError(
+            f"--workdir={workdir} was trained on {meta['num_examples']} images, and those of "
+            f"--dataset={experiment.config.dataset} ({experiment.labels.num_examples}) are not the same any more: restore them, or name another "
+            "directory"
+        )

@@ -1,0 +1,210 @@
+"""The images of a run: loaded, held out, checked against the settings, and drawn as training views."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from sela_tf.data.augment import Augmentation
+from sela_tf.data.image_set import ImageSet, Splits
+from sela_tf.data.pipeline import channel_statistics, training_batches, with_rotations
+from sela_tf.data.sources import Outline, load_source, outline_source
+from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
+from sela_tf.data.stores import Unread
+from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
+from sela_tf.models.backbones import check_image_size
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
+
+
+class Data(NamedTuple):
+    """The images of a run, and what the network has to know of them."""
+
+    train: ImageSet
+    held_out: ImageSet
+    size: tuple[int, ...]
+    """(height, width) that the network sees; () of vectors."""
+    mean: np.ndarray
+    variance: np.ndarray
+    left_out: tuple[ImageSet, ...] = ()
+    """Images of the source that are neither trained on nor held out; only names, rows and classes are kept of them."""
+
+
+def load_data(config: SelaConfig) -> Data:
+    """The images for training, those held out, and what the network has to know of them.
+
+    Raises:
+        ValueError: they cannot be loaded (SourceError), or their size is not known (ConfigError).
+    """
+    return _load_data(config, {})
+
+
+def load_training_data(config: SelaConfig) -> Data:
+    """Loads images that can be trained on as the settings say; what cannot be is refused before anything is decoded.
+
+    Raises:
+        ValueError: likewise, or the settings do not fit the images (ConfigError).
+    """
+    loaded = _refuse_before_decoding(config)
+    data = _load_data(config, loaded)
+    _check_fit(config, data.train, data.size)
+    return data
+
+
+def tell(line: str) -> None:
+    """Shows a line at once."""
+    print(line, flush=True)
+
+
+def _source_options(config: SelaConfig) -> dict[str, Any]:
+    """The arguments of sources, be it to load or to outline them."""
+    return {
+        "data_dir": config.data_dir,
+        "download": config.download,
+        "use_classes": config.classes == "auto",
+        "skip_bad_images": config.skip_bad_images,
+        "cache_dir": config.cache_dir,
+    }
+
+
+def _load(config: SelaConfig, flag: str) -> Splits:
+    """The source that `flag`, "dataset" or "eval_dataset", names."""
+    return load_source(
+        getattr(config, flag),
+        flag=f"--{flag}",
+        memory_limit=int(config.memory_limit * 2**30),
+        tell=tell,
+        **_source_options(config),
+    )
+
+
+def _refuse_before_decoding(config: SelaConfig) -> dict[str, Splits]:
+    """Holds the settings to what is known of the training images without decoding any; returns sources that had to be loaded for it.
+
+    Raises:
+        ValueError: the settings do not fit (ConfigError), or the images are not there (SourceError).
+    """
+    outline = outline_source(config.dataset, memory_limit=int(config.memory_limit * 2**30), **_source_options(config))
+    loaded = {}
+    if outline is None:
+        loaded["dataset"] = _load(config, "dataset")
+        outline = Outline(loaded["dataset"])
+    train, held_out, _ = outline.splits
+    # to split what is in memory would copy it
+    train = dataclasses.replace(train, store=Unread(len(train)))
+    if not config.eval_dataset and held_out is None:
+        train, _ = hold_out(train, config.eval_fraction)
+    if config.imbalance != "none" and train.classes is not None:
+        train = unbalanced(train, config.imbalance, seed=config.seed)
+    is_known = outline.sizes_are_known or train.image_size is not None or config.image_size
+    _check_fit(config, train, _network_size(config, train) if is_known else None)
+    return loaded
+
+
+def _load_data(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:
+    """Does what `load_data` says; some sources may have been loaded before, by the name of their setting."""
+    splits = loaded.get("dataset") or _load(config, "dataset")
+    report = list(splits.report)
+    if config.eval_dataset:
+        other = _load(config, "eval_dataset")
+        report += other.report
+        train, held_out = splits.train, other.eval or other.train
+    elif splits.eval is not None:
+        train, held_out = splits.train, splits.eval
+    else:
+        train, held_out = hold_out(splits.train, config.eval_fraction)
+    train, held_out = match_classes(train, held_out)
+    if train.classes is not None and len(np.unique(train.classes)) < 2:
+        report.append("all training images have the same class label, so class labels are not used")
+        train = dataclasses.replace(train, classes=None, class_names=None)
+    left_out: tuple[ImageSet, ...] = ()
+    if config.imbalance != "none":
+        whole = train
+        train = unbalanced(whole, config.imbalance, seed=config.seed)
+        gone = np.flatnonzero(~np.isin(whole.rows, train.rows))
+        left_out = (dataclasses.replace(whole, store=Unread(len(whole))).take(gone),)
+        report.append(f"--imbalance={config.imbalance}: {len(train)} of {len(whole)} training images are kept")
+    for line in report:
+        tell(line)
+    size = _network_size(config, train)
+    mean, variance = channel_statistics(train, size=size, seed=config.seed)
+    return Data(train, match_input(held_out, (*size, train.channels)), size, mean, variance, left_out)
+
+
+def _network_size(config: SelaConfig, train: ImageSet) -> tuple[int, ...]:
+    """(height, width) that the network sees; () of vectors.
+
+    Raises:
+        ConfigError: the images do not tell.
+    """
+    if config.image_size and train.is_vectors:
+        raise ConfigError(
+            f"--image_size={config.image_size} is for images, and --dataset={config.dataset} has vectors: leave it out"
+        )
+    if config.image_size:
+        return (config.image_size, config.image_size)
+    if train.image_size is None:
+        raise ConfigError(
+            f"the images of --dataset={config.dataset} have many sizes: say which one the network sees with --image_size"
+        )
+    size = tuple(map(int, train.image_size))
+    if size and min(size) < 2:
+        raise ConfigError(f"the images of --dataset={config.dataset} are {size[0]} x {size[1]}: give a larger --image_size")
+    return size
+
+
+def _check_fit(config: SelaConfig, train: ImageSet, size: tuple[int, ...] | None) -> None:
+    """Refuses settings that do not fit the training images, and the size that the network sees, where it is known.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    num_images = len(train)
+    if config.num_clusters > num_images:
+        raise ConfigError(f"--num_clusters={config.num_clusters} exceeds the {num_images} training images: choose fewer")
+    if config.batch_size > num_images:
+        raise ConfigError(f"--batch_size={config.batch_size} exceeds the {num_images} training images: choose a smaller one")
+    if config.rotation and train.is_vectors:
+        raise ConfigError(f"--rotation turns images, and --dataset={config.dataset} has vectors: leave it out")
+    if size is None:
+        return
+    if config.rotation and len(set(size)) > 1:
+        raise ConfigError(f"--rotation turns images, which must be square, not {' x '.join(map(str, size))}: give --image_size")
+    check_image_size(config.backbone, size)
+
+
+def protocol_of(config: SelaConfig, data: Data) -> EvaluationProtocol:
+    """The images that the figures of a run are taken on."""
+    return evaluation_protocol(config.evaluate, len(data.train), len(data.held_out), seed=config.seed)
+
+
+def shape_in_words(data: Data) -> str:
+    """Of what the network takes."""
+    return f"vectors of {data.train.channels}" if data.train.is_vectors else " x ".join(map(str, (*data.size, data.train.channels)))
+
+
+def augmentation(config: SelaConfig) -> Augmentation:
+    """The settings that are strengths of the training views."""
+    return Augmentation(**{name: getattr(config, name) for name in Augmentation._fields})
+
+
+def training_views(
+    config: SelaConfig, data: Data, *, batch_size: int, first_step: int, last_step: int, replicas: int = 1
+) -> tf.data.Dataset:
+    """Batches that the steps from `first_step` up to, not including, `last_step` train on, each shared by so many replicas."""
+    batches = training_batches(
+        data.train,
+        size=data.size,
+        augmentation=augmentation(config),
+        batch_size=batch_size,
+        seed=config.seed,
+        first_step=first_step,
+        last_step=last_step,
+    )
+    if not config.rotation:
+        return batches
+    return with_rotations(batches, share=config.rotation_share, replicas=replicas)

@@ -1,0 +1,38 @@
+"""The labels that a run starts with."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from sela_tf.data.label_files import read_known_labels, read_run_labels
+from sela_tf.self_labelling.label_table import LabelTable
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.images import Data, tell
+
+
+def label_table(config: SelaConfig, data: Data, strategy: tf.distribute.Strategy) -> LabelTable:
+    """The labels that training starts with, at random or another run's, on every device of the strategy.
+
+    Raises:
+        SourceError: that run's are not of these images.
+    """
+    initial = None
+    if config.labels_from:
+        initial = read_run_labels(config.labels_from, data.train, config.num_heads, config.num_clusters)
+    with strategy.scope():
+        return LabelTable(config.num_heads, config.num_clusters, len(data.train), seed=config.seed, initial=initial)
+
+
+def known_labels(config: SelaConfig, data: Data) -> np.ndarray | None:
+    """int64 [N]: the clusters that are known, -1 for the others; None where no file says any.
+
+    Raises:
+        SourceError: the file cannot be read so.
+    """
+    if not config.known_labels:
+        return None
+    known = read_known_labels(config.known_labels, data.train, config.num_clusters, others=[data.held_out, *data.left_out])
+    if known.num_left_out:
+        tell(f"--known_labels: {known.num_left_out} labels are of images that are not trained on, and are left out")
+    return known.labels

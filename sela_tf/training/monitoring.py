@@ -1,0 +1,122 @@
+"""What a run looks at while it trains, and what it writes down of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from sela_tf.callbacks.doctor import CollapseDoctor, Finding
+from sela_tf.callbacks.monitors import ClusterMonitor, KNNMonitor
+from sela_tf.data.pipeline import inference_batches
+from sela_tf.evaluation.clustering import cluster_metrics, entropy_histogram
+from sela_tf.models.build import EMBEDDING
+from sela_tf.runs.checkpoint import below
+from sela_tf.runs.workdir import Workdir
+from sela_tf.self_labelling.label_pass import HeadLabels
+from sela_tf.self_labelling.label_table import LabelTable
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.images import Data, protocol_of
+from sela_tf.training.loop import Clock
+
+_BATCH = 1000
+_SAMPLE, _SAMPLE_PER_CLUSTER = 1000, 4
+"""Images, and images a cluster, that the monitors of the clusters show the network: the larger number, of those there are."""
+
+
+class ClassJudge(NamedTuple):
+    """The class labels that a run's labels are held to while it trains."""
+
+    classes: np.ndarray
+    """int64 [n]."""
+    sample: np.ndarray | None
+    """int64 [n], the training images that they are of; None for all."""
+
+    def agreement(self, labels: np.ndarray) -> dict[str, Any]:
+        """The metrics of labels [N] of one head, and the histogram of their clusters' entropies."""
+        seen = labels if self.sample is None else labels[self.sample]
+        return {**cluster_metrics(self.classes, seen)._asdict(), "entropy_histogram": entropy_histogram(self.classes, seen)}
+
+
+def class_judge(config: SelaConfig, data: Data) -> ClassJudge | None:
+    """On the images that the figures are taken on; None where there are no classes, or no figures are wanted."""
+    protocol = protocol_of(config, data)
+    if data.train.classes is None or protocol.kind == "none":
+        return None
+    sample = protocol.training_sample
+    return ClassJudge(data.train.classes if sample is None else data.train.classes[sample], sample)
+
+
+def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback]:
+    """KNN at the end of each epoch, where there are classes to vote for and figures are wanted."""
+    protocol = protocol_of(config, data)
+    queries = protocol.held_out(data.held_out)
+    if data.train.classes is None or queries.classes is None or not config.monitor_examples or protocol.kind == "none":
+        return []
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[: config.monitor_examples])
+    bank = data.train.take(chosen)
+    return [
+        KNNMonitor(
+            EMBEDDING,
+            train_batches=inference_batches(bank, size=data.size, batch_size=_BATCH),
+            train_classes=data.train.classes[chosen],
+            eval_batches=inference_batches(queries, size=data.size, batch_size=_BATCH),
+            eval_classes=queries.classes,
+        )
+    ]
+
+
+def make_watchers(
+    config: SelaConfig,
+    data: Data,
+    labels: LabelTable,
+    relabel_steps: list[int],
+    directory: Workdir,
+    clock: Clock,
+    kept: Mapping[str, np.ndarray],
+) -> dict[str, ClusterMonitor | CollapseDoctor]:
+    """Of the clusters, with the state that a checkpoint kept of them; they see the same images in every run of these settings."""
+    count = min(max(_SAMPLE, _SAMPLE_PER_CLUSTER * config.num_clusters), len(data.train))
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[:count])
+    sample = inference_batches(data.train.take(chosen), size=data.size, batch_size=_BATCH)
+    watchers: dict[str, ClusterMonitor | CollapseDoctor] = {
+        "clusters": ClusterMonitor(labels, directory.writer, sample=sample),
+        "doctor": CollapseDoctor(
+            labels,
+            sample=sample,
+            relabel_steps=relabel_steps,
+            waiting_share=lambda: clock.waiting_share,
+            marginals=config.marginals,
+            loss="heads_loss" if config.rotation else "loss",
+            log=functools.partial(_log_finding, directory, clock),
+        ),
+    }
+    for name, watcher in watchers.items():
+        # a run that began before there were these monitors has none
+        if state := below(name, kept):
+            watcher.restore(state)
+    return watchers
+
+
+def _log_finding(directory: Workdir, clock: Clock, finding: Finding) -> None:
+    """In metrics.jsonl; what depends on the clock in timings.jsonl."""
+    write = directory.write_timings if finding.kind == "waiting" else directory.write_metrics
+    write("warning", clock.step, {"epoch": finding.epoch, "diagnosis": finding.kind, "message": finding.message})
+
+
+def log_first_labels(directory: Workdir, judge: ClassJudge | None, labels: LabelTable) -> None:
+    """Where the course of the agreement begins: at random."""
+    if judge is not None:
+        for head, first in enumerate(labels.labels):
+            directory.write_metrics("first_labels", 0, {"head": head, **judge.agreement(first)})
+
+
+def log_relabelling(directory: Workdir, judge: ClassJudge | None, step: int, outcome: list[HeadLabels]) -> None:
+    """What each head's relabelling did, and how its new labels agree with the classes, where there are any."""
+    for head in outcome:
+        agreement = {} if judge is None else judge.agreement(np.asarray(head.assignment.labels))
+        directory.write_metrics("relabel", step, {"head": head.head, **head.metrics, **agreement})
+        directory.write_timings("relabel", step, {"head": head.head, "seconds": head.seconds})

@@ -1,0 +1,140 @@
+"""The end of a run in pictures: report.json, the numbers behind them; report.png; galleries/."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sela_tf.data.image_set import ImageSet
+from sela_tf.data.pipeline import inference_batches
+from sela_tf.evaluation.figures import Looks
+from sela_tf.files.atomic import write_whole
+from sela_tf.reporting.history import Galleries, course, gallery
+from sela_tf.reporting.pictures import draw_gallery, draw_report
+from sela_tf.runs.names import GALLERIES, PICTURE, REPORT
+from sela_tf.runs.workdir import Workdir
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.images import Data, protocol_of, shape_in_words
+
+
+def write_report(
+    directory: Workdir, config: SelaConfig, data: Data, labels: np.ndarray, results: Mapping[str, Any], looks: Looks | None
+) -> None:
+    """Draws the run; vectors have no galleries.
+
+    Args:
+        directory: of the run.
+        config: of the run.
+        data: of the run.
+        labels: integers [T, N], of the final transport.
+        results: what results.json holds, or will.
+        looks: the network at the images that it was evaluated on; None where it was not, and what needs it is left out.
+    """
+    num_heads, num_clusters = config.num_heads, config.num_clusters
+    rows = directory.rows()
+    shown = _gallery(config, data, labels[0], looks)
+    plain = [None] * num_heads if looks is None or looks.training is None else looks.training.clusters
+    report = {
+        "title": (
+            f"{data.train.name.removeprefix('--dataset=')}: {len(data.train)} images, {shape_in_words(data)}, {config.backbone}, "
+            f"{num_heads} x {num_clusters} clusters, {config.epochs} epochs"
+        ),
+        "verdict": _verdict(results),
+        "warnings": [row["message"] for row in rows if row["kind"] == "warning"],
+        "num_clusters": num_clusters,
+        "num_classes": None if data.train.classes is None else len(np.unique(data.train.classes)),
+        **course(rows, num_heads=num_heads),
+        "cluster_sizes": [
+            {"labels": _sizes(head, num_clusters), "network": [] if own is None else _sizes(own, num_clusters)}
+            for head, own in zip(labels, plain, strict=True)
+        ],
+        "figures": {column: _figures(results[column]) for column in ("trained", "untrained", "chance")},
+        "no_figures": results["trained"].get("reason"),
+        "gallery": shown,
+    }
+    unfinished = directory.path / f".unfinished-{PICTURE}"
+    draw_report(report, unfinished)
+    os.replace(unfinished, directory.path / PICTURE)
+    shutil.rmtree(directory.path / GALLERIES, ignore_errors=True)
+    if shown["best"] and not data.train.is_vectors:
+        _draw_galleries(directory, data, shown)
+    # last: with it the report counts as drawn
+    write_whole(directory.path / REPORT, json.dumps(report, indent=1) + "\n")
+
+
+def _gallery(config: SelaConfig, data: Data, labels: np.ndarray, looks: Looks | None) -> dict[str, list[dict[str, Any]]]:
+    """The galleries of head 0, whose labels [N] are given; empty where the network was shown nothing."""
+    if looks is None or looks.training is None:
+        return {"best": [], "random": []}
+    protocol = protocol_of(config, data)
+    source = Galleries(
+        labels,
+        config.num_clusters,
+        data.train.classes,
+        data.train.class_names,
+        confidence=looks.training.confidence[0],
+        held_out_clusters=looks.held_out.corrected[0],
+        training_sample=protocol.training_sample,
+        held_out_sample=protocol.held_out_sample,
+    )
+    return gallery(source, seed=config.seed)
+
+
+def _draw_galleries(directory: Workdir, data: Data, shown: Mapping[str, Any]) -> None:
+    (directory.path / GALLERIES).mkdir()
+    order = "lowest entropy" if data.train.classes is not None else "highest confidence"
+    for kind, name in (("best", order), ("random", "random")):
+        for part, images, key in (("training", data.train, "members"), ("held_out", data.held_out, "held_out_members")):
+            rows = [(_words(cluster), _pixels(images, cluster[key], data.size)) for cluster in shown[kind]]
+            if not rows:
+                continue  # all clusters are among the best
+            title = f"{'clusters of ' * (kind == 'best')}{name}{' clusters' * (kind != 'best')}: {part.replace('_', '-')} images, head 0"
+            draw_gallery(title, rows, directory.path / GALLERIES / f"{name.replace(' ', '_')}_{part}.png")
+
+
+def _pixels(images: ImageSet, indices: list[int], size: tuple[int, ...]) -> np.ndarray:
+    """As the network sees them, [n, H, W, C]."""
+    if not indices:
+        return np.empty((0, *size, images.channels), np.float32)
+    ((pixels, _),) = inference_batches(images.take(np.array(indices)), size=size, batch_size=len(indices), in_order=True)
+    return pixels.numpy()
+
+
+def _words(cluster: Mapping[str, Any]) -> str:
+    words = f"cluster {cluster['cluster']}: {cluster['size']} training images"
+    if "entropy" not in cluster:
+        return f"{words}, mean confidence {cluster['confidence']:.2f}"
+    return f"{words}, {cluster['share']:.0%} of class {cluster['class']}, entropy {cluster['entropy']:.2f}"
+
+
+def _sizes(clusters: np.ndarray, num_clusters: int) -> list[int]:
+    """The largest first."""
+    return np.sort(np.bincount(clusters, minlength=num_clusters))[::-1].tolist()
+
+
+def _figures(column: Mapping[str, Any]) -> dict[str, float | None]:
+    """Of several heads the mean."""
+    keys = ("knn", "linear_probe", "nmi", "ami", "ari", "hungarian")
+    return {key: None if column[key] is None else float(np.mean(column[key])) for key in keys}
+
+
+def _verdict(results: Mapping[str, Any]) -> str:
+    """What a stranger wants to know first."""
+    trained, untrained, chance = (results[column] for column in ("trained", "untrained", "chance"))
+    if trained["clusters_used"] is None:
+        return trained["reason"]
+    used = min(trained["clusters_used"])
+    if trained["knn"] is None:
+        return f"{used} of {results['config']['num_clusters']} clusters in use on held-out images; no class labels to judge by"
+    gained = trained["knn"] - untrained["knn"]
+    words = "better than" if gained > 0.005 else "as good as" if gained > -0.005 else "WORSE THAN"
+    return (
+        f"kNN {trained['knn']:.3f}, {words} the untrained network's {untrained['knn']:.3f} (chance {chance['knn']:.3f}); NMI "
+        f"{np.mean(trained['nmi']):.3f} against {np.mean(untrained['nmi']):.3f}; "
+        f"{used} of {results['config']['num_clusters']} clusters in use on held-out images"
+    )

@@ -1,0 +1,194 @@
+"""The recipe, top to bottom: `run(config, workdir)`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from sela_tf.evaluation.figures import Looks
+from sela_tf.runs import checkpoint
+from sela_tf.runs.labels import read_labels
+from sela_tf.runs.network import keep_old_network, load_run, save_network
+from sela_tf.runs.workdir import Workdir
+from sela_tf.self_labelling.label_pass import HeadLabels
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.devices import check_before_loading, prepare_devices
+from sela_tf.training.evaluation import judge, look_at_run
+from sela_tf.training.experiment import Experiment, check_same_images
+from sela_tf.training.loop import Progress, signals_noted, train
+from sela_tf.training.monitoring import log_first_labels
+from sela_tf.training.report import write_report
+
+
+def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: type[Experiment] = Experiment) -> dict[str, Any]:
+    """Trains as `config` says, or continues the run in `workdir`, or completes what it lacks; returns what results.json then holds.
+
+    The network and its description are written right after training, then the labels of the last transport, then the verdict, which may
+    fail: the same call again completes what is missing.
+
+    Args:
+        config: the settings.
+        workdir: the directory of the run.
+        experiment_of: makes the experiment, for those who study other ways to label or to draw images.
+
+    Raises:
+        ValueError: the settings, the data or the directory will not do (ConfigError, SourceError), or training diverged.
+        TrainingInterrupted: on SIGINT or SIGTERM, after saving.
+    """
+    config = config.absolute()
+    strategy = prepare_devices(config)
+    check_before_loading(config, strategy)
+    directory = Workdir(workdir, config)
+    if directory.is_finished:
+        print(f"This run is finished ({config.epochs} epochs). More: a larger --epochs.", flush=True)
+        return directory.read_results()
+    experiment = experiment_of(config, strategy)
+    step = _continue_from(directory, experiment)
+    print(experiment.in_words(step), flush=True)
+    for line in directory.changes():
+        print(line, flush=True)
+    keep_old_network(directory.path)
+    try:
+        directory.start(step)
+        if directory.has_results:
+            # the report alone is missing
+            results, looks = directory.read_results(), _look_again(experiment, directory)
+        else:
+            _train(experiment, directory, step)
+            weights = save_network(directory.path, experiment.model, experiment.description, step=experiment.last_step)
+            final = _last_transport(experiment, directory, weights)
+            results, looks = _judge(experiment, final)
+            directory.write_results(results)
+        if config.report:
+            _draw(experiment, directory, results, looks)
+    finally:
+        directory.close()
+    return results
+
+
+def _continue_from(directory: Workdir, experiment: Experiment) -> int:
+    """Puts the newest checkpoint's state back, if there is one; returns the steps that were taken."""
+    saved, passed_over = checkpoint.load_newest(directory.checkpoints)
+    for line in passed_over:
+        print(f"checkpoint passed over: {line}", flush=True)
+    if saved is None:
+        if passed_over or directory.has_network:
+            raise ConfigError(
+                f"--workdir={directory.path}: its checkpoints are gone or damaged, so the run cannot be continued: name another directory"
+            )
+        return 0
+    check_same_images(experiment, saved.meta, directory.path)
+    experiment.restore(saved.arrays)
+    return saved.step
+
+
+def _train(experiment: Experiment, directory: Workdir, first_step: int) -> None:
+    """Takes the steps that are left, and saves at every epoch's end and on a signal."""
+    config, labels = experiment.config, experiment.labels
+    meta = {"data_fingerprint": experiment.fingerprint, "num_examples": labels.num_examples}
+
+    def save(step: int) -> None:
+        directory.flush()
+        checkpoint.save(directory.checkpoints, step, experiment.state(), meta, keep=config.keep_checkpoints)
+
+    callbacks = experiment.callbacks(directory)
+    if first_step == 0:
+        log_first_labels(directory, experiment.class_judge, labels)
+    with signals_noted() as stop:
+        train(
+            experiment.model,
+            experiment.views(first_step, experiment.last_step),
+            strategy=experiment.strategy,
+            xla=config.xla,
+            callbacks=[*callbacks, Progress(config.epochs, config.batch_size, directory, experiment.clock)],
+            clock=experiment.clock,
+            first_step=first_step,
+            last_step=experiment.last_step,
+            steps_per_epoch=experiment.steps_per_epoch,
+            log_every_steps=config.log_every_steps,
+            save=save,
+            stop=stop,
+        )
+
+
+def _last_transport(experiment: Experiment, directory: Workdir, weights: str) -> list[HeadLabels]:
+    """Labels all images once more, by the final weights, whose digest is given, and writes labels.npz."""
+    labels, train = experiment.labels, experiment.data.train
+    training_labels = labels.labels
+    final = experiment.labelling.relabel(experiment.last_step)
+    names = {} if train.names is None else {"names": np.array(train.names)}
+    directory.write_labels(
+        {
+            "labels": labels.labels,
+            "training_labels": training_labels,
+            "potentials": labels.potentials,
+            "lam": np.array(final[0].assignment.lam, np.float32),
+            "converged": np.array([head.assignment.converged for head in final]),
+            "num_changes": labels.num_changes,
+            "num_relabellings": labels.num_relabellings,
+            "data_fingerprint": np.array(experiment.fingerprint),
+            "source_rows": train.rows,
+            "step": np.array(experiment.last_step),
+            "weights_sha256": np.array(weights),
+            **names,
+        }
+    )
+    return final
+
+
+def _judge(experiment: Experiment, final: list[HeadLabels]) -> tuple[dict[str, Any], Looks | None]:
+    """(the verdict, as results.json holds it; what the trained network made of the images)."""
+    config, data, labels = experiment.config, experiment.data, experiment.labels
+    verdict = judge(
+        config,
+        data,
+        experiment.model,
+        labels=labels.labels,
+        potentials=labels.potentials,
+        lam=final[0].assignment.lam,
+        strategy=experiment.strategy,
+    )
+    results = {
+        **verdict.figures,
+        "transport": {name: [head.metrics[name] for head in final] for name in ("converged", "marginal_error", "num_iterations")},
+        "config": dataclasses.asdict(config),
+        "data": {
+            "num_training_images": len(data.train),
+            "num_held_out_images": len(data.held_out),
+            "image_shape": [*data.size, data.train.channels],
+            "mean": data.mean.tolist(),
+            "variance": data.variance.tolist(),
+        },
+    }
+    return results, verdict.looks
+
+
+def _look_again(experiment: Experiment, directory: Workdir) -> Looks | None:
+    """The finished network at the images of its verdict; the label table gets the labels of the last transport."""
+    labels = experiment.labels
+    kept = read_labels(directory.path, (labels.num_heads, labels.num_clusters))
+    for head in range(labels.num_heads):
+        labels.assign(head, kept["labels"][head], kept["potentials"][head], float(kept["lam"]))
+    # as it was written: the newest checkpoint that is whole may be an earlier one
+    with experiment.strategy.scope():
+        network = load_run(directory.path)
+    return look_at_run(
+        experiment.config,
+        experiment.data,
+        network,
+        potentials=labels.potentials,
+        lam=float(kept["lam"]),
+        strategy=experiment.strategy,
+    )
+
+
+def _draw(experiment: Experiment, directory: Workdir, results: dict[str, Any], looks: Looks | None) -> None:
+    try:
+        write_report(directory, experiment.config, experiment.data, experiment.labels.labels, results, looks)
+    except Exception as error:
+        # whatever goes wrong with a picture, the training is done and shall not be lost
+        print(f"WARNING: the report could not be drawn: {type(error).__name__}: {error}", flush=True)

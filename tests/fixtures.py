@@ -1,0 +1,127 @@
+"""Fixtures and helpers of all tests. TensorFlow is imported here, once, with its start-up lines off."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework import config as tf_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture(autouse=True)
+def op_determinism_is_left_off():
+    """A run turns it on for its process, in which Keras then compiles no other test's model with XLA."""
+    yield
+    # the public interface can only turn it on
+    tf_config.disable_op_determinism()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches_of_tests_are_apart(tmp_path_factory):
+    """Also those of commands that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[tf.data.Options]:
+    """The options of the data sets that the test has gone through."""
+    seen: list[tf.data.Options] = []
+    iterate = tf.data.Dataset.__iter__
+    monkeypatch.setattr(tf.data.Dataset, "__iter__", lambda batches: seen.append(batches.options()) or iterate(batches))
+    return seen
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist() -> pathlib.Path:
+    """Debian's Fashion-MNIST. A laptop may lack it; CI may not."""
+    if not FASHION_MNIST.is_dir():
+        reason = f"Fashion-MNIST is not in {FASHION_MNIST}: make system-deps"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return FASHION_MNIST
+
+
+class Door(NamedTuple):
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+SMALL = (
+    "--dataset=digits", "--eval_fraction=0.25", "--backbone=resnet8", "--width=8", "--num_heads=2", "--num_clusters=16", "--batch_size=64",
+    "--flip_probability=0", "--crop_scale=0.5", "--hue=0", "--epochs=2", "--learning_rate=0.1", "--num_relabellings=4", "--log_every_steps=1",
+    "--noreport",
+)  # fmt: skip
+"""A run of seconds."""
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess[str]]:
+    """A whole small run, which nobody changes."""
+    workdir = tmp_path_factory.mktemp("run") / "digits"
+    return workdir, run_door(*SMALL, "--report", f"--workdir={workdir}")
+
+
+_DOORS = """
+import contextlib, importlib, io, json, sys
+main = importlib.import_module(sys.argv[1]).main
+for argv in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([sys.argv[1], *argv])
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
+def run_doors(commands: Sequence[Sequence[str]], module: str = "sela_tf.train") -> list[Door]:
+    """Several commands, one after another, in one process of their own: TensorFlow is loaded once."""
+    process = subprocess.run(
+        [sys.executable, "-c", _DOORS, module],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=600,
+        check=False,
+    )
+    doors = [Door(*json.loads(line)) for line in process.stdout.splitlines()]
+    assert len(doors) == len(commands), process.stderr
+    return doors
+
+
+def run_door(*args: str, **kwargs) -> subprocess.CompletedProcess[str]:
+    """python -m sela_tf.train as a user's shell would run it."""
+    command = [sys.executable, "-m", "sela_tf.train", *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False, **kwargs)
+
+
+def is_one_line(process: Door | subprocess.CompletedProcess[str], message: str, *, door: str = "sela_tf.train") -> None:
+    """Bad input was refused in one line that holds `message`."""
+    assert process.returncode == 2, process
+    lines = process.stderr.splitlines()
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith(f"{door}: error: ")
+    assert message in lines[0]
