@@ -47,13 +47,14 @@ def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> tuple[Me
     import tensorflow as tf
 
     import sela_tf
+    from sela_tf.cli.signals import Stop
     from sela_tf.data.augment import Augmentation
     from sela_tf.data.image_set import ImageSet
     from sela_tf.data.pipeline import inference_batches, training_batches
     from sela_tf.data.stores import Arrays
     from sela_tf.models.inference import FeatureExtractor
     from sela_tf.self_labelling.label_pass import cut_at_heads
-    from sela_tf.training.loop import Clock, Stop, step_function, train
+    from sela_tf.training.loop import Clock, TrainingLoop, step_function
     from sela_tf.training.optimizer import CoupledSGD
 
     labels = sela_tf.LabelTable(NUM_HEADS, NUM_CLUSTERS, len(images))
@@ -110,17 +111,12 @@ def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> tuple[Me
                 pairs.append((own, peer()))
 
         last_step = (rounds + 1) * steps
-        train(
-            model,
+        training = TrainingLoop(model=model, strategy=strategy, xla=False, steps_per_epoch=steps, log_every_steps=50, clock=Clock())
+        training.run(
             training_batches(image_set, **options, first_step=0, last_step=last_step),
-            strategy=strategy,
-            xla=False,
-            callbacks=[Rates()],
-            clock=Clock(),
             first_step=0,
             last_step=last_step,
-            steps_per_epoch=steps,
-            log_every_steps=50,
+            callbacks=[Rates()],
             save=lambda step: None,
             stop=Stop(),
         )

@@ -16,13 +16,13 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 from absl import flags as absl_flags
 
 from components.settings import FROM_EXAMPLES, IngestionSettings, LinearProbeSettings, PipelineSettings
 from sela_tf.cli import flags
-from sela_tf.cli.command import run_command
+from sela_tf.cli.command import Command
 from sela_tf.settings.commands import ProbeConfig
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
@@ -40,27 +40,6 @@ _OF_VERDICT = ("max_drop", "min_knn", "min_linear_probe", "min_nmi", "baseline")
 _OF_PROBES = ("stages", "protocol", "values", "knn", "untrained")
 
 
-class _Asked(NamedTuple):
-    settings: PipelineSettings
-    ingestion: str
-    """Flags, as in a shell: on one line."""
-    training: str
-    probing: str
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 1 when a step failed, 2 for bad input, 128 + n after signal n."""
-    return run_command(
-        argv,
-        name="components.pipeline",
-        usage=_USAGE,
-        define=_define,
-        read=_read,
-        work=_work,
-        stopped="; the same command continues",
-    )
-
-
 def _define(values: absl_flags.FlagValues) -> None:
     flags.define(values, PipelineSettings)
     flags.define(values, SelaConfig)
@@ -73,8 +52,11 @@ def _but(kind: Any, names: tuple[str, ...]) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)} - set(names)
 
 
-def _read(values: absl_flags.FlagValues) -> _Asked:
-    """Everything is checked before the first step."""
+def _read(values: absl_flags.FlagValues) -> tuple[PipelineSettings, str, str, str]:
+    """Returns the pipeline's settings, and the flags of ingestion, training and probing, each on one line as in a shell.
+
+    Everything is checked before the first step.
+    """
     if importlib.util.find_spec("kfp") is None:
         raise ConfigError("pipelines need kfp: pip install 'sela-tf[pipelines]'")
     settings = flags.settings(values, PipelineSettings)
@@ -87,7 +69,7 @@ def _read(values: absl_flags.FlagValues) -> _Asked:
     probes = flags.settings(values, ProbeConfig, **{**others, "workdir": ("-",)})
     # a verdict is about the embedding; of 60,000 images, logistic regressions on all stages take an hour
     probes = dataclasses.replace(probes, stages=probes.stages or (_EMBEDDING,))
-    return _Asked(
+    return (
         settings,
         shlex.join(flags.departures(ingestion, leave_out=("examples",))),
         shlex.join(flags.departures(config, leave_out=FROM_EXAMPLES)),
@@ -95,17 +77,17 @@ def _read(values: absl_flags.FlagValues) -> _Asked:
     )
 
 
-def _work(asked: _Asked) -> int:
+def _work(settings: PipelineSettings, ingestion: str, training: str, probing: str) -> int:
     from kfp import compiler
 
     from components.kfp_steps import make_pipeline
 
-    pipeline = make_pipeline(*asked)
-    if asked.settings.compile:
-        compiler.Compiler().compile(pipeline, asked.settings.compile)
-        print(f"Written: {asked.settings.compile}, for Kubeflow Pipelines or Vertex. Its steps run in {asked.settings.image}")
+    pipeline = make_pipeline(settings, ingestion, training, probing)
+    if settings.compile:
+        compiler.Compiler().compile(pipeline, settings.compile)
+        print(f"Written: {settings.compile}, for Kubeflow Pipelines or Vertex. Its steps run in {settings.image}")
         return 0
-    return _run_here(pipeline, asked.settings.root)
+    return _run_here(pipeline, settings.root)
 
 
 def _run_here(pipeline: Callable[[], Any], root: str) -> int:
@@ -162,6 +144,16 @@ class _Steps(io.TextIOBase):
         self._terminal.write(line + "\n")
         self._terminal.flush()
 
+
+main = Command(
+    name="components.pipeline",
+    usage=_USAGE,
+    settings=(PipelineSettings, SelaConfig, IngestionSettings, LinearProbeSettings, ProbeConfig),
+    work=_work,
+    define=_define,
+    read=_read,
+    stopped="; the same command continues",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from sela_tf.cli.command import run_settings_command
+from sela_tf.cli.command import Command
 from sela_tf.settings.commands import ExportConfig
 
 _USAGE = """python -m sela_tf.export --workdir=RUN --export_dir=DIR [--setting=value …]
@@ -13,17 +13,14 @@ Writes the network of a finished run into DIR/VERSION, for TensorFlow Serving. T
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 2 for bad input or an export that fails its check, 128 + n after signal n."""
-    return run_settings_command(argv, name="sela_tf.export", usage=_USAGE, kind=ExportConfig, work=_work)
-
-
 def _work(settings: ExportConfig) -> int:
     from sela_tf.commands.export import export_run, summary
 
     print(summary(export_run(settings)))
     return 0
 
+
+main = Command(name="sela_tf.export", usage=_USAGE, settings=(ExportConfig,), work=_work)
 
 if __name__ == "__main__":
     sys.exit(main())

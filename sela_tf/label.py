@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from sela_tf.cli.command import run_settings_command
+from sela_tf.cli.command import Command
 from sela_tf.settings.commands import LabelConfig
 
 _USAGE = """python -m sela_tf.label --workdir=RUN --output=FILE [--dataset=DATA] [--setting=value …]
@@ -13,17 +13,14 @@ Labels images with the network of a finished run: of each its clusters, how sure
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 2 for bad input, 128 + n after signal n."""
-    return run_settings_command(argv, name="sela_tf.label", usage=_USAGE, kind=LabelConfig, work=_work)
-
-
 def _work(settings: LabelConfig) -> int:
     from sela_tf.commands.label import label_run
 
     print(label_run(settings))
     return 0
 
+
+main = Command(name="sela_tf.label", usage=_USAGE, settings=(LabelConfig,), work=_work)
 
 if __name__ == "__main__":
     sys.exit(main())

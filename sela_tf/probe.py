@@ -5,18 +5,13 @@ from __future__ import annotations
 import sys
 import textwrap
 
-from sela_tf.cli.command import run_settings_command
+from sela_tf.cli.command import Command
 from sela_tf.settings.commands import ProbeConfig
 
 _USAGE = """python -m sela_tf.probe --workdir=RUN[,RUN …] [--setting=value …]
 
 Linear probes after every stage of a trained network, and kNN. Writes probes.json into RUN. Other than the settings:
 """
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 2 for bad input, 128 + n after signal n."""
-    return run_settings_command(argv, name="sela_tf.probe", usage=_USAGE, kind=ProbeConfig, work=_work)
 
 
 def _work(settings: ProbeConfig) -> int:
@@ -32,6 +27,8 @@ def _work(settings: ProbeConfig) -> int:
     print(f"Written to probes.json in {', '.join(settings.workdir)}.")
     return 0
 
+
+main = Command(name="sela_tf.probe", usage=_USAGE, settings=(ProbeConfig,), work=_work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,8 +14,8 @@ from fitting import BATCH, STEPS, K, N, T, blobs, make_model, pairs
 import sela_tf
 import sela_tf.training.loop
 from sela_tf.callbacks.cluster_sizes import cluster_sizes
-from sela_tf.training.loop import Clock, Stop
-from sela_tf.training.loop import train as train_loop
+from sela_tf.cli.signals import Stop
+from sela_tf.training.loop import Clock, TrainingLoop
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -183,15 +183,17 @@ class TestDoctor:
         options = tf.data.Options()
         options.experimental_optimization.inject_prefetch = False  # or data would be made while the network learns
         batches = tf.data.Dataset.from_generator(generate, output_signature=shapes).with_options(options)
-        train_loop(
-            model, batches, strategy=tf.distribute.get_strategy(), xla=False,
+        loop = TrainingLoop(
+            model=model, strategy=tf.distribute.get_strategy(), xla=False, steps_per_epoch=STEPS, log_every_steps=STEPS, clock=clock
+        )
+        loop.run(
+            batches, first_step=0, last_step=4 * STEPS,
             callbacks=[
                 sela_tf.SelfLabelling(labels, pairs(values), relabel_steps=[0]),
                 keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: clock.__init__(step=clock.step)),
                 doctor,
             ],
-            clock=clock, first_step=0, last_step=4 * STEPS, steps_per_epoch=STEPS, log_every_steps=STEPS, save=lambda step: None,
-            stop=Stop(),
+            save=lambda step: None, stop=Stop(),
         )  # fmt: skip
         waiting = [finding for finding in doctor.findings if finding.kind == "waiting"]
         assert len(waiting) == slow

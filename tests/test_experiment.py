@@ -16,7 +16,7 @@ from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training import run as trainer
 from sela_tf.training.experiment import Experiment
-from sela_tf.training.loop import step_function
+from sela_tf.training.loop import TrainingLoop, step_function
 from sela_tf.transport.assignment import plan_memory
 
 N, K, T = 240, 6, 2
@@ -160,11 +160,11 @@ class TestStep:
 
         given: dict[str, Any] = {}
 
-        def begin(model: keras.Model, batches: tf.data.Dataset, **options: Any) -> None:
-            given.update(options, model=model, batches=batches)
+        def begin(loop: TrainingLoop, batches: tf.data.Dataset, **options: Any) -> None:
+            given.update(vars(loop), **options, batches=batches)
             raise BegunError
 
-        monkeypatch.setattr(trainer, "train", begin)
+        monkeypatch.setattr(TrainingLoop, "run", begin)
         config = dataclasses.replace(
             made().config, xla=True, log_every_steps=3, lr_schedule="cosine", relabel_heads="in_turn", lam=4.0
         )

@@ -18,10 +18,10 @@ import tensorflow as tf
 from fixtures import ROOT
 
 import sela_tf
+from sela_tf.cli.signals import signals_noted
 from sela_tf.models.inference import FeatureExtractor, has_empty_statistics
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.labels import label_table
-from sela_tf.training.loop import signals_noted
 
 N, K, T = 96, 4, 2
 

@@ -280,7 +280,7 @@ class TestRefusedBeforeDecoding:
         config = dataclasses.replace(config, skip_bad_images=True)
         assert load_training_data(config).size == (16, 20)
         decoded.clear()
-        with pytest.raises(ConfigError, match="--num_clusters=2000 exceeds"):
+        with pytest.raises(ConfigError, match="`num_clusters=2000` exceeds"):
             load_training_data(dataclasses.replace(config, num_clusters=2000))
         assert decoded == []
 
@@ -294,7 +294,7 @@ class TestRefusedBeforeDecoding:
 
     def test_of_images_that_would_be_made(self, monkeypatch):
         monkeypatch.setattr(np.random, "default_rng", None)
-        with pytest.raises(ConfigError, match=r"--num_clusters=60000 exceeds the 45\d{3} training"):
+        with pytest.raises(ConfigError, match=r"`num_clusters=60000` exceeds the 45\d{3} training"):
             load_training_data(SelaConfig(dataset="synthetic:50000", num_clusters=60_000))
 
     def test_the_images_to_evaluate_on_are_not_decoded_either(self, folder, decoded):
@@ -356,7 +356,7 @@ class TestUrl:
     def test_settings_are_held_to_it(self, url, decoded):
         config = SelaConfig(dataset=f"folder:{url}", num_clusters=4, batch_size=4, image_size=16, eval_fraction=0.3).absolute()
         assert config.dataset == f"folder:{url}"
-        with pytest.raises(ConfigError, match="--num_clusters=2000 exceeds"):
+        with pytest.raises(ConfigError, match="`num_clusters=2000` exceeds"):
             load_training_data(dataclasses.replace(config, num_clusters=2000))
         assert decoded == []
         data = load_training_data(config)

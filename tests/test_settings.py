@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import keras
 import numpy as np
@@ -12,10 +13,11 @@ from absl import flags as absl_flags
 from fixtures import ROOT
 
 from sela_tf.cli import flags
+from sela_tf.cli.wording import in_flags
 from sela_tf.runs import checkpoint
 from sela_tf.runs.results import read_results
 from sela_tf.runs.workdir import Workdir
-from sela_tf.settings.commands import ProbeConfig
+from sela_tf.settings.commands import ExportConfig, LabelConfig, ProbeConfig
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
@@ -69,7 +71,7 @@ class TestFlags:
             (["--dataset=digits", "--lr_drops=a,b"], r"\['a', 'b'\]"),
             (["--dataset=digits", "--lr_drops=0.5,0.2"], "increasing"),
             (["--flagfile=/none.cfg"], "/none.cfg"),
-            ([], "--dataset is missing"),
+            ([], "`dataset` is missing"),
         ],
     )
     def test_bad_lines_are_named(self, argv, message):
@@ -86,7 +88,7 @@ class TestFlags:
     )  # fmt: skip
     def test_values_out_of_range_are_named(self, setting):
         (name, value), *_ = setting.items()
-        with pytest.raises(ConfigError, match=f"--{name} must be .*{value}"):
+        with pytest.raises(ConfigError, match=f"`{name}` must be .*{value}"):
             SelaConfig(**{"dataset": "digits", **setting})
 
     @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.name)
@@ -140,16 +142,16 @@ class TestFlags:
             assert rates == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
 
     def test_labels_of_another_run_exclude_relabelling(self):
-        with pytest.raises(ConfigError, match="add --num_relabellings=0. Received: --num_relabellings=80"):
+        with pytest.raises(ConfigError, match="add `num_relabellings=0`. Received: `num_relabellings=80`"):
             parsed("--dataset=digits", "--labels_from=x.npz")
         with pytest.raises(ConfigError, match="exclude each other"):
             parsed("--dataset=digits", "--labels_from=x.npz", "--num_relabellings=0", "--known_labels=y.csv")
 
     def test_a_share_of_no_rotation_is_refused(self):
         assert parsed("--dataset=digits", "--rotation", "--rotation_share=0.25").rotation_share == 0.25
-        with pytest.raises(ConfigError, match="--rotation_share=0.25 needs --rotation"):
+        with pytest.raises(ConfigError, match="`rotation_share=0.25` needs `rotation`"):
             parsed("--dataset=digits", "--rotation_share=0.25")
-        with pytest.raises(ConfigError, match="--rotation_share must be above 0"):
+        with pytest.raises(ConfigError, match="`rotation_share` must be above 0"):
             parsed("--dataset=digits", "--rotation", "--rotation_share=0")
 
 
@@ -173,10 +175,10 @@ class TestProbeSettings:
     @pytest.mark.parametrize(
         ("argv", "message"),
         [
-            ([], "--workdir is missing"), (["--workdir=a", "--knn=0"], "--knn must be"), (["--workdir=a", "--knn=ten"], "as in 10,50,200"),
-            (["--workdir=a", "--kmeans=1"], "--kmeans must be numbers of clusters from 2. Received: .1"),
-            (["--workdir=a", "--ten_crop"], "--ten_crop needs --protocol=sgd"), (["--workdir=a", "--drop_epochs=3,2"], "--drop_epochs must be"),
-            (["--workdir=a", "--epochs=0"], "--epochs must be at least 1"), (["--workdir=a", "--learning_rate=0"], "--learning_rate must be above 0"),
+            ([], "`workdir` is missing"), (["--workdir=a", "--knn=0"], "`knn` must be"), (["--workdir=a", "--knn=ten"], "as in 10,50,200"),
+            (["--workdir=a", "--kmeans=1"], "`kmeans` must be numbers of clusters from 2. Received: .1"),
+            (["--workdir=a", "--ten_crop"], "`ten_crop` needs `protocol=sgd`"), (["--workdir=a", "--drop_epochs=3,2"], "`drop_epochs` must be"),
+            (["--workdir=a", "--epochs=0"], "`epochs` must be at least 1"), (["--workdir=a", "--learning_rate=0"], "`learning_rate` must be above 0"),
         ],
     )  # fmt: skip
     def test_refuses_by_name(self, argv, message):
@@ -284,9 +286,9 @@ class TestWorkdir:
         first.close()
         longer.start(0)
         longer.close()
-        with pytest.raises(ConfigError, match="--epochs was 5, is 4"):
+        with pytest.raises(ConfigError, match="`epochs` was 5, is 4"):
             Workdir(path, dataclasses.replace(self.config, epochs=4))
-        with pytest.raises(ConfigError, match=r"--seed was 0, is 1; --lam was 25.0, is 3|--lam was 25.0, is 3.*--seed was 0, is 1"):
+        with pytest.raises(ConfigError, match=r"`seed` was 0, is 1; `lam` was 25.0, is 3|`lam` was 25.0, is 3.*`seed` was 0, is 1"):
             Workdir(path, dataclasses.replace(self.config, epochs=5, seed=1, lam=3.0))
 
     def test_damaged_files_are_named(self, tmp_path):
@@ -326,3 +328,35 @@ class TestWorkdir:
             run.write_metrics("first_labels", 0, {"head": 0, "nmi": 0.1})
             run.close()
         assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+class TestWording:
+    """The messages of the library name settings in backticks; the command line writes them as its flags."""
+
+    flags = ("num_heads", "report", "dataset", "known_labels")
+
+    @pytest.mark.parametrize(
+        ("message", "words"),
+        [
+            ("`num_heads` must be at least 1. Received: `num_heads=0`", "--num_heads must be at least 1. Received: --num_heads=0"),
+            ("leave out `report=False`, or add `report=True`", "leave out --noreport, or add --report"),
+            ("`dataset=folder:/a b/c`: no `images`", "--dataset=folder:/a b/c: no `images`"),
+            ("`known_labels=`: no path; `fit`, `steps=3`", "--known_labels=: no path; `fit`, `steps=3`"),
+            ("num_heads and --report, as they are", "num_heads and --report, as they are"),
+        ],
+    )
+    def test_settings_become_flags_and_nothing_else_does(self, message, words):
+        assert in_flags(message, self.flags) == words
+
+    def test_no_room_below_the_command_line_writes_flags(self):
+        """A message of the library is right for those who call it from Python, too."""
+        names = {field.name for kind in (SelaConfig, LabelConfig, ProbeConfig, ExportConfig) for field in dataclasses.fields(kind)}
+        found = []
+        for path in sorted((ROOT / "sela_tf").rglob("*.py")):
+            room = path.relative_to(ROOT / "sela_tf").parts[0]
+            # The help of a flag may name other flags.
+            if room in ("cli", "settings", "train.py", "probe.py", "label.py", "export.py"):
+                continue
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                found += [f"{path}:{number}: --{word}" for word in re.findall(r"--(?:no)?([a-z_]+)", line) if word in names]
+        assert found == []

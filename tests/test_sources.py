@@ -423,11 +423,11 @@ class TestTfds:
         """A data set without a test split is held to the exact hold-out; sizes that its features do not tell are nobody's fault."""
         monkeypatch.setattr(TfdsSource, "examples", None)
         few = {"num_clusters": 4, "batch_size": 2, "data_dir": str(data_dir)}
-        with pytest.raises(ConfigError, match="--num_clusters=31 exceeds the 30 training images"):
+        with pytest.raises(ConfigError, match="`num_clusters=31` exceeds the 30 training images"):
             load_training_data(SelaConfig(dataset="shapes", **{**few, "num_clusters": 31}))
         kept = sum(not is_held_out(str(row), 0.4) for row in range(3))
         assert 0 < kept < 3
-        with pytest.raises(ConfigError, match=f"--num_clusters=3 exceeds the {kept} training images"):
+        with pytest.raises(ConfigError, match=f"`num_clusters=3` exceeds the {kept} training images"):
             load_training_data(SelaConfig(dataset="many", eval_fraction=0.4, **{**few, "num_clusters": 3}))
         with pytest.raises(TypeError):  # nothing is wrong, so that examples are read
             load_training_data(SelaConfig(dataset="shapes", **few))

@@ -75,7 +75,7 @@ class TestProtocol:
         run.start(0)
         run.close()
         Workdir(tmp_path, dataclasses.replace(CONFIG, evaluate="none"))
-        with pytest.raises(ConfigError, match="--evaluate must be one of auto, full, sampled, none. Received: 'some'"):
+        with pytest.raises(ConfigError, match="`evaluate` must be one of auto, full, sampled, none. Received: 'some'"):
             dataclasses.replace(CONFIG, evaluate="some")
 
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 import sys
 
 from components.settings import IngestionSettings
-from sela_tf.cli.command import run_settings_command
+from sela_tf.cli.command import Command
 
 _USAGE = """python -m components.data_ingestion --dataset=DATA --examples=DIR [--setting=value …]
 
 Reads and checks every image once, by Apache Beam, and writes them as shards of tf.train.Example, which --dataset=records:DIR trains on. The
 settings:
 """
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 2 for bad input, 128 + n after signal n."""
-    return run_settings_command(argv, name="components.data_ingestion", usage=_USAGE, kind=IngestionSettings, work=_work)
 
 
 def _work(settings: IngestionSettings) -> int:
@@ -27,6 +22,8 @@ def _work(settings: IngestionSettings) -> int:
     print(f"Examples: {counts}, {manifest['num_rejected']} rejected. Train on them with --dataset=records:{settings.examples}")
     return 0
 
+
+main = Command(name="components.data_ingestion", usage=_USAGE, settings=(IngestionSettings,), work=_work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from typing import NamedTuple
 
 from absl import flags as absl_flags
 
 from components.settings import FROM_EXAMPLES, SelfLabellingSettings, training_config
 from sela_tf.cli import flags
-from sela_tf.cli.command import run_command
+from sela_tf.cli.command import CONTINUES, Command
 from sela_tf.settings.training import SelaConfig
 
 _USAGE = """python -m components.self_labelling --examples=DIR --model=DIR --labels=DIR --metrics=DIR --flagfile=configs/NAME.cfg [--setting=value …]
@@ -20,54 +18,30 @@ examples. The settings:
 """
 
 
-class _Asked(NamedTuple):
-    settings: SelfLabellingSettings
-    config: SelaConfig
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 2 for bad input, 128 + n after signal n."""
-    argv = sys.argv if argv is None else argv
-
-    def work(asked: _Asked) -> int:
-        from components.self_labelling.executor import self_label
-        from sela_tf.reporting.tables import table
-        from sela_tf.training.loop import TrainingInterrupted
-
-        try:
-            results = self_label(asked.settings, asked.config)
-        except TrainingInterrupted as stopped:
-            print(
-                f"{stopped}. The same command continues:\n  python -m components.self_labelling {shlex.join(argv[1:])}", flush=True
-            )
-            return 128 + stopped.signal_number
-        print(
-            f"\n{table(results)}\n\nModel: {asked.settings.model}, labels: {asked.settings.labels}, metrics: {asked.settings.metrics}"
-        )
-        return 0
-
-    return run_command(
-        argv,
-        name="components.self_labelling",
-        usage=_USAGE,
-        define=_define,
-        read=_read,
-        work=work,
-        stopped="; the same command continues from the last checkpoint, if there is one",
-    )
-
-
-def _define(values: absl_flags.FlagValues) -> None:
-    flags.define(values, SelfLabellingSettings)
-    flags.define(values, SelaConfig)
-
-
-def _read(values: absl_flags.FlagValues) -> _Asked:
+def _read(values: absl_flags.FlagValues) -> tuple[SelfLabellingSettings, SelaConfig]:
     settings = flags.settings(values, SelfLabellingSettings)
     given = {name: "" for name in FROM_EXAMPLES if name in values}
     config = flags.settings(values, SelaConfig, **{**given, "dataset": "records:"})
-    return _Asked(settings, training_config(config, settings.examples))
+    return settings, training_config(config, settings.examples)
 
+
+def _work(settings: SelfLabellingSettings, config: SelaConfig) -> int:
+    from components.self_labelling.executor import self_label
+    from sela_tf.reporting.tables import table
+
+    results = self_label(settings, config)
+    print(f"\n{table(results)}\n\nModel: {settings.model}, labels: {settings.labels}, metrics: {settings.metrics}")
+    return 0
+
+
+main = Command(
+    name="components.self_labelling",
+    usage=_USAGE,
+    settings=(SelfLabellingSettings, SelaConfig),
+    work=_work,
+    read=_read,
+    stopped=CONTINUES,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

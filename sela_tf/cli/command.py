@@ -1,120 +1,129 @@
-"""What all commands share: flags to settings, TensorFlow without its noise, one clear line for what is wrong, exit statuses."""
+"""A command of the command line: from flags to settings, to the library, to an exit status."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
-import re
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Callable
-from types import FrameType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
 from sela_tf import __version__
 from sela_tf.cli import flags
+from sela_tf.cli.signals import StoppedBySignal, Terminated, raise_on_sigterm
+from sela_tf.cli.wording import in_flags, on_one_line
 from sela_tf.compat.keras_registration import other_backend
 from sela_tf.compat.quiet import stderr_kept_back
+from sela_tf.data.errors import source_error_behind
 from sela_tf.settings.fields import ConfigError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Settings = TypeVar("Settings")
-SettingsOf = TypeVar("SettingsOf", bound="DataclassInstance")
+NOTHING_WRITTEN = "; nothing was written"
+CONTINUES = "; the same command continues from the last checkpoint, if there is one"
 
 
-def run_command(
-    argv: list[str] | None,
-    *,
-    name: str,
-    usage: str,
-    define: Callable[[absl_flags.FlagValues], None],
-    read: Callable[[absl_flags.FlagValues], Settings],
-    work: Callable[[Settings], int],
-    stopped: str,
-) -> int:
-    """Runs a command; returns its exit status: that of `work`, 2 for bad input, 128 + n after signal n.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command, `python -m NAME --setting=value …`. Called, it runs and returns its exit status.
 
-    Args:
-        argv: name and arguments; None for those of the process.
-        name: of the module, which errors begin with.
-        usage: shown above the flags by --help.
-        define: adds the command's own flags.
-        read: makes settings of the parsed flags, before TensorFlow is loaded; refuses with ConfigError.
-        work: does the work, TensorFlow loaded. Its ValueError, OSError and OpError are told in one line.
-        stopped: said after Ctrl-C or SIGTERM.
+    The status is that of `work`; 2 for bad input, told in one line; 128 + n after signal n.
     """
-    values = absl_flags.FlagValues()
-    define(values)
-    absl_flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
-    absl_flags.DEFINE_bool("version", False, "Show the versions of sela_tf and TensorFlow, and the devices.", flag_values=values)
-    absl_flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
-    try:
-        flags.parse(values, sys.argv if argv is None else argv)
-        if values["help"].value:
-            print(usage + values.get_help())
-            return 0
-        if values["version"].value:
-            print(_versions())
-            return 0
-        settings = read(values)
-    except ConfigError as error:
-        return _refuse(name, error, debug=values.is_parsed() and values["debug"].value)
 
-    # while training runs, the loop saves on a signal; at other times there is nothing to save but the line to say
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
+    name: str
+    """The module, which errors begin with."""
+    usage: str
+    """The text that --help shows above the flags."""
+    settings: tuple[type[DataclassInstance], ...]
+    """Dataclasses of settings whose fields are the flags."""
+    work: Callable[..., int]
+    """Does the work with TensorFlow loaded. It gets an instance of each dataclass, or what `read` returns."""
+    define: Callable[[absl_flags.FlagValues], None] | None = None
+    """Adds the flags, where they are not just the fields of `settings`."""
+    read: Callable[[absl_flags.FlagValues], tuple[Any, ...]] | None = None
+    """Makes the arguments of `work` from the parsed flags, where they are not just instances of `settings`. It runs before TensorFlow is
+    loaded, and refuses with ConfigError."""
+    stopped: str = NOTHING_WRITTEN
+    """Ends the line that is printed when a signal stops the command where its state cannot be saved."""
+
+    def __call__(self, argv: list[str] | None = None) -> int:
+        """Runs the command.
+
+        Args:
+            argv: name and arguments; None for those of the process.
+        """
+        argv = sys.argv if argv is None else argv
+        values = self._flags()
+        try:
+            flags.parse(values, argv)
+            if values["help"].value:
+                print(self.usage + values.get_help())
+                return 0
+            if values["version"].value:
+                print(_versions())
+                return 0
+            arguments = self._arguments(values)
+        except ConfigError as error:
+            return self._refuse(error, values)
+
+        # While training runs, the loop saves on a signal. At other times there is nothing to save but the line to print.
+        raise_on_sigterm()
+        try:
+            return self._run(arguments, values)
+        except StoppedBySignal as stopped:
+            print(f"{stopped}. The same command continues:\n  python -m {self.name} {shlex.join(argv[1:])}", flush=True)
+            return 128 + stopped.signal_number
+        except KeyboardInterrupt as signalled:
+            print(f"\n{self.name}: stopped{self.stopped}", file=sys.stderr)
+            return 128 + (signal.SIGTERM if isinstance(signalled, Terminated) else signal.SIGINT)
+
+    def _flags(self) -> absl_flags.FlagValues:
+        values = absl_flags.FlagValues()
+        if self.define is not None:
+            self.define(values)
+        else:
+            for kind in self.settings:
+                flags.define(values, kind)
+        absl_flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
+        absl_flags.DEFINE_bool(
+            "version", False, "Show the versions of sela_tf and TensorFlow, and the devices.", flag_values=values
+        )
+        absl_flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
+        return values
+
+    def _arguments(self, values: absl_flags.FlagValues) -> tuple[Any, ...]:
+        if self.read is not None:
+            return self.read(values)
+        return tuple(flags.settings(values, kind) for kind in self.settings)
+
+    def _run(self, arguments: tuple[Any, ...], values: absl_flags.FlagValues) -> int:
         try:
             load_tensorflow()
         except ConfigError as error:
-            return _refuse(name, error, debug=values["debug"].value)
+            return self._refuse(error, values)
         import tensorflow as tf
 
-        # an image file that was removed or changed meanwhile comes as an OpError, with its path in the first line
+        # An image file that was removed or changed while it is needed comes as an OpError, with its path in the first line.
         try:
-            return work(settings)
+            return self.work(*arguments)
         except (ValueError, OSError, tf.errors.OpError) as error:
-            return _refuse(name, error, debug=values["debug"].value)
-    except KeyboardInterrupt as signalled:
-        print(f"\n{name}: stopped{stopped}", file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(signalled, _Terminated) else signal.SIGINT)
+            return self._refuse(error, values)
 
-
-def run_settings_command(
-    argv: list[str] | None, *, name: str, usage: str, kind: type[SettingsOf], work: Callable[[SettingsOf], int]
-) -> int:
-    """`run_command` of a command that writes all or nothing, and whose flags are the fields of `kind` and no more."""
-    return run_command(
-        argv,
-        name=name,
-        usage=usage,
-        define=lambda values: flags.define(values, kind),
-        read=lambda values: flags.settings(values, kind),
-        work=work,
-        stopped="; nothing was written",
-    )
-
-
-class _Terminated(KeyboardInterrupt):
-    pass
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
-
-
-def _refuse(name: str, error: Exception, *, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error)
-    message = str(getattr(error, "message", error))
-    # of Python's own in a data set, TensorFlow tells where it was, what it said, and the traceback
-    raised = re.search(r"SourceError: (.*?)\n+Traceback", message, re.DOTALL)
-    print(f"{name}: error: {' '.join((raised[1] if raised else message).split())}", file=sys.stderr)
-    return 2
+    def _refuse(self, error: Exception, values: absl_flags.FlagValues) -> int:
+        """Prints an error in one line, after its traceback with --debug; returns the exit status of bad input."""
+        if values.is_parsed() and values["debug"].value:
+            traceback.print_exception(error)
+        behind = source_error_behind(error)
+        message = str(behind) if behind is not None else str(getattr(error, "message", error))
+        print(f"{self.name}: error: {on_one_line(in_flags(message, values))}", file=sys.stderr)
+        return 2
 
 
 def load_tensorflow() -> None:
@@ -130,7 +139,7 @@ def load_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
-        # then its backend is known, also where it is not the environment that says it
+        # Once Keras is loaded, its backend is known even where no environment variable says it.
         importlib.import_module("keras")
     if (wrong := other_backend()) is not None:
         raise ConfigError(wrong)

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import tensorflow as tf
 
-from sela_tf.data.errors import SourceError
+from sela_tf.data.errors import SourceError, raised_in_graph
 
 MANIFEST, INDEX = "manifest.json", "index.parquet"
 IMAGE_KEY = "image/encoded"
@@ -184,7 +184,8 @@ class Records:
         return tf.io.parse_example(serialized, {IMAGE_KEY: tf.io.FixedLenFeature([], tf.string)})[IMAGE_KEY]
 
     def _read(self, indices: np.ndarray) -> np.ndarray:
-        return np.array([self._unpacked(int(i)) for i in indices], object)
+        with raised_in_graph():
+            return np.array([self._unpacked(int(i)) for i in indices], object)
 
     def _unpacked(self, i: int) -> bytes:
         shard = self.shard[i]

@@ -47,7 +47,7 @@ class Workdir:
     def __init__(self, path: str | os.PathLike[str], config: SelaConfig):
         self.path = pathlib.Path(path).expanduser().absolute()
         if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"--workdir={path} is a file: name a directory")
+            raise ConfigError(f"`workdir={path}` is a file: name a directory")
         flagfile = self.path / FLAGS
         self.previous: SelaConfig | None = None
         if flagfile.exists():
@@ -58,7 +58,7 @@ class Workdir:
             _refuse_other_run(self.path, self.previous, config)
         elif self.path.is_dir() and (found := sorted(set(os.listdir(self.path)) - {LOCK, *_OF_OTHERS})):
             raise ConfigError(
-                f"--workdir={path} holds other files ({', '.join(found[:3])}) and no run: name a new or an empty directory"
+                f"`workdir={path}` holds other files ({', '.join(found[:3])}) and no run: name a new or an empty directory"
             )
         refuse_unwritable("workdir", self.path)
         self.config = config
@@ -96,12 +96,12 @@ class Workdir:
             return []
         if new.epochs > old.epochs:
             lines.append(
-                f"--epochs was {old.epochs}, is {new.epochs}: later relabellings and drops of the learning rate are spread over the longer "
+                f"`epochs` was {old.epochs}, is {new.epochs}: later relabellings and drops of the learning rate are spread over the longer "
                 "training, so the run will not equal one that was this long from its start"
             )
         if new.label_memory != old.label_memory:
             lines.append(
-                f"--label_memory was {old.label_memory:g}, is {new.label_memory:g}: where that holds log-probabilities in another precision, "
+                f"`label_memory` was {old.label_memory:g}, is {new.label_memory:g}: where that holds log-probabilities in another precision, "
                 "some labels (about .1 %) may differ"
             )
         return lines
@@ -118,7 +118,7 @@ class Workdir:
             self._lock()
             write_whole(self.path / FLAGS, flags.to_flagfile(self.config))
         except OSError as error:
-            raise ConfigError(f"--workdir={self.path} cannot be written: {error.strerror or error}") from error
+            raise ConfigError(f"`workdir={self.path}` cannot be written: {error.strerror or error}") from error
         for name in (RESULTS, REPORT) if outdated else ():
             (self.path / name).unlink(missing_ok=True)
         for name in (METRICS, TIMINGS) if outdated else ():
@@ -157,7 +157,7 @@ class Workdir:
             holder = os.pread(self._descriptor, 2000, 0).decode(errors="replace").strip()
             self.close()
             raise ConfigError(
-                f"--workdir={self.path} is in use by {holder or 'another process'}: stop that, or name another directory"
+                f"`workdir={self.path}` is in use by {holder or 'another process'}: stop that, or name another directory"
             ) from error
         os.ftruncate(self._descriptor, 0)
         words = f"process {os.getpid()} on {socket.gethostname()}: {shlex.join(sys.argv)}"
@@ -214,7 +214,7 @@ def read_config(workdir: str | os.PathLike[str]) -> SelaConfig:
     """
     path = pathlib.Path(workdir).expanduser() / FLAGS
     if not path.exists():
-        raise ConfigError(f"--workdir={workdir} holds no run (no {FLAGS})")
+        raise ConfigError(f"`workdir={workdir}` holds no run (no {FLAGS})")
     try:
         return flags.from_flagfile(path)
     except ConfigError as error:
@@ -232,7 +232,7 @@ def _row(line: str) -> dict[str, Any] | None:
 
 def _refuse_other_run(path: pathlib.Path, old: SelaConfig, new: SelaConfig) -> None:
     different = [
-        f"--{field.name} was {getattr(old, field.name)!r}, is {getattr(new, field.name)!r}"
+        f"`{field.name}` was {getattr(old, field.name)!r}, is {getattr(new, field.name)!r}"
         for field in dataclasses.fields(SelaConfig)
         if getattr(old, field.name) != getattr(new, field.name)
         and not field.metadata["shown"]
@@ -240,6 +240,6 @@ def _refuse_other_run(path: pathlib.Path, old: SelaConfig, new: SelaConfig) -> N
     ]
     if different:
         raise ConfigError(
-            f"--workdir={path} holds another run: {'; '.join(different)}. Name another directory, or repeat the run's own settings "
-            "(more --epochs may be asked for)"
+            f"`workdir={path}` holds another run: {'; '.join(different)}. Name another directory, or repeat the run's own settings "
+            "(more `epochs` may be asked for)"
         )

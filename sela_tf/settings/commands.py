@@ -33,11 +33,11 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         if not self.workdir:
-            raise ConfigError("--workdir is missing: the directory of a finished run")
+            raise ConfigError("`workdir` is missing: the directory of a finished run")
         if os.path.splitext(self.output)[1] not in (".parquet", ".csv", ".npz"):
-            raise ConfigError(f"--output must be a file NAME.parquet, NAME.csv or NAME.npz. Received: --output={self.output}")
+            raise ConfigError(f"`output` must be a file NAME.parquet, NAME.csv or NAME.npz. Received: `output={self.output}`")
         if self.balanced and not self.potentials:
-            raise ConfigError("--balanced makes potentials of its own: leave out --nopotentials")
+            raise ConfigError("`balanced` makes potentials of its own: leave out `potentials=False`")
         check_fields(self, {"batch_size": 1}, {"memory_limit": POSITIVE, "label_memory": GIB})
 
 
@@ -86,7 +86,7 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         if not self.workdir:
-            raise ConfigError("--workdir is missing: the directory of a finished run")
+            raise ConfigError("`workdir` is missing: the directory of a finished run")
         check_fields(
             self,
             {"values": 1, "epochs": 1, "batch_size": 1, "seed": 0},
@@ -96,13 +96,13 @@ class ProbeConfig:
             },
         )  # fmt: skip
         if not all(k >= 1 for k in self.knn):
-            raise ConfigError(f"--knn must be numbers of neighbours from 1. Received: {self.knn}")
+            raise ConfigError(f"`knn` must be numbers of neighbours from 1. Received: {self.knn}")
         if not all(k >= 2 for k in self.kmeans):
-            raise ConfigError(f"--kmeans must be numbers of clusters from 2. Received: {self.kmeans}")
+            raise ConfigError(f"`kmeans` must be numbers of clusters from 2. Received: {self.kmeans}")
         if list(self.drop_epochs) != sorted(self.drop_epochs) or not all(epoch >= 1 for epoch in self.drop_epochs):
-            raise ConfigError(f"--drop_epochs must be increasing epochs from 1. Received: {self.drop_epochs}")
+            raise ConfigError(f"`drop_epochs` must be increasing epochs from 1. Received: {self.drop_epochs}")
         if self.ten_crop and self.protocol != "sgd":
-            raise ConfigError("--ten_crop needs --protocol=sgd")
+            raise ConfigError("`ten_crop` needs `protocol=sgd`")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,9 +127,9 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if not self.workdir:
-            raise ConfigError("--workdir is missing: the directory of a finished run")
+            raise ConfigError("`workdir` is missing: the directory of a finished run")
         if not self.export_dir:
-            raise ConfigError("--export_dir is missing: the directory that TensorFlow Serving is given")
+            raise ConfigError("`export_dir` is missing: the directory that TensorFlow Serving is given")
         check_fields(self, {"export_version": 0}, {})
         object.__setattr__(self, "workdir", absolute_path(self.workdir))
         object.__setattr__(self, "export_dir", absolute_path(self.export_dir))

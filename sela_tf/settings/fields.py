@@ -36,7 +36,7 @@ class Bound(NamedTuple):
 
     def check(self, name: str, value: float) -> None:
         """Raises:
-        ConfigError: the value of --name is outside.
+        ConfigError: the value of `name` is outside.
         """
         below = value <= self.low if self.open_below else value < self.low
         above = value >= self.high if self.open_above else value > self.high
@@ -44,7 +44,7 @@ class Bound(NamedTuple):
             words = f"{'above' if self.open_below else 'at least'} {self.low}"
             if self.high != math.inf:
                 words += f" and {'below' if self.open_above else 'at most'} {self.high}"
-            raise ConfigError(f"--{name} must be {words}. Received: --{name}={value}")
+            raise ConfigError(f"`{name}` must be {words}. Received: `{name}={value}`")
 
 
 SHARE, POSITIVE, NOT_NEGATIVE = Bound(0, 1), Bound(0, open_below=True), Bound(0)
@@ -59,13 +59,13 @@ def check_fields(settings: Any, at_least: Mapping[str, int], bounds: Mapping[str
         value = getattr(settings, name)
         if not least <= value < 2**31:
             bound = f"at least {least}" if value < least else "below 2**31"
-            raise ConfigError(f"--{name} must be {bound}. Received: --{name}={value}")
+            raise ConfigError(f"`{name}` must be {bound}. Received: `{name}={value}`")
     for name, bound_of in bounds.items():
         bound_of.check(name, getattr(settings, name))
     for field in dataclasses.fields(settings):
         choices = field.metadata["choices"]
         if choices and getattr(settings, field.name) not in choices:
-            raise ConfigError(f"--{field.name} must be one of {', '.join(choices)}. Received: {getattr(settings, field.name)!r}")
+            raise ConfigError(f"`{field.name}` must be one of {', '.join(choices)}. Received: {getattr(settings, field.name)!r}")
 
 
 CACHE_HELP = "Where it is listed what is in the files of a folder, so that they are decoded once and not at every start"

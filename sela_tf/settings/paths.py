@@ -23,7 +23,7 @@ def refuse_unwritable(flag: str, path: pathlib.Path) -> None:
     """
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise ConfigError(f"--{flag}={path} cannot be written: {there} is no directory that you may write to")
+        raise ConfigError(f"`{flag}={path}` cannot be written: {there} is no directory that you may write to")
 
 
 def absolute_cache(cache_dir: str) -> str:

@@ -131,7 +131,7 @@ class SelaConfig:
         object.__setattr__(self, "lr_drops", tuple(float(share) for share in self.lr_drops))
         if not self.dataset:
             raise ConfigError(
-                "--dataset is missing: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR, features:FILE, or a TFDS name"
+                "`dataset` is missing: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR, features:FILE, or a TFDS name"
             )
         at_least = {
             "width": 0, "hidden_units": 0, "num_heads": 1, "num_clusters": 2, "epochs": 1, "batch_size": 2, "num_relabellings": 0,
@@ -148,22 +148,22 @@ class SelaConfig:
         }  # fmt: skip
         check_fields(self, at_least, bounds)
         if self.image_size == 1:
-            raise ConfigError("--image_size must be 0 or at least 2. Received: --image_size=1")
+            raise ConfigError("`image_size` must be 0 or at least 2. Received: `image_size=1`")
         try:
             check_marginals(self.marginals, self.num_clusters)
         except ValueError as error:
-            raise ConfigError(f"--marginals={self.marginals}: {error}") from error
+            raise ConfigError(f"`marginals={self.marginals}`: {error}") from error
         if self.labels_from and self.num_relabellings:
             raise ConfigError(
-                f"--labels_from keeps the labels of {self.labels_from}: add --num_relabellings=0. "
-                f"Received: --num_relabellings={self.num_relabellings}"
+                f"`labels_from` keeps the labels of {self.labels_from}: add `num_relabellings=0`. "
+                f"Received: `num_relabellings={self.num_relabellings}`"
             )
         if self.rotation_share != 1 and not self.rotation:
-            raise ConfigError(f"--rotation_share={self.rotation_share} needs --rotation: add it, or leave the share out")
+            raise ConfigError(f"`rotation_share={self.rotation_share}` needs `rotation`: add it, or leave the share out")
         if self.labels_from and self.known_labels:
-            raise ConfigError("--labels_from and --known_labels exclude each other: the labels of another run are all known")
+            raise ConfigError("`labels_from` and `known_labels` exclude each other: the labels of another run are all known")
         if not all(0 < share <= 1 for share in self.lr_drops) or list(self.lr_drops) != sorted(self.lr_drops):
-            raise ConfigError(f"--lr_drops must be increasing shares of the epochs. Received: {self.lr_drops}")
+            raise ConfigError(f"`lr_drops` must be increasing shares of the epochs. Received: {self.lr_drops}")
 
     def absolute(self) -> SelaConfig:
         """With absolute paths, so that the same settings mean the same data elsewhere."""
@@ -177,3 +177,15 @@ class SelaConfig:
             labels_from=self.labels_from and absolute_path(self.labels_from),
             backbone_weights=self.backbone_weights and absolute_path(self.backbone_weights),
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunPlace:
+    """The settings of `python -m sela_tf.train` that are not part of the run: the same run may lie anywhere."""
+
+    workdir: str = option("", "Directory of the run; made if missing.")
+    dry_run: bool = option(False, "Try everything once on little, estimate time and memory; no run is written.")
+
+    def __post_init__(self) -> None:
+        if not self.workdir and not self.dry_run:
+            raise ConfigError("`workdir` is missing: the directory that the run is written to")

@@ -24,7 +24,7 @@ def prepare_devices(config: SelaConfig) -> tf.distribute.Strategy:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * config.logical_cpus)
         except RuntimeError as error:
             if config.logical_cpus != len(tf.config.list_logical_devices("CPU")):
-                raise ConfigError(f"--logical_cpus={config.logical_cpus} comes too late: TensorFlow is already running") from error
+                raise ConfigError(f"`logical_cpus={config.logical_cpus}` comes too late: TensorFlow is already running") from error
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
@@ -42,8 +42,8 @@ def check_before_loading(config: SelaConfig, strategy: tf.distribute.Strategy) -
     try:
         check_backbone(config.backbone)
     except ValueError as error:
-        raise ConfigError(str(error).replace("`backbone`", "--backbone")) from error
+        raise ConfigError(str(error)) from error
     if config.xla and replicas > 1:
-        raise ConfigError(f"--xla works on one device only, and {replicas} are visible: leave it off, or hide devices")
+        raise ConfigError(f"`xla` works on one device only, and {replicas} are visible: leave it off, or hide devices")
     if config.batch_size % replicas:
-        raise ConfigError(f"--batch_size={config.batch_size} cannot be shared equally by {replicas} devices")
+        raise ConfigError(f"`batch_size={config.batch_size}` cannot be shared equally by {replicas} devices")

@@ -238,7 +238,7 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
         print(f"  besides, in {name}: " + ", ".join(f"{what} {size / _GIB:.2f}" for what, size in taken.items()))
     worst = max(phases, key=lambda name: sum(phases[name].values()))
     peak = sum(held.values()) + sum(phases[worst].values())
-    print(f"peak of memory about {peak / _GIB:.2f} GiB, in {worst}; label passes may take {config.label_memory:g} (--label_memory)")
+    print(f"peak of memory about {peak / _GIB:.2f} GiB, in {worst}; label passes may take {config.label_memory:g} (`label_memory`)")
 
 
 def _resident_bytes() -> int:

@@ -194,7 +194,7 @@ def check_same_images(experiment: Experiment, meta: Mapping[str, Any], workdir: 
     """
     if meta["data_fingerprint"] != experiment.fingerprint:
         raise ConfigError(
-            f"--workdir={workdir} was trained on {meta['num_examples']} images, and those of "
-            f"--dataset={experiment.config.dataset} ({experiment.labels.num_examples}) are not the same any more: restore them, or name another "
+            f"`workdir={workdir}` was trained on {meta['num_examples']} images, and those of "
+            f"`dataset={experiment.config.dataset}` ({experiment.labels.num_examples}) are not the same any more: restore them, or name another "
             "directory"
         )

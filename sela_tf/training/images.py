@@ -127,7 +127,7 @@ def _load_data(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:
         train = unbalanced(whole, config.imbalance, seed=config.seed)
         gone = np.flatnonzero(~np.isin(whole.rows, train.rows))
         left_out = (dataclasses.replace(whole, store=Unread(len(whole))).take(gone),)
-        report.append(f"--imbalance={config.imbalance}: {len(train)} of {len(whole)} training images are kept")
+        report.append(f"`imbalance={config.imbalance}`: {len(train)} of {len(whole)} training images are kept")
     for line in report:
         tell(line)
     size = _network_size(config, train)
@@ -143,17 +143,17 @@ def _network_size(config: SelaConfig, train: ImageSet) -> tuple[int, ...]:
     """
     if config.image_size and train.is_vectors:
         raise ConfigError(
-            f"--image_size={config.image_size} is for images, and --dataset={config.dataset} has vectors: leave it out"
+            f"`image_size={config.image_size}` is for images, and `dataset={config.dataset}` has vectors: leave it out"
         )
     if config.image_size:
         return (config.image_size, config.image_size)
     if train.image_size is None:
         raise ConfigError(
-            f"the images of --dataset={config.dataset} have many sizes: say which one the network sees with --image_size"
+            f"the images of `dataset={config.dataset}` have many sizes: say which one the network sees with `image_size`"
         )
     size = tuple(map(int, train.image_size))
     if size and min(size) < 2:
-        raise ConfigError(f"the images of --dataset={config.dataset} are {size[0]} x {size[1]}: give a larger --image_size")
+        raise ConfigError(f"the images of `dataset={config.dataset}` are {size[0]} x {size[1]}: give a larger `image_size`")
     return size
 
 
@@ -165,15 +165,15 @@ def _check_fit(config: SelaConfig, train: ImageSet, size: tuple[int, ...] | None
     """
     num_images = len(train)
     if config.num_clusters > num_images:
-        raise ConfigError(f"--num_clusters={config.num_clusters} exceeds the {num_images} training images: choose fewer")
+        raise ConfigError(f"`num_clusters={config.num_clusters}` exceeds the {num_images} training images: choose fewer")
     if config.batch_size > num_images:
-        raise ConfigError(f"--batch_size={config.batch_size} exceeds the {num_images} training images: choose a smaller one")
+        raise ConfigError(f"`batch_size={config.batch_size}` exceeds the {num_images} training images: choose a smaller one")
     if config.rotation and train.is_vectors:
-        raise ConfigError(f"--rotation turns images, and --dataset={config.dataset} has vectors: leave it out")
+        raise ConfigError(f"`rotation` turns images, and `dataset={config.dataset}` has vectors: leave it out")
     if size is None:
         return
     if config.rotation and len(set(size)) > 1:
-        raise ConfigError(f"--rotation turns images, which must be square, not {' x '.join(map(str, size))}: give --image_size")
+        raise ConfigError(f"`rotation` turns images, which must be square, not {' x '.join(map(str, size))}: give `image_size`")
     check_image_size(config.backbone, size)
 
 

@@ -34,5 +34,5 @@ def known_labels(config: SelaConfig, data: Data) -> np.ndarray | None:
         return None
     known = read_known_labels(config.known_labels, data.train, config.num_clusters, others=[data.held_out, *data.left_out])
     if known.num_left_out:
-        tell(f"--known_labels: {known.num_left_out} labels are of images that are not trained on, and are left out")
+        tell(f"`known_labels`: {known.num_left_out} labels are of images that are not trained on, and are left out")
     return known.labels

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
-from tqdm import tqdm
 
-from sela_tf.runs.workdir import Workdir
+from sela_tf.cli.signals import Stop, StoppedBySignal
 
 
-class TrainingInterrupted(Exception):  # noqa: N818 - it is no error
+class TrainingInterrupted(StoppedBySignal):
     """Training was stopped by a signal; the state of the run is saved."""
 
     def __init__(self, signal_number: int, step: int):
-        super().__init__(f"{signal.Signals(signal_number).name}: stopped and saved at step {step}")
-        self.signal_number = signal_number
-
-
-@dataclasses.dataclass
-class Stop:
-    """The signal that asked training to stop, once it has come."""
-
-    signal_number: int | None = None
+        super().__init__(f"{signal.Signals(signal_number).name}: stopped and saved at step {step}", signal_number)
 
 
 @dataclasses.dataclass
 class Clock:
-    """Where the time of the present epoch went, in seconds; relabelling and monitors do not count."""
+    """The seconds of the present epoch that went into waiting for data and into steps; relabelling and monitors do not count."""
 
     waiting: float = 0.0
     stepping: float = 0.0
@@ -46,165 +33,128 @@ class Clock:
 
     @property
     def waiting_share(self) -> float:
-        """Of the training time, spent waiting for data."""
+        """The share of the training time that was spent waiting for data, in [0, 1]."""
         return self.waiting / max(self.waiting + self.stepping, 1e-9)
 
     def rate(self, batch_size: int) -> float:
-        """Images a second."""
+        """Images a second, for batches of `batch_size` images."""
         return self.steps * batch_size / max(self.waiting + self.stepping, 1e-9)
 
 
-@contextlib.contextmanager
-def signals_noted() -> Iterator[Stop]:
-    """Within, the first SIGINT or SIGTERM is noted for the loop to stop after its step; the second acts as ever.
-
-    Python hands signals to its main thread alone: in another one, none is noted, and what the program does with them stays.
-    """
-    stop = Stop()
-    before: dict[int, Any] = {}
-
-    def put_back() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        stop.signal_number = number
-        print(f"\n{signal.Signals(number).name}: saving after this step; once more stops at once", file=sys.stderr, flush=True)
-        put_back()
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
-        before[number] = signal.signal(number, note)
-    try:
-        yield stop
-    finally:
-        put_back()
-
-
 def step_function(model: keras.Model, strategy: tf.distribute.Strategy, xla: bool) -> Callable[[Any], dict[str, tf.Tensor]]:
-    """One optimizer step of a compiled model on every replica: a (distributed) batch to the logs so far."""
+    """Returns one optimizer step of a compiled model on every replica, a function from a (distributed) batch to the logs so far."""
     replica_step = tf.function(model.train_step, jit_compile=True) if xla else model.train_step
 
     @tf.function
     def step(batch: Any) -> dict[str, tf.Tensor]:
         logs = strategy.run(replica_step, args=(batch,))
-        # each replica has the mean of its own, equally large share of the batch
+        # Each replica has the mean of its own, equally large share of the batch, so the mean of the means is that of the batch.
         return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}
 
     return step
 
 
-def train(
-    model: keras.Model,
-    batches: tf.data.Dataset,
-    *,
-    strategy: tf.distribute.Strategy,
-    xla: bool,
-    callbacks: Sequence[keras.callbacks.Callback],
-    clock: Clock,
-    first_step: int,
-    last_step: int,
-    steps_per_epoch: int,
-    log_every_steps: int,
-    save: Callable[[int], None],
-    stop: Stop,
-) -> None:
-    """Takes the steps from `first_step` up to, not including, `last_step`; `batches` begin with that of `first_step`.
+class _EpochMeans:
+    """The means of the logs over an epoch, gathered from rows that are means over several steps each."""
 
-    Logs reach the callbacks as in `model.fit`, but they are means since the last row, every `log_every_steps` and at the end of
-    an epoch, so that a device is not waited for at every step.
+    def __init__(self) -> None:
+        self._rows: list[tuple[dict[str, float], int]] = []
+        self._steps_since_row = 0
 
-    Raises:
-        TrainingInterrupted: after a signal, saved.
+    def count_step(self) -> None:
+        self._steps_since_row += 1
+
+    def add_row(self, values: Mapping[str, tf.Tensor]) -> dict[str, float]:
+        """Reads the logs of the steps since the last row, which waits for the device, and returns them."""
+        logs = {name: float(value) for name, value in values.items()}
+        self._rows.append((dict(logs), self._steps_since_row))
+        self._steps_since_row = 0
+        return logs
+
+    def means(self) -> dict[str, float]:
+        steps = sum(count for _, count in self._rows)
+        return {name: sum(row[name] * count for row, count in self._rows) / steps for name in self._rows[-1][0]}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingLoop:
+    """The loop that trains a compiled model, a step at a time, with Keras callbacks around every step.
+
+    Logs reach the callbacks as in `model.fit`, but as means since the last row: every `log_every_steps` and at the end of an epoch. So a
+    device is not waited for at every step.
     """
-    step_of = step_function(model, strategy, xla)
-    distributed = strategy.experimental_distribute_dataset(batches) if strategy.num_replicas_in_sync > 1 else batches
-    hooks = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=last_step // steps_per_epoch, steps=steps_per_epoch)
-    clock.step = first_step
-    hooks.on_train_begin()
-    iterator = iter(distributed)
-    rows: list[tuple[dict[str, float], int]] = []
-    since = 0
-    for step in range(first_step, last_step):
-        epoch, position = divmod(step, steps_per_epoch)
-        if position == 0 or step == first_step:
-            hooks.on_epoch_begin(epoch)
-            model.reset_metrics()
-            rows, since = [], 0
-        start = time.perf_counter()
-        batch = next(iterator)
-        clock.waiting += time.perf_counter() - start
-        hooks.on_train_batch_begin(position)
-        start = time.perf_counter()
-        values = step_of(batch)
-        since += 1
-        stopping = stop.signal_number
-        logs: dict[str, float] = {}
-        if (position + 1) % log_every_steps == 0 or position + 1 == steps_per_epoch or stopping is not None:
-            logs = {name: float(value) for name, value in values.items()}
-            rows.append((dict(logs), since))
-            model.reset_metrics()
-            since = 0
-        clock.stepping += time.perf_counter() - start
-        clock.steps += 1
-        clock.step = step + 1
-        hooks.on_train_batch_end(position, logs)
-        if position + 1 == steps_per_epoch:
-            steps = sum(count for _, count in rows)
-            hooks.on_epoch_end(epoch, {name: sum(row[name] * count for row, count in rows) / steps for name in logs})
-            save(step + 1)
-        elif stopping is not None:
-            save(step + 1)
-        if stopping is not None:
-            hooks.on_train_end()
-            raise TrainingInterrupted(stopping, step + 1)
-    hooks.on_train_end()
 
+    model: keras.Model
+    strategy: tf.distribute.Strategy
+    """The strategy that the model was built under."""
+    xla: bool
+    """The step is compiled with XLA; one device only."""
+    steps_per_epoch: int
+    log_every_steps: int
+    clock: Clock
 
-class Progress(keras.callbacks.Callback):
-    """A bar for the person watching, a line an epoch, and the rows of the loss in the run's files."""
+    def run(
+        self,
+        batches: tf.data.Dataset,
+        *,
+        first_step: int,
+        last_step: int,
+        callbacks: Sequence[keras.callbacks.Callback],
+        save: Callable[[int], None],
+        stop: Stop,
+    ) -> None:
+        """Takes the steps from `first_step` up to, not including, `last_step`.
 
-    def __init__(self, epochs: int, batch_size: int, directory: Workdir, clock: Clock):
-        super().__init__()
-        self.epochs, self.batch_size = epochs, batch_size
-        self.directory, self.clock = directory, clock
-        self._bar: tqdm | None = None
-        self._epoch = 0
-        self._loss = float("nan")
+        Args:
+            batches: the batches of these steps, in order.
+            first_step: the first step to take.
+            last_step: the step to stop before, the end of an epoch.
+            callbacks: Keras callbacks.
+            save: writes the state after so many steps; called at the end of every epoch and after a signal.
+            stop: holds the signal that asks the loop to end, once it has come.
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        taken = self.clock.step
-        # on a terminal only: a log file has the lines of the epochs
-        total = self.epochs * self.params["steps"]
-        self._bar = tqdm(total=total, initial=taken, disable=None, unit="step", dynamic_ncols=True, smoothing=0.05, leave=False)
+        Raises:
+            TrainingInterrupted: a signal came; the state is saved.
+        """
+        take_step, model, clock = step_function(self.model, self.strategy, self.xla), self.model, self.clock
+        epochs = last_step // self.steps_per_epoch
+        hooks = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=epochs, steps=self.steps_per_epoch)
+        clock.step = first_step
+        hooks.on_train_begin()
+        iterator = iter(self._distributed(batches))
+        means = _EpochMeans()
+        for step in range(first_step, last_step):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            ends_epoch = position + 1 == self.steps_per_epoch
+            if position == 0 or step == first_step:
+                hooks.on_epoch_begin(epoch)
+                model.reset_metrics()
+                means = _EpochMeans()
+            start = time.perf_counter()
+            batch = next(iterator)
+            clock.waiting += time.perf_counter() - start
+            hooks.on_train_batch_begin(position)
+            start = time.perf_counter()
+            values = take_step(batch)
+            means.count_step()
+            stopping = stop.signal_number
+            logs: dict[str, float] = {}
+            if (position + 1) % self.log_every_steps == 0 or ends_epoch or stopping is not None:
+                logs = means.add_row(values)
+                model.reset_metrics()
+            clock.stepping += time.perf_counter() - start
+            clock.steps += 1
+            clock.step = step + 1
+            hooks.on_train_batch_end(position, logs)
+            if ends_epoch:
+                hooks.on_epoch_end(epoch, means.means())
+            if ends_epoch or stopping is not None:
+                save(step + 1)
+            if stopping is not None:
+                hooks.on_train_end()
+                raise TrainingInterrupted(stopping, step + 1)
+        hooks.on_train_end()
 
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self._epoch = epoch
-        self.clock.waiting = self.clock.stepping = self.clock.steps = 0
-
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        if logs:
-            self._loss = logs["loss"]
-            step = self.clock.step
-            row = {"epoch": self._epoch, **logs, "learning_rate": float(self.model.optimizer.learning_rate)}
-            self.directory.write_metrics("train", step, row)
-        if self._bar is not None:
-            self._bar.update()
-            if not self._bar.disable:
-                self._bar.set_description(f"epoch {self._epoch + 1}/{self.epochs}", refresh=False)
-                rate, share = self.clock.rate(self.batch_size), self.clock.waiting_share
-                self._bar.set_postfix_str(f"{rate:.0f} images/s, waiting {share:.0%}, loss {self._loss:.3f}", refresh=False)
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        logs = logs or {}
-        step = self.clock.step
-        rate, share = self.clock.rate(self.batch_size), self.clock.waiting_share
-        self.directory.write_metrics("epoch", step, {"epoch": epoch, **logs})
-        self.directory.write_timings("epoch", step, {"epoch": epoch, "images_per_second": rate, "waiting_share": share})
-        knn = f", kNN {logs['knn']:.3f}" if "knn" in logs else ""
-        tqdm.write(f"epoch {epoch + 1}/{self.epochs}: loss {logs['loss']:.4f}{knn}, {rate:.0f} images/s, waiting {share:.0%}")
-        sys.stdout.flush()
-
-    def on_train_end(self, logs: dict | None = None) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    def _distributed(self, batches: tf.data.Dataset) -> Any:
+        """The batches, each split over the replicas where there are several."""
+        return self.strategy.experimental_distribute_dataset(batches) if self.strategy.num_replicas_in_sync > 1 else batches

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sela_tf.cli.signals import signals_noted
 from sela_tf.evaluation.figures import Looks
 from sela_tf.runs import checkpoint
 from sela_tf.runs.labels import read_labels
@@ -19,8 +20,9 @@ from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.evaluation import judge, look_at_run
 from sela_tf.training.experiment import Experiment, check_same_images
-from sela_tf.training.loop import Progress, signals_noted, train
+from sela_tf.training.loop import TrainingLoop
 from sela_tf.training.monitoring import log_first_labels
+from sela_tf.training.progress import Progress
 from sela_tf.training.report import write_report
 
 
@@ -44,7 +46,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: t
     check_before_loading(config, strategy)
     directory = Workdir(workdir, config)
     if directory.is_finished:
-        print(f"This run is finished ({config.epochs} epochs). More: a larger --epochs.", flush=True)
+        print(f"This run is finished ({config.epochs} epochs). More: a larger `epochs`.", flush=True)
         return directory.read_results()
     experiment = experiment_of(config, strategy)
     step = _continue_from(directory, experiment)
@@ -78,7 +80,7 @@ def _continue_from(directory: Workdir, experiment: Experiment) -> int:
     if saved is None:
         if passed_over or directory.has_network:
             raise ConfigError(
-                f"--workdir={directory.path}: its checkpoints are gone or damaged, so the run cannot be continued: name another directory"
+                f"`workdir={directory.path}`: its checkpoints are gone or damaged, so the run cannot be continued: name another directory"
             )
         return 0
     check_same_images(experiment, saved.meta, directory.path)
@@ -98,18 +100,20 @@ def _train(experiment: Experiment, directory: Workdir, first_step: int) -> None:
     callbacks = experiment.callbacks(directory)
     if first_step == 0:
         log_first_labels(directory, experiment.class_judge, labels)
+    loop = TrainingLoop(
+        model=experiment.model,
+        strategy=experiment.strategy,
+        xla=config.xla,
+        steps_per_epoch=experiment.steps_per_epoch,
+        log_every_steps=config.log_every_steps,
+        clock=experiment.clock,
+    )
     with signals_noted() as stop:
-        train(
-            experiment.model,
+        loop.run(
             experiment.views(first_step, experiment.last_step),
-            strategy=experiment.strategy,
-            xla=config.xla,
-            callbacks=[*callbacks, Progress(config.epochs, config.batch_size, directory, experiment.clock)],
-            clock=experiment.clock,
             first_step=first_step,
             last_step=experiment.last_step,
-            steps_per_epoch=experiment.steps_per_epoch,
-            log_every_steps=config.log_every_steps,
+            callbacks=[*callbacks, Progress(config.epochs, config.batch_size, directory, experiment.clock)],
             save=save,
             stop=stop,
         )

@@ -1,0 +1,67 @@
+"""The progress of a training, for the person watching and in the run's files."""
+
+from __future__ import annotations
+
+import sys
+
+import keras
+from tqdm import tqdm
+
+from sela_tf.runs.workdir import Workdir
+from sela_tf.training.loop import Clock
+
+
+class Progress(keras.callbacks.Callback):
+    """A Keras callback that shows a progress bar, prints a line an epoch, and writes the rows of the loss into the run's files.
+
+    Args:
+        epochs: the number of epochs of the whole training.
+        batch_size: images of an optimizer step, over all devices.
+        directory: the run's directory, which gets the rows.
+        clock: the loop's clock, which knows the step and the times.
+    """
+
+    def __init__(self, epochs: int, batch_size: int, directory: Workdir, clock: Clock):
+        super().__init__()
+        self.epochs, self.batch_size = epochs, batch_size
+        self.directory, self.clock = directory, clock
+        self._bar: tqdm | None = None
+        self._epoch = 0
+        self._loss = float("nan")
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        taken = self.clock.step
+        # The bar is shown on a terminal only: a log file has the lines of the epochs.
+        total = self.epochs * self.params["steps"]
+        self._bar = tqdm(total=total, initial=taken, disable=None, unit="step", dynamic_ncols=True, smoothing=0.05, leave=False)
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._epoch = epoch
+        self.clock.waiting = self.clock.stepping = self.clock.steps = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        if logs:
+            self._loss = logs["loss"]
+            step = self.clock.step
+            row = {"epoch": self._epoch, **logs, "learning_rate": float(self.model.optimizer.learning_rate)}
+            self.directory.write_metrics("train", step, row)
+        if self._bar is not None:
+            self._bar.update()
+            if not self._bar.disable:
+                self._bar.set_description(f"epoch {self._epoch + 1}/{self.epochs}", refresh=False)
+                rate, share = self.clock.rate(self.batch_size), self.clock.waiting_share
+                self._bar.set_postfix_str(f"{rate:.0f} images/s, waiting {share:.0%}, loss {self._loss:.3f}", refresh=False)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        logs = logs or {}
+        step = self.clock.step
+        rate, share = self.clock.rate(self.batch_size), self.clock.waiting_share
+        self.directory.write_metrics("epoch", step, {"epoch": epoch, **logs})
+        self.directory.write_timings("epoch", step, {"epoch": epoch, "images_per_second": rate, "waiting_share": share})
+        knn = f", kNN {logs['knn']:.3f}" if "knn" in logs else ""
+        tqdm.write(f"epoch {epoch + 1}/{self.epochs}: loss {logs['loss']:.4f}{knn}, {rate:.0f} images/s, waiting {share:.0%}")
+        sys.stdout.flush()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        if self._bar is not None:
+            self._bar.close()
