@@ -55,7 +55,7 @@ def save(directory: pathlib.Path, step: int, arrays: Mapping[str, np.ndarray], m
 
 
 def load_newest(directory: pathlib.Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole save, or None where there is none; and what was passed over, in words."""
+    """Returns the newest whole save, or None where there is none, and a line for each damaged one that was passed over."""
     passed_over: list[str] = []
     for path in reversed(_saves(directory)):
         try:
@@ -72,12 +72,12 @@ def load_newest(directory: pathlib.Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def below(place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Those named place/NAME, by NAME."""
+    """Returns the arrays named place/NAME, by NAME."""
     return {name.removeprefix(f"{place}/"): value for name, value in arrays.items() if name.startswith(f"{place}/")}
 
 
 def _saves(directory: pathlib.Path) -> list[pathlib.Path]:
-    """In the order of their steps; what a user put beside them is not looked at."""
+    """Returns the directories of the saves in the order of their steps; other files and directories are ignored."""
     return sorted(path for path in directory.glob(_PREFIX + "*") if re.fullmatch(_PREFIX + r"\d{8,}", path.name) and path.is_dir())
 
 

@@ -1,4 +1,4 @@
-"""labels.npz of a run: its arrays, written once and checked when they are read."""
+"""The labels of a run on disk, labels.npz: the schema of its arrays, checked when they are read."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _check_step(arrays: Mapping[str, np.ndarray], network: pathlib.Path) -> None
     if not network.exists():
         return
     described = json.loads(network.read_text())
-    # neither is known of a run that was made before networks described themselves
+    # A run that was made before networks described themselves knows neither step nor digest.
     step = int(arrays["step"]) if "step" in arrays else None
     if step != described["step"]:
         raise ValueError(f"labels of step {step}, and the network is of step {described['step']}")

@@ -90,7 +90,7 @@ def save_network(workdir: pathlib.Path, model: keras.Model, description: Network
     try:
         bare_network(model).save_weights(unfinished)
     except (OSError, RuntimeError) as error:
-        # of a full disk the HDF5 library makes an error of its own
+        # The HDF5 library reports a full disk by an error of its own.
         raise ConfigError(
             f"{unfinished} cannot be written ({str(error).splitlines()[0]}): make room, and repeat the command"
         ) from error
@@ -149,7 +149,7 @@ def _read(path: pathlib.Path) -> tuple[NetworkDescription, str | None]:
         return _from_json(path / NETWORK)
     if not (path / RESULTS).exists():
         raise ConfigError(f"the training of the run in {str(path)!r} is not finished: repeat its command to continue it")
-    # runs that were made before networks described themselves
+    # Runs that were made before networks described themselves keep their shape and statistics in results.json.
     seen = read_results(path)["data"]
     return describe_network(read_config(path), seen["image_shape"], seen["mean"], seen["variance"]), None
 

@@ -1,4 +1,4 @@
-"""results.json of a run."""
+"""The figures of a run on disk, results.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sela_tf.settings.fields import ConfigError
 
 
 def read_results(path: pathlib.Path) -> dict[str, Any]:
-    """results.json of the run in `path`.
+    """Returns the contents of results.json of the run in `path`.
 
     Raises:
         ConfigError: the file is not as `write_results` wrote it.

@@ -67,17 +67,17 @@ class Workdir:
 
     @property
     def checkpoints(self) -> pathlib.Path:
-        """Where the state of the run is saved."""
+        """The directory of the run's checkpoints."""
         return self.path / CHECKPOINTS
 
     @property
     def has_network(self) -> bool:
-        """A training ended here, perhaps a shorter one."""
+        """True if a training ended here, perhaps a shorter one."""
         return any((self.path / name).exists() for name in (NETWORK, WEIGHTS, LABELS, RESULTS))
 
     @property
     def has_results(self) -> bool:
-        """The verdict that is asked for is there, with the network and the labels that it is of; where none is asked for, any will do."""
+        """True if the verdict that is asked for is there, with its network and its labels; where none is asked for, any will do."""
         if not all((self.path / name).exists() for name in (WEIGHTS, LABELS, RESULTS)):
             return False
         found = self.read_results()["config"]
@@ -86,11 +86,11 @@ class Workdir:
 
     @property
     def is_finished(self) -> bool:
-        """Nothing that is asked for is missing."""
+        """True if nothing that is asked for is missing."""
         return self.has_results and ((self.path / REPORT).exists() or not self.config.report)
 
     def changes(self) -> list[str]:
-        """A line for each setting that differs from those of before and changes what will be computed."""
+        """Returns a line for each setting that differs from the earlier call's and changes what will be computed."""
         old, new, lines = self.previous, self.config, []
         if old is None:
             return []
@@ -131,7 +131,7 @@ class Workdir:
 
     @property
     def writer(self) -> tf.summary.SummaryWriter:
-        """Of the run's TensorBoard files, between `start` and `close`."""
+        """The writer of the run's TensorBoard files, between `start` and `close`."""
         if self._writer is None:
             raise RuntimeError(f"{self.path} is not being written")
         return self._writer
@@ -146,7 +146,7 @@ class Workdir:
             self._descriptor = None
 
     def _lock(self) -> None:
-        """Two processes that write one run would destroy it. The lock is the kernel's and ends with the process.
+        """Locks the directory: two processes that write one run would destroy it. The lock is the kernel's and ends with the process.
 
         It is on a file opened for writing, without which NFS has no exclusive locks; the file says who holds it.
         """
@@ -164,7 +164,7 @@ class Workdir:
         os.pwrite(self._descriptor, words.encode(errors="replace")[:2000], 0)
 
     def write_metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """A row of repeatable numbers, in metrics.jsonl and TensorBoard."""
+        """Writes a row of repeatable numbers to metrics.jsonl and TensorBoard."""
         self._append(METRICS, kind, step, values)
         if self._writer is not None:
             head = f"/head{values['head']}" if "head" in values else ""
@@ -174,31 +174,31 @@ class Workdir:
                         tf.summary.scalar(f"{kind}{head}/{name}", float(value))
 
     def write_timings(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """A row of wall-clock values, in timings.jsonl."""
+        """Writes a row of wall-clock values to timings.jsonl."""
         self._append(TIMINGS, kind, step, values)
 
     def flush(self) -> None:
-        """What TensorBoard is to see reaches the disk."""
+        """Writes what TensorBoard's writer still holds to the disk."""
         if self._writer is not None:
             self._writer.flush()
 
     def write_labels(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """labels.npz."""
+        """Writes labels.npz, whole or not at all."""
         unfinished = self.path / f".unfinished-{LABELS}"
         np.savez(unfinished, **arrays)  # type: ignore[arg-type]
         os.replace(unfinished, self.path / LABELS)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All of metrics.jsonl."""
+        """Returns all rows of metrics.jsonl, each with its `kind` and `step`."""
         return [row for row in map(_row, (self.path / METRICS).read_text().splitlines()) if row]
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """results.json."""
+        """Writes results.json, whole or not at all."""
         self.flush()
         write_whole(self.path / RESULTS, json.dumps(results, indent=1) + "\n")
 
     def read_results(self) -> dict[str, Any]:
-        """What `write_results` wrote."""
+        """Returns what `write_results` wrote."""
         return read_results(self.path)
 
     def _append(self, name: str, kind: str, step: int, values: Mapping[str, Any]) -> None:
@@ -222,7 +222,7 @@ def read_config(workdir: str | os.PathLike[str]) -> SelaConfig:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """None for a line that was cut when the machine stopped."""
+    """Returns the row of a line; None for one that was cut when the machine stopped."""
     try:
         row = json.loads(line)
     except ValueError:

@@ -5,7 +5,24 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from sela_tf.settings.fields import CACHE_HELP, GIB, NOT_NEGATIVE, POSITIVE, SHARE, Bound, ConfigError, check_fields, option
+from sela_tf.settings.data import (
+    cache_dir_option,
+    data_dir_option,
+    download_option,
+    label_memory_option,
+    memory_limit_option,
+    skip_bad_images_option,
+)
+from sela_tf.settings.fields import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SHARE,
+    SHARE_BELOW_1,
+    ConfigError,
+    check_settings,
+    option,
+)
 from sela_tf.settings.paths import absolute_path
 
 
@@ -22,14 +39,14 @@ class LabelConfig:
     potentials: bool = option(
         True, "Add the potentials of the run's last transport, which corrects clusters for their frequency; otherwise plain argmax."
     )
-    embeddings: bool = option(True, "Write the embeddings besides.")
-    batch_size: int = option(500, "Images at a time.")
-    skip_bad_images: bool = option(False, "Leave out damaged images of a folder instead of refusing it.")
-    data_dir: str = option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.")
-    download: bool = option(False, "Let TFDS download what is missing. Nothing is downloaded without it.")
-    cache_dir: str = option("", f"{CACHE_HELP}; by default the run's.", shown=True)
-    memory_limit: float = option(4.0, "GiB that decoded images may take; folders are read as they are needed.")
-    label_memory: float = option(4.0, "GiB that the log-probabilities of a head may take with --balanced, as in training.")
+    embeddings: bool = option(True, "Also write the embeddings.")
+    batch_size: int = option(500, "Images at a time.", at_least=1)
+    skip_bad_images: bool = skip_bad_images_option()
+    data_dir: str = data_dir_option()
+    download: bool = download_option()
+    cache_dir: str = cache_dir_option("the run's")
+    memory_limit: float = memory_limit_option("GiB that decoded images may take; folders are read as they are needed.")
+    label_memory: float = label_memory_option("GiB that the log-probabilities of a head may take with --balanced, as in training.")
 
     def __post_init__(self) -> None:
         if not self.workdir:
@@ -38,7 +55,7 @@ class LabelConfig:
             raise ConfigError(f"`output` must be a file NAME.parquet, NAME.csv or NAME.npz. Received: `output={self.output}`")
         if self.balanced and not self.potentials:
             raise ConfigError("`balanced` makes potentials of its own: leave out `potentials=False`")
-        check_fields(self, {"batch_size": 1}, {"memory_limit": POSITIVE, "label_memory": GIB})
+        check_settings(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +72,7 @@ class ProbeConfig:
         "SGD in passes over augmented images, the paper's way.",
         choices=("logistic", "sgd"),
     )
-    values: int = option(9600, "Values that a stage's map is pooled to, at most about so many (R: 9600).")
+    values: int = option(9600, "Values that a stage's map is pooled to, at most, about (R: 9600).", at_least=1)
     knn: tuple[int, ...] = option((10, 50, 200), "Neighbours k of the kNN on the embedding.", example="10,50,200")
     kmeans: tuple[int, ...] = option(
         (), "Numbers of clusters of k-means on the held-out images' embedding, which are compared with the classes.", example="128"
@@ -69,32 +86,27 @@ class ProbeConfig:
     )
     dataset: str = option("", "Images with classes to fit the probes to; by default those of the run.")
     eval_dataset: str = option("", "Images with classes to score them on; by default those of the run, or --dataset's own.")
-    cache_dir: str = option("", f"{CACHE_HELP}; by default the run's.", shown=True)
+    cache_dir: str = cache_dir_option("the run's")
     # of protocol sgd (R)
-    epochs: int = option(36, "Of sgd.")
-    batch_size: int = option(192, "Of sgd.")
-    learning_rate: float = option(0.01, "Of sgd, before any drop.")
+    epochs: int = option(36, "Epochs of sgd.", at_least=1)
+    batch_size: int = option(192, "Batch size of sgd.", at_least=1)
+    learning_rate: float = option(0.01, "Learning rate of sgd, before any drop.", bound=POSITIVE)
     drop_epochs: tuple[int, ...] = option(
         (10, 20, 30), "Epochs of sgd after which the learning rate is divided by 10.", example="10,20,30"
     )
-    momentum: float = option(0.9, "Of sgd.")
-    weight_decay: float = option(1e-5, "Of sgd, coupled.")
-    crop_scale: float = option(0.08, "Smallest share of the area that a crop of sgd keeps; images are flipped besides.")
-    flip_probability: float = option(0.5, "Of a horizontal flip, in sgd.")
+    momentum: float = option(0.9, "Momentum of sgd.", bound=SHARE_BELOW_1)
+    weight_decay: float = option(1e-5, "Weight decay of sgd, coupled.", bound=NOT_NEGATIVE)
+    crop_scale: float = option(
+        0.08, "Smallest share of the area that a crop of sgd keeps; images are also flipped.", bound=POSITIVE_SHARE
+    )
+    flip_probability: float = option(0.5, "Probability of a horizontal flip, in sgd.", bound=SHARE)
     ten_crop: bool = option(False, "After sgd, score the mean over the corners, the centre and their mirror images (R).")
-    seed: int = option(0, "Of the views and of the probes' weights.")
+    seed: int = option(0, "Seed of the views and of the probes' weights.", at_least=0)
 
     def __post_init__(self) -> None:
         if not self.workdir:
             raise ConfigError("`workdir` is missing: the directory of a finished run")
-        check_fields(
-            self,
-            {"values": 1, "epochs": 1, "batch_size": 1, "seed": 0},
-            {
-                "learning_rate": POSITIVE, "momentum": Bound(0, 1, open_above=True), "weight_decay": NOT_NEGATIVE,
-                "crop_scale": Bound(0, 1, open_below=True), "flip_probability": SHARE,
-            },
-        )  # fmt: skip
+        check_settings(self)
         if not all(k >= 1 for k in self.knn):
             raise ConfigError(f"`knn` must be numbers of neighbours from 1. Received: {self.knn}")
         if not all(k >= 2 for k in self.kmeans):
@@ -118,7 +130,7 @@ class ExportConfig:
         "Add the potentials of the final weights: clusters are corrected for the prior, as the labels of training are. Otherwise they "
         "are the network's plain argmax.",
     )
-    export_version: int = option(0, "Number of the export; 0 for the next one.")
+    export_version: int = option(0, "Number of the export; 0 for the next one.", at_least=0)
     warm_up: bool = option(True, "Add requests that TensorFlow Serving runs before it says that it is ready.")
     check: bool = option(
         False,
@@ -130,6 +142,6 @@ class ExportConfig:
             raise ConfigError("`workdir` is missing: the directory of a finished run")
         if not self.export_dir:
             raise ConfigError("`export_dir` is missing: the directory that TensorFlow Serving is given")
-        check_fields(self, {"export_version": 0}, {})
+        check_settings(self)
         object.__setattr__(self, "workdir", absolute_path(self.workdir))
         object.__setattr__(self, "export_dir", absolute_path(self.export_dir))

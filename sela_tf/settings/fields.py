@@ -1,42 +1,34 @@
-"""Fields of settings that are also flags, and what their values may be."""
+"""Fields of settings: a value, its help, its bounds. Each field is a flag of a command, too."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
 class ConfigError(ValueError):
-    """A number that cannot be; the message names it and the way out."""
+    """A setting that cannot be used; the message names it, its value, and the way out.
 
-
-def option(default: Any, help: str, *, choices: tuple[str, ...] = (), shown: bool = False, example: str = "") -> Any:
-    """A field that is also a flag.
-
-    Args:
-        default: its value.
-        help: what --help says.
-        choices: all that it may be.
-        shown: it changes what is shown or kept, not what is computed.
-        example: of a list of numbers.
+    Settings stand in backticks, as in "`num_heads` must be at least 1. Received: `num_heads=0`"; the command line writes them as flags.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "shown": shown, "example": example})
 
 
 class Bound(NamedTuple):
-    """Of a number."""
+    """The values that a real number may have: an interval, of which either end may be left out."""
 
     low: float
     high: float = math.inf
     open_below: bool = False
-    """The lower bound itself is refused."""
+    """The lower end itself is refused."""
     open_above: bool = False
+    """The upper end itself is refused."""
 
     def check(self, name: str, value: float) -> None:
-        """Raises:
-        ConfigError: the value of `name` is outside.
+        """Checks the value of the setting `name`.
+
+        Raises:
+            ConfigError: the value lies outside, or is not finite.
         """
         below = value <= self.low if self.open_below else value < self.low
         above = value >= self.high if self.open_above else value > self.high
@@ -47,25 +39,55 @@ class Bound(NamedTuple):
             raise ConfigError(f"`{name}` must be {words}. Received: `{name}={value}`")
 
 
-SHARE, POSITIVE, NOT_NEGATIVE = Bound(0, 1), Bound(0, open_below=True), Bound(0)
-
-
+POSITIVE, NOT_NEGATIVE = Bound(0, open_below=True), Bound(0)
+SHARE = Bound(0, 1)
+POSITIVE_SHARE = Bound(0, 1, open_below=True)
+SHARE_BELOW_1 = Bound(0, 1, open_above=True)
+INNER_SHARE = Bound(0, 1, open_below=True, open_above=True)
 GIB = Bound(0, 2**20, open_below=True)
+"""Gibibytes: any larger number is a mistake, such as bytes."""
 
 
-def check_fields(settings: Any, at_least: Mapping[str, int], bounds: Mapping[str, Bound]) -> None:
-    """Of whole numbers the lower bound, of others both, of words the choices."""
-    for name, least in at_least.items():
-        value = getattr(settings, name)
-        if not least <= value < 2**31:
-            bound = f"at least {least}" if value < least else "below 2**31"
-            raise ConfigError(f"`{name}` must be {bound}. Received: `{name}={value}`")
-    for name, bound_of in bounds.items():
-        bound_of.check(name, getattr(settings, name))
-    for field in dataclasses.fields(settings):
-        choices = field.metadata["choices"]
-        if choices and getattr(settings, field.name) not in choices:
-            raise ConfigError(f"`{field.name}` must be one of {', '.join(choices)}. Received: {getattr(settings, field.name)!r}")
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    at_least: int | None = None,
+    bound: Bound | None = None,
+    shown: bool = False,
+    example: str = "",
+) -> Any:
+    """Returns a dataclass field that is also a flag.
+
+    Args:
+        default: the value where none is given.
+        help: the text that --help shows.
+        choices: all values that a word may have; empty for any.
+        at_least: the least value of a whole number, which is always below 2**31.
+        bound: the interval of a real number.
+        shown: the setting changes only what is shown or kept, not what is computed; a continued run may change it.
+        example: a list of numbers as it is written, for an error.
+    """
+    metadata = {"help": help, "choices": choices, "at_least": at_least, "bound": bound, "shown": shown, "example": example}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-CACHE_HELP = "Where it is listed what is in the files of a folder, so that they are decoded once and not at every start"
+def check_settings(settings: Any) -> None:
+    """Checks every field of a dataclass of settings against the bounds and choices that `option` gave it.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    fields = {field.name: (field.metadata, getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    for name, (metadata, value) in fields.items():
+        least = metadata["at_least"]
+        if least is not None and not least <= value < 2**31:
+            words = f"at least {least}" if value < least else "below 2**31"
+            raise ConfigError(f"`{name}` must be {words}. Received: `{name}={value}`")
+    for name, (metadata, value) in fields.items():
+        if metadata["bound"] is not None:
+            metadata["bound"].check(name, value)
+    for name, (metadata, value) in fields.items():
+        if metadata["choices"] and value not in metadata["choices"]:
+            raise ConfigError(f"`{name}` must be one of {', '.join(metadata['choices'])}. Received: {value!r}")

@@ -11,28 +11,32 @@ SOURCES_WITH_PATH = ("idx", "folder", "npz", "features", "records", "tfrecords")
 
 
 def absolute_path(path: str) -> str:
-    """Of a path that may begin with ~."""
+    """Returns the absolute form of a path, which may begin with ~."""
     return os.path.abspath(os.path.expanduser(path))
 
 
-def refuse_unwritable(flag: str, path: pathlib.Path) -> None:
-    """Of an absolute path of a directory that is there or will be made.
+def refuse_unwritable(setting: str, path: pathlib.Path) -> None:
+    """Checks that a directory can be written to, or made.
+
+    Args:
+        setting: the setting that names it, for the message.
+        path: its absolute path.
 
     Raises:
-        ConfigError: it cannot be.
+        ConfigError: it cannot.
     """
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise ConfigError(f"`{flag}={path}` cannot be written: {there} is no directory that you may write to")
+        raise ConfigError(f"`{setting}={path}` cannot be written: {there} is no directory that you may write to")
 
 
 def absolute_cache(cache_dir: str) -> str:
-    """The directory for what is found out once; by default the one that the user's system has for it."""
+    """Returns the absolute path of the cache directory; by default, of an empty value, the one that the user's system has for caches."""
     return absolute_path(cache_dir or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sela_tf"))
 
 
 def absolute_source(dataset: str) -> str:
-    """The same data set wherever the command is given."""
+    """Returns a source of images with an absolute path, so that it names the same data in any directory."""
     kind, colon, path = dataset.partition(":")
     if kind not in SOURCES_WITH_PATH or not path or "://" in path:
         return dataset

@@ -1,10 +1,30 @@
-"""Every number of a run once: the paper's ImageNet setting is the default, a config file holds what departs from it."""
+"""The settings of a run, every number once: the paper's ImageNet setting is the default, a config file holds what departs from it."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from sela_tf.settings.fields import CACHE_HELP, GIB, NOT_NEGATIVE, POSITIVE, SHARE, Bound, ConfigError, check_fields, option
+from sela_tf.settings.data import (
+    cache_dir_option,
+    data_dir_option,
+    download_option,
+    eval_dataset_option,
+    eval_fraction_option,
+    label_memory_option,
+    memory_limit_option,
+    skip_bad_images_option,
+)
+from sela_tf.settings.fields import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SHARE,
+    SHARE_BELOW_1,
+    Bound,
+    ConfigError,
+    check_settings,
+    option,
+)
 from sela_tf.settings.paths import absolute_cache, absolute_path, absolute_source
 from sela_tf.transport.marginals import check_marginals
 
@@ -19,11 +39,11 @@ class SelaConfig:
         "Training images: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR (as components.data_ingestion writes them), synthetic, or a "
         "TFDS name such as cifar10. Or features:FILE, an npy or npz file of vectors [N, D] that stand for images.",
     )
-    eval_dataset: str = option("", "Images to evaluate on; by default the data set's own test split, or a share of it.")
-    eval_fraction: float = option(0.1, "Share of the images held out for evaluation where there is no test split.")
-    data_dir: str = option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.", shown=True)
-    download: bool = option(False, "Let TFDS download what is missing. Nothing is downloaded without it.", shown=True)
-    cache_dir: str = option("", f"{CACHE_HELP}; by default $XDG_CACHE_HOME/sela_tf or ~/.cache/sela_tf.", shown=True)
+    eval_dataset: str = eval_dataset_option()
+    eval_fraction: float = eval_fraction_option()
+    data_dir: str = data_dir_option()
+    download: bool = download_option()
+    cache_dir: str = cache_dir_option("$XDG_CACHE_HOME/sela_tf or ~/.cache/sela_tf")
     classes: str = option("auto", "none ignores class labels, which serve evaluation only.", choices=("auto", "none"))
     imbalance: str = option(
         "none",
@@ -31,9 +51,9 @@ class SelaConfig:
         "first class of C, then (C - 1) / C, …, 1 / C of the last.",
         choices=("none", "light", "heavy"),
     )
-    skip_bad_images: bool = option(False, "Leave out damaged images of a folder instead of refusing it.")
-    memory_limit: float = option(4.0, "GiB that decoded images may take; TensorFlow keeps a copy besides.", shown=True)
-    image_size: int = option(0, "Side of the square that the network sees; 0 for the images' own size.")
+    skip_bad_images: bool = skip_bad_images_option()
+    memory_limit: float = memory_limit_option("GiB that decoded images may take; TensorFlow keeps a second copy.")
+    image_size: int = option(0, "Side of the square that the network sees; 0 for the images' own size.", at_least=0)
     # network
     backbone: str = option(
         "resnet20",
@@ -41,37 +61,41 @@ class SelaConfig:
         "applications:NAME for one of keras.applications. identity, mlp for features.",
     )
     backbone_weights: str = option("", "File that a network of keras.applications starts from; by default its initialisers.")
-    width: int = option(0, "Channels of the backbone's first stage; 0 for as many as published.")
-    hidden_units: int = option(0, "Width of a hidden layer between the embedding and the heads; 0 for none.")
-    num_heads: int = option(10, "Heads T, each with labels of its own (P: 1 or 10).")
-    num_clusters: int = option(3000, "Clusters K of each head (P: 3000 on ImageNet, 128 on CIFAR).")
+    width: int = option(0, "Channels of the backbone's first stage; 0 for as many as published.", at_least=0)
+    hidden_units: int = option(0, "Width of a hidden layer between the embedding and the heads; 0 for none.", at_least=0)
+    num_heads: int = option(10, "Heads T, each with labels of its own (P: 1 or 10).", at_least=1)
+    num_clusters: int = option(3000, "Clusters K of each head (P: 3000 on ImageNet, 128 on CIFAR).", at_least=2)
     sync_batch_norm: bool = option(False, "Batch statistics over all devices.")
     # views (R: its ImageNet augmentation)
-    crop_scale: float = option(0.08, "Smallest share of the area that a random resized crop keeps; 1 for the clean view's box.")
-    flip_probability: float = option(0.5, "Of a horizontal flip.")
-    brightness: float = option(0.4, "Strength of the jitter.")
-    contrast: float = option(0.4, "Strength of the jitter.")
-    saturation: float = option(0.4, "Strength of the jitter; colour images only.")
-    hue: float = option(0.4, "Strength of the jitter, at most 0.5; colour images only.")
-    grayscale_probability: float = option(0.2, "Of a gray view; colour images only.")
-    blur_probability: float = option(0.0, "Of a Gaussian blur.")
-    feature_noise: float = option(0.0, "Of features: Gaussian noise, in standard deviations of each value.")
-    feature_dropout: float = option(0.0, "Of features: share of the values that a view leaves out.")
+    crop_scale: float = option(
+        0.08, "Smallest share of the area that a random resized crop keeps; 1 for the clean view's box.", bound=POSITIVE_SHARE
+    )
+    flip_probability: float = option(0.5, "Probability of a horizontal flip.", bound=SHARE)
+    brightness: float = option(0.4, "Strength of the jitter.", bound=SHARE)
+    contrast: float = option(0.4, "Strength of the jitter.", bound=SHARE)
+    saturation: float = option(0.4, "Strength of the jitter; colour images only.", bound=SHARE)
+    hue: float = option(0.4, "Strength of the jitter, at most 0.5; colour images only.", bound=Bound(0, 0.5))
+    grayscale_probability: float = option(0.2, "Probability of a gray view; colour images only.", bound=SHARE)
+    blur_probability: float = option(0.0, "Probability of a Gaussian blur.", bound=SHARE)
+    feature_noise: float = option(0.0, "Gaussian noise added to vectors, in standard deviations of each value.", bound=NOT_NEGATIVE)
+    feature_dropout: float = option(0.0, "Share of a vector's values that a view leaves out.", bound=SHARE_BELOW_1)
     # representation learning (P section 4.1)
-    epochs: int = option(400, "Passes over the training images.")
-    batch_size: int = option(256, "Images of an optimizer step, over all devices.")
-    learning_rate: float = option(0.05, "Of SGD, before any drop.")
-    momentum: float = option(0.9, "Of SGD, without Nesterov's correction.")
-    weight_decay: float = option(1e-5, "Added to the gradient, times the weight (coupled); all variables.")
+    epochs: int = option(400, "Passes over the training images.", at_least=1)
+    batch_size: int = option(256, "Images of an optimizer step, over all devices.", at_least=2)
+    learning_rate: float = option(0.05, "Learning rate of SGD, before any drop.", bound=POSITIVE)
+    momentum: float = option(0.9, "Momentum of SGD, without Nesterov's correction.", bound=SHARE_BELOW_1)
+    weight_decay: float = option(
+        1e-5, "Weight decay, coupled: times the weight, added to the gradient; all variables.", bound=NOT_NEGATIVE
+    )
     lr_schedule: str = option("step", "How the learning rate falls.", choices=("step", "cosine"))
     lr_drops: tuple[float, ...] = option(
         (0.375, 0.75, 0.875), "Shares of the epochs after which step divides by 10 (P: 150, 300, 350 of 400).", example="0.375,0.75"
     )
     # self-labelling (P section 3)
-    lam: float = option(25.0, "Inverse strength of the entropic regularisation (P: 25 on ImageNet, 10 on CIFAR).")
-    num_relabellings: int = option(80, "Times that labels are recomputed (P: 80 is best).")
+    lam: float = option(25.0, "Inverse strength of the entropic regularisation (P: 25 on ImageNet, 10 on CIFAR).", bound=POSITIVE)
+    num_relabellings: int = option(80, "Times that labels are recomputed (P: 80 is best).", at_least=0)
     relabel_spacing: str = option(
-        "quadratic", "Of the relabellings over the training (R: linear on CIFAR).", choices=("quadratic", "linear")
+        "quadratic", "Spacing of the relabellings over the training (R: linear on CIFAR).", choices=("quadratic", "linear")
     )
     relabel_heads: str = option(
         "all", "Heads of a relabelling: all, or one after another in_turn (R, on CIFAR).", choices=("all", "in_turn")
@@ -79,13 +103,15 @@ class SelaConfig:
     label_view: str = option(
         "clean", "Images as the label pass sees them: clean, or augmented with batch statistics (R).", choices=("clean", "training")
     )
-    transport_tolerance: float = option(1e-3, "L1 error of the clusters' marginals at which the transport is solved.")
-    transport_max_iterations: int = option(10_000, "Passes over the log-probabilities after which a transport is given up.")
-    label_memory: float = option(
-        4.0,
-        "GiB that the log-probabilities of a head, and what its transport stores besides, may take: held as float32 if they fit, else as "
-        "float16, else computed from the features at every reading.",
-        shown=True,
+    transport_tolerance: float = option(
+        1e-3, "L1 error of the clusters' marginals at which the transport is solved.", bound=Bound(1e-6, 2)
+    )
+    transport_max_iterations: int = option(
+        10_000, "Passes over the log-probabilities after which a transport is given up.", at_least=1
+    )
+    label_memory: float = label_memory_option(
+        "GiB that the log-probabilities of a head, and what its transport stores with them, may take: held as float32 if they fit, "
+        "else as float16, else computed from the features at every reading."
     )
     exact_balance: bool = option(
         True, "Round the transport to clusters of exactly the right sizes; otherwise labels are its plain argmax (R)."
@@ -99,23 +125,30 @@ class SelaConfig:
     labels_from: str = option(
         "", "labels.npz of another run, whose labels of the same images are trained on and kept (P: label transfer)."
     )
-    rotation: bool = option(False, "Learn besides by which of four right angles an image was turned (P: SeLa+Rot).")
+    rotation: bool = option(False, "Also learn to tell by which of four right angles an image was turned (P: SeLa+Rot).")
     rotation_share: float = option(
         1.0,
-        "Of --rotation: share of the images of a step that are also shown turned in all three ways (P: all; four times the cost).",
+        "Share of the images of a step that are also shown turned in all three ways by --rotation (P: all; four times the cost).",
+        bound=POSITIVE_SHARE,
     )
     # machine
-    seed: int = option(0, "Of weights, initial labels, permutations and views.")
+    seed: int = option(0, "Seed of weights, initial labels, permutations and views.", at_least=0)
     mixed_precision: str = option(
         "none",
         "Number format inside; float16 skips steps that overflow, and relabelling does not count them.",
         choices=("none", "bfloat16", "float16"),
     )
     xla: bool = option(False, "Compile the training step with XLA; one device only.")
-    logical_cpus: int = option(0, "Split the CPU into so many logical devices, to try several devices without GPUs.")
+    logical_cpus: int = option(
+        0, "Number of logical devices that the CPU is split into, to try several devices without GPUs; 0 for one.", at_least=0
+    )
     # shown and kept
-    log_every_steps: int = option(50, "Steps between two rows of the loss in metrics.jsonl and TensorBoard.", shown=True)
-    monitor_examples: int = option(10_000, "Training images that the kNN of each epoch looks among; 0 for no kNN.", shown=True)
+    log_every_steps: int = option(
+        50, "Steps between two rows of the loss in metrics.jsonl and TensorBoard.", shown=True, at_least=1
+    )
+    monitor_examples: int = option(
+        10_000, "Training images that the kNN of each epoch looks among; 0 for no kNN.", shown=True, at_least=0
+    )
     evaluate: str = option(
         "auto",
         "Images that the figures are taken on: full for all; sampled for at most 50,000 training and 10,000 held-out images, with 100 "
@@ -125,7 +158,7 @@ class SelaConfig:
         shown=True,
     )
     report: bool = option(True, "Draw report.png and galleries/ at the end.", shown=True)
-    keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", shown=True)
+    keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", shown=True, at_least=1)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lr_drops", tuple(float(share) for share in self.lr_drops))
@@ -133,20 +166,7 @@ class SelaConfig:
             raise ConfigError(
                 "`dataset` is missing: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR, features:FILE, or a TFDS name"
             )
-        at_least = {
-            "width": 0, "hidden_units": 0, "num_heads": 1, "num_clusters": 2, "epochs": 1, "batch_size": 2, "num_relabellings": 0,
-            "transport_max_iterations": 1, "logical_cpus": 0, "log_every_steps": 1, "monitor_examples": 0, "keep_checkpoints": 1,
-            "image_size": 0, "seed": 0,
-        }  # fmt: skip
-        bounds = {
-            "eval_fraction": Bound(0, 1, open_below=True, open_above=True), "crop_scale": Bound(0, 1, open_below=True),
-            "flip_probability": SHARE, "feature_noise": NOT_NEGATIVE,
-            "feature_dropout": Bound(0, 1, open_above=True), "grayscale_probability": SHARE, "blur_probability": SHARE, "brightness": SHARE,
-            "contrast": SHARE, "saturation": SHARE, "hue": Bound(0, 0.5), "momentum": Bound(0, 1, open_above=True),
-            "learning_rate": POSITIVE, "weight_decay": NOT_NEGATIVE, "lam": POSITIVE, "memory_limit": POSITIVE,
-            "label_memory": GIB, "transport_tolerance": Bound(1e-6, 2), "rotation_share": Bound(0, 1, open_below=True),
-        }  # fmt: skip
-        check_fields(self, at_least, bounds)
+        check_settings(self)
         if self.image_size == 1:
             raise ConfigError("`image_size` must be 0 or at least 2. Received: `image_size=1`")
         try:
@@ -166,7 +186,7 @@ class SelaConfig:
             raise ConfigError(f"`lr_drops` must be increasing shares of the epochs. Received: {self.lr_drops}")
 
     def absolute(self) -> SelaConfig:
-        """With absolute paths, so that the same settings mean the same data elsewhere."""
+        """Returns the settings with absolute paths, so that they mean the same data in any directory."""
         return dataclasses.replace(
             self,
             dataset=absolute_source(self.dataset),

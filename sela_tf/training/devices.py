@@ -13,9 +13,9 @@ from sela_tf.settings.training import SelaConfig
 
 
 def prepare_devices(config: SelaConfig) -> tf.distribute.Strategy:
-    """Seeds, determinism, and a strategy over all devices that are visible."""
+    """Seeds all randomness, makes operations deterministic, and returns a strategy over all devices that are visible."""
     for gpu in tf.config.list_physical_devices("GPU"):
-        # where TensorFlow runs already, as in a notebook, its owner has decided
+        # Where TensorFlow runs already, as in a notebook, its owner has decided.
         with contextlib.suppress(RuntimeError):
             tf.config.experimental.set_memory_growth(gpu, True)
     if config.logical_cpus:
@@ -28,7 +28,7 @@ def prepare_devices(config: SelaConfig) -> tf.distribute.Strategy:
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    # one device: the default strategy, which costs nothing
+    # For one device the default strategy is taken, which costs nothing.
     return tf.distribute.MirroredStrategy([device.name for device in devices]) if len(devices) > 1 else tf.distribute.get_strategy()
 
 

@@ -66,7 +66,7 @@ def dry_run(config: SelaConfig) -> None:
 
     `synthetic:N` makes only a few of its images, and is estimated as if N were read from files.
     """
-    # which would be written
+    # A download would be written to the disk.
     config = dataclasses.replace(config.absolute(), download=False)
     strategy = prepare_devices(config)
     check_before_loading(config, strategy)
@@ -96,7 +96,7 @@ def dry_run(config: SelaConfig) -> None:
     )
     protocol = evaluation_protocol(config.evaluate, counts.train, num_held_out, seed=config.seed)
     steps_per_epoch = counts.train // config.batch_size
-    # the last transport of the final weights is one more
+    # The last transport, by the final weights, is one more.
     relabellings = len(experiment.schedule(steps_per_epoch)) + 1
     parts = [
         _Part("training", config.epochs, step_seconds / few * config.batch_size * steps_per_epoch),
@@ -183,7 +183,7 @@ def _evaluation(experiment: Experiment, protocol: EvaluationProtocol, per_image:
     def vectors(count: int) -> tuple[np.ndarray, np.ndarray]:
         return random.normal(size=(count, width)).astype(np.float32), np.arange(count) % classes
 
-    # one pass of queries over a bank, and a few iterations, whose time is in proportion
+    # One pass of queries over a bank, and a few iterations, are timed: the real ones take in proportion.
     bank, queries = vectors(max(min(n, 2000), classes)), vectors(min(m, 500))
     _, knn = _second_time(lambda: knn_accuracy(*bank, *queries))
     _, few = _second_time(lambda: linear_probe_accuracy(*bank, *queries, max_iterations=2))

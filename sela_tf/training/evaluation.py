@@ -83,7 +83,7 @@ def judge(
         return Verdict({name: no_figures() for name in ("trained", "untrained", "chance", "training_labels")}, None)
     train, held_out = protocol.training(data.train), protocol.held_out(data.held_out)
     trained = evaluate_looks(looks, train.classes, held_out.classes, num_clusters=config.num_clusters, protocol=protocol)
-    # the embeddings of one network at a time
+    # Memory holds the embeddings of one network at a time.
     looks = looks.without_embeddings()
     untrained = first_network(config, description_of(config, data), strategy or tf.distribute.get_strategy())
     sampled = labels if protocol.training_sample is None else labels[:, protocol.training_sample]

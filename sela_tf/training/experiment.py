@@ -97,7 +97,7 @@ class Experiment:
             model.compile(optimizer, loss=loss, jit_compile=False)
         replicas = self.strategy.num_replicas_in_sync
         if config.rotation and replicas > 1:
-            # of several losses Keras makes the trackers when they are first used, which within a distributed step is too late
+            # Keras makes the trackers of several losses when they are first used, which is too late within a distributed step.
             model.evaluate(self.views(0, 2, batch_size=replicas), steps=1, verbose=0)
         return model
 
@@ -157,7 +157,7 @@ class Experiment:
         """Everything that training changes, by name."""
         variables = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
         arrays = {f"{kind}/{i:04d}": read(value) for kind, values in variables.items() for i, value in enumerate(values)}
-        # before the monitors are made, theirs is what was kept of them
+        # Until the monitors are made, their state is what the checkpoint kept of them.
         monitors = {f"{name}/{key}": value for name, watcher in self.watchers.items() for key, value in watcher.state().items()}
         states = {"table": self.labels.state(), "monitors": monitors or self._kept_of_watchers}
         return {**arrays, **{f"{place}/{name}": value for place, state in states.items() for name, value in state.items()}}
@@ -167,7 +167,7 @@ class Experiment:
         for kind, variables in (("model", self.model.variables), ("optimizer", self.model.optimizer.variables)):
             for i, variable in enumerate(variables):
                 variable.assign(arrays[f"{kind}/{i:04d}"])
-        # checkpoints of runs that were begun before lam was part of them are of the settings' lam, too
+        # Checkpoints that were written before lam was part of them have the lam of the settings.
         lam = np.full(self.config.num_heads, self.config.lam, np.float32)
         self.labels.restore({"lam": lam, **below("table", arrays)})
         self._kept_of_watchers = below("monitors", arrays)

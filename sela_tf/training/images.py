@@ -22,7 +22,7 @@ from sela_tf.settings.training import SelaConfig
 
 
 class Data(NamedTuple):
-    """The images of a run, and what the network has to know of them."""
+    """The images of a run, their size as the network sees it, and their statistics."""
 
     train: ImageSet
     held_out: ImageSet
@@ -35,7 +35,7 @@ class Data(NamedTuple):
 
 
 def load_data(config: SelaConfig) -> Data:
-    """The images for training, those held out, and what the network has to know of them.
+    """Loads the images that a run trains on, those that are held out, their size and their statistics.
 
     Raises:
         ValueError: they cannot be loaded (SourceError), or their size is not known (ConfigError).
@@ -56,12 +56,12 @@ def load_training_data(config: SelaConfig) -> Data:
 
 
 def tell(line: str) -> None:
-    """Shows a line at once."""
+    """Prints a line at once, also where the output is a file or a pipe."""
     print(line, flush=True)
 
 
 def _source_options(config: SelaConfig) -> dict[str, Any]:
-    """The arguments of sources, be it to load or to outline them."""
+    """Returns the arguments of sources, to load or to outline them."""
     return {
         "data_dir": config.data_dir,
         "download": config.download,
@@ -72,7 +72,7 @@ def _source_options(config: SelaConfig) -> dict[str, Any]:
 
 
 def _load(config: SelaConfig, flag: str) -> Splits:
-    """The source that `flag`, "dataset" or "eval_dataset", names."""
+    """Loads the source that the setting `dataset` or `eval_dataset` names."""
     return load_source(
         getattr(config, flag),
         flag=f"--{flag}",
@@ -94,7 +94,7 @@ def _refuse_before_decoding(config: SelaConfig) -> dict[str, Splits]:
         loaded["dataset"] = _load(config, "dataset")
         outline = Outline(loaded["dataset"])
     train, held_out, _ = outline.splits
-    # to split what is in memory would copy it
+    # Splitting images that are in memory would copy them.
     train = dataclasses.replace(train, store=Unread(len(train)))
     if not config.eval_dataset and held_out is None:
         train, _ = hold_out(train, config.eval_fraction)
@@ -178,24 +178,24 @@ def _check_fit(config: SelaConfig, train: ImageSet, size: tuple[int, ...] | None
 
 
 def protocol_of(config: SelaConfig, data: Data) -> EvaluationProtocol:
-    """The images that the figures of a run are taken on."""
+    """Returns the protocol that says which images the figures of a run are taken on."""
     return evaluation_protocol(config.evaluate, len(data.train), len(data.held_out), seed=config.seed)
 
 
 def shape_in_words(data: Data) -> str:
-    """Of what the network takes."""
+    """Returns the shape of the network's input in words, such as "28 x 28 x 1"."""
     return f"vectors of {data.train.channels}" if data.train.is_vectors else " x ".join(map(str, (*data.size, data.train.channels)))
 
 
 def augmentation(config: SelaConfig) -> Augmentation:
-    """The settings that are strengths of the training views."""
+    """Returns the strengths of the training views, from the settings of the same names."""
     return Augmentation(**{name: getattr(config, name) for name in Augmentation._fields})
 
 
 def training_views(
     config: SelaConfig, data: Data, *, batch_size: int, first_step: int, last_step: int, replicas: int = 1
 ) -> tf.data.Dataset:
-    """Batches that the steps from `first_step` up to, not including, `last_step` train on, each shared by so many replicas."""
+    """Returns the batches that the steps from `first_step` up to, not including, `last_step` train on, each split over `replicas`."""
     batches = training_batches(
         data.train,
         size=data.size,

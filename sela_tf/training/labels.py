@@ -12,10 +12,10 @@ from sela_tf.training.images import Data, tell
 
 
 def label_table(config: SelaConfig, data: Data, strategy: tf.distribute.Strategy) -> LabelTable:
-    """The labels that training starts with, at random or another run's, on every device of the strategy.
+    """Returns the table of the labels that training starts with: random ones, or another run's; on every device of the strategy.
 
     Raises:
-        SourceError: that run's are not of these images.
+        SourceError: the other run's labels are not of these images.
     """
     initial = None
     if config.labels_from:
@@ -25,7 +25,7 @@ def label_table(config: SelaConfig, data: Data, strategy: tf.distribute.Strategy
 
 
 def known_labels(config: SelaConfig, data: Data) -> np.ndarray | None:
-    """int64 [N]: the clusters that are known, -1 for the others; None where no file says any.
+    """Returns the clusters that are known, int64 [N] with -1 for the others; None where no file names any.
 
     Raises:
         SourceError: the file cannot be read so.

@@ -1,4 +1,4 @@
-"""What a run looks at while it trains, and what it writes down of it."""
+"""Monitoring of a training: agreement with the classes, kNN, the clusters, and the doctor's findings, written to the run's files."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _SAMPLE, _SAMPLE_PER_CLUSTER = 1000, 4
 
 
 class ClassJudge(NamedTuple):
-    """The class labels that a run's labels are held to while it trains."""
+    """The class labels that a run's labels are compared with while it trains."""
 
     classes: np.ndarray
-    """int64 [n]."""
+    """The class labels, int64 [n]."""
     sample: np.ndarray | None
-    """int64 [n], the training images that they are of; None for all."""
+    """The training images that the class labels are of, int64 [n]; None for all."""
 
     def agreement(self, labels: np.ndarray) -> dict[str, Any]:
-        """The metrics of labels [N] of one head, and the histogram of their clusters' entropies."""
+        """Returns the metrics of labels [N] of one head, and the histogram of their clusters' entropies."""
         seen = labels if self.sample is None else labels[self.sample]
         return {**cluster_metrics(self.classes, seen)._asdict(), "entropy_histogram": entropy_histogram(self.classes, seen)}
 
 
 def class_judge(config: SelaConfig, data: Data) -> ClassJudge | None:
-    """On the images that the figures are taken on; None where there are no classes, or no figures are wanted."""
+    """Returns the judge of the images that the figures are taken on; None where there are no classes, or no figures are wanted."""
     protocol = protocol_of(config, data)
     if data.train.classes is None or protocol.kind == "none":
         return None
@@ -51,7 +51,7 @@ def class_judge(config: SelaConfig, data: Data) -> ClassJudge | None:
 
 
 def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback]:
-    """KNN at the end of each epoch, where there are classes to vote for and figures are wanted."""
+    """Returns the monitor of the kNN accuracy at each epoch's end; none where there are no classes or no figures are wanted."""
     protocol = protocol_of(config, data)
     queries = protocol.held_out(data.held_out)
     if data.train.classes is None or queries.classes is None or not config.monitor_examples or protocol.kind == "none":
@@ -78,7 +78,10 @@ def make_watchers(
     clock: Clock,
     kept: Mapping[str, np.ndarray],
 ) -> dict[str, ClusterMonitor | CollapseDoctor]:
-    """Of the clusters, with the state that a checkpoint kept of them; they see the same images in every run of these settings."""
+    """Returns the monitors of the clusters, by name, with the state that a checkpoint kept of them.
+
+    They see the same sample of images in every run of these settings.
+    """
     count = min(max(_SAMPLE, _SAMPLE_PER_CLUSTER * config.num_clusters), len(data.train))
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[:count])
     sample = inference_batches(data.train.take(chosen), size=data.size, batch_size=_BATCH)
@@ -95,27 +98,27 @@ def make_watchers(
         ),
     }
     for name, watcher in watchers.items():
-        # a run that began before there were these monitors has none
+        # A run that began before there were these monitors has no state of them.
         if state := below(name, kept):
             watcher.restore(state)
     return watchers
 
 
 def _log_finding(directory: Workdir, clock: Clock, finding: Finding) -> None:
-    """In metrics.jsonl; what depends on the clock in timings.jsonl."""
+    """Writes a finding of the doctor to metrics.jsonl, or to timings.jsonl if it depends on the clock."""
     write = directory.write_timings if finding.kind == "waiting" else directory.write_metrics
     write("warning", clock.step, {"epoch": finding.epoch, "diagnosis": finding.kind, "message": finding.message})
 
 
 def log_first_labels(directory: Workdir, judge: ClassJudge | None, labels: LabelTable) -> None:
-    """Where the course of the agreement begins: at random."""
+    """Writes how the first, random labels agree with the classes, where the curve of the agreement begins."""
     if judge is not None:
         for head, first in enumerate(labels.labels):
             directory.write_metrics("first_labels", 0, {"head": head, **judge.agreement(first)})
 
 
 def log_relabelling(directory: Workdir, judge: ClassJudge | None, step: int, outcome: list[HeadLabels]) -> None:
-    """What each head's relabelling did, and how its new labels agree with the classes, where there are any."""
+    """Writes the metrics of each head's relabelling, and how its new labels agree with the classes, where there are any."""
     for head in outcome:
         agreement = {} if judge is None else judge.agreement(np.asarray(head.assignment.labels))
         directory.write_metrics("relabel", step, {"head": head.head, **head.metrics, **agreement})

@@ -1,4 +1,4 @@
-"""SGD as the method's figures were found with: PyTorch's form."""
+"""SGD in PyTorch's form, which the method's figures were found with, and its learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("sela_tf")
 class CoupledSGD(keras.optimizers.Optimizer):
-    """g <- gradient + weight_decay w; v <- momentum v + g; w <- w - learning_rate v.
+    """SGD with momentum and coupled weight decay: g <- gradient + decay w; v <- momentum v + g; w <- w - learning_rate v.
 
     Keras' SGD differs twice: its `weight_decay` is decoupled from the gradient, which at momentum .9 acts ten times weaker, and its
     velocity holds the learning rate, so that a drop takes effect over several steps. Decay applies to all variables, biases and
@@ -45,12 +45,20 @@ class CoupledSGD(keras.optimizers.Optimizer):
 def learning_rate_schedule(
     learning_rate: float, *, schedule: str, epochs: int, steps_per_epoch: int, drops: Sequence[float]
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """ "step" divides by 10 at the whole epochs that the shares `drops` round up to; "cosine" falls to 0 at the end."""
+    """Returns the learning rate by optimizer step.
+
+    Args:
+        learning_rate: the rate at the beginning.
+        schedule: "step", which divides by 10 at the whole epochs that the shares `drops` round up to, or "cosine", which falls to 0.
+        epochs: the length of the training.
+        steps_per_epoch: optimizer steps of an epoch.
+        drops: shares of the epochs, in (0, 1].
+    """
     if schedule == "cosine":
         return keras.optimizers.schedules.CosineDecay(learning_rate, decay_steps=epochs * steps_per_epoch)
     if not drops:
         return keras.optimizers.schedules.PolynomialDecay(learning_rate, decay_steps=1, end_learning_rate=learning_rate)
-    # a whisker less before rounding up, so that .3 of 10 is 3 although .3 * 10 is not
+    # A little is taken off before rounding up, so that .3 of 10 is 3 although .3 * 10 is not.
     boundaries = [math.ceil(share * epochs - 1e-9) * steps_per_epoch for share in drops]
     values = [learning_rate * 0.1**i for i in range(len(boundaries) + 1)]
     # Keras keeps the earlier value on the boundary itself: the step before is the last one at the old rate

@@ -1,4 +1,4 @@
-"""The end of a run in pictures: report.json, the numbers behind them; report.png; galleries/."""
+"""The report of a finished run: report.json holds the numbers, report.png and galleries/ the pictures."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def write_report(
     shutil.rmtree(directory.path / GALLERIES, ignore_errors=True)
     if shown["best"] and not data.train.is_vectors:
         _draw_galleries(directory, data, shown)
-    # last: with it the report counts as drawn
+    # This file comes last: with it the report counts as drawn.
     write_whole(directory.path / REPORT, json.dumps(report, indent=1) + "\n")
 
 
@@ -92,13 +92,14 @@ def _draw_galleries(directory: Workdir, data: Data, shown: Mapping[str, Any]) ->
         for part, images, key in (("training", data.train, "members"), ("held_out", data.held_out, "held_out_members")):
             rows = [(_words(cluster), _pixels(images, cluster[key], data.size)) for cluster in shown[kind]]
             if not rows:
-                continue  # all clusters are among the best
+                # All clusters are among the best.
+                continue
             title = f"{'clusters of ' * (kind == 'best')}{name}{' clusters' * (kind != 'best')}: {part.replace('_', '-')} images, head 0"
             draw_gallery(title, rows, directory.path / GALLERIES / f"{name.replace(' ', '_')}_{part}.png")
 
 
 def _pixels(images: ImageSet, indices: list[int], size: tuple[int, ...]) -> np.ndarray:
-    """As the network sees them, [n, H, W, C]."""
+    """Returns the pixels of some images as the network sees them, float32 [n, H, W, C]."""
     if not indices:
         return np.empty((0, *size, images.channels), np.float32)
     ((pixels, _),) = inference_batches(images.take(np.array(indices)), size=size, batch_size=len(indices), in_order=True)
@@ -113,18 +114,18 @@ def _words(cluster: Mapping[str, Any]) -> str:
 
 
 def _sizes(clusters: np.ndarray, num_clusters: int) -> list[int]:
-    """The largest first."""
+    """Returns the sizes of all clusters, the largest first."""
     return np.sort(np.bincount(clusters, minlength=num_clusters))[::-1].tolist()
 
 
 def _figures(column: Mapping[str, Any]) -> dict[str, float | None]:
-    """Of several heads the mean."""
+    """Returns the figures of a column, the mean where there are several heads."""
     keys = ("knn", "linear_probe", "nmi", "ami", "ari", "hungarian")
     return {key: None if column[key] is None else float(np.mean(column[key])) for key in keys}
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
-    """What a stranger wants to know first."""
+    """Returns one line for a stranger: is the network better than an untrained one, and are the clusters in use?"""
     trained, untrained, chance = (results[column] for column in ("trained", "untrained", "chance"))
     if trained["clusters_used"] is None:
         return trained["reason"]

@@ -57,7 +57,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: t
     try:
         directory.start(step)
         if directory.has_results:
-            # the report alone is missing
+            # Only the report is missing.
             results, looks = directory.read_results(), _look_again(experiment, directory)
         else:
             _train(experiment, directory, step)
@@ -177,7 +177,7 @@ def _look_again(experiment: Experiment, directory: Workdir) -> Looks | None:
     kept = read_labels(directory.path, (labels.num_heads, labels.num_clusters))
     for head in range(labels.num_heads):
         labels.assign(head, kept["labels"][head], kept["potentials"][head], float(kept["lam"]))
-    # as it was written: the newest checkpoint that is whole may be an earlier one
+    # The network is read as it was written: the newest checkpoint that is whole may be an earlier one.
     with experiment.strategy.scope():
         network = load_run(directory.path)
     return look_at_run(
@@ -194,5 +194,5 @@ def _draw(experiment: Experiment, directory: Workdir, results: dict[str, Any], l
     try:
         write_report(directory, experiment.config, experiment.data, experiment.labels.labels, results, looks)
     except Exception as error:
-        # whatever goes wrong with a picture, the training is done and shall not be lost
+        # Whatever goes wrong with a picture, the training is done and must not be lost.
         print(f"WARNING: the report could not be drawn: {type(error).__name__}: {error}", flush=True)

@@ -1,0 +1,53 @@
+"""Settings of data that several commands have: each default and help once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sela_tf.settings.fields import GIB, INNER_SHARE, POSITIVE, option
+
+
+def eval_dataset_option() -> Any:
+    """Returns the field `eval_dataset`."""
+    return option("", "Images to evaluate on; by default the data set's own test split, or a share of it.")
+
+
+def eval_fraction_option(note: str = "") -> Any:
+    """Returns the field `eval_fraction`; its help ends with `note`."""
+    words = f"Share of the images held out for evaluation where there is no test split{note}."
+    return option(0.1, words, bound=INNER_SHARE)
+
+
+def data_dir_option() -> Any:
+    """Returns the field `data_dir`."""
+    return option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.", shown=True)
+
+
+def download_option() -> Any:
+    """Returns the field `download`."""
+    return option(False, "Let TFDS download what is missing. Nothing is downloaded without it.", shown=True)
+
+
+def cache_dir_option(default: str) -> Any:
+    """Returns the field `cache_dir`; `default` names what an empty value stands for."""
+    return option(
+        "",
+        "Where it is listed what is in the files of a folder, so that they are decoded once and not at every start; "
+        f"by default {default}.",
+        shown=True,
+    )
+
+
+def skip_bad_images_option(help: str = "Leave out damaged images of a folder instead of refusing it.") -> Any:
+    """Returns the field `skip_bad_images`."""
+    return option(False, help)
+
+
+def memory_limit_option(help: str) -> Any:
+    """Returns the field `memory_limit`, in GiB."""
+    return option(4.0, help, bound=POSITIVE, shown=True)
+
+
+def label_memory_option(help: str) -> Any:
+    """Returns the field `label_memory`, in GiB."""
+    return option(4.0, help, bound=GIB, shown=True)
