@@ -22,7 +22,7 @@ import sela_tf
 from sela_tf.data.sources import load_source
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.names import LABELS, LOCK, NETWORK, REPORT, RESULTS, WEIGHTS
-from sela_tf.runs.network import keep_old_network, read_description, save_network
+from sela_tf.runs.network import describe_older_run, read_description, save_network
 from sela_tf.runs.workdir import Workdir, read_config
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
@@ -88,7 +88,7 @@ class TestOldRun:
         """A continued run is without results.json until there is another, and its network is usable meanwhile."""
         workdir = copy_of(OLD_RUN, tmp_path)
         expected = outputs(workdir)
-        keep_old_network(workdir)
+        describe_older_run(workdir)
         (workdir / RESULTS).unlink()
         np.testing.assert_array_equal(outputs(workdir), expected)
         read_labels(workdir, (2, 8))

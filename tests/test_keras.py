@@ -21,7 +21,7 @@ import sela_tf
 from sela_tf.cli.signals import signals_noted
 from sela_tf.models.inference import FeatureExtractor, has_empty_statistics
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.labels import label_table
+from sela_tf.training.initial_state import label_table
 
 N, K, T = 96, 4, 2
 

@@ -13,7 +13,7 @@ from sela_tf.data.label_files import match_names, read_known_labels, read_run_la
 from sela_tf.data.stores import Arrays
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import load_data
-from sela_tf.training.labels import known_labels
+from sela_tf.training.initial_state import known_labels
 
 
 def _images(names: tuple[str, ...] | None) -> ImageSet:

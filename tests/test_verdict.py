@@ -30,8 +30,8 @@ from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.evaluation import judge
 from sela_tf.training.images import Data
-from sela_tf.training.monitoring import class_judge, knn_monitor
-from sela_tf.training.network import description_of, first_network
+from sela_tf.training.initial_state import description_of, first_network
+from sela_tf.training.monitoring import class_agreement, knn_monitor
 from sela_tf.training.report import write_report
 
 T, K = 2, 4
@@ -163,7 +163,7 @@ def test_sampled_figures_are_those_of_the_sample(rng, few):
 
 def test_what_is_watched_in_training_is_the_sample(rng, few, data):
     config = dataclasses.replace(CONFIG, evaluate="sampled")
-    judge_of, labels = class_judge(config, data), rng.integers(0, K, 90)
+    judge_of, labels = class_agreement(config, data), rng.integers(0, K, 90)
     chosen = evaluation_protocol("sampled", 90, 70)
     expected = cluster_metrics(data.train.classes[chosen.training_sample], labels[chosen.training_sample])
     assert judge_of.agreement(labels).items() >= expected._asdict().items()
@@ -172,7 +172,7 @@ def test_what_is_watched_in_training_is_the_sample(rng, few, data):
     pixels = {int(i): image for images, rows in monitor.eval_batches for i, image in zip(rows, images.numpy(), strict=True)}
     for i, row in enumerate(chosen.held_out_sample):
         np.testing.assert_array_equal(pixels[i], data.held_out.images[row])
-    full = class_judge(CONFIG, data).agreement(labels)
+    full = class_agreement(CONFIG, data).agreement(labels)
     assert full.items() >= cluster_metrics(data.train.classes, labels)._asdict().items()
 
 
@@ -192,7 +192,7 @@ def test_none_looks_at_nothing_and_the_rest_goes_on(rng, network, data, passes, 
     config = dataclasses.replace(CONFIG, evaluate="none")
     labels = rng.integers(0, K, (T, 90))
     verdict = judge(config, data, network, labels=labels, potentials=np.zeros((T, K), np.float32), lam=config.lam)
-    assert class_judge(config, data) is None
+    assert class_agreement(config, data) is None
     assert knn_monitor(config, data) == []
     write_report(workdir(tmp_path, config), config, data, labels, verdict.figures, verdict.looks)
     assert passes == []

@@ -37,7 +37,7 @@ from sela_tf.settings.paths import absolute_cache, absolute_path, absolute_sourc
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import prepare_devices
 from sela_tf.training.images import Data, load_data
-from sela_tf.training.network import first_network
+from sela_tf.training.initial_state import first_network
 from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
 
 _BATCH = 500

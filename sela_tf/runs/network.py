@@ -72,7 +72,7 @@ def describe_network(
     )
 
 
-def keep_old_network(workdir: pathlib.Path) -> None:
+def describe_older_run(workdir: pathlib.Path) -> None:
     """Gives a run that was made before networks described themselves its network.json, so that the network stays usable while the run,
     continued, is without results.json, the only other place of what it says."""
     if (workdir / NETWORK).exists() or not ((workdir / RESULTS).exists() and (workdir / WEIGHTS).exists()):

@@ -19,7 +19,7 @@ from sela_tf.evaluation.figures import (
 )
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import Data, protocol_of
-from sela_tf.training.network import description_of, first_network
+from sela_tf.training.initial_state import description_of, first_network
 
 
 class Verdict(NamedTuple):

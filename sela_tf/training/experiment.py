@@ -15,7 +15,7 @@ from sela_tf.callbacks.monitors import ClusterMonitor
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.models.build import with_rotation_head
 from sela_tf.models.inference import read
-from sela_tf.runs.checkpoint import below
+from sela_tf.runs.checkpoint import arrays_under
 from sela_tf.runs.network import NetworkDescription
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.callback import SelfLabelling
@@ -24,10 +24,9 @@ from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import Data, augmentation, load_training_data, shape_in_words, training_views
-from sela_tf.training.labels import known_labels, label_table
+from sela_tf.training.initial_state import description_of, first_network, known_labels, label_table
 from sela_tf.training.loop import Clock
-from sela_tf.training.monitoring import class_judge, knn_monitor, log_relabelling, make_watchers
-from sela_tf.training.network import description_of, first_network
+from sela_tf.training.monitoring import class_agreement, cluster_monitors, knn_monitor, log_relabelling
 from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
 from sela_tf.transport.assignment import assign_labels
 
@@ -59,10 +58,10 @@ class Experiment:
         self.description: NetworkDescription = description_of(config, self.data)
         self.model = self.make_model()
         self.labelling = self.make_labelling()
-        self.class_judge = class_judge(config, self.data)
+        self.class_agreement = class_agreement(config, self.data)
         self.clock = Clock()
-        self.watchers: dict[str, ClusterMonitor | CollapseDoctor] = {}
-        self._kept_of_watchers: Mapping[str, np.ndarray] = {}
+        self.monitors: dict[str, ClusterMonitor | CollapseDoctor] = {}
+        self._monitor_states: Mapping[str, np.ndarray] = {}
 
     def schedule(self, steps_per_epoch: int) -> list[int]:
         """The steps before which labels are recomputed, in epochs of so many steps."""
@@ -147,19 +146,19 @@ class Experiment:
 
     def callbacks(self, directory: Workdir) -> list[keras.callbacks.Callback]:
         """The label pass and all that watches the training, which write into `directory`."""
-        self.labelling.log = functools.partial(log_relabelling, directory, self.class_judge)
-        self.watchers = make_watchers(
-            self.config, self.data, self.labels, self.relabel_steps, directory, self.clock, self._kept_of_watchers
+        self.labelling.log = functools.partial(log_relabelling, directory, self.class_agreement)
+        self.monitors = cluster_monitors(
+            self.config, self.data, self.labels, self.relabel_steps, directory, self.clock, self._monitor_states
         )
-        return [self.labelling, *knn_monitor(self.config, self.data), *self.watchers.values()]
+        return [self.labelling, *knn_monitor(self.config, self.data), *self.monitors.values()]
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything that training changes, by name."""
         variables = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
         arrays = {f"{kind}/{i:04d}": read(value) for kind, values in variables.items() for i, value in enumerate(values)}
         # Until the monitors are made, their state is what the checkpoint kept of them.
-        monitors = {f"{name}/{key}": value for name, watcher in self.watchers.items() for key, value in watcher.state().items()}
-        states = {"table": self.labels.state(), "monitors": monitors or self._kept_of_watchers}
+        monitors = {f"{name}/{key}": value for name, monitor in self.monitors.items() for key, value in monitor.state().items()}
+        states = {"table": self.labels.state(), "monitors": monitors or self._monitor_states}
         return {**arrays, **{f"{place}/{name}": value for place, state in states.items() for name, value in state.items()}}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -169,8 +168,8 @@ class Experiment:
                 variable.assign(arrays[f"{kind}/{i:04d}"])
         # Checkpoints that were written before lam was part of them have the lam of the settings.
         lam = np.full(self.config.num_heads, self.config.lam, np.float32)
-        self.labels.restore({"lam": lam, **below("table", arrays)})
-        self._kept_of_watchers = below("monitors", arrays)
+        self.labels.restore({"lam": lam, **arrays_under("table", arrays)})
+        self._monitor_states = arrays_under("monitors", arrays)
 
     def in_words(self, step: int) -> str:
         """One line for the person who started it."""

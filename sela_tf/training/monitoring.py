@@ -14,7 +14,7 @@ from sela_tf.callbacks.monitors import ClusterMonitor, KNNMonitor
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import cluster_metrics, entropy_histogram
 from sela_tf.models.build import EMBEDDING
-from sela_tf.runs.checkpoint import below
+from sela_tf.runs.checkpoint import arrays_under
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.self_labelling.label_table import LabelTable
@@ -27,7 +27,7 @@ _SAMPLE, _SAMPLE_PER_CLUSTER = 1000, 4
 """Images, and images a cluster, that the monitors of the clusters show the network: the larger number, of those there are."""
 
 
-class ClassJudge(NamedTuple):
+class ClassAgreement(NamedTuple):
     """The class labels that a run's labels are compared with while it trains."""
 
     classes: np.ndarray
@@ -41,13 +41,13 @@ class ClassJudge(NamedTuple):
         return {**cluster_metrics(self.classes, seen)._asdict(), "entropy_histogram": entropy_histogram(self.classes, seen)}
 
 
-def class_judge(config: SelaConfig, data: Data) -> ClassJudge | None:
+def class_agreement(config: SelaConfig, data: Data) -> ClassAgreement | None:
     """Returns the judge of the images that the figures are taken on; None where there are no classes, or no figures are wanted."""
     protocol = protocol_of(config, data)
     if data.train.classes is None or protocol.kind == "none":
         return None
     sample = protocol.training_sample
-    return ClassJudge(data.train.classes if sample is None else data.train.classes[sample], sample)
+    return ClassAgreement(data.train.classes if sample is None else data.train.classes[sample], sample)
 
 
 def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback]:
@@ -69,7 +69,7 @@ def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback
     ]
 
 
-def make_watchers(
+def cluster_monitors(
     config: SelaConfig,
     data: Data,
     labels: LabelTable,
@@ -85,7 +85,7 @@ def make_watchers(
     count = min(max(_SAMPLE, _SAMPLE_PER_CLUSTER * config.num_clusters), len(data.train))
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[:count])
     sample = inference_batches(data.train.take(chosen), size=data.size, batch_size=_BATCH)
-    watchers: dict[str, ClusterMonitor | CollapseDoctor] = {
+    monitors: dict[str, ClusterMonitor | CollapseDoctor] = {
         "clusters": ClusterMonitor(labels, directory.writer, sample=sample),
         "doctor": CollapseDoctor(
             labels,
@@ -97,11 +97,11 @@ def make_watchers(
             log=functools.partial(_log_finding, directory, clock),
         ),
     }
-    for name, watcher in watchers.items():
+    for name, monitor in monitors.items():
         # A run that began before there were these monitors has no state of them.
-        if state := below(name, kept):
-            watcher.restore(state)
-    return watchers
+        if state := arrays_under(name, kept):
+            monitor.restore(state)
+    return monitors
 
 
 def _log_finding(directory: Workdir, clock: Clock, finding: Finding) -> None:
@@ -110,14 +110,14 @@ def _log_finding(directory: Workdir, clock: Clock, finding: Finding) -> None:
     write("warning", clock.step, {"epoch": finding.epoch, "diagnosis": finding.kind, "message": finding.message})
 
 
-def log_first_labels(directory: Workdir, judge: ClassJudge | None, labels: LabelTable) -> None:
+def log_first_labels(directory: Workdir, judge: ClassAgreement | None, labels: LabelTable) -> None:
     """Writes how the first, random labels agree with the classes, where the curve of the agreement begins."""
     if judge is not None:
         for head, first in enumerate(labels.labels):
             directory.write_metrics("first_labels", 0, {"head": head, **judge.agreement(first)})
 
 
-def log_relabelling(directory: Workdir, judge: ClassJudge | None, step: int, outcome: list[HeadLabels]) -> None:
+def log_relabelling(directory: Workdir, judge: ClassAgreement | None, step: int, outcome: list[HeadLabels]) -> None:
     """Writes the metrics of each head's relabelling, and how its new labels agree with the classes, where there are any."""
     for head in outcome:
         agreement = {} if judge is None else judge.agreement(np.asarray(head.assignment.labels))

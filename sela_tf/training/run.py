@@ -12,7 +12,7 @@ from sela_tf.cli.signals import signals_noted
 from sela_tf.evaluation.figures import Looks
 from sela_tf.runs import checkpoint
 from sela_tf.runs.labels import read_labels
-from sela_tf.runs.network import keep_old_network, load_run, save_network
+from sela_tf.runs.network import describe_older_run, load_run, save_network
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.settings.fields import ConfigError
@@ -53,7 +53,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: t
     print(experiment.in_words(step), flush=True)
     for line in directory.changes():
         print(line, flush=True)
-    keep_old_network(directory.path)
+    describe_older_run(directory.path)
     try:
         directory.start(step)
         if directory.has_results:
@@ -99,7 +99,7 @@ def _train(experiment: Experiment, directory: Workdir, first_step: int) -> None:
 
     callbacks = experiment.callbacks(directory)
     if first_step == 0:
-        log_first_labels(directory, experiment.class_judge, labels)
+        log_first_labels(directory, experiment.class_agreement, labels)
     loop = TrainingLoop(
         model=experiment.model,
         strategy=experiment.strategy,
