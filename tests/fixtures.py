@@ -62,6 +62,12 @@ def fashion_mnist() -> pathlib.Path:
     return FASHION_MNIST
 
 
+@pytest.fixture
+def values(rng) -> np.ndarray:
+    """The vectors of a small model of a user's own, float32 [96, 6]."""
+    return rng.normal(size=(96, 6)).astype(np.float32)
+
+
 class Door(NamedTuple):
     """What a command left behind."""
 
@@ -116,6 +122,18 @@ def run_door(*args: str, **kwargs) -> subprocess.CompletedProcess[str]:
     """python -m sela_tf.train as a user's shell would run it."""
     command = [sys.executable, "-m", "sela_tf.train", *args]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False, **kwargs)
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program in a process of its own, with environment variables of its own and warnings of the library as errors."""
+    return subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code],
+        capture_output=True, text=True, cwd=ROOT, timeout=300, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def rows(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
 
 
 def is_one_line(process: Door | subprocess.CompletedProcess[str], message: str, *, door: str = "sela_tf.train") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -19,18 +18,11 @@ from sklearn.datasets import load_digits
 
 import sela_tf
 from sela_tf.cli import flags
-from sela_tf.commands.label import _num_changes
-from sela_tf.data.image_set import ImageSet
-from sela_tf.data.stores import Arrays, Files
-from sela_tf.runs.labels import read_labels
-from sela_tf.serving.label_writer import LabelWriter
-from sela_tf.serving.predictions import opinions
-from sela_tf.serving.review import Scrutiny
-from sela_tf.settings.fields import ConfigError
 from sela_tf.training.images import load_data
 
 # its fixtures are made once: in one process of several
 pytestmark = pytest.mark.xdist_group("label")
+
 
 HEADS = (0, 1)
 
@@ -134,36 +126,6 @@ def test_the_runs_source_by_name_knows_which_images_were_trained_on(finished, wr
     np.testing.assert_array_equal(columns["cluster_1"], own["cluster_1"][order])
 
 
-def test_what_is_known_of_an_image_is_known_of_no_other_of_its_name_or_row(tmp_path, rng):
-    """Changes of labels belong to the images that were trained on, wherever these lie, and to them alone."""
-    for name in "abcd":
-        (tmp_path / name).write_text("image" * (1 + ord(name)))
-    files = ImageSet(name="f", channels=1, store=Files(tuple(str(tmp_path / n) for n in "abcd")), names=tuple("abcd"))
-    pixels = ImageSet(name="p", channels=1, store=Arrays(rng.integers(0, 256, (4, 3, 3, 1), dtype=np.uint8)))
-    for whole in (files, pixels):
-        trained = whole.take(np.array([2, 0]))
-        labels = {
-            "num_changes": np.array([[3, 0], [1, 1]]),
-            "data_fingerprint": np.array(trained.fingerprint()),
-            "source_rows": trained.rows,
-            **({} if trained.names is None else {"names": np.array(trained.names)}),
-        }
-        np.testing.assert_array_equal(_num_changes(whole, labels), [1, np.nan, 4, np.nan])
-        np.testing.assert_array_equal(_num_changes(trained, labels), [4, 1])
-        assert np.isnan(_num_changes(whole.take(np.array([1, 2])), labels)).all()
-        if whole is files:
-            # the same file, of which two systems write the name in two ways
-            decomposed = dataclasses.replace(files, names=("a", "b", "cafe\u0301", "d"))
-            composed = dataclasses.replace(trained, names=("caf\u00e9", "a"))
-            again = {**labels, "names": np.array(composed.names), "data_fingerprint": np.array(composed.fingerprint())}
-            np.testing.assert_array_equal(_num_changes(decomposed, again), [1, np.nan, 4, np.nan])
-            (tmp_path / "c").write_text("another image of that name")
-            others = files
-        else:
-            others = dataclasses.replace(pixels, store=Arrays(pixels.images + 1))
-        assert np.isnan(_num_changes(others, labels)).all()
-
-
 def test_csv_and_npz_hold_the_same(written):
     out, _ = written
     columns = _columns(out / "own.parquet")
@@ -212,105 +174,6 @@ def test_summary_names_the_images_to_look_at_first(written):
     worst = columns["name"][np.argsort(-columns["look_here_first"])[:5]]
     lines = doors[5].stdout.splitlines()[-5:]
     assert [line.split()[1] for line in lines] == worst.tolist()
-
-
-def test_disagreement_is_the_jaccard_distance_of_the_members(rng):
-    labels = rng.integers(0, 4, (3, 200))
-    scrutiny = Scrutiny(labels, np.zeros_like(labels), np.ones(3, int), num_clusters=4)
-    found = scrutiny.disagreement(labels.T[:20])
-    for i in range(20):
-        members = [set(np.flatnonzero(head == head[i])) for head in labels]
-        pairs = [(members[a], members[b]) for a in range(3) for b in range(a)]
-        assert found[i] == pytest.approx(np.mean([1 - len(a & b) / len(a | b) for a, b in pairs]), abs=1e-6)
-    assert Scrutiny(labels[:1], labels[:1], np.ones(1), num_clusters=4).disagreement(labels[:1].T).max() == 0
-
-
-def test_look_here_first_rises_with_each_of_its_parts():
-    labels = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
-    scrutiny = Scrutiny(labels, np.array([[0, 1, 2, 0], [0, 0, 0, 1]]), np.array([3, 3]), num_clusters=2)
-    sure, unsure, no = np.ones((1, 2)), np.zeros((1, 2)), np.zeros(1)
-    assert scrutiny.look_here_first(sure, no, no)[0] == 0.0
-    assert scrutiny.look_here_first(unsure, np.ones(1), np.array([4.0]))[0] == 1.0
-    for one in ((unsure, no, no), (sure, np.ones(1), no), (sure, no, np.array([4.0]))):
-        assert scrutiny.look_here_first(*one)[0] == pytest.approx(1 / 3)
-    # what is not known counts as the mean, 1 of 4
-    assert scrutiny.look_here_first(sure, no, np.array([np.nan]))[0] == pytest.approx(1 / 12)
-
-
-def test_opinions_of_given_clusters(rng):
-    logits = rng.normal(size=(5, 2, 4)).astype(np.float32)
-    said = opinions(logits, clusters=np.argmin(logits, axis=-1))
-    probabilities = softmax(logits, axis=-1)
-    np.testing.assert_allclose(said.probability, probabilities.min(axis=-1), atol=1e-6)
-    np.testing.assert_allclose(said.margin, probabilities.min(axis=-1) - probabilities.max(axis=-1), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"labels": np.zeros((2, 9))},
-        {"labels": np.full((2, 9), 16)},
-        {"labels": np.full((2, 9), -1)},
-        {"labels": np.zeros(9, int)},
-        {"labels": np.zeros((3, 9), int)},
-        {"num_changes": np.zeros((2, 8), int)},
-        {"num_relabellings": np.zeros(3, int)},
-        {"source_rows": np.arange(8)},
-        {"potentials": np.zeros((2, 3), np.float32)},
-        {"potentials": np.full((2, 16), np.nan, np.float32)},
-        {"lam": np.array(0.0)},
-    ],
-)
-def test_damaged_labels_are_refused(tmp_path, change):
-    whole = {
-        "labels": np.zeros((2, 9), int),
-        "num_changes": np.zeros((2, 9), int),
-        "num_relabellings": np.ones(2, int),
-        "potentials": np.zeros((2, 16), np.float32),
-        "lam": np.array(25.0),
-        "converged": np.ones(2, bool),
-        "data_fingerprint": np.array("abc"),
-        "source_rows": np.arange(9),
-    }
-    np.savez(tmp_path / "labels.npz", **whole)
-    assert set(read_labels(tmp_path, (2, 16))) == set(whole)
-    np.savez(tmp_path / "labels.npz", **{**whole, **change})
-    with pytest.raises(ConfigError, match=r"labels.npz is missing or damaged \("):
-        read_labels(tmp_path, (2, 16))
-    with (tmp_path / "labels.npz").open("wb") as file:
-        np.save(file, whole["labels"])
-    with pytest.raises(ConfigError, match="not an archive"):
-        read_labels(tmp_path, (2, 16))
-
-
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
-def test_nothing_is_left_on_a_full_disk(tmp_path, suffix, monkeypatch):
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", full)
-    with (
-        pytest.raises(OSError, match=f"labels{suffix} cannot be written: No space left"),
-        LabelWriter(tmp_path / f"labels{suffix}") as writer,
-    ):
-        writer.write({"a": np.arange(3)})
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
-def test_a_file_is_whole_or_as_before(tmp_path, suffix):
-    path = tmp_path / f"labels{suffix}"
-    path.write_text("before")
-
-    def fail() -> None:
-        with LabelWriter(path) as writer:
-            writer.write({"a": np.arange(3)})
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert path.read_text() == "before"
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_bad_input_is_refused_by_name(finished, folder, tmp_path, rng):

@@ -1,4 +1,4 @@
-"""The listing of a folder: files are decoded once; and what is refused before any is."""
+"""The listing of a folder: files are decoded once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import os
-import pathlib
 import re
 
 import numpy as np
@@ -19,51 +18,12 @@ from sela_tf.cli import flags
 from sela_tf.commands import label as labeller
 from sela_tf.commands import probe as prober
 from sela_tf.data import listing
-from sela_tf.data.augment import Augmentation
-from sela_tf.data.errors import SourceError
-from sela_tf.data.image_set import ImageSet
-from sela_tf.data.label_files import read_known_labels, read_run_labels
 from sela_tf.data.listing import list_folder, look_at, look_at_header, read_listing, walk, write_listing
-from sela_tf.data.pipeline import inference_batches
-from sela_tf.data.record_writer import Record, shard_name, write_manifest, write_shard
 from sela_tf.data.sources import load_source, outline_source
-from sela_tf.data.splits import hold_out
-from sela_tf.data.stores import Files
 from sela_tf.settings.commands import LabelConfig, ProbeConfig
-from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training import run as trainer
-from sela_tf.training.images import load_training_data
 
 LONG_AGO = 10**18
-
-
-@pytest.fixture
-def folder(tmp_path, rng) -> pathlib.Path:
-    """Twelve images of one size in all four kinds, two damaged ones, one that is not read, and a text."""
-    root = tmp_path / "images"
-    for i in range(12):
-        kind = ("PNG", "JPEG", "BMP", "GIF")[i % 4]
-        (root / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
-        (root / "ab"[i % 2] / f"{i:02d}.{kind.lower()}").write_bytes(encoded(picture(rng, "RGB", (16, 20)), kind))
-    whole = encoded(picture(rng, "RGB", (30, 30)), "JPEG")
-    (root / "a" / "cut.jpg").write_bytes(whole[: len(whole) - 200])
-    (root / "b" / "empty.png").write_bytes(b"")
-    (root / "b" / "new.webp").write_bytes(encoded(picture(rng, "RGB", (9, 9)), "WEBP"))
-    (root / "notes.txt").write_text("no image")
-    return root
-
-
-@pytest.fixture
-def decoded(monkeypatch) -> list[str]:
-    """Grows with each file that is decoded, and with each graph that would decode."""
-    calls: list[str] = []
-    for name in ("decode_image", "decode_jpeg"):
-        real = getattr(tf.io, name)
-        monkeypatch.setattr(
-            tf.io, name, lambda *args, real=real, name=name, **options: calls.append(name) or real(*args, **options)
-        )
-    return calls
 
 
 def described(splits) -> tuple:
@@ -236,147 +196,3 @@ class TestHeaders:
         for name in ("names", "class_names", "image_size"):
             assert getattr(outline.splits.train, name) == getattr(splits.train, name)
         assert outline.splits.report == splits.report
-
-
-def _records(directory: pathlib.Path, rng) -> str:
-    sizes = [(70, 90), (70, 90), (70, 90), (64, 64)]
-    records = [Record(f"{i}.png", encoded(picture(rng, "RGB", sizes[i % 4]), "PNG"), *sizes[i % 4], 3) for i in range(16)]
-    parts = {"train": records[:12], "eval": [records[12]._replace(name="e.png")]}
-    shards = {split: [write_shard(str(directory), shard_name(split, 0, 1), part)] for split, part in parts.items()}
-    write_manifest(str(directory), shards, {"channels": 3, "class_names": None})
-    return f"records:{directory}"
-
-
-class TestRefusedBeforeDecoding:
-    """The settings are held to headers and counts, with the exact hold-out."""
-
-    CASES = (
-        ({"num_clusters": 13, "batch_size": 4}, "--num_clusters=13 exceeds the {} training images"),
-        ({"batch_size": 13, "num_clusters": 4}, "--batch_size=13 exceeds the {} training images"),
-        ({"rotation": True}, "--rotation turns images, which must be square, not {}"),
-        ({"backbone": "alexnet"}, "images of {} are too small for alexnet, which takes 63 pixels"),
-        ({"backbone": "mlp"}, "--backbone=mlp takes vectors"),
-    )
-
-    @pytest.mark.parametrize(("settings", "message"), CASES)
-    def test_of_folders(self, folder, decoded, settings, message):
-        (folder / "a" / "cut.jpg").unlink()
-        (folder / "b" / "empty.png").unlink()
-        config = SelaConfig(dataset=f"folder:{folder}", eval_fraction=0.3, **{"num_clusters": 4, "batch_size": 4, **settings})
-        known = "16 x 20" if "{}" in message and "training images" not in message else None
-        with pytest.raises(ValueError, match=message.format(known or r"(\d+)")) as refused:
-            load_training_data(config)
-        assert decoded == []
-        if known is None and "{}" in message:
-            train, _ = hold_out(load_source(config.dataset).train, 0.3)
-            assert re.search(r"the (\d+) training", str(refused.value))[1] == str(len(train))
-
-    def test_of_many_sizes(self, folder, decoded, tmp_path, rng):
-        config = SelaConfig(dataset=f"folder:{folder}", num_clusters=4, batch_size=4, cache_dir=str(tmp_path / "cache"))
-        with pytest.raises(ConfigError, match="have many sizes"):
-            load_training_data(config)
-        assert decoded == []
-        # the one of another size is damaged: without it there is one size
-        config = dataclasses.replace(config, skip_bad_images=True)
-        assert load_training_data(config).size == (16, 20)
-        decoded.clear()
-        with pytest.raises(ConfigError, match="`num_clusters=2000` exceeds"):
-            load_training_data(dataclasses.replace(config, num_clusters=2000))
-        assert decoded == []
-
-    def test_of_records(self, tmp_path, decoded, rng):
-        dataset = _records(tmp_path / "records", rng)
-        for settings, message in (*self.CASES[:2], ({"image_size": 0}, "have many sizes"), ({"backbone": "alexnet"}, "62 x 62")):
-            config = SelaConfig(dataset=dataset, **{"num_clusters": 4, "batch_size": 4, "image_size": 62, **settings})
-            with pytest.raises(ValueError, match=message.format(12)):
-                load_training_data(config)
-        assert decoded == []
-
-    def test_of_images_that_would_be_made(self, monkeypatch):
-        monkeypatch.setattr(np.random, "default_rng", None)
-        with pytest.raises(ConfigError, match=r"`num_clusters=60000` exceeds the 45\d{3} training"):
-            load_training_data(SelaConfig(dataset="synthetic:50000", num_clusters=60_000))
-
-    def test_the_images_to_evaluate_on_are_not_decoded_either(self, folder, decoded):
-        config = SelaConfig(dataset="digits", eval_dataset=f"folder:{folder}", num_clusters=1798, batch_size=4)
-        with pytest.raises(ConfigError, match="exceeds the 1797 training images"):
-            load_training_data(config)
-        assert decoded == []
-
-    def test_damaged_images_are_still_told_as_ever(self, folder):
-        (folder / "a" / "cut.jpg").write_bytes(encoded(picture(np.random.default_rng(1), "RGB", (16, 20)), "PNG")[:300])
-        config = SelaConfig(dataset=f"folder:{folder}", num_clusters=4, batch_size=4)
-        with pytest.raises(SourceError, match=r"2 of 15 images cannot be read: a/cut.jpg .*--skip_bad_images"):
-            load_training_data(config)
-
-
-@pytest.fixture
-def url(folder) -> str:
-    """The folder on a file system that the operating system does not know, without what is damaged."""
-    root = f"ram://{folder.name}-{os.getpid()}"
-    for name in ("a/cut.jpg", "b/empty.png"):
-        (folder / name).unlink()
-    for name in walk(str(folder), name="f"):
-        tf.io.gfile.makedirs(os.path.dirname(f"{root}/{name}"))
-        tf.io.gfile.copy(str(folder / name), f"{root}/{name}", overwrite=True)
-    yield root
-    tf.io.gfile.rmtree(root)
-
-
-class TestUrl:
-    """A folder on a URL is what it is on a disk."""
-
-    def test_views_fingerprint_and_hold_out(self, url, folder, tmp_path):
-        local, remote = (load_source(f"folder:{root}", cache_dir=str(tmp_path)).train for root in (folder, url))
-        assert remote.fingerprint() == local.fingerprint()
-        sets = [hold_out(images, 0.3) for images in (local, remote)]
-        assert sets[0][1].names == sets[1][1].names
-        crops = Augmentation(0.3, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-        views = [[*inference_batches(train, size=(12, 12), batch_size=5, augmentation=crops)] for train, _ in sets]
-        for (image, index), (same, same_index) in zip(*views, strict=True):
-            np.testing.assert_array_equal(image, same)
-            np.testing.assert_array_equal(index, same_index)
-        with tf.io.gfile.GFile(f"{url}/a/00.png", "ab") as file:
-            file.write(b"more")
-        assert remote.fingerprint() != local.fingerprint()
-
-    def test_label_files(self, url, tmp_path):
-        train, held_out = hold_out(load_source(f"folder:{url}").train, 0.3)
-        (tmp_path / "known.csv").write_text(f"name,cluster\n{train.names[2]},1\n{held_out.names[0]},0\n")
-        known = read_known_labels(tmp_path / "known.csv", train, 2, others=[held_out])
-        assert known.labels.tolist() == [-1, -1, 1, *[-1] * (len(train) - 3)]
-        assert known.num_left_out == 1
-        labels = np.arange(2 * len(train)).reshape(2, -1) % 4
-        np.savez(
-            tmp_path / "labels.npz", labels=labels, potentials=np.zeros((2, 4)), data_fingerprint=np.array(train.fingerprint()),
-            names=np.array(train.names),
-        )  # fmt: skip
-        np.testing.assert_array_equal(read_run_labels(tmp_path / "labels.npz", train, 2, 4), labels)
-
-    def test_settings_are_held_to_it(self, url, decoded):
-        config = SelaConfig(dataset=f"folder:{url}", num_clusters=4, batch_size=4, image_size=16, eval_fraction=0.3).absolute()
-        assert config.dataset == f"folder:{url}"
-        with pytest.raises(ConfigError, match="`num_clusters=2000` exceeds"):
-            load_training_data(dataclasses.replace(config, num_clusters=2000))
-        assert decoded == []
-        data = load_training_data(config)
-        assert data.size == (16, 16)
-        assert len(data.train) + len(data.held_out) == 12
-
-    @pytest.mark.slow
-    def test_a_whole_run(self, url, tmp_path):
-        config = SelaConfig(
-            dataset=f"folder:{url}", backbone="resnet8", width=1, num_heads=1, num_clusters=2, batch_size=4, image_size=16,
-            eval_fraction=0.3, epochs=2, num_relabellings=2, report=False,
-        )  # fmt: skip
-        results = trainer.run(config, tmp_path / "run")
-        assert results["data"]["num_training_images"] + results["data"]["num_held_out_images"] == 12
-        (tmp_path / "labels").mkdir()
-        labeller.label_run(LabelConfig(workdir=str(tmp_path / "run"), output=str(tmp_path / "labels" / "labels.csv")))
-        assert len((tmp_path / "labels" / "labels.csv").read_text().splitlines()) == 13
-
-
-def test_files_without_names_have_no_fingerprint(tmp_path):
-    """By their paths the same images elsewhere would be others."""
-    with pytest.raises(ValueError, match="zip"):
-        ImageSet(name="x", channels=3, store=Files((str(tmp_path),))).fingerprint()

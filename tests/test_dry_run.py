@@ -1,0 +1,80 @@
+"""The dry run: one step, one transport, and a forecast, of which nothing is kept."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from fixtures import ROOT, SMALL, run_door, run_doors
+
+from sela_tf.data.splits import is_held_out
+
+
+@pytest.mark.slow
+def test_recipes_dry_run():
+    """At full size on images made on the fly: the networks and heads of the paper take a step."""
+    heads = {
+        "imagenet_alexnet_3kx1": (1, 3000), "imagenet_alexnet_3kx10": (10, 3000), "imagenet_resnet50_3kx10": (10, 3000),
+        "cifar10_128x10": (10, 128),  # as those of CIFAR-100 and SVHN but for the images
+        "cifar10_128x1_imbalanced": (1, 128), "imagenet_alexnet_rot": (10, 3000), "imagenet_alexnet_transfer": (10, 3000),
+    }  # fmt: skip
+    # the labels of a run that is not here
+    doors = run_doors([[f"--flagfile=configs/{name}.cfg", "--dataset=synthetic", "--labels_from=", "--dry_run"] for name in heads])
+    for (name, shape), door in zip(heads.items(), doors, strict=True):
+        assert door.returncode == 0, door
+        assert f"heads: {shape}" in door.stdout, name
+        assert f"(ln K = {np.log(shape[1]):.4f})" in door.stdout, name
+
+
+def test_dry_run_writes_nothing(tmp_path):
+    before = {
+        path
+        for path in ROOT.rglob("*")
+        if "__pycache__" not in path.parts and ".venv" not in path.parts and ".git" not in path.parts
+    }
+    process = run_door(*SMALL, "--dry_run", f"--workdir={tmp_path / 'run'}")
+    after = {
+        path
+        for path in ROOT.rglob("*")
+        if "__pycache__" not in path.parts and ".venv" not in path.parts and ".git" not in path.parts
+    }
+    assert after == before
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"sela_resnet8: [\d,]+ parameters", process.stdout)
+    assert "one step on 8 images: loss 2.77" in process.stdout
+    assert re.search(r"one transport of 4096 x 16: \d+ iterations", process.stdout)
+    assert re.search(
+        r"hours: training [\d.e-]+, label passes [\d.e-]+, transport [\d.e-]+, looking at images [\d.e-]+, kNN [\d.e-]+, linear probes, "
+        r"at most [\d.e-]+, agreement with classes [\d.e-]+\n",
+        process.stdout,
+    )
+    for phase in ("training", "relabelling", "a label pass", "evaluation"):
+        assert f"  besides, in {phase}: " in process.stdout
+    (peak,) = re.findall(r"peak of memory about ([\d.]+) GiB", process.stdout)
+    assert 0.2 < float(peak) < 3
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_dry_run_of_more_images_than_there_could_be():
+    """ImageNet's number, of which no pixels are made: counts, steps and memory are those of all of them."""
+    settings = [
+        "--dataset=synthetic:1281167",
+        "--image_size=16",
+        "--backbone=resnet8",
+        "--width=4",
+        "--num_clusters=100",
+        "--num_heads=2",
+    ]
+    few, all_of_them = run_doors([[*settings, "--dataset=synthetic:6000", "--dry_run"], [*settings, "--dry_run"]])
+    assert all_of_them.returncode == 0, all_of_them.stderr
+    held_out = sum(is_held_out(str(row), 0.1) for row in range(1_281_167))
+    assert f"{1_281_167 - held_out} training images, {held_out} held out" in all_of_them.stdout
+    assert f"400 epochs of {(1_281_167 - held_out) // 256} steps" in all_of_them.stdout
+    features = (1_281_167 - held_out) * 16 * 4 / 2**30
+    assert f"besides, in relabelling: features {features:.2f}, log-probabilities of a head (float32) {features * 100 / 16:.2f}" in (
+        all_of_them.stdout
+    )
+    hours = [float(re.search(r"label passes ([\d.e+-]+)", door.stdout)[1]) for door in (few, all_of_them)]
+    assert hours[1] > 50 * hours[0]

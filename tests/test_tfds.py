@@ -1,0 +1,94 @@
+"""Data sets that TFDS has prepared."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sela_tf.data.errors import SourceError
+from sela_tf.data.sources import load_source
+from sela_tf.data.sources.tfds import TfdsSource
+from sela_tf.data.splits import is_held_out
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.images import load_training_data
+
+TFDS_SCRIPT = """
+import sys
+import numpy as np, tensorflow_datasets as tfds
+
+class Shapes(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.2.0")
+    SPLITS = {"train": (30, 6), "test": (10, 6)}
+
+    def _info(self):
+        features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(names=["a", "b"])}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {name: self._generate_examples(*shape) for name, shape in self.SPLITS.items()}
+
+    def _generate_examples(self, count, size):
+        for i in range(count):
+            yield i, {"image": np.full((size or i + 2, size or 4, 3), i, np.uint8), "label": i % 2}
+
+class Many(Shapes):
+    SPLITS = {"train": (3, 0)}
+
+for builder in (Shapes, Many):
+    builder(data_dir=sys.argv[1]).download_and_prepare()
+"""
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> pathlib.Path:
+    """TFDS data sets prepared by another process, as a user's own would be."""
+    directory = tmp_path_factory.mktemp("tfds")
+    script = tmp_path_factory.mktemp("script") / "prepare.py"  # TFDS looks for the file of a builder's class
+    script.write_text(TFDS_SCRIPT)
+    subprocess.run([sys.executable, script, directory], check=True, capture_output=True, timeout=300)
+    return directory
+
+
+class TestTfds:
+    @pytest.mark.parametrize("name", ["shapes", "shapes:1.2.0", "shapes:1.*.*"])
+    def test_prepared_data_is_read(self, data_dir, name):
+        splits = load_source(name, data_dir=str(data_dir))
+        assert splits.train.images.shape == (30, 6, 6, 3)
+        assert splits.train.class_names == ("a", "b")
+        np.testing.assert_array_equal(splits.train.images[:, 0, 0, 0] % 2, splits.train.classes)
+        assert len(splits.eval) == 10
+        assert splits.train.fingerprint() == load_source(name, data_dir=str(data_dir)).train.fingerprint()
+
+    def test_does_not_wait_for_the_thread_that_tunes(self, data_dir, passes):
+        load_source("shapes", data_dir=str(data_dir))
+        assert [options.autotune.enabled for options in passes] == [False] * 2
+
+    def test_settings_are_held_to_its_counts(self, data_dir, monkeypatch):
+        """A data set without a test split is held to the exact hold-out; sizes that its features do not tell are nobody's fault."""
+        monkeypatch.setattr(TfdsSource, "examples", None)
+        few = {"num_clusters": 4, "batch_size": 2, "data_dir": str(data_dir)}
+        with pytest.raises(ConfigError, match="`num_clusters=31` exceeds the 30 training images"):
+            load_training_data(SelaConfig(dataset="shapes", **{**few, "num_clusters": 31}))
+        kept = sum(not is_held_out(str(row), 0.4) for row in range(3))
+        assert 0 < kept < 3
+        with pytest.raises(ConfigError, match=f"`num_clusters=3` exceeds the {kept} training images"):
+            load_training_data(SelaConfig(dataset="many", eval_fraction=0.4, **{**few, "num_clusters": 3}))
+        with pytest.raises(TypeError):  # nothing is wrong, so that examples are read
+            load_training_data(SelaConfig(dataset="shapes", **few))
+
+    def test_many_sizes_and_limits(self, data_dir):
+        with pytest.raises(SourceError, match="many sizes.*records:DIR"):
+            load_source("many", data_dir=str(data_dir))
+        with pytest.raises(SourceError, match="--memory_limit"):
+            load_source("shapes", data_dir=str(data_dir), memory_limit=500)
+
+    def test_unknown_and_unprepared(self, tmp_path):
+        with pytest.raises(SourceError, match="--dataset=no_such_set: unknown"):
+            load_source("no_such_set", data_dir=str(tmp_path))
+        with pytest.raises(SourceError, match="--dataset=cifar10: TFDS has not prepared it"):
+            load_source("cifar10", data_dir=str(tmp_path))
