@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from sela_tf import __version__
+from sela_tf.files.remote import whole_remote_file
 from sela_tf.settings.fields import ConfigError
 
 MADE_OF = "made_of.json"
@@ -85,8 +86,6 @@ def start(directory: str, flag: str, component: str, *, clear: tuple[str, ...] =
 
 def finish(directory: str, made_of: Mapping[str, Any]) -> None:
     """Says that `directory` is complete, and what it was made of."""
-    unfinished = f"{directory}/.unfinished-{MADE_OF}"
-    with tf.io.gfile.GFile(unfinished, "w") as file:
+    with whole_remote_file(f"{directory}/{MADE_OF}") as unfinished, tf.io.gfile.GFile(unfinished, "w") as file:
         file.write(json.dumps({"fingerprint": fingerprint(made_of), **made_of}, indent=1) + "\n")
-    tf.io.gfile.rename(unfinished, f"{directory}/{MADE_OF}", overwrite=True)
     tf.io.gfile.remove(f"{directory}/{_STARTED.format(made_of['component'])}")

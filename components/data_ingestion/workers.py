@@ -19,6 +19,7 @@ from sela_tf.compat.quiet import stderr_kept_back
 from sela_tf.data.errors import SourceError
 from sela_tf.data.listing import LookedAt, look_at
 from sela_tf.data.record_writer import Shard, write_shard
+from sela_tf.files.remote import whole_remote_file
 from sela_tf.settings.fields import ConfigError
 
 _HERE = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=0")
@@ -81,9 +82,10 @@ def _work(number: int, place: str, kind: str) -> None:
         result: dict[str, Any] = {"result": _looked(*task) if kind == "look" else _written(*task)}
     except (ValueError, OSError, tf.errors.OpError) as error:
         result = {"error": " ".join(str(getattr(error, "message", error)).split())}
-    unfinished = f"{place}/.done-{number}-{time.monotonic_ns()}.json"
-    write_text(unfinished, json.dumps(result))
-    tf.io.gfile.rename(unfinished, f"{place}/done-{number}.json", overwrite=True)
+    # Beam may run the same task twice at once.
+    mine = f"{place}/.done-{number}-{time.monotonic_ns()}.json"
+    with whole_remote_file(f"{place}/done-{number}.json", unfinished=mine) as unfinished:
+        write_text(unfinished, json.dumps(result))
 
 
 def _looked(root: str, *names: str) -> list[LookedAt]:

@@ -19,6 +19,7 @@ from sela_tf.commands.export import export_to
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.record_writer import example_id
 from sela_tf.data.records import read_manifest
+from sela_tf.files.atomic import whole_file
 from sela_tf.models.heads import find_multi_head
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.names import METRICS, RESULTS
@@ -143,8 +144,7 @@ def _write_labels(config: SelaConfig, workdir: pathlib.Path, path: pathlib.Path)
             ("probability", pa.float32()), ("margin", pa.float32()),
         ]
     )  # fmt: skip
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    with pa.parquet.ParquetWriter(unfinished, schema) as writer:
+    with whole_file(path) as unfinished, pa.parquet.ParquetWriter(unfinished, schema) as writer:
         size = tuple(model.input.shape[1:-1])
         for images, _ in inference_batches(train, size=size, batch_size=_BATCH, in_order=True):
             some = slice(done, done + len(images))
@@ -161,4 +161,3 @@ def _write_labels(config: SelaConfig, workdir: pathlib.Path, path: pathlib.Path)
             }
             writer.write_table(pa.table(columns, schema=schema))
             done = some.stop
-    unfinished.replace(path)

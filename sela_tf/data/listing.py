@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pathlib
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -21,6 +22,7 @@ import tensorflow as tf
 
 from sela_tf.data.decoding import BadImageError, ImageInfo, UnreadableFormatError, check_image, image_kind, read_header
 from sela_tf.data.errors import SourceError
+from sela_tf.files.atomic import whole_file
 
 FORMAT = 1
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
@@ -252,19 +254,14 @@ def write_listing(root: str, files: Iterable[LookedAt], *, cache_dir: str) -> No
     schema = _SCHEMA.with_metadata({_MADE_BY: _made_by(root)})
     path = _listing_path(root, cache_dir)
     os.makedirs(cache_dir, exist_ok=True)
-    unfinished = f"{path}.unfinished-{uuid.uuid4().hex}"
-    try:
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    # Several processes may list the same folder at once, each into a file of its own.
+    with whole_file(path, unfinished=path.with_name(f"{path.name}.unfinished-{uuid.uuid4().hex}")) as unfinished:
         pa.parquet.write_table(pa.Table.from_arrays(arrays, schema=schema), unfinished, write_page_checksum=True)
-        os.replace(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(unfinished)
-        raise
 
 
-def _listing_path(root: str, cache_dir: str) -> str:
-    return os.path.join(cache_dir, f"listing-{hashlib.sha256(_key(root).encode()).hexdigest()[:32]}.parquet")
+def _listing_path(root: str, cache_dir: str) -> pathlib.Path:
+    return pathlib.Path(cache_dir, f"listing-{hashlib.sha256(_key(root).encode()).hexdigest()[:32]}.parquet")
 
 
 def _made_by(root: str) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -19,6 +18,7 @@ import tensorflow as tf
 
 from sela_tf.data.listing import order_of
 from sela_tf.data.records import FEATURES, FORMAT, FRAME, HEADER, IMAGE_KEY, INDEX, LENGTH, MANIFEST, digest_of
+from sela_tf.files.remote import whole_remote_file
 
 _SMALL = 4096
 """Bytes of a record up to which it is compressed: of small images' records the names of the features are half. Larger ones are stored,
@@ -112,32 +112,26 @@ def write_shard(directory: str, file: str, records: Iterable[Record]) -> Shard:
     digest, size, checksum, length = hashlib.sha256(), 0, 0, 0
     # each starts anew after every record, so that what they write can stand in any order
     compress, store = (zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS) for level in (1, 0))
-    try:
-        with tf.io.gfile.GFile(unfinished, "wb") as out:
+    with whole_remote_file(path, unfinished=unfinished), tf.io.gfile.GFile(unfinished, "wb") as out:
 
-            def put(data: bytes) -> None:
-                nonlocal size
-                out.write(data)
-                digest.update(data)
-                size += len(data)
+        def put(data: bytes) -> None:
+            nonlocal size
+            out.write(data)
+            digest.update(data)
+            size += len(data)
 
-            put(HEADER)
-            for record, framed in _framed(records):
-                begin = size
-                packer = compress if len(framed) <= _SMALL else store
-                packed = packer.compress(framed) + packer.flush(zlib.Z_FULL_FLUSH)
-                put(packed)
-                checksum, length = zlib.crc32(framed, checksum), length + len(framed)
-                described = {column: getattr(record, name) for column, name in _DESCRIBED.items()}
-                where = {"offset": begin, "size": len(packed), "crc32": zlib.crc32(packed), "content_crc32": zlib.crc32(framed)}
-                rows.append({**described, **where})
-            end = store.flush() + struct.pack("<II", checksum, length % 2**32)
-            put(end)
-        tf.io.gfile.rename(unfinished, path, overwrite=True)
-    except BaseException:
-        with contextlib.suppress(tf.errors.OpError):
-            tf.io.gfile.remove(unfinished)
-        raise
+        put(HEADER)
+        for record, framed in _framed(records):
+            begin = size
+            packer = compress if len(framed) <= _SMALL else store
+            packed = packer.compress(framed) + packer.flush(zlib.Z_FULL_FLUSH)
+            put(packed)
+            checksum, length = zlib.crc32(framed, checksum), length + len(framed)
+            described = {column: getattr(record, name) for column, name in _DESCRIBED.items()}
+            where = {"offset": begin, "size": len(packed), "crc32": zlib.crc32(packed), "content_crc32": zlib.crc32(framed)}
+            rows.append({**described, **where})
+        end = store.flush() + struct.pack("<II", checksum, length % 2**32)
+        put(end)
     return Shard(file, size, digest.hexdigest(), zlib.crc32(HEADER + end), rows)
 
 
@@ -201,7 +195,5 @@ def write_manifest(directory: str, shards: Mapping[str, Sequence[Shard]], about:
 
 
 def _write_whole(path: str, data: bytes) -> None:
-    unfinished = f"{os.path.dirname(path)}/.unfinished-{os.path.basename(path)}"
-    with tf.io.gfile.GFile(unfinished, "wb") as file:
+    with whole_remote_file(path) as unfinished, tf.io.gfile.GFile(unfinished, "wb") as file:
         file.write(data)
-    tf.io.gfile.rename(unfinished, path, overwrite=True)
