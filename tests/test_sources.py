@@ -17,7 +17,7 @@ from PIL import Image
 
 from sela_tf.data.decoding import BadImageError, check_image, decode_image
 from sela_tf.data.errors import SourceError
-from sela_tf.data.sources import arrays, load_source, outline_source, synthetic_count
+from sela_tf.data.sources import SourceOptions, arrays, load_source, outline_source, synthetic_count
 from sela_tf.data.sources.tfds import TfdsSource
 from sela_tf.data.splits import hold_out, is_held_out, match_classes, match_input
 from sela_tf.settings.fields import ConfigError
@@ -77,7 +77,7 @@ class TestDigitsIdxNpz:
         splits = load_source(f"idx:{tmp_path}")
         assert splits.train.classes.tolist() == list(range(6))
         assert len(splits.eval) == 2
-        assert load_source(f"idx:{tmp_path}", use_classes=False).train.classes is None
+        assert load_source(f"idx:{tmp_path}", SourceOptions(use_classes=False)).train.classes is None
 
     def test_idx_that_is_cut_or_wrong(self, tmp_path, rng):
         path = tmp_path / "train-images-idx3-ubyte.gz"
@@ -104,12 +104,12 @@ class TestDigitsIdxNpz:
 
     def test_memory_limits_synthetic_images_before_they_are_made(self, monkeypatch):
         assert [synthetic_count(name) for name in ("synthetic", "synthetic:1281167", "digits")] == [4096, 1_281_167, None]
-        assert len(load_source("synthetic:5", memory_limit=5 * 64 * 64 * 3).train) == 5
+        assert len(load_source("synthetic:5", SourceOptions(memory_limit=5 * 64 * 64 * 3)).train) == 5
         monkeypatch.setattr(np.random, "default_rng", None)
         for name, limit in (("synthetic:1281167", 4 * 2**30), ("synthetic:6", 5 * 64 * 64 * 3)):
             with pytest.raises(SourceError, match=f"{name}: its decoded images take more than .* --memory_limit"):
-                load_source(name, memory_limit=limit)
-        assert len(outline_source("synthetic:1281167", memory_limit=2**34).splits.train) == 1_281_167
+                load_source(name, SourceOptions(memory_limit=limit))
+        assert len(outline_source("synthetic:1281167", SourceOptions(memory_limit=2**34)).splits.train) == 1_281_167
         with pytest.raises(SourceError, match="synthetic:1281167: its decoded images take more than"):
             outline_source("synthetic:1281167")
 
@@ -161,7 +161,7 @@ class TestDigitsIdxNpz:
 
     def test_memory_limit(self):
         with pytest.raises(SourceError, match="--memory_limit"):
-            load_source("digits", memory_limit=1000)
+            load_source("digits", SourceOptions(memory_limit=1000))
 
 
 class TestFolder:
@@ -177,7 +177,7 @@ class TestFolder:
 
     def test_classes_are_the_parents_names_where_there_are_two(self, folder, rng):
         assert load_source(f"folder:{folder}").train.classes.tolist() == [0, 0, 1, 1, 1]
-        assert load_source(f"folder:{folder}", use_classes=False).train.classes is None
+        assert load_source(f"folder:{folder}", SourceOptions(use_classes=False)).train.classes is None
         assert load_source(f"folder:{folder / 'dogs'}").train.classes is None
         picture(rng).save(folder / "beside.png")  # an image beside the directories has no class, so there are none
         splits = load_source(f"folder:{folder}")
@@ -191,7 +191,7 @@ class TestFolder:
             (folder / name).mkdir()
         (folder / "train").rename(folder / "val" / "cats")
         (folder / "dogs").rename(folder / "val" / "dogs")
-        assert len(load_source(f"folder:{folder}").train) == 5  # as an --eval_dataset may be
+        assert len(load_source(f"folder:{folder}").train) == 5  # as an `eval_dataset` may be
         (folder / "train2").rename(folder / "train")
         with pytest.raises(SourceError, match="the training directory is empty, and 'val' is for evaluation"):
             load_source(f"folder:{folder}")
@@ -256,7 +256,7 @@ class TestFolder:
         message = r"4 of 9 images cannot be read: cats/cut.jpg \(a damaged or cut jpeg\); dogs/empty.png .*--skip_bad_images"
         with pytest.raises(SourceError, match=message):
             load_source(f"folder:{folder}")
-        splits = load_source(f"folder:{folder}", skip_bad_images=True)
+        splits = load_source(f"folder:{folder}", SourceOptions(skip_bad_images=True))
         assert len(splits.train) == 5
         assert splits.report[1].startswith("left out, 4 damaged images: cats/cut.jpg")
 
@@ -326,8 +326,8 @@ class TestSplitsAndChannels:
             (tmp_path / "eval" / name).mkdir(parents=True)
             picture(rng).save(tmp_path / "eval" / name / "a.png")
         train = load_source(f"folder:{folder}").train
-        apes_dogs = load_source(f"folder:{tmp_path / 'eval'}", flag="--eval_dataset").train
-        with pytest.raises(SourceError, match="--eval_dataset=.* does not have: apes"):
+        apes_dogs = load_source(f"folder:{tmp_path / 'eval'}", setting="eval_dataset").train
+        with pytest.raises(SourceError, match="`eval_dataset=.*` does not have: apes"):
             match_classes(train, apes_dogs)
         dogs = match_classes(
             dataclasses.replace(train, class_names=("apes", "bears", "dogs"), classes=np.array([0, 0, 1, 2, 2])), apes_dogs
@@ -408,15 +408,15 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
 class TestTfds:
     @pytest.mark.parametrize("name", ["shapes", "shapes:1.2.0", "shapes:1.*.*"])
     def test_prepared_data_is_read(self, data_dir, name):
-        splits = load_source(name, data_dir=str(data_dir))
+        splits = load_source(name, SourceOptions(data_dir=str(data_dir)))
         assert splits.train.images.shape == (30, 6, 6, 3)
         assert splits.train.class_names == ("a", "b")
         np.testing.assert_array_equal(splits.train.images[:, 0, 0, 0] % 2, splits.train.classes)
         assert len(splits.eval) == 10
-        assert splits.train.fingerprint() == load_source(name, data_dir=str(data_dir)).train.fingerprint()
+        assert splits.train.fingerprint() == load_source(name, SourceOptions(data_dir=str(data_dir))).train.fingerprint()
 
     def test_does_not_wait_for_the_thread_that_tunes(self, data_dir, passes):
-        load_source("shapes", data_dir=str(data_dir))
+        load_source("shapes", SourceOptions(data_dir=str(data_dir)))
         assert [options.autotune.enabled for options in passes] == [False] * 2
 
     def test_settings_are_held_to_its_counts(self, data_dir, monkeypatch):
@@ -434,12 +434,12 @@ class TestTfds:
 
     def test_many_sizes_and_limits(self, data_dir):
         with pytest.raises(SourceError, match="many sizes.*records:DIR"):
-            load_source("many", data_dir=str(data_dir))
+            load_source("many", SourceOptions(data_dir=str(data_dir)))
         with pytest.raises(SourceError, match="--memory_limit"):
-            load_source("shapes", data_dir=str(data_dir), memory_limit=500)
+            load_source("shapes", SourceOptions(data_dir=str(data_dir), memory_limit=500))
 
     def test_unknown_and_unprepared(self, tmp_path):
-        with pytest.raises(SourceError, match="--dataset=no_such_set: unknown"):
-            load_source("no_such_set", data_dir=str(tmp_path))
-        with pytest.raises(SourceError, match="--dataset=cifar10: TFDS has not prepared it"):
-            load_source("cifar10", data_dir=str(tmp_path))
+        with pytest.raises(SourceError, match="`dataset=no_such_set`: unknown"):
+            load_source("no_such_set", SourceOptions(data_dir=str(tmp_path)))
+        with pytest.raises(SourceError, match="`dataset=cifar10`: TFDS has not prepared it"):
+            load_source("cifar10", SourceOptions(data_dir=str(tmp_path)))

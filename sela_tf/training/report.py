@@ -40,7 +40,7 @@ def write_report(
     plain = [None] * num_heads if looks is None or looks.training is None else looks.training.clusters
     report = {
         "title": (
-            f"{data.train.name.removeprefix('--dataset=')}: {len(data.train)} images, {shape_in_words(data)}, {config.backbone}, "
+            f"{data.train.name}: {len(data.train)} images, {shape_in_words(data)}, {config.backbone}, "
             f"{num_heads} x {num_clusters} clusters, {config.epochs} epochs"
         ),
         "verdict": _verdict(results),
