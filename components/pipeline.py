@@ -35,17 +35,22 @@ Ingests --dataset, trains on it, probes the model and says whether it is good en
 _LOG = "kfp.log"
 _EMBEDDING = "embedding"
 _OF_INGESTION = ("images_per_shard", "image_key", "label_key", "beam_pipeline_args")
-"""The others are settings of a training, too."""
+"""Settings of the ingestion only. Its other settings are those of the training."""
 _OF_VERDICT = ("max_drop", "min_knn", "min_linear_probe", "min_nmi", "baseline")
 _OF_PROBES = ("stages", "protocol", "values", "knn", "untrained")
 
 
 class _Asked(NamedTuple):
+    """The parsed command line."""
+
     settings: PipelineSettings
+    """The settings of the pipeline."""
     ingestion: str
-    """Flags, as in a shell: on one line."""
+    """Flags of the ingestion in one line, as in a shell."""
     training: str
+    """Flags of the training."""
     probing: str
+    """Flags of the linear probe."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,11 +75,12 @@ def _define(values: absl_flags.FlagValues) -> None:
 
 
 def _but(kind: Any, names: tuple[str, ...]) -> set[str]:
+    """Returns the names of all settings of `kind` but these."""
     return {field.name for field in dataclasses.fields(kind)} - set(names)
 
 
 def _read(values: absl_flags.FlagValues) -> _Asked:
-    """Everything is checked before the first step."""
+    """Reads and checks the settings of all steps, before the first one runs."""
     if importlib.util.find_spec("kfp") is None:
         raise ConfigError("pipelines need kfp: pip install 'sela-tf[pipelines]'")
     settings = flags.settings(values, PipelineSettings)
@@ -85,7 +91,7 @@ def _read(values: absl_flags.FlagValues) -> _Asked:
     verdict = flags.settings(values, LinearProbeSettings, **directories)
     others = {field.name: field.default for field in dataclasses.fields(ProbeConfig) if field.name not in _OF_PROBES}
     probes = flags.settings(values, ProbeConfig, **{**others, "workdir": ("-",)})
-    # a verdict is about the embedding; of 60,000 images, logistic regressions on all stages take an hour
+    # The verdict needs the embedding only, and logistic regressions on all stages of 60,000 images take an hour.
     probes = dataclasses.replace(probes, stages=probes.stages or (_EMBEDDING,))
     return _Asked(
         settings,
@@ -109,12 +115,12 @@ def _work(asked: _Asked) -> int:
 
 
 def _run_here(pipeline: Callable[[], Any], root: str) -> int:
-    """Each step in a process of its own; what they say appears as they say it."""
+    """Runs each step in a process of its own, and shows its lines as they appear."""
     from kfp import local
 
     os.makedirs(root, exist_ok=True)
     with open(f"{root}/{_LOG}", "a") as log, warnings.catch_warnings():
-        # of the steps' image, which is for a cluster
+        # kfp warns of the steps' image, which only a cluster uses.
         warnings.filterwarnings("ignore", message="You may be attemp", category=RuntimeWarning)
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=f"{root}/kfp", raise_on_error=True)
         try:
@@ -129,7 +135,7 @@ def _run_here(pipeline: Callable[[], Any], root: str) -> int:
 
 
 class _Steps(io.TextIOBase):
-    """Of all that kfp writes, what the steps themselves say, under their names; everything goes into the log."""
+    """A filter of kfp's output: it shows the lines of the steps under their names, and writes everything to a log."""
 
     def __init__(self, terminal: TextIO, log: TextIO):
         self._terminal, self._log = terminal, log
@@ -148,17 +154,17 @@ class _Steps(io.TextIOBase):
         if started:
             self._tell(f"\n== {started[1]}")
         elif "[KFP Executor" in line:
-            # what it logs itself, Beam's words included; its input, in lines of its own, comes before the step's words
+            # These are kfp's own lines, and Beam's. The step's input, in lines of its own, comes before the lines of the step.
             self._is_step = self._is_step and "Got executor_input" not in line
         elif self._is_step and line.startswith("    "):
             self._tell(line[4:])
-        elif line == "    }":  # the end of what kfp tells the step
+        elif line == "    }":  # The step's input ends here.
             self._is_step = True
         elif not line.startswith("    "):
             self._is_step = False
 
     def _tell(self, line: str) -> None:
-        # kfp indents what is printed meanwhile
+        # kfp captures and indents lines that are printed by `print`.
         self._terminal.write(line + "\n")
         self._terminal.flush()
 

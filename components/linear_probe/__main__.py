@@ -19,6 +19,8 @@ Linear probes, kNN and clustering of a model that components.self_labelling wrot
 
 
 class _Asked(NamedTuple):
+    """The parsed command line."""
+
     settings: LinearProbeSettings
     probe: ProbeConfig
 

@@ -21,6 +21,8 @@ examples. The settings:
 
 
 class _Asked(NamedTuple):
+    """The parsed command line."""
+
     settings: SelfLabellingSettings
     config: SelaConfig
 
