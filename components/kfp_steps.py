@@ -1,7 +1,7 @@
-"""The steps of components/pipeline.py as Kubeflow Pipelines has them, and the pipeline that joins them."""
+"""Components and the pipeline of components/pipeline.py, defined for Kubeflow Pipelines (kfp)."""
 
-# kfp reads the annotations of components for types, so they are not postponed here; and of a component it takes the source of the function
-# alone, which imports what it needs.
+# kfp reads the annotations of a component as types, so this module does not postpone them. kfp runs the source of the function only, so
+# each function imports the modules that it needs.
 
 import hashlib
 import importlib
@@ -18,7 +18,7 @@ from sela_tf.cli.command import load_tensorflow
 
 
 def data_ingestion(examples: dsl.Output[dsl.Dataset], settings: str, root: str):
-    """Images to Examples. `settings` are flags, as in a shell."""
+    """Makes Examples of images; `settings` are flags in one line, as in a shell."""
     from components.kfp_steps import call, place
 
     place(examples, root, "data_ingestion", settings)
@@ -35,7 +35,7 @@ def self_labelling(
     scratch: str,
     root: str,
 ):
-    """Examples to a model and its labels."""
+    """Makes a model and its labels of Examples; `settings` are flags in one line, as in a shell."""
     import tempfile
 
     from components.kfp_steps import call, digest_of_examples, log_figures, place
@@ -44,7 +44,7 @@ def self_labelling(
     for output, name in ((model, "model"), (labels, "labels"), (metrics, "metrics")):
         place(output, root, f"self_labelling/{name}", made_of)
     paths = {"examples": examples.path, "model": model.path, "labels": labels.path, "metrics": metrics.path}
-    # on a cluster an artifact may lie on a mounted bucket, which is no place to work in
+    # On a cluster an artifact may lie on a mounted bucket, in which training cannot work.
     call("self_labelling", settings, **paths, scratch="" if root else scratch or tempfile.mkdtemp())
     log_figures(figures, f"{metrics.path}/results.json", "trained")
 
@@ -59,7 +59,7 @@ def linear_probe(
     settings: str,
     root: str,
 ) -> bool:
-    """Model and Examples to an evaluation and a verdict, which is returned: whether the model is blessed."""
+    """Evaluates a model on Examples, and returns True if the model is blessed; `settings` are flags in one line, as in a shell."""
     import json
     import shutil
 
@@ -77,7 +77,14 @@ def linear_probe(
 
 
 def make_pipeline(settings: PipelineSettings, ingestion: str, training: str, probing: str) -> Callable[..., Any]:
-    """The pipeline, for kfp to run or to compile; the last three are flags, the defaults of its parameters."""
+    """Returns the pipeline, for kfp to run or to compile.
+
+    Args:
+        settings: The settings of the pipeline.
+        ingestion: Flags of the ingestion in one line, as in a shell; the default of the pipeline's parameter.
+        training: Flags of the training; a default, too.
+        probing: Flags of the linear probe; a default, too.
+    """
 
     def component(function: Callable[..., Any]) -> Callable[..., Any]:
         return dsl.component(function, base_image=settings.image, install_kfp_package=False)
@@ -94,7 +101,7 @@ def make_pipeline(settings: PipelineSettings, ingestion: str, training: str, pro
     )
     def sela(ingestion: str = ingestion, training: str = training, probing: str = probing) -> None:
         root = settings.root
-        # kfp would not notice that images were added
+        # kfp's cache would not notice that images were added.
         examples = sized(ingest(settings=ingestion, root=root)).set_caching_options(False).outputs["examples"]
         trained = sized(train(examples=examples, settings=training, scratch=settings.scratch, root=root))
         if settings.accelerator:
@@ -105,7 +112,14 @@ def make_pipeline(settings: PipelineSettings, ingestion: str, training: str, pro
 
 
 def place(output: Any, root: str, step: str, made_of: str) -> None:
-    """Puts an output where the same step finds it again, below `root`; on a cluster, without a root, it stays where kfp wants it."""
+    """Places an output below `root`, where the same step finds it again; on a cluster (no root) it keeps the place that kfp gave it.
+
+    Args:
+        output: The artifact of kfp.
+        root: The directory of all artifacts on this machine; "" on a cluster.
+        step: The step and the output, as a path below the root.
+        made_of: A text that changes with the inputs of the step.
+    """
     if root:
         output.uri = f"{root}/{step}/{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
     else:
@@ -113,10 +127,15 @@ def place(output: Any, root: str, step: str, made_of: str) -> None:
 
 
 def call(component: str, settings: str, **directories: str) -> None:
-    """The command of a component, in this process.
+    """Runs the command of a component in this process.
+
+    Args:
+        component: The name of the component.
+        settings: Its flags in one line, as in a shell.
+        directories: Paths of its artifacts, by the names of their settings.
 
     Raises:
-        SystemExit: it did not end well, and has said why.
+        SystemExit: The command failed; it has printed the reason.
     """
     places = [f"--{name}={path}" for name, path in directories.items() if path]
     status = importlib.import_module(f"components.{component}.__main__").main([component, *shlex.split(settings), *places])
@@ -125,7 +144,7 @@ def call(component: str, settings: str, **directories: str) -> None:
 
 
 def digest_of_examples(directory: str) -> str:
-    """Of the images themselves: what was ingested again and is the same needs no other training."""
+    """Returns the digest of the images. Images that were ingested again and are the same need no new training."""
     load_tensorflow()
     from sela_tf.data.records import read_manifest
 
@@ -133,7 +152,7 @@ def digest_of_examples(directory: str) -> str:
 
 
 def digest_of_model(directory: str) -> str:
-    """Of what it was made of."""
+    """Returns the fingerprint of a model's inputs."""
     load_tensorflow()
     from components.artifacts import read_made_of
 
@@ -142,7 +161,7 @@ def digest_of_model(directory: str) -> str:
 
 
 def log_figures(figures: Any, path: str, *keys: str) -> None:
-    """The numbers of a JSON file, for Kubeflow's page of a run; of lists the mean."""
+    """Logs the numbers of a JSON file (for lists their mean) to kfp's metrics, which Kubeflow shows on the page of a run."""
     import json
 
     found = json.loads(pathlib.Path(path).read_text())

@@ -1,4 +1,4 @@
-"""What each component is told; every field is a flag of its command."""
+"""The settings of each component. Every field is a flag of the component's command."""
 
 from __future__ import annotations
 
@@ -10,171 +10,183 @@ import re
 from typing import Any
 
 from sela_tf.settings.commands import ProbeConfig
-from sela_tf.settings.fields import Bound, ConfigError, check_fields, option
+from sela_tf.settings.data import (
+    data_dir_option,
+    download_option,
+    eval_dataset_option,
+    eval_fraction_option,
+    memory_limit_option,
+    skip_bad_images_option,
+)
+from sela_tf.settings.fields import SHARE, ConfigError, check_settings, option
 from sela_tf.settings.paths import absolute_path, absolute_source, refuse_unwritable
 from sela_tf.settings.training import SelaConfig
 
-_SHARE = Bound(0, 1)
 _IMAGE_KEY, _LABEL_KEY = "image/encoded", "image/class/label"
 RUN = "Run"
-"""Of a model: the directory of its training."""
+"""The directory of the training run, below that of a model."""
 FROM_EXAMPLES = ("dataset", "eval_dataset", "workdir")
-"""Settings of sela_tf that a component takes from the artifacts it is given."""
+"""Settings of sela_tf that a component takes from its input artifacts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IngestionSettings:
-    """Of `python -m components.data_ingestion`."""
+    """The settings of `python -m components.data_ingestion`."""
 
     dataset: str = option(
         "",
         "Images: folder:DIR, idx:DIR, npz:FILE, digits, synthetic, tfrecords:GLOB (of tf.train.Examples with encoded images), or a TFDS name.",
     )
     examples: str = option("", "Directory to write: Split-train/, Split-eval/, an index and a manifest.")
-    eval_dataset: str = option("", "Images to evaluate on; by default the data set's own test split, or a share of it.")
-    eval_fraction: float = option(
-        0.1, "Share of the images held out for evaluation where there is no test split, by a hash of the name."
-    )
+    eval_dataset: str = eval_dataset_option()
+    eval_fraction: float = eval_fraction_option(", by a hash of the name")
     classes: str = option("auto", "none leaves class labels out.", choices=("auto", "none"))
-    skip_bad_images: bool = option(
-        False, "Leave out damaged images, and list them in rejected.json, instead of refusing the data set."
+    skip_bad_images: bool = skip_bad_images_option(
+        "Leave out damaged images, and list them in rejected.json, instead of refusing the data set."
     )
-    images_per_shard: int = option(2000, "About so many images a shard.")
-    image_key: str = option(_IMAGE_KEY, "Of tfrecords: the feature that holds the file.")
-    label_key: str = option(_LABEL_KEY, "Of tfrecords: the feature that holds the number of the class, if it is there.")
-    data_dir: str = option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.")
-    download: bool = option(False, "Let TFDS download what is missing. Nothing is downloaded without it.")
-    memory_limit: float = option(4.0, "GiB that idx and npz may take; anything else is read as it is needed.")
+    images_per_shard: int = option(2000, "Images per shard, approximately.", at_least=1)
+    image_key: str = option(_IMAGE_KEY, "For tfrecords: the feature that holds the image file.")
+    label_key: str = option(_LABEL_KEY, "For tfrecords: the feature that holds the class label, if it exists.")
+    data_dir: str = data_dir_option()
+    download: bool = download_option()
+    memory_limit: float = memory_limit_option("GiB that idx and npz may take; anything else is read as it is needed.")
     beam_pipeline_args: tuple[str, ...] = option(
-        (), "Of Apache Beam, such as --runner=DataflowRunner; by default FnApiRunner with a process on each core."
+        (), "Options of Apache Beam, such as --runner=DataflowRunner; by default FnApiRunner with a process on each core."
     )
 
     def __post_init__(self) -> None:
         if not self.dataset:
             raise ConfigError(
-                "--dataset is missing: folder:DIR, idx:DIR, npz:FILE, digits, synthetic, tfrecords:GLOB, or a TFDS name"
+                "`dataset` is missing: folder:DIR, idx:DIR, npz:FILE, digits, synthetic, tfrecords:GLOB, or a TFDS name"
             )
         if not self.examples:
-            raise ConfigError("--examples is missing: the directory to write")
-        check_fields(
-            self,
-            {"images_per_shard": 1},
-            {"eval_fraction": Bound(0, 1, open_below=True, open_above=True), "memory_limit": Bound(0, open_below=True)},
-        )
+            raise ConfigError("`examples` is missing: the directory to write")
+        check_settings(self)
         own_keys = (self.image_key, self.label_key) == (_IMAGE_KEY, _LABEL_KEY)
         if not own_keys and not self.dataset.startswith("tfrecords:"):
-            raise ConfigError(f"--image_key and --label_key are for tfrecords:GLOB. Received: --dataset={self.dataset}")
+            raise ConfigError(f"`image_key` and `label_key` are for tfrecords:GLOB. Received: `dataset={self.dataset}`")
         for source in (self.dataset, self.eval_dataset):
             if source.startswith(("records:", "features:")):
-                raise ConfigError(f"{source!r} need not be ingested: train on it as it is, --dataset={source}")
+                raise ConfigError(f"{source!r} need not be ingested: train on it as it is, `dataset={source}`")
         object.__setattr__(self, "dataset", absolute_source(self.dataset))
         object.__setattr__(self, "eval_dataset", absolute_source(self.eval_dataset))
         object.__setattr__(self, "examples", _directory(self.examples))
         for source in (self.dataset, self.eval_dataset):
             kind, _, path = source.partition(":")
             if kind == "folder" and f"{self.examples}/".startswith(f"{path.rstrip('/')}/"):
-                raise ConfigError(f"--examples={self.examples} lies in the folder that is ingested: name a directory elsewhere")
+                raise ConfigError(f"`examples={self.examples}` lies in the folder that is ingested: name a directory elsewhere")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelfLabellingSettings:
-    """Of `python -m components.self_labelling`, besides those of the training."""
+    """The settings of `python -m components.self_labelling`, without those of the training."""
 
-    examples: str = option("", "What components.data_ingestion wrote.")
+    examples: str = option("", "Directory that components.data_ingestion wrote.")
     model: str = option("", "Directory to write: Run/ with all of the training, Format-Serving/ with the model as it is served.")
     labels: str = option("", "Directory to write: labels.parquet.")
     metrics: str = option("", "Directory to write: results.json and metrics.jsonl.")
     scratch: str = option(
-        "", "Train here, and copy to --model at the end, where that is no place to work in, as on a bucket; by default in --model."
+        "", "Directory to train in, copied to `model` at the end, for a `model` on a mounted bucket; by default in `model`."
     )
     potentials: bool = option(True, "Serve clusters that are corrected by the potentials of the final weights.")
     warm_up: bool = option(False, "Add requests that TensorFlow Serving runs before it says that it is ready.")
-    check: bool = option(True, "Hold the served model's answers to the network's, in a process without sela_tf.")
+    check: bool = option(True, "Compare the served model's answers with the network's, in a process without sela_tf.")
 
     def __post_init__(self) -> None:
         _require_directories(self, "examples", "model", "labels", "metrics")
         for name in ("model", "labels", "metrics"):
             if "://" in getattr(self, name):
-                raise ConfigError(f"--{name}={getattr(self, name)} must be a directory, perhaps of a mounted bucket, no URL")
+                raise ConfigError(f"`{name}={getattr(self, name)}` must be a directory, perhaps of a mounted bucket, no URL")
         object.__setattr__(self, "scratch", self.scratch and absolute_path(self.scratch))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearProbeSettings:
-    """Of `python -m components.linear_probe`, besides those of the probes."""
+    """The settings of `python -m components.linear_probe`, without those of the probes."""
 
-    examples: str = option("", "What components.data_ingestion wrote, with class labels.")
-    model: str = option("", "What components.self_labelling wrote.")
+    examples: str = option("", "Directory that components.data_ingestion wrote, with class labels.")
+    model: str = option("", "Directory of a model that components.self_labelling wrote.")
     evaluation: str = option("", "Directory to write: evaluation.json and evaluation.md.")
     blessing: str = option("", "Directory to write: a file BLESSED or NOT_BLESSED.")
-    baseline: str = option("", "Another model, that this one must not fall behind.")
-    max_drop: float = option(0.0, "By so much it may, in kNN, linear probe and NMI.")
-    min_knn: float = option(0.0, "Threshold; 0 for none. Of the first of --knn.")
-    min_linear_probe: float = option(0.0, "Threshold; 0 for none. Of the embedding, or the last of --stages.")
-    min_nmi: float = option(0.0, "Threshold; 0 for none. Mean of the heads.")
+    baseline: str = option("", "Directory of another model, which this one must not fall behind.")
+    max_drop: float = option(0.0, "The largest drop below the baseline in kNN, linear probe and NMI.", bound=SHARE)
+    min_knn: float = option(0.0, "Threshold of kNN accuracy with the first of `knn`; 0 for none.", bound=SHARE)
+    min_linear_probe: float = option(
+        0.0, "Threshold of the linear probe's accuracy on the embedding, or the last of `stages`; 0 for none.", bound=SHARE
+    )
+    min_nmi: float = option(0.0, "Threshold of NMI, mean of the heads; 0 for none.", bound=SHARE)
 
     def __post_init__(self) -> None:
         _require_directories(self, "examples", "model", "evaluation", "blessing")
         object.__setattr__(self, "baseline", self.baseline and _directory(self.baseline))
-        check_fields(self, {}, dict.fromkeys(("max_drop", "min_knn", "min_linear_probe", "min_nmi"), _SHARE))
+        check_settings(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PipelineSettings:
-    """Of `python -m components.pipeline`, besides those of ingestion, training and verdict."""
+    """The settings of `python -m components.pipeline`, without those of ingestion, training and verdict."""
 
-    root: str = option("", "Directory of all artifacts of a run on this machine; what is unchanged there is not done again.")
+    root: str = option("", "Directory of all artifacts of a run on this machine; unchanged steps are not repeated.")
     compile: str = option("", "File NAME.yaml to write for Kubeflow Pipelines or Vertex, instead of running here.")
-    image: str = option("sela-tf:latest", "Of the container that the compiled steps run in (components/Dockerfile).")
+    image: str = option("sela-tf:latest", "Image of the container that the compiled steps run in (components/Dockerfile).")
     cpu: str = option("4", "Processors of a compiled step, as Kubernetes writes them.")
     memory: str = option("16G", "Memory of a compiled step, as Kubernetes writes it.")
     accelerator: str = option("", "Type of the accelerator of the compiled training, such as NVIDIA_L4 or nvidia.com/gpu.")
-    retries: int = option(2, "Times that a compiled step which fails is tried again.")
+    retries: int = option(2, "Times that a compiled step which fails is tried again.", at_least=0)
     scratch: str = option("", "Where a compiled step trains, such as a mounted volume; by default the container's own disk.")
 
     def __post_init__(self) -> None:
         if bool(self.root) == bool(self.compile):
-            raise ConfigError("give --root=DIR, to run the pipeline here, or --compile=FILE.yaml, to write it for a cluster")
+            raise ConfigError("give `root=DIR`, to run the pipeline here, or `compile=FILE.yaml`, to write it for a cluster")
         if self.compile and not self.compile.endswith((".yaml", ".yml")):
-            raise ConfigError(f"--compile must be a file NAME.yaml. Received: --compile={self.compile}")
-        check_fields(self, {"retries": 0}, {})
+            raise ConfigError(f"`compile` must be a file NAME.yaml. Received: `compile={self.compile}`")
+        check_settings(self)
         for name, pattern, example in (
             ("image", r"\S+", "REGISTRY/sela-tf:TAG"), ("cpu", r"\d+(\.\d+)?|\d+m", "4 or 500m"),
             ("memory", r"\d+(\.\d+)?([EPTGMK]i?)?", "16G or 16Gi"), ("accelerator", r"\S*", "NVIDIA_L4"),
         ):  # fmt: skip
             if not re.fullmatch(pattern, getattr(self, name)):
-                raise ConfigError(f"--{name} must be as {example}. Received: --{name}={getattr(self, name)}")
+                raise ConfigError(f"`{name}` must be as {example}. Received: `{name}={getattr(self, name)}`")
         object.__setattr__(self, "root", self.root and absolute_path(self.root))
         object.__setattr__(self, "compile", self.compile and absolute_path(self.compile))
-        for flag, path in (("root", self.root), ("compile", os.path.dirname(self.compile))):
+        for setting, path in (("root", self.root), ("compile", os.path.dirname(self.compile))):
             if path:
-                refuse_unwritable(flag, pathlib.Path(path))
+                refuse_unwritable(setting, pathlib.Path(path))
         if self.compile and not os.path.isdir(os.path.dirname(self.compile)):
-            raise ConfigError(f"--compile={self.compile}: there is no such directory: make it, or name another file")
+            raise ConfigError(f"`compile={self.compile}`: there is no such directory: make it, or name another file")
 
 
 def training_config(config: SelaConfig, examples: str) -> SelaConfig:
-    """The settings of a training, on these examples whatever it named itself."""
+    """Returns `config` with the examples as its data set."""
     return dataclasses.replace(config, dataset=f"records:{_directory(examples)}", eval_dataset="")
 
 
 def probe_config(probe: ProbeConfig, model: str, examples: str) -> ProbeConfig:
-    """The settings of probes, of this model on these examples."""
+    """Returns `probe` with the run of the model as its run, and the examples as its data set."""
     return dataclasses.replace(probe, workdir=(f"{model}/{RUN}",), dataset=f"records:{_directory(examples)}", eval_dataset="")
 
 
 def _require_directories(settings: Any, *names: str) -> None:
-    """That they are named, and none within another; and makes them absolute."""
+    """Checks that directories are given and none lies in another, and makes their paths absolute.
+
+    Args:
+        settings: The settings, which are changed.
+        names: Names of the settings that are directories.
+
+    Raises:
+        ConfigError: A directory is missing or lies in another.
+    """
     for name in names:
         if not getattr(settings, name):
-            raise ConfigError(f"--{name} is missing: a directory")
+            raise ConfigError(f"`{name}` is missing: a directory")
         object.__setattr__(settings, name, _directory(getattr(settings, name)))
     for one, other in itertools.permutations(names, 2):
         if f"{getattr(settings, one)}/".startswith(f"{getattr(settings, other)}/"):
             raise ConfigError(
-                f"--{one}={getattr(settings, one)} lies in --{other}={getattr(settings, other)}: name another directory"
+                f"`{one}={getattr(settings, one)}` lies in `{other}={getattr(settings, other)}`: name another directory"
             )
 
 
 def _directory(path: str) -> str:
+    """Returns the absolute path of a directory; a URL without its last slash."""
     return path.rstrip("/") if "://" in path else absolute_path(path)

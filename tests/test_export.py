@@ -88,7 +88,7 @@ def test_the_door_says_what_was_written(exports):
         "| serving_default | image_bytes string [B] ",
         "| images | images float32 [B, any, any, any] |",
         "each gives cluster int64 [B, 2], embedding float32 [B, 32], margin float32 [B, 2], probability float32 [B, 2], valid bool [B]",
-        "64 of --dataset=digits give the network's answers",
+        "64 of digits give the network's answers",
         "| examples | 64 |",
         f"docker run --rm -p 8500:8500 -p 8501:8501 -v {served}:/models/sela:ro -e MODEL_NAME=sela tensorflow/serving",
     ):

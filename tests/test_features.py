@@ -18,7 +18,7 @@ from sela_tf.data.augment import Augmentation
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches, training_batches
-from sela_tf.data.sources import load_source
+from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import match_input
 from sela_tf.data.stores import Arrays
 
@@ -91,7 +91,7 @@ class TestSource:
         with pytest.raises(SourceError, match="is a directory"):
             load_source(f"features:{tmp_path}")
         with pytest.raises(SourceError, match=r"\[30, 4\] takes 0.0 GiB.*raise it"):
-            load_source(f"features:{tmp_path}/f.npy", memory_limit=479)
+            load_source(f"features:{tmp_path}/f.npy", SourceOptions(memory_limit=479))
 
     def test_networks_take_what_they_were_made_for(self, rng):
         vectors, digits = vector_set(rng), load_source("digits").train

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sela_tf.data.decoding import BadImageError, check_image, decode_image
 from sela_tf.data.errors import SourceError
-from sela_tf.data.sources import load_source
+from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import hold_out, match_classes, match_input
 
 
@@ -51,7 +51,7 @@ class TestFolder:
 
     def test_classes_are_the_parents_names_where_there_are_two(self, folder, rng):
         assert load_source(f"folder:{folder}").train.classes.tolist() == [0, 0, 1, 1, 1]
-        assert load_source(f"folder:{folder}", use_classes=False).train.classes is None
+        assert load_source(f"folder:{folder}", SourceOptions(use_classes=False)).train.classes is None
         assert load_source(f"folder:{folder / 'dogs'}").train.classes is None
         picture(rng).save(folder / "beside.png")  # an image beside the directories has no class, so there are none
         splits = load_source(f"folder:{folder}")
@@ -65,7 +65,7 @@ class TestFolder:
             (folder / name).mkdir()
         (folder / "train").rename(folder / "val" / "cats")
         (folder / "dogs").rename(folder / "val" / "dogs")
-        assert len(load_source(f"folder:{folder}").train) == 5  # as an --eval_dataset may be
+        assert len(load_source(f"folder:{folder}").train) == 5  # as an `eval_dataset` may be
         (folder / "train2").rename(folder / "train")
         with pytest.raises(SourceError, match="the training directory is empty, and 'val' is for evaluation"):
             load_source(f"folder:{folder}")
@@ -130,7 +130,7 @@ class TestFolder:
         message = r"4 of 9 images cannot be read: cats/cut.jpg \(a damaged or cut jpeg\); dogs/empty.png .*--skip_bad_images"
         with pytest.raises(SourceError, match=message):
             load_source(f"folder:{folder}")
-        splits = load_source(f"folder:{folder}", skip_bad_images=True)
+        splits = load_source(f"folder:{folder}", SourceOptions(skip_bad_images=True))
         assert len(splits.train) == 5
         assert splits.report[1].startswith("left out, 4 damaged images: cats/cut.jpg")
 
@@ -200,8 +200,8 @@ class TestSplitsAndChannels:
             (tmp_path / "eval" / name).mkdir(parents=True)
             picture(rng).save(tmp_path / "eval" / name / "a.png")
         train = load_source(f"folder:{folder}").train
-        apes_dogs = load_source(f"folder:{tmp_path / 'eval'}", flag="--eval_dataset").train
-        with pytest.raises(SourceError, match="--eval_dataset=.* does not have: apes"):
+        apes_dogs = load_source(f"folder:{tmp_path / 'eval'}", setting="eval_dataset").train
+        with pytest.raises(SourceError, match="`eval_dataset=.*` does not have: apes"):
             match_classes(train, apes_dogs)
         dogs = match_classes(
             dataclasses.replace(train, class_names=("apes", "bears", "dogs"), classes=np.array([0, 0, 1, 2, 2])), apes_dogs

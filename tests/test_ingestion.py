@@ -14,7 +14,7 @@ from served import encoded, picture
 
 from sela_tf.data.errors import SourceError
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.data.sources import load_source
+from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import hold_out
 
 pytestmark = MARKS
@@ -152,13 +152,13 @@ class TestSources:
         subprocess.run([sys.executable, script, tmp_path / "tfds"], check=True, capture_output=True, cwd=tmp_path)
         options = {"data_dir": str(tmp_path / "tfds"), "images_per_shard": 8}
         manifest, found = ingested("boxes", tmp_path / "records", **options)
-        source = load_source("boxes", data_dir=options["data_dir"])
+        source = load_source("boxes", SourceOptions(data_dir=options["data_dir"]))
         are_the_same(found.train, source.train, (6, 6))
         are_the_same(found.eval, source.eval, (6, 6))
         assert manifest["class_names"] == ["dark", "bright"]
         # of many sizes, without a test split, which --dataset=NAME refuses
         with pytest.raises(SourceError, match="many sizes.*components.data_ingestion"):
-            load_source("sizes", data_dir=options["data_dir"])
+            load_source("sizes", SourceOptions(data_dir=options["data_dir"]))
         manifest, found = ingested("sizes", tmp_path / "sizes", **options)
         assert len(found.train) + len(found.eval) == 40
         assert len(manifest["shapes"]) == 4

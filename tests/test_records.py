@@ -15,6 +15,7 @@ from fixtures import ROOT, is_one_line, run_doors
 from served import encoded, picture
 
 from sela_tf.data.errors import SourceError
+from sela_tf.data.image_set import SourceName
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.record_writer import Record, example_id, shard_name, write_manifest, write_shard
 from sela_tf.data.records import IMAGE_KEY
@@ -50,7 +51,7 @@ def directory(tmp_path, rng) -> pathlib.Path:
 
 
 def load(directory: pathlib.Path | str, memory_limit: int = EVERYTHING):
-    return load_records(str(directory), name=f"--dataset=records:{directory}", memory_limit=memory_limit)
+    return load_records(str(directory), source=SourceName(f"records:{directory}", "dataset"), memory_limit=memory_limit)
 
 
 class TestFormat:
@@ -237,9 +238,10 @@ _PEAK = """
 import resource, sys
 import numpy as np
 from sela_tf.data.augment import Augmentation
+from sela_tf.data.image_set import SourceName
 from sela_tf.data.pipeline import training_batches
 from sela_tf.data.sources.records import load_records
-images = load_records(sys.argv[1], name="records", memory_limit=0).train
+images = load_records(sys.argv[1], source=SourceName("records"), memory_limit=0).train
 steps = len(images) // 16
 batches = training_batches(images, size=(32, 32), augmentation=Augmentation(), batch_size=16, seed=0, first_step=0, last_step=2 * steps)
 seen = np.concatenate([indices.numpy() for _, indices in batches])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sela_tf.data.errors import SourceError
-from sela_tf.data.sources import arrays, load_source, outline_source, synthetic_count
+from sela_tf.data.sources import SourceOptions, arrays, load_source, outline_source, synthetic_count
 
 
 def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
@@ -45,7 +45,7 @@ class TestDigitsIdxNpz:
         splits = load_source(f"idx:{tmp_path}")
         assert splits.train.classes.tolist() == list(range(6))
         assert len(splits.eval) == 2
-        assert load_source(f"idx:{tmp_path}", use_classes=False).train.classes is None
+        assert load_source(f"idx:{tmp_path}", SourceOptions(use_classes=False)).train.classes is None
 
     def test_idx_that_is_cut_or_wrong(self, tmp_path, rng):
         path = tmp_path / "train-images-idx3-ubyte.gz"
@@ -72,12 +72,12 @@ class TestDigitsIdxNpz:
 
     def test_memory_limits_synthetic_images_before_they_are_made(self, monkeypatch):
         assert [synthetic_count(name) for name in ("synthetic", "synthetic:1281167", "digits")] == [4096, 1_281_167, None]
-        assert len(load_source("synthetic:5", memory_limit=5 * 64 * 64 * 3).train) == 5
+        assert len(load_source("synthetic:5", SourceOptions(memory_limit=5 * 64 * 64 * 3)).train) == 5
         monkeypatch.setattr(np.random, "default_rng", None)
         for name, limit in (("synthetic:1281167", 4 * 2**30), ("synthetic:6", 5 * 64 * 64 * 3)):
             with pytest.raises(SourceError, match=f"{name}: its decoded images take more than .* --memory_limit"):
-                load_source(name, memory_limit=limit)
-        assert len(outline_source("synthetic:1281167", memory_limit=2**34).splits.train) == 1_281_167
+                load_source(name, SourceOptions(memory_limit=limit))
+        assert len(outline_source("synthetic:1281167", SourceOptions(memory_limit=2**34)).splits.train) == 1_281_167
         with pytest.raises(SourceError, match="synthetic:1281167: its decoded images take more than"):
             outline_source("synthetic:1281167")
 
@@ -129,4 +129,4 @@ class TestDigitsIdxNpz:
 
     def test_memory_limit(self):
         with pytest.raises(SourceError, match="--memory_limit"):
-            load_source("digits", memory_limit=1000)
+            load_source("digits", SourceOptions(memory_limit=1000))

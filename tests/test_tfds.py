@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sela_tf.data.errors import SourceError
-from sela_tf.data.sources import load_source
+from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.sources.tfds import TfdsSource
 from sela_tf.data.splits import is_held_out
 from sela_tf.settings.fields import ConfigError
@@ -57,15 +57,15 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
 class TestTfds:
     @pytest.mark.parametrize("name", ["shapes", "shapes:1.2.0", "shapes:1.*.*"])
     def test_prepared_data_is_read(self, data_dir, name):
-        splits = load_source(name, data_dir=str(data_dir))
+        splits = load_source(name, SourceOptions(data_dir=str(data_dir)))
         assert splits.train.images.shape == (30, 6, 6, 3)
         assert splits.train.class_names == ("a", "b")
         np.testing.assert_array_equal(splits.train.images[:, 0, 0, 0] % 2, splits.train.classes)
         assert len(splits.eval) == 10
-        assert splits.train.fingerprint() == load_source(name, data_dir=str(data_dir)).train.fingerprint()
+        assert splits.train.fingerprint() == load_source(name, SourceOptions(data_dir=str(data_dir))).train.fingerprint()
 
     def test_does_not_wait_for_the_thread_that_tunes(self, data_dir, passes):
-        load_source("shapes", data_dir=str(data_dir))
+        load_source("shapes", SourceOptions(data_dir=str(data_dir)))
         assert [options.autotune.enabled for options in passes] == [False] * 2
 
     def test_settings_are_held_to_its_counts(self, data_dir, monkeypatch):
@@ -83,12 +83,12 @@ class TestTfds:
 
     def test_many_sizes_and_limits(self, data_dir):
         with pytest.raises(SourceError, match="many sizes.*records:DIR"):
-            load_source("many", data_dir=str(data_dir))
+            load_source("many", SourceOptions(data_dir=str(data_dir)))
         with pytest.raises(SourceError, match="--memory_limit"):
-            load_source("shapes", data_dir=str(data_dir), memory_limit=500)
+            load_source("shapes", SourceOptions(data_dir=str(data_dir), memory_limit=500))
 
     def test_unknown_and_unprepared(self, tmp_path):
-        with pytest.raises(SourceError, match="--dataset=no_such_set: unknown"):
-            load_source("no_such_set", data_dir=str(tmp_path))
-        with pytest.raises(SourceError, match="--dataset=cifar10: TFDS has not prepared it"):
-            load_source("cifar10", data_dir=str(tmp_path))
+        with pytest.raises(SourceError, match="`dataset=no_such_set`: unknown"):
+            load_source("no_such_set", SourceOptions(data_dir=str(tmp_path)))
+        with pytest.raises(SourceError, match="`dataset=cifar10`: TFDS has not prepared it"):
+            load_source("cifar10", SourceOptions(data_dir=str(tmp_path)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from components.data_ingestion.parts import Examples
+from components.data_ingestion.shard_sources import TfExamples
 from sela_tf.compat.autotuning import untuned
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
@@ -42,7 +42,7 @@ def test_a_data_set_of_ones_own(way, rng, passes):
 def test_a_shard_of_examples(tmp_path, passes):
     with tf.io.TFRecordWriter(str(tmp_path / "empty")):
         pass
-    assert list(Examples(str(tmp_path / "empty"), "empty", "img", "", 0.0, False).records()) == []
+    assert list(TfExamples(str(tmp_path / "empty"), "empty", "img", "", 0.0, False).records()) == []
     assert [options.autotune.enabled for options in passes] == [False]
 
 

@@ -1,1 +1,1 @@
-"""Images from anywhere to shards of tf.train.Example, by Apache Beam."""
+"""The component that writes images from any source to shards of tf.train.Example, by Apache Beam."""

@@ -1,7 +1,7 @@
 """Ingestion: `ingest(settings)` reads and checks every image once, by Apache Beam, and writes the artifact Examples.
 
-A shard is a unit of work: one worker reads its images and writes it whole, so that the bytes do not depend on how many workers there are,
-and no more than one image is in memory. (Beam's own sink for TFRecords repeats neither the bytes nor what is in a shard.)
+One worker reads all images of a shard and writes the shard. So the bytes do not depend on the number of workers, and a worker has one
+image in memory at a time. (Beam's own sink for TFRecords repeats neither the bytes nor the images of a shard.)
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any
 import tensorflow as tf
 
 from components import artifacts
-from components.data_ingestion.inputs import Plan, files_of, plan
-from components.data_ingestion.parts import Rejected
+from components.data_ingestion.planning import Plan, files_of, plan
+from components.data_ingestion.shard_sources import Rejected
 from components.data_ingestion.workers import Workers, write_text
 from components.settings import IngestionSettings
 from sela_tf.data.decoding import ImageInfo
 from sela_tf.data.errors import SourceError
-from sela_tf.data.listing import LookedAt, size_and_time, walk
+from sela_tf.data.image_set import SourceName
+from sela_tf.data.listing import FileInfo, size_and_time, walk
 from sela_tf.data.record_writer import Shard, shard_name, write_manifest
 from sela_tf.data.records import FEATURES, INDEX, MANIFEST, read_manifest
 from sela_tf.data.sources.records import load_records
@@ -33,19 +34,25 @@ from sela_tf.settings.fields import ConfigError
 REJECTED, SCHEMA = "rejected.json", "schema.pbtxt"
 _NAME = "data_ingestion"
 _SCRATCH = ".unfinished-"
-"""Begins the name of the directory beside the examples where they are made."""
-_LOOKED_AT_ONCE = 500
+"""The beginning of the name of the directory beside the examples in which they are made."""
+_INSPECTED_AT_ONCE = 500
 _SHOWN = 5
 
 
 def ingest(settings: IngestionSettings) -> dict[str, Any]:
-    """Writes what `sela_tf.data.records` describes, and beside it schema.pbtxt (tensorflow-metadata) and rejected.json.
+    """Writes records (`sela_tf.data.records`) of a data set, with schema.pbtxt (tensorflow-metadata) and rejected.json.
+
+    Nothing is done if the directory already holds the records of the same input.
+
+    Args:
+        settings: The data set, the directory and all options.
 
     Returns:
-        The manifest. If the directory holds what the same input made, nothing is done.
+        The manifest.
 
     Raises:
-        ValueError: Beam is missing, or the directory will not do (ConfigError); the images will not do (SourceError).
+        ConfigError: Beam is missing, or the directory cannot be used.
+        SourceError: The images cannot be used.
     """
     if importlib.util.find_spec("apache_beam") is None:
         raise ConfigError("ingestion needs Apache Beam: pip install 'sela-tf[beam]'")
@@ -54,15 +61,15 @@ def ingest(settings: IngestionSettings) -> dict[str, Any]:
     made_of = _made_of(settings)
     if artifacts.is_current(directory, made_of):
         with contextlib.suppress(SourceError):
-            load_records(directory, name=f"records:{directory}", memory_limit=0)
+            load_records(directory, source=SourceName(f"records:{directory}"), memory_limit=0)
             print(f"unchanged since it was ingested: {directory}", flush=True)
             return read_manifest(directory, name=f"records:{directory}")
     before = artifacts.read_made_of(directory)
     if before is not None and before["settings"]["dataset"] != settings.dataset:
         raise ConfigError(
-            f"--examples={directory} holds examples of --dataset={before['settings']['dataset']}: name another directory"
+            f"`examples={directory}` holds examples of `dataset={before['settings']['dataset']}`: name another directory"
         )
-    # what is there stays until all of the new is there
+    # The old records stay until all new ones are written.
     place, _, name = directory.rpartition("/")
     with _scratch(f"{place}/{_SCRATCH}{name}") as scratch:
         staging = f"{scratch}/records"
@@ -77,13 +84,15 @@ def ingest(settings: IngestionSettings) -> dict[str, Any]:
 
 
 def _ingest(settings: IngestionSettings, directory: str, workers: Workers) -> dict[str, Any]:
-    def look(root: str, names: Sequence[str]) -> list[LookedAt]:
-        parts = [[root, *names[i : i + _LOOKED_AT_ONCE]] for i in range(0, len(names), _LOOKED_AT_ONCE)]
-        found = workers.run("look", parts, "checking", len(names))
-        files = [LookedAt(*file) for part in found for file in part]
+    """Plans and writes all shards, the schema and the manifest into `directory`, and returns the manifest."""
+
+    def inspect(root: str, names: Sequence[str]) -> list[FileInfo]:
+        parts = [[root, *names[i : i + _INSPECTED_AT_ONCE]] for i in range(0, len(names), _INSPECTED_AT_ONCE)]
+        found = workers.run("inspect", parts, "checking", len(names))
+        files = [FileInfo(*file) for part in found for file in part]
         return [file if file.info is None else file._replace(info=ImageInfo(*file.info)) for file in files]
 
-    planned = plan(settings, look)
+    planned = plan(settings, inspect)
     for line in planned.report:
         print(line, flush=True)
     parts = [
@@ -105,18 +114,18 @@ def _ingest(settings: IngestionSettings, directory: str, workers: Workers) -> di
 
 
 def _made_of(settings: IngestionSettings) -> dict[str, Any]:
-    """The settings, and size and time of every file that is read."""
+    """Returns the settings that count, and a digest of the sizes and times of all files of the data set."""
     digest = hashlib.sha256()
-    for flag in ("dataset", "eval_dataset"):
-        source = getattr(settings, flag)
+    for setting in ("dataset", "eval_dataset"):
+        source = getattr(settings, setting)
         if not source:
             continue
-        for path in files_of(source, flag=f"--{flag}", data_dir=settings.data_dir, download=settings.download):
+        for path in files_of(source, setting=setting, data_dir=settings.data_dir, download=settings.download):
             if f"{path}/".startswith(f"{settings.examples}/"):
                 raise ConfigError(
-                    f"--examples={settings.examples} holds what is to be ingested ({path}): name a directory elsewhere"
+                    f"`examples={settings.examples}` holds what is to be ingested ({path}): name a directory elsewhere"
                 )
-            if not tf.io.gfile.exists(path):  # a link to nothing, which will be told
+            if not tf.io.gfile.exists(path):  # A broken link is reported later.
                 continue
             size, time_ns = size_and_time(path)
             digest.update(f"{path}\0{size}\0{time_ns}\0".encode())
@@ -128,25 +137,33 @@ def _made_of(settings: IngestionSettings) -> dict[str, Any]:
 def _refuse_or_report(
     settings: IngestionSettings, written: dict[str, list[Shard]], rejected: Sequence[Rejected], *, already_told: int
 ) -> None:
-    """Raises:
-    SourceError: images are damaged and not to be skipped, or a split is empty.
+    """Checks the written shards and prints their numbers of images.
+
+    Args:
+        settings: The settings of the ingestion.
+        written: Shards by split.
+        rejected: All images that were left out.
+        already_told: The number of them that the plan has reported.
+
+    Raises:
+        SourceError: Images are damaged and `skip_bad_images` is False, a split is empty, or two images have one name.
     """
     new = rejected[already_told:]
     shown = "; ".join(f"{each.name} ({each.reason})" for each in new[:_SHOWN]) + ("; …" if len(new) > _SHOWN else "")
     if new and not settings.skip_bad_images:
         raise SourceError(
-            f"--dataset={settings.dataset}: {len(new)} images cannot be read: {shown}. Leave them out with --skip_bad_images"
+            f"`dataset={settings.dataset}`: {len(new)} images cannot be read: {shown}. Leave them out with `skip_bad_images=True`"
         )
     if new:
         print(f"left out, {len(new)} images: {shown}", flush=True)
     rows = {split: [row for shard in shards for row in shard.rows] for split, shards in written.items()}
     if not any(rows.values()):
-        raise SourceError(f"--dataset={settings.dataset}: no image in it")
+        raise SourceError(f"`dataset={settings.dataset}`: no image in it")
     for split, found in rows.items():
         if not found:
             raise SourceError(
-                f"--dataset={settings.dataset}: no image is left for the split {split!r}: choose another --eval_fraction, or name an "
-                "--eval_dataset"
+                f"`dataset={settings.dataset}`: no image is left for the split {split!r}: choose another `eval_fraction`, or name an "
+                "`eval_dataset`"
             )
         size = sum(shard.size for shard in written[split])
         print(f"{split}: {len(found)} images in {len(written[split])} shards, {size / 1e6:.1f} MB", flush=True)
@@ -157,7 +174,7 @@ def _refuse_or_report(
     (name, times), *_ = names.most_common(1)
     if times > 1:
         raise SourceError(
-            f"--dataset={settings.dataset}: {sum(count > 1 for count in names.values())} images would have the name of another, such as "
+            f"`dataset={settings.dataset}`: {sum(count > 1 for count in names.values())} images would have the name of another, such as "
             f"{name!r}: rename their directory"
         )
 
@@ -165,7 +182,7 @@ def _refuse_or_report(
 def _about(
     settings: IngestionSettings, planned: Plan, written: dict[str, list[Shard]], rejected: Sequence[Rejected]
 ) -> dict[str, Any]:
-    """What the manifest says besides counts and digests. No path of this machine: the same images have the same manifest anywhere."""
+    """Returns the manifest's entries about the data. It has no path of this machine, so that the same images have the same manifest anywhere."""
     rows = [row for shards in written.values() for shard in shards for row in shard.rows]
     class_names = planned.class_names or _class_names(rows)
     shapes = collections.Counter(f"{row['height']} x {row['width']} x {row['channels']}" for row in rows)
@@ -173,7 +190,7 @@ def _about(
         "source": settings.dataset.partition(":")[0],
         "split_rule": planned.split_rule,
         "class_names": None if class_names is None else list(class_names),
-        # one colour image makes it a colour set, so that nothing is lost
+        # A single colour image makes it a colour set, so that no colour is lost.
         "channels": 3 if any(row["channels"] >= 3 for row in rows) else 1,
         "shapes": dict(sorted(shapes.most_common(100))),
         "num_rejected": len(rejected),
@@ -181,7 +198,7 @@ def _about(
 
 
 def _class_names(rows: Sequence[dict[str, Any]]) -> list[str] | None:
-    """As the records themselves have them, where each number from 0 on has one name."""
+    """Returns the names of the classes as the records have them; None unless each number from 0 has exactly one name."""
     pairs = {(row["class"], row["class_name"]) for row in rows}
     found = dict(pairs)
     good = len(found) == len(pairs) and "" not in found.values() and sorted(found) == list(range(len(found)))
@@ -189,7 +206,7 @@ def _class_names(rows: Sequence[dict[str, Any]]) -> list[str] | None:
 
 
 def _schema(written: dict[str, list[Shard]], class_names: Sequence[str] | None) -> str:
-    """For TensorFlow Data Validation and TFX, in protobuf's text format."""
+    """Returns the schema for TensorFlow Data Validation and TFX, in the text format of protocol buffers."""
     from google.protobuf import text_format
     from tensorflow_metadata.proto.v0 import schema_pb2
 
@@ -218,7 +235,8 @@ def _schema(written: dict[str, list[Shard]], class_names: Sequence[str] | None) 
 
 @contextlib.contextmanager
 def _scratch(path: str) -> Iterator[str]:
-    if tf.io.gfile.exists(path):  # of one that was killed
+    """Makes a directory and removes it at the end of the context."""
+    if tf.io.gfile.exists(path):  # A killed ingestion has left it.
         tf.io.gfile.rmtree(path)
     tf.io.gfile.makedirs(path)
     try:

@@ -1,4 +1,7 @@
-"""Beam, and what its workers do: read and check files, write shards. Tasks and results go through files that workers and we see."""
+"""Workers of an ingestion, run by Apache Beam: they inspect files and write shards.
+
+Tasks and results are JSON files in a directory that this process and all workers can read.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,28 @@ from typing import Any, TextIO
 import tensorflow as tf
 from tqdm import tqdm
 
-from components.data_ingestion.parts import PARTS, Rejected
+from components.data_ingestion.shard_sources import SHARD_SOURCES, Rejected
 from sela_tf.compat.quiet import stderr_kept_back
 from sela_tf.data.errors import SourceError
-from sela_tf.data.listing import LookedAt, look_at
+from sela_tf.data.listing import FileInfo, inspect_file
 from sela_tf.data.record_writer import Shard, write_shard
+from sela_tf.files.remote import whole_remote_file
 from sela_tf.settings.fields import ConfigError
 
 _HERE = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=0")
-"""A process on each core. Beam's DirectRunner would first look for a binary of another runner, which it wants to download."""
+"""Beam's default options here: a process on each core. Beam's DirectRunner would try to download a binary of another runner first."""
 
 
 class Workers:
-    """Beam, and a directory that its workers and we see."""
+    """The workers of an ingestion.
+
+    Args:
+        scratch: A directory that this process and all workers can read and write.
+        arguments: Options of Beam; empty for a process on each core of this machine.
+
+    Raises:
+        ConfigError: Beam refuses the options.
+    """
 
     def __init__(self, scratch: str, arguments: Sequence[str]):
         self._scratch, self._arguments = scratch, list(arguments)
@@ -35,9 +47,9 @@ class Workers:
         try:
             with contextlib.redirect_stderr(said):
                 self._pipeline()
-        except (SystemExit, ValueError) as error:  # Beam parses as a command does
+        except (SystemExit, ValueError) as error:  # Beam parses options as a command does, and exits.
             why = said.getvalue().strip().rpartition("error: ")[2] or str(error)
-            raise ConfigError(f"--beam_pipeline_args={','.join(arguments)}: {why}") from error
+            raise ConfigError(f"`beam_pipeline_args={','.join(arguments)}`: {why}") from error
 
     def _pipeline(self) -> Any:
         import apache_beam as beam
@@ -48,10 +60,19 @@ class Workers:
         return beam.Pipeline(options=options)
 
     def run(self, kind: str, tasks: Sequence[Any], what: str, total: int) -> list[Any]:
-        """What `_work` makes of each task, in order; `kind` is "look" or "write". `total` is shown.
+        """Runs tasks on the workers.
+
+        Args:
+            kind: "inspect" or "write".
+            tasks: Arguments of each task, as JSON can hold them.
+            what: The work, for the user.
+            total: The number of images or shards, for the user.
+
+        Returns:
+            The result of each task, in order, as JSON gives it back.
 
         Raises:
-            SourceError: a task ended so, or with an OSError.
+            SourceError: A task failed.
         """
         self._count += 1
         place = f"{self._scratch}/{self._count}"
@@ -60,7 +81,7 @@ class Workers:
             write_text(f"{place}/task-{number}.json", json.dumps(task))
         print(f"{what} {total} {'images' if kind == 'look' else 'shards'}", flush=True)
         with contextlib.ExitStack() as stack:
-            # on this machine, two lines of each worker for everything that TensorFlow and Beam do in it
+            # On this machine, TensorFlow and Beam write lines of their own for each worker.
             shown = sys.stderr if self._arguments else stack.enter_context(stderr_kept_back())
             import apache_beam as beam
 
@@ -75,26 +96,29 @@ class Workers:
 
 
 def _work(number: int, place: str, kind: str) -> None:
-    """In a worker: one task, and its result or what is wrong, as files. Done twice, it does the same."""
+    """Runs one task in a worker, and writes its result or its error to a file. A task that runs twice has the same result."""
     task = json.loads(_read(f"{place}/task-{number}.json"))
     try:
-        result: dict[str, Any] = {"result": _looked(*task) if kind == "look" else _written(*task)}
+        result: dict[str, Any] = {"result": _inspected(*task) if kind == "inspect" else _written(*task)}
     except (ValueError, OSError, tf.errors.OpError) as error:
         result = {"error": " ".join(str(getattr(error, "message", error)).split())}
-    unfinished = f"{place}/.done-{number}-{time.monotonic_ns()}.json"
-    write_text(unfinished, json.dumps(result))
-    tf.io.gfile.rename(unfinished, f"{place}/done-{number}.json", overwrite=True)
+    # Beam may run the same task twice at once.
+    mine = f"{place}/.done-{number}-{time.monotonic_ns()}.json"
+    with whole_remote_file(f"{place}/done-{number}.json", unfinished=mine) as unfinished:
+        write_text(unfinished, json.dumps(result))
 
 
-def _looked(root: str, *names: str) -> list[LookedAt]:
-    return [look_at(root, name) for name in names]
+def _inspected(root: str, *names: str) -> list[FileInfo]:
+    """Inspects files of a folder."""
+    return [inspect_file(root, name) for name in names]
 
 
 def _written(directory: str, file: str, kind: str, values: Sequence[Any]) -> tuple[Shard, list[Rejected]]:
+    """Writes the shard of one source, and returns it with the images that are left out."""
     rejected = []
 
     def good() -> Iterator[Any]:
-        for record in PARTS[kind](*values).records():
+        for record in SHARD_SOURCES[kind](*values).records():
             if isinstance(record, Rejected):
                 rejected.append(record)
             else:
@@ -105,7 +129,7 @@ def _written(directory: str, file: str, kind: str, values: Sequence[Any]) -> tup
 
 @contextlib.contextmanager
 def _progress(place: str, what: str, num_tasks: int, shown: TextIO) -> Iterator[None]:
-    """A bar, if `shown` is a terminal."""
+    """Shows a progress bar during the context, if `shown` is a terminal."""
     finished = threading.Event()
 
     def watch() -> None:
@@ -124,11 +148,12 @@ def _progress(place: str, what: str, num_tasks: int, shown: TextIO) -> Iterator[
 
 
 def _read(path: str) -> str:
+    """Reads a file on any file system that TensorFlow knows."""
     with tf.io.gfile.GFile(path, "r") as file:
         return file.read()
 
 
 def write_text(path: str, text: str) -> None:
-    """A file, on any file system."""
+    """Writes a file on any file system that TensorFlow knows."""
     with tf.io.gfile.GFile(path, "w") as file:
         file.write(text)

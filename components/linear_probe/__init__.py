@@ -1,1 +1,1 @@
-"""Is the model good enough? Probes, kNN and clustering, held against thresholds or another model."""
+"""The component that evaluates a model by probes, kNN and clustering, and compares it with thresholds or another model."""

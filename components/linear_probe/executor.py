@@ -1,4 +1,4 @@
-"""Evaluation: `evaluate(settings, probe)` makes the artifacts ModelEvaluation and ModelBlessing of a Model and Examples."""
+"""Evaluation: `evaluate(settings, probe)` writes the artifacts ModelEvaluation and ModelBlessing for a Model and Examples."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from components import artifacts
 from components.settings import RUN, LinearProbeSettings, probe_config
 from sela_tf.commands.probe import probe as probe_network
 from sela_tf.commands.probe import table
+from sela_tf.data.image_set import SourceName
 from sela_tf.data.records import read_manifest
 from sela_tf.data.sources.records import load_records
 from sela_tf.files.atomic import write_whole
@@ -22,21 +23,24 @@ from sela_tf.settings.fields import ConfigError
 _NAME = "linear_probe"
 EVALUATION, REPORT = "evaluation.json", "evaluation.md"
 BLESSED, NOT_BLESSED = "BLESSED", "NOT_BLESSED"
-"""As TFX names them, empty files."""
+"""Names of the empty file that holds the verdict, as TFX names them."""
 
 
 def evaluate(settings: LinearProbeSettings, probe: ProbeConfig) -> dict[str, Any]:
-    """Probes the model, holds it against thresholds and a baseline, and writes what the settings name.
+    """Probes a model, compares its figures with thresholds and a baseline, and writes the evaluation and the verdict.
+
+    Nothing is done if the directories already hold the evaluation of the same model and examples.
 
     Args:
-        settings: directories, thresholds, baseline.
-        probe: how to probe; whose run and which images are replaced by model and examples.
+        settings: Directories, thresholds and the baseline.
+        probe: The settings of the probes. Their run and data set are replaced by the model and the examples.
 
     Returns:
-        What evaluation.json holds. If the directories hold what the same model and examples made, nothing is done.
+        The content of evaluation.json.
 
     Raises:
-        ValueError: model or examples will not do, or have no class labels (ConfigError, SourceError).
+        ConfigError: The model cannot be used, or the examples have no class labels.
+        SourceError: The examples cannot be used.
     """
     probe = probe_config(probe, settings.model, settings.examples)
     manifest = read_manifest(settings.examples, name=probe.dataset)
@@ -56,8 +60,8 @@ def evaluate(settings: LinearProbeSettings, probe: ProbeConfig) -> dict[str, Any
     outputs = {"evaluation": evaluation, "blessing": blessing}
     for name, path in outputs.items():
         artifacts.refuse_foreign(str(path), name, _NAME)
-    if load_records(settings.examples, name=probe.dataset, memory_limit=0).train.classes is None:
-        raise ConfigError(f"--examples={settings.examples} has no class labels, which probes need: name others")
+    if load_records(settings.examples, source=SourceName(probe.dataset), memory_limit=0).train.classes is None:
+        raise ConfigError(f"`examples={settings.examples}` has no class labels, which probes need: name others")
     probed = {name: probe_network(probe_config(probe, path, settings.examples), f"{path}/{RUN}") for name, path in models.items()}
     figures = {name: headline(found["trained"]) for name, found in probed.items()}
     reasons = objections(figures["model"], figures.get("baseline"), settings)
@@ -69,7 +73,7 @@ def evaluate(settings: LinearProbeSettings, probe: ProbeConfig) -> dict[str, Any
         "max_drop": settings.max_drop,
         "examples": manifest["digest"],
     }
-    # only now: an earlier verdict stands until there is another
+    # The old verdict is removed only now, when there is a new one.
     for name, path in outputs.items():
         artifacts.start(str(path), name, _NAME, clear=(BLESSED, NOT_BLESSED))
     write_whole(evaluation / EVALUATION, json.dumps(found, indent=1) + "\n")
@@ -81,7 +85,8 @@ def evaluate(settings: LinearProbeSettings, probe: ProbeConfig) -> dict[str, Any
 
 
 def headline(figures: Mapping[str, Any]) -> dict[str, float]:
-    """What verdicts are about: kNN with the first k, the linear probe of the last stage (the embedding, by default), NMI."""
+    """Returns the three figures of a verdict: kNN accuracy with the first k, accuracy of the linear probe on the last stage (by default the
+    embedding), and NMI as the mean of the heads."""
     return {
         "knn": next(iter(figures["knn"].values())),
         "linear_probe": list(figures["linear_probe"].values())[-1],
@@ -90,7 +95,13 @@ def headline(figures: Mapping[str, Any]) -> dict[str, float]:
 
 
 def objections(model: Mapping[str, float], baseline: Mapping[str, float] | None, settings: LinearProbeSettings) -> list[str]:
-    """Why the model is not to be blessed; none if it is. Without a threshold or a baseline nothing speaks for it."""
+    """Returns the reasons against blessing a model; none if it is blessed.
+
+    Args:
+        model: The figures of the model, see `headline`.
+        baseline: The figures of the baseline; None without one.
+        settings: Thresholds and the largest drop. Without a threshold and a baseline, no model is blessed.
+    """
     thresholds = {name: getattr(settings, f"min_{name}") for name in model}
     if baseline is None and not any(thresholds.values()):
         return ["neither a threshold nor a baseline was given"]
@@ -102,7 +113,7 @@ def objections(model: Mapping[str, float], baseline: Mapping[str, float] | None,
 
 
 def markdown_report(found: Mapping[str, Any]) -> str:
-    """For people."""
+    """Returns evaluation.json in readable form, as Markdown."""
     lines = ["# Evaluation", "", f"**{'Blessed' if found['blessed'] else 'Not blessed'}**", ""]
     lines += [f"- {reason}" for reason in found["reasons"]] + [""] * bool(found["reasons"])
     for name in ("model", "baseline"):
@@ -111,10 +122,15 @@ def markdown_report(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, found["model"]["protocol"], ""])
 
 
-def _fingerprint_of(model: str, flag: str) -> str:
+def _fingerprint_of(model: str, setting: str) -> str:
+    """Returns the fingerprint of a model's inputs; `setting` names the model in messages.
+
+    Raises:
+        ConfigError: The directory holds no finished model.
+    """
     made_of = artifacts.read_made_of(model)
     if made_of is None or made_of.get("component") != "self_labelling":
         raise ConfigError(
-            f"--{flag}={model} holds no finished model: components.self_labelling writes one, or was stopped before it was done"
+            f"`{setting}={model}` holds no finished model: components.self_labelling writes one, or was stopped before it was done"
         )
     return str(made_of["fingerprint"])

@@ -1,1 +1,1 @@
-"""From examples to a model and labels, by self-labelling."""
+"""The component that trains a model on examples by self-labelling, and writes the model and its labels."""

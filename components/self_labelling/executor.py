@@ -1,4 +1,4 @@
-"""Training: `self_label(settings, config)` makes the artifacts Model, Labels and metrics of Examples."""
+"""Training: `self_label(settings, config)` writes the artifacts Model, Labels and Metrics for Examples."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sela_tf.commands.export import export_to
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.record_writer import example_id
 from sela_tf.data.records import read_manifest
+from sela_tf.files.atomic import whole_file
 from sela_tf.models.heads import find_multi_head
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.names import METRICS, RESULTS
@@ -38,18 +39,22 @@ _BATCH = 500
 
 
 def self_label(settings: SelfLabellingSettings, config: SelaConfig) -> dict[str, Any]:
-    """Trains, and writes what the settings name; what was stopped half way goes on from its last checkpoint.
+    """Trains a model on examples and writes the model, its labels and its metrics.
+
+    A training that was stopped continues from its last checkpoint. Nothing is done if the directories already hold the artifacts of the
+    same examples and settings.
 
     Args:
-        settings: directories.
-        config: of the training; its data set is replaced by the examples.
+        settings: Directories, and options of the served model.
+        config: The settings of the training. Their data set is replaced by the examples.
 
     Returns:
-        What results.json holds. If the directories hold what the same examples and settings made, nothing is done.
+        The content of results.json.
 
     Raises:
-        ValueError: the examples or the settings will not do, or the model's directory holds another one (ConfigError, SourceError).
-        TrainingInterrupted: on SIGINT or SIGTERM, after saving.
+        ConfigError: The settings cannot be used, or a directory holds another artifact.
+        SourceError: The examples cannot be used.
+        TrainingInterrupted: SIGINT or SIGTERM was received; the state was saved.
     """
     config = training_config(config, settings.examples)
     manifest = read_manifest(settings.examples, name=config.dataset)
@@ -87,10 +92,10 @@ def self_label(settings: SelfLabellingSettings, config: SelaConfig) -> dict[str,
 
 
 def _place_to_work(settings: SelfLabellingSettings) -> pathlib.Path:
-    """Where the training goes on: in the model's directory, or elsewhere to be copied.
+    """Returns the directory of the training: below the model's, or `scratch`, from which it is copied at the end.
 
     Raises:
-        ConfigError: elsewhere is within it, or the other way round.
+        ConfigError: `scratch` lies in the model's directory, or the reverse.
     """
     place = pathlib.Path(settings.model).resolve() / RUN
     scratch = pathlib.Path(settings.scratch or place).resolve()
@@ -98,24 +103,25 @@ def _place_to_work(settings: SelfLabellingSettings) -> pathlib.Path:
         scratch.is_relative_to(settings.model) or scratch.is_relative_to(place.parent) or place.is_relative_to(scratch)
     ):
         raise ConfigError(
-            f"--scratch={settings.scratch} and --model={settings.model} lie within one another: name another directory"
+            f"`scratch={settings.scratch}` and `model={settings.model}` lie within one another: name another directory"
         )
     return pathlib.Path(settings.model) / RUN if scratch == place else scratch
 
 
 def _that_count(config: SelaConfig) -> dict[str, Any]:
-    """The settings that change what is computed; the examples have a digest of their own."""
+    """Returns the settings that change the result. The examples are left out, because they have a digest of their own."""
     fields = dataclasses.fields(config)
     return {field.name: getattr(config, field.name) for field in fields if not field.metadata["shown"] and field.name != "dataset"}
 
 
 def _replace(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies file by file: a mounted bucket renames no directory."""
+    """Replaces the directory `target` by a copy of `source`, file by file, because a mounted bucket cannot rename directories."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, copy_function=shutil.copyfile)
 
 
 def _export(settings: SelfLabellingSettings, model: pathlib.Path) -> None:
+    """Exports the network of the run to the SavedModel of the artifact."""
     options = ExportConfig(
         workdir=str(model / RUN),
         export_dir=str(model),
@@ -129,7 +135,7 @@ def _export(settings: SelfLabellingSettings, model: pathlib.Path) -> None:
 
 
 def _write_labels(config: SelaConfig, workdir: pathlib.Path, path: pathlib.Path) -> None:
-    """Of each training image and head the label that the run ended with, and how probable it is to the network: a row."""
+    """Writes a table with a row for each training image and head: the final label, its probability by the network, and the margin."""
     model = load_run(workdir)
     heads = find_multi_head(model)
     train = load_data(config).train
@@ -143,8 +149,7 @@ def _write_labels(config: SelaConfig, workdir: pathlib.Path, path: pathlib.Path)
             ("probability", pa.float32()), ("margin", pa.float32()),
         ]
     )  # fmt: skip
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    with pa.parquet.ParquetWriter(unfinished, schema) as writer:
+    with whole_file(path) as unfinished, pa.parquet.ParquetWriter(unfinished, schema) as writer:
         size = tuple(model.input.shape[1:-1])
         for images, _ in inference_batches(train, size=size, batch_size=_BATCH, in_order=True):
             some = slice(done, done + len(images))
@@ -161,4 +166,3 @@ def _write_labels(config: SelaConfig, workdir: pathlib.Path, path: pathlib.Path)
             }
             writer.write_table(pa.table(columns, schema=schema))
             done = some.stop
-    unfinished.replace(path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags
 
+from sela_tf.cli.wording import in_flags
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 
@@ -21,12 +22,13 @@ _TUPLES: dict[str, Callable[[str], Any]] = {"tuple[float, ...]": float, "tuple[i
 
 def define(values: flags.FlagValues, kind: type[DataclassInstance], *, leave_out: Collection[str] = ()) -> None:
     """A flag for each field of `kind`, a dataclass such as SelaConfig, but those left out."""
+    names = {field.name for field in dataclasses.fields(kind)}
     for field in dataclasses.fields(kind):
         if field.name in leave_out:
             continue
         options: dict[str, Any] = {
             "name": field.name,
-            "help": field.metadata["help"],
+            "help": in_flags(field.metadata["help"], names),
             "default": field.default,
             "flag_values": values,
         }

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.label_files import match_names
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.data.sources import load_source
+from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import match_input
 from sela_tf.models.build import EMBEDDING
 from sela_tf.models.heads import MultiHead, find_multi_head
@@ -130,11 +130,13 @@ def _images(settings: LabelConfig, config: SelaConfig) -> list[tuple[str, ImageS
         return [("train", data.train), ("eval", data.held_out)]
     splits = load_source(
         absolute_source(settings.dataset),
-        data_dir=settings.data_dir or config.data_dir,
-        download=settings.download,
-        skip_bad_images=settings.skip_bad_images,
-        memory_limit=int(settings.memory_limit * 2**30),
-        cache_dir=cache_dir,
+        SourceOptions(
+            data_dir=settings.data_dir or config.data_dir,
+            download=settings.download,
+            skip_bad_images=settings.skip_bad_images,
+            memory_limit=int(settings.memory_limit * 2**30),
+            cache_dir=cache_dir,
+        ),
         tell=tell,
     )
     for line in splits.report:

@@ -79,7 +79,9 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
     data = data._replace(train=match_input(data.train, shape), held_out=match_input(data.held_out, shape))
     for images in (data.train, data.held_out):
         if images.classes is None:
-            raise ConfigError(f"{images.name} has no class labels, which probes need: name another --dataset or --eval_dataset")
+            raise ConfigError(
+                f"{images.full_name} has no class labels, which probes need: name another --dataset or --eval_dataset"
+            )
     protocol = evaluation_protocol(settings.evaluate, len(data.train), len(data.held_out), seed=settings.seed)
     if settings.kmeans and max(settings.kmeans) > protocol.held_out_size:
         raise ConfigError(f"--kmeans={max(settings.kmeans)} exceeds the {protocol.held_out_size} held-out images: choose fewer")

@@ -1,1 +1,1 @@
-"""Images in: sources, augmentation, and the tf.data pipeline of (image, example index); knows no labels."""
+"""Images: sources, augmentation, and the tf.data pipeline of (image, example index). Nothing here knows of labels by self-labelling."""

@@ -1,7 +1,7 @@
-"""Random views of images, whole batches at a time. Every function is pure: the randomness comes in as uniform draws.
+"""Augmentation: random views of whole batches of images or vectors. Every function is pure; uniform random numbers are its arguments.
 
-Pixels are float32 in [0, 255]; the same code serves gray (C = 1) and colour (C = 3), where gray images skip what has no meaning
-for them (saturation, hue, grayscale).
+Pixels are float32 in [0, 255]. The same code serves gray (C = 1) and colour (C = 3); saturation, hue and grayscale do not apply to gray
+images.
 """
 
 from __future__ import annotations
@@ -13,46 +13,59 @@ import tensorflow as tf
 
 
 class Augmentation(NamedTuple):
-    """Strengths; torchvision's meaning of each number. The defaults are the reference's for ImageNet."""
+    """The strengths of an augmentation, with torchvision's meaning of each number.
+
+    The defaults are those of the authors' PyTorch implementation for ImageNet.
+    """
 
     crop_scale: float = 0.08
-    """Smallest share of the image's area that a random resized crop keeps; 1 for the clean view's box. Aspect ratios 3/4 to 4/3."""
+    """The smallest share of the image's area that a random resized crop keeps; 1 for the box of the clean view. Aspect ratios are 3/4 to 4/3."""
     flip_probability: float = 0.5
+    """The probability of a horizontal flip."""
     brightness: float = 0.4
-    """Factor drawn from [1 - brightness, 1 + brightness]; likewise contrast and saturation."""
+    """The range of the brightness factor, [1 - brightness, 1 + brightness]."""
     contrast: float = 0.4
+    """The range of the contrast factor, [1 - contrast, 1 + contrast]."""
     saturation: float = 0.4
+    """The range of the saturation factor, [1 - saturation, 1 + saturation]."""
     hue: float = 0.4
-    """Turn of the colour circle drawn from [-hue, hue], at most .5."""
+    """The range of the shift of hue, [-hue, hue], in turns of the colour circle; at most 0.5."""
     grayscale_probability: float = 0.2
+    """The probability that an image becomes gray."""
     blur_probability: float = 0.0
-    """Gaussian blur of a standard deviation between .1 and 2 pixels, over a tenth of the image's side (SimCLR)."""
+    """The probability of a Gaussian blur with a standard deviation of 0.1 to 2 pixels and a kernel of a tenth of the side, as in SimCLR."""
     feature_noise: float = 0.0
-    """Of vectors only: standard deviation of Gaussian noise, in those of each value over the set."""
+    """The standard deviation of Gaussian noise on vectors, in units of the standard deviation of each value over the set."""
     feature_dropout: float = 0.0
-    """Of vectors only: share of the values that are replaced by their mean; the others are spread so that the variance lasts."""
+    """The share of a vector's values that are replaced by their mean. The others are scaled about it so that the variance is kept."""
 
 
 NUM_DRAWS = 12
-"""Uniform numbers in [0, 1) that one view of one image takes."""
+"""The number of uniform random numbers in [0, 1) that one view of one image takes."""
 _AREA, _RATIO, _TOP, _LEFT, _FLIP, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA = range(NUM_DRAWS)
 _MARGIN = 2e-6
+"""The distance of samples from the image's border, in shares of a side; larger than the rounding error of float32."""
 _LUMA = (0.299, 0.587, 0.114)
+"""ITU-R BT.601 weights of red, green and blue. TensorFlow's rgb_to_grayscale, which decodes files to gray, has 0.2989; equal weights
+would change the views of a seed."""
 
 
 def crop_boxes(
     draws: tf.Tensor, aspect: tf.Tensor | float, augmentation: Augmentation, *, target_aspect: tf.Tensor | float
 ) -> tf.Tensor:
-    """Boxes of random resized crops, [B, 4] as (top, left, bottom, right) in shares of the image's sides.
+    """Returns the boxes of random resized crops.
 
-    With a crop scale of 1 nothing is cropped at random: boxes are those of the clean view, so that images are not squeezed and training
-    sees what is labelled, evaluated and served.
+    With a crop scale of 1 the boxes are those of the clean view, so that training sees the part of the image that is labelled, evaluated
+    and served.
 
     Args:
-        draws: [B, NUM_DRAWS].
-        aspect: width over height of the images, scalar or [B].
-        augmentation: its crop scale and probability of a flip. A flipped box has left > right.
-        target_aspect: width over height of the view.
+        draws: Uniform random numbers, float32 `[B, NUM_DRAWS]`.
+        aspect: Width over height of the images, scalar or `[B]`.
+        augmentation: The crop scale and the probability of a flip.
+        target_aspect: Width over height of the view.
+
+    Returns:
+        Boxes (top, left, bottom, right) in shares of the image's sides, float32 `[B, 4]`. A flipped box has left > right.
     """
     if augmentation.crop_scale < 1:
         area = augmentation.crop_scale + draws[:, _AREA] * (1.0 - augmentation.crop_scale)
@@ -61,7 +74,8 @@ def crop_boxes(
     else:
         area = tf.ones_like(draws[:, _AREA]) * tf.minimum(aspect / target_aspect, target_aspect / aspect)
         ratio = tf.ones_like(area) * target_aspect
-        # whole images leave no room but what rounding makes, and keep the bits that they had when such boxes were placed at random
+        # A box of the whole image can be moved by rounding errors only. It keeps the random place of earlier versions, so that a seed
+        # gives the same bits as before.
         whole = tf.equal(area, 1.0)
         down, across = tf.where(whole, draws[:, _TOP], 0.5), tf.where(whole, draws[:, _LEFT], 0.5)
     height = tf.minimum(1.0, tf.sqrt(area / ratio * aspect))
@@ -74,19 +88,37 @@ def crop_boxes(
 
 
 def centre_boxes(aspect: tf.Tensor, target_aspect: float) -> tf.Tensor:
-    """The largest centred box of the target's shape, [B, 4]: the clean view. `aspect` [B] is width over height."""
+    """Returns the box of the clean view: the largest centred box with the target's aspect ratio.
+
+    Args:
+        aspect: Width over height of the images, float32 `[B]`.
+        target_aspect: Width over height of the view.
+
+    Returns:
+        Boxes (top, left, bottom, right) in shares of the image's sides, float32 `[B, 4]`.
+    """
     height = tf.minimum(1.0, aspect / target_aspect)
     width = tf.minimum(1.0, target_aspect / aspect)
     return tf.stack([0.5 - height / 2, 0.5 - width / 2, 0.5 + height / 2, 0.5 + width / 2], axis=1)
 
 
 NUM_CROPS = 10
-"""Of ten-crop evaluation: four corners and the centre, and their mirror images."""
+"""The crops of ten-crop evaluation: four corners and the centre, and their mirror images."""
 _CROP_SHARE = 224 / 256
+"""The side of a crop as a share of the image's shorter side."""
 
 
 def evaluation_crop_boxes(aspect: tf.Tensor, target_aspect: float, number: int) -> tf.Tensor:
-    """The same one of the NUM_CROPS boxes of every image, [B, 4]: 224 of the 256 pixels of its shorter side, as is usual on ImageNet."""
+    """Returns the box of one of the ten crops, whose side is 224/256 of the image's shorter side, as is usual on ImageNet.
+
+    Args:
+        aspect: Width over height of the images, float32 `[B]`.
+        target_aspect: Width over height of the view.
+        number: The crop, 0 to NUM_CROPS - 1; the second half are mirror images.
+
+    Returns:
+        Boxes (top, left, bottom, right) in shares of the image's sides, float32 `[B, 4]`.
+    """
     top, left, bottom, right = tf.unstack(centre_boxes(aspect, target_aspect), axis=1)
     height, width = _CROP_SHARE * (bottom - top), _CROP_SHARE * (right - left)
     down, across = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))[number % 5]
@@ -96,9 +128,21 @@ def evaluation_crop_boxes(aspect: tf.Tensor, target_aspect: float, number: int) 
 
 
 def crop_batch(images: tf.Tensor, indices: tf.Tensor, boxes: tf.Tensor, size: tuple[int, ...]) -> tf.Tensor:
-    """Crops `boxes` [B, 4] out of `images[indices]`, all of one size, and resizes them to `size`: float32 [B, height, width, C].
+    """Crops one box out of each image and resizes it, bilinearly between pixel centres.
 
-    Bilinear between pixel centres, so that the whole image at its own size comes back as it is. A reversed box is a flip.
+    The whole image at its own size is returned unchanged. A box with left > right gives the mirror image.
+
+    Args:
+        images: All images, of one size, `[N, H, W, C]`.
+        indices: The images to crop, int64 `[B]`.
+        boxes: Boxes (top, left, bottom, right) in shares of the sides, float32 `[B, 4]`.
+        size: (height, width) of the result, at least 2 x 2.
+
+    Returns:
+        float32 `[B, height, width, C]`.
+
+    Raises:
+        ValueError: A side of `size` is below 2.
     """
 
     def corners(low: tf.Tensor, high: tf.Tensor, source: int, target: int) -> list[tf.Tensor]:
@@ -118,9 +162,16 @@ def crop_batch(images: tf.Tensor, indices: tf.Tensor, boxes: tf.Tensor, size: tu
 
 
 def clean_view(images: tf.Tensor, size: tuple[int, ...]) -> tf.Tensor:
-    """The largest centred box of the target's shape, of one image [h, w, C] of any size or of a batch of one size, resized to `size`.
+    """Returns the clean view: the largest centred box with the aspect ratio of `size`, resized to it.
 
-    This is what a network sees wherever images are not varied: in label passes, in evaluation, and when it is served.
+    The network sees this view in label passes, in evaluation and when it is served.
+
+    Args:
+        images: One image `[h, w, C]`, or a batch of images of one size `[B, h, w, C]`.
+        size: (height, width) of the view.
+
+    Returns:
+        float32 `[height, width, C]`, or a batch of these.
     """
     sides = tf.cast(tf.shape(images)[-3:-1], tf.float32)
     box = centre_boxes((sides[1] / sides[0])[tf.newaxis], size[1] / size[0])[0]
@@ -128,8 +179,16 @@ def clean_view(images: tf.Tensor, size: tuple[int, ...]) -> tf.Tensor:
 
 
 def crop_one(images: tf.Tensor, box: tf.Tensor, size: tuple[int, ...]) -> tf.Tensor:
-    """Crops one `box` [4] out of an image [h, w, C] of any size, or a batch of one size, and resizes it with antialiasing to `size`:
-    float32 [height, width, C], or a batch of these."""
+    """Crops one box and resizes it with antialiasing.
+
+    Args:
+        images: One image `[h, w, C]`, or a batch of images of one size `[B, h, w, C]`.
+        box: (top, left, bottom, right) in shares of the sides, float32 `[4]`; left > right gives the mirror image.
+        size: (height, width) of the result.
+
+    Returns:
+        float32 `[height, width, C]`, or a batch of these.
+    """
     sides = tf.cast(tf.shape(images)[-3:-1], tf.float32)
     flipped = box[1] > box[3]
     low = tf.stack([box[0], tf.minimum(box[1], box[3])])
@@ -143,7 +202,16 @@ def crop_one(images: tf.Tensor, box: tf.Tensor, size: tuple[int, ...]) -> tf.Ten
 
 
 def recolour(images: tf.Tensor, draws: tf.Tensor, augmentation: Augmentation) -> tf.Tensor:
-    """Brightness, contrast, saturation, hue, grayscale and blur of [B, H, W, C], in this order; each image has its draws [B, D]."""
+    """Varies brightness, contrast, saturation, hue, grayscale and blur of images, in this order.
+
+    Args:
+        images: float32 `[B, H, W, C]` in [0, 255].
+        draws: Uniform random numbers of each image, float32 `[B, NUM_DRAWS]`.
+        augmentation: The strengths.
+
+    Returns:
+        float32 `[B, H, W, C]` in [0, 255].
+    """
 
     def draw(column: int) -> tf.Tensor:
         return draws[:, column, tf.newaxis, tf.newaxis, tf.newaxis]
@@ -177,10 +245,19 @@ def recolour(images: tf.Tensor, draws: tf.Tensor, augmentation: Augmentation) ->
 def vary_vectors(
     vectors: tf.Tensor, moments: tuple[tf.Tensor, tf.Tensor], draws: tf.Tensor, augmentation: Augmentation
 ) -> tf.Tensor:
-    """Dropout and noise of vectors [B, D], whose values have the mean and standard deviation `moments` over the set.
+    """Applies dropout and noise to vectors.
 
-    As many random numbers as values are too many to be drawn for a whole pass: they are keyed on the first vector's `draws` [B, ...],
-    and so depend on which vectors make up a batch.
+    One random number per value would be too many to draw for a whole pass. They are drawn here with a seed from the first vector's
+    `draws`, and so depend on which vectors are in the batch.
+
+    Args:
+        vectors: float32 `[B, D]`.
+        moments: Mean and standard deviation of each value over the set, two float32 `[D]`.
+        draws: Uniform random numbers, float32 `[B, NUM_DRAWS]`.
+        augmentation: The strengths.
+
+    Returns:
+        float32 `[B, D]`.
     """
     mean, deviation = moments
     key = tf.cast(draws[0, :2] * 2.0**31, tf.int64)
@@ -194,12 +271,12 @@ def vary_vectors(
 
 
 def _gray(images: tf.Tensor) -> tf.Tensor:
-    """[B, H, W, 1]."""
+    """Returns the luma of images `[B, H, W, C]` as `[B, H, W, 1]`."""
     return images if images.shape[-1] == 1 else tf.reduce_sum(images * tf.constant(_LUMA), axis=-1, keepdims=True)
 
 
 def _blur(images: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-    """Gaussian blur with a standard deviation of its own for each image, sigma [B, 1, 1, 1], as sums of shifted copies."""
+    """Blurs images `[B, H, W, C]` by Gaussians of standard deviations `sigma` `[B, 1, 1, 1]`, as sums of shifted copies."""
     for axis, size in ((1, images.shape[1]), (2, images.shape[2])):
         radius = max(1, size // 20)
         weights = [tf.exp(-0.5 * tf.square(offset / sigma)) for offset in range(-radius, radius + 1)]

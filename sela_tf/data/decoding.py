@@ -1,4 +1,4 @@
-"""One image file to uint8 pixels, with tf.io alone, so that training, checking and serving decode alike."""
+"""The decoding of one image file to uint8 pixels, by tf.io only, so that training, checking and serving decode in the same way."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-# The header's size is checked before decoding: a PNG of 76 KB can unfold to hundreds of megabytes. The bound is that of Pillow's
-# decompression-bomb error, about 179 million pixels.
 MAX_PIXELS = 2 * (1024 * 1024 * 1024 // 4 // 3)
+"""The most pixels (height x width) that are decoded, about 179 million: the limit of Pillow's decompression-bomb error.
+
+The size in the header is checked before decoding, because a PNG file of 76 KB can decode to hundreds of megabytes."""
 
 _SIGNATURES = {
     b"\xff\xd8\xff": "jpeg",
@@ -21,47 +22,58 @@ _SIGNATURES = {
 }
 _HEADER_BYTES = 30
 _BMP_RESERVED = slice(6, 10)
-"""Four zeros, in a bitmap; a text may begin with its two letters, too."""
+"""Reserved bytes of a bitmap, which are zero. They tell a bitmap from a text that begins with the letters BM."""
 _BMP_BITS = slice(28, 30)
+"""Bytes of a bitmap that hold the number of bits per pixel."""
 _BMP_PALETTE_BITS = 8
-"""At most so many bits a pixel are indices into a palette, which tf.io takes for gray values."""
+"""The most bits per pixel of a bitmap with a palette. tf.io takes its indices for gray values."""
 _OTHER_IMAGES = {b"II*\x00": "tiff", b"MM\x00*": "tiff", b"8BPS": "psd", b"\x00\x00\x01\x00": "ico", b"P5": "pgm", b"P6": "ppm"}
 
 
 class _Sides(NamedTuple):
-    """Where a header has the image's width and then its height."""
+    """The place of the image's width in a header; the height comes right after it."""
 
     at: int
+    """The offset of the width, in bytes."""
     length: int
+    """The length of each number, in bytes."""
     order: Literal["big", "little"]
+    """The byte order."""
 
     def parts(self) -> tuple[slice, slice]:
-        """The bytes of width and height."""
+        """Returns the bytes of the width and those of the height."""
         middle = self.at + self.length
         return slice(self.at, middle), slice(middle, middle + self.length)
 
 
 _SIDES = {"png": _Sides(16, 4, "big"), "gif": _Sides(6, 2, "little"), "bmp": _Sides(18, 4, "little")}
-"""A jpeg has them behind parts of any length: extract_jpeg_shape finds them."""
+"""Places by format. In a jpeg they come after parts of any length; tf.io.extract_jpeg_shape finds them."""
 
 
 class Header(NamedTuple):
-    """The kind of an image file and its size, as its first bytes tell them."""
+    """The format and size of an image file, read from its first bytes."""
 
     kind: str
+    """The format: "jpeg", "png", "gif" or "bmp"."""
     height: int
+    """The height in pixels."""
     width: int
+    """The width in pixels."""
 
 
 class ImageInfo(NamedTuple):
-    """What `check_image` found in a file."""
+    """The format, size and digest of an image file that was decoded."""
 
     kind: str
+    """The format: "jpeg", "png", "gif" or "bmp"."""
     height: int
+    """The height in pixels."""
     width: int
+    """The width in pixels."""
     channels: int
+    """Channels as decoded, 1 to 4; 0 if only the header was read."""
     pixels_sha256: str = ""
-    """The sha256 digest of shape and values as they were decoded; "" where the header alone was read."""
+    """The SHA-256 digest of the decoded shape and pixels; "" if only the header was read."""
 
 
 class BadImageError(ValueError):
@@ -69,11 +81,15 @@ class BadImageError(ValueError):
 
 
 class UnreadableFormatError(BadImageError):
-    """An image, of a format that tf.io does not read."""
+    """An image in a format that tf.io does not read."""
 
 
 def image_kind(data: bytes) -> str | None:
-    """ "jpeg", "png", "gif" or "bmp" by the first bytes; another image format's name; None for what is no image."""
+    """Returns the format of an image file by its first bytes.
+
+    Returns:
+        "jpeg", "png", "gif" or "bmp"; the name of another image format, which cannot be decoded; None if `data` is no image.
+    """
     if data.startswith(b"BM") and any(data[_BMP_RESERVED].ljust(4, b"x")):
         return None
     for signatures in (_SIGNATURES, _OTHER_IMAGES):
@@ -88,11 +104,11 @@ def image_kind(data: bytes) -> str | None:
 
 
 def read_header(data: bytes) -> Header:
-    """Kind and size of an image file that begins with `data`, of which nothing is decoded.
+    """Reads the format and size of an image file that begins with `data`, without decoding it.
 
     Raises:
-        BadImageError: the file is empty, no image, or too large, or the header is damaged or goes on behind `data`.
-        UnreadableFormatError: it is an image of a format that tf.io does not read.
+        BadImageError: The file is empty, no image or too large, or the header is damaged or longer than `data`.
+        UnreadableFormatError: The image has a format that tf.io does not read.
     """
     kind = image_kind(data)
     if kind is None:
@@ -113,11 +129,11 @@ def read_header(data: bytes) -> Header:
 
 
 def check_image(data: bytes) -> ImageInfo:
-    """Reads the header, then decodes the whole file.
+    """Checks an image file by reading its header and decoding it.
 
     Raises:
-        BadImageError: the file is empty, no image, too large, or cut or damaged.
-        UnreadableFormatError: it is an image of a format that tf.io does not read.
+        BadImageError: The file is empty, no image, too large, cut or damaged.
+        UnreadableFormatError: The image has a format that tf.io does not read.
     """
     kind = read_header(data).kind
     try:
@@ -132,15 +148,22 @@ def check_image(data: bytes) -> ImageInfo:
 
 
 def _damaged(kind: str) -> BadImageError:
+    """Returns the error of a file that is damaged or cut."""
     return BadImageError(f"a damaged or cut {kind}")
 
 
 def readable(data: tf.Tensor) -> tf.Tensor:
-    """Strings [B] to bool [B]: whether `check_image` would decode them at all, going by their first bytes; runs in a graph.
+    """Tells, by their first bytes, which files `check_image` would decode; runs in a graph.
 
-    What looks like a jpeg passes: the size that it has further on is for `decode_image` to refuse.
+    Every file that begins like a jpeg passes. `decode_image` refuses it later if its size, which comes further on, is too large.
+
+    Args:
+        data: Contents of files, string `[B]`.
+
+    Returns:
+        bool `[B]`.
     """
-    # a header that is cut counts as filled up with zeros
+    # A header that is cut counts as filled up with zeros.
     header = tf.cast(tf.io.decode_raw(data, tf.uint8, fixed_length=_HEADER_BYTES), tf.int64)
 
     def is_kind(kind: str) -> tf.Tensor:
@@ -154,9 +177,9 @@ def readable(data: tf.Tensor) -> tf.Tensor:
 
     def is_small(kind: str) -> tf.Tensor:
         sides = [number(part, _SIDES[kind].order) for part in _SIDES[kind].parts()]
-        if kind == "bmp":  # negative when the rows run from the top
+        if kind == "bmp":  # The height is negative if the rows run from the top.
             sides = [tf.minimum(side, 2**32 - side) for side in sides]
-        pixels = tf.reduce_prod(tf.cast(sides, tf.float64), axis=0)  # which may be more than 64 bits count
+        pixels = tf.reduce_prod(tf.cast(sides, tf.float64), axis=0)  # The product may exceed 64 bits.
         return (pixels > 0) & (pixels <= MAX_PIXELS)
 
     has_palette = number(_BMP_BITS, "little") <= _BMP_PALETTE_BITS
@@ -166,13 +189,22 @@ def readable(data: tf.Tensor) -> tf.Tensor:
 
 
 def decode_image(data: tf.Tensor, channels: int) -> tf.Tensor:
-    """Encoded bytes (scalar string) to uint8 [h, w, channels], channels 1 or 3; runs in a graph.
+    """Decodes an image file to pixels; runs in a graph.
 
-    Channels are matched by `to_channels`; of an animation the first frame is taken. Sixteen-bit files are scaled to eight bits. A jpeg
-    of more than MAX_PIXELS is an InvalidArgumentError; for the other formats, and for bytes that nobody has looked at, `readable` says
-    beforehand whether they should be decoded.
+    Channels are converted by `to_channels`. Animations give their first frame. Sixteen bits per channel are scaled to eight. Only jpeg
+    files are checked for their size; call `readable` first on files that may be of any other kind.
+
+    Args:
+        data: The content of the file, a scalar string.
+        channels: 1 (gray) or 3 (RGB).
+
+    Returns:
+        Pixels, uint8 `[h, w, channels]`.
+
+    Raises:
+        tf.errors.InvalidArgumentError: The file does not decode, or is a jpeg of more than `MAX_PIXELS` pixels.
     """
-    # CMYK files have four channels as RGBA files do; only the jpeg decoder can tell them apart
+    # CMYK files have four channels as RGBA files do; only the jpeg decoder can tell them apart.
     pixels = tf.cond(
         tf.io.is_jpeg(data),
         lambda: _decode_jpeg(data),
@@ -182,9 +214,16 @@ def decode_image(data: tf.Tensor, channels: int) -> tf.Tensor:
 
 
 def to_channels(pixels: tf.Tensor, channels: int) -> tf.Tensor:
-    """[..., C] of gray, gray and transparency, colour, or colour and transparency (C = 1 to 4) to [..., channels], 1 or 3.
+    """Converts the channels of images.
 
     Gray becomes colour by repetition, colour becomes gray by its luma (ITU-R BT.601) in whole numbers, transparency is dropped.
+
+    Args:
+        pixels: Images `[..., C]`: gray (C = 1), gray and alpha (2), RGB (3) or RGBA (4).
+        channels: 1 or 3.
+
+    Returns:
+        Images `[..., channels]` of the same dtype.
     """
     is_gray = tf.shape(pixels)[-1] <= 2
     if channels == 1:
@@ -193,26 +232,29 @@ def to_channels(pixels: tf.Tensor, channels: int) -> tf.Tensor:
 
 
 def _luma(pixels: tf.Tensor) -> tf.Tensor:
+    """Returns the luma of RGB images `[..., 3]`, rounded to whole numbers, as `[..., 1]`."""
     whole = tf.saturate_cast(tf.round(pixels), tf.uint8)
     return tf.cast(tf.image.rgb_to_grayscale(whole), pixels.dtype)
 
 
 def _decode_jpeg(data: tf.Tensor) -> tf.Tensor:
+    """Decodes a jpeg to gray or RGB; CMYK becomes RGB."""
     shape = tf.io.extract_jpeg_shape(data)
-    # no decoder reads an empty string
+    # The decoder refuses an empty string.
     data = tf.where(tf.reduce_prod(tf.cast(shape[:2], tf.int64)) <= MAX_PIXELS, data, "")
     return tf.cond(shape[2] == 1, lambda: tf.io.decode_jpeg(data, channels=1), lambda: tf.io.decode_jpeg(data, channels=3))
 
 
 def _is_cmyk(data: bytes) -> bool:
+    """Returns True for a jpeg with the four channels of CMYK."""
     return int(tf.io.extract_jpeg_shape(data)[2]) == 4
 
 
 def _header_size(kind: str, data: bytes) -> tuple[int, int]:
-    """(height, width) as the file's header has them; less than there is of a header that is cut, which will not decode."""
+    """Returns (height, width) from the header. Of a header that is cut they are wrong, but such a file does not decode."""
     if kind == "jpeg":
         height, width = (int(size) for size in tf.io.extract_jpeg_shape(data)[:2])
         return height, width
-    # a bitmap's are negative when its rows run from the top
+    # The height of a bitmap is negative if its rows run from the top.
     width, height = (abs(int.from_bytes(data[part], _SIDES[kind].order, signed=kind == "bmp")) for part in _SIDES[kind].parts())
     return height, width

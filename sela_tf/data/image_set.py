@@ -1,4 +1,4 @@
-"""An image set, which every source becomes: images somewhere in a store, and what is known of each."""
+"""Image sets: the images of a source, the store that holds them, and their names, classes and size."""
 
 from __future__ import annotations
 
@@ -12,70 +12,98 @@ import tensorflow as tf
 from sela_tf.data.stores import Arrays, EncodedStore, Store
 
 TRAIN_NAMES = ("train", "training")
+"""Names of splits to train on. The first one that a source has is taken."""
 EVAL_NAMES = ("test", "val", "valid", "validation", "eval")
-"""The first that is there is taken."""
+"""Names of splits to evaluate on. The first one that a source has is taken."""
+
+
+class SourceName(NamedTuple):
+    """The name of a source, and the setting that gave it; `str()` gives the form for messages."""
+
+    name: str
+    """The data set as it was asked for, such as "digits" or "folder:/images"."""
+    setting: str = ""
+    """The setting, "dataset" or "eval_dataset"; "" for a set that no setting names."""
+
+    def __str__(self) -> str:
+        return f"`{self.setting}={self.name}`" if self.setting else self.name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSet:
-    """N images of one split, or vectors that stand for images."""
+    """N images of one split, or N vectors that stand for images."""
 
     name: str
+    """The name of the source, such as "digits" or "folder:/images"."""
+    setting: str = ""
+    """The setting that named the source, "dataset" or "eval_dataset"; "" if none did."""
     channels: int
-    """1 for gray, 3 for colour; D of vectors, whose values are normalised one by one as channels are."""
+    """Channels of the images: 1 (gray) or 3 (RGB); for vectors their length D, because each value is normalised as a channel is."""
     store: Store
-    """The images themselves, or where they lie."""
+    """The images in memory, or the places to read them from."""
     names: tuple[str, ...] | None = None
-    """Of each image, unique: paths relative to the folder. Splits and later matches of labels go by them."""
+    """N unique names, such as paths relative to the folder; None if the images have none. Splits and labels are matched by name."""
     source_rows: np.ndarray | None = None
-    """int64 [N], places in the set that these were taken from; None for all of it, in order."""
+    """Places of the images in the set that they were taken from, int64 `[N]`; None for the whole set in order."""
     classes: np.ndarray | None = None
-    """int64 [N], for evaluation only."""
+    """Class labels, int64 `[N]`, used by evaluation only; None if they are not known."""
     class_names: tuple[str, ...] | None = None
+    """Names of the classes, by number; None if they have none."""
     image_size: tuple[int, ...] | None = None
-    """(height, width) where all images agree; () of vectors."""
+    """(height, width) in pixels if all images have the same size, else None; () for vectors."""
 
     def __len__(self) -> int:
         return len(self.store)
 
     @property
+    def full_name(self) -> str:
+        """The name for messages, with its setting: "`dataset=digits`"."""
+        return str(SourceName(self.name, self.setting))
+
+    @property
     def rows(self) -> np.ndarray:
-        """int64 [N], `source_rows` in any case."""
+        """Places of the images in the set that they were taken from, int64 `[N]`."""
         return np.arange(len(self)) if self.source_rows is None else self.source_rows
 
     @property
     def is_vectors(self) -> bool:
-        """Whether there are no pixels to be seen."""
+        """True for vectors, False for images."""
         return self.image_size == ()
 
     @property
     def images(self) -> np.ndarray | None:
-        """The images in memory, uint8 [N, H, W, C], or vectors float32 [N, D]; None where they are read as they are needed."""
+        """Images in memory, uint8 `[N, H, W, C]`, or vectors, float32 `[N, D]`; None if they are read when they are needed."""
         return self.store.pixels if isinstance(self.store, Arrays) else None
 
     @property
     def arrays(self) -> Arrays:
-        """The store of images in memory.
+        """The store of a set in memory.
 
         Raises:
-            TypeError: they are not.
+            TypeError: The images are not in memory.
         """
         if not isinstance(self.store, Arrays):
-            raise TypeError(f"the images of {self.name} are not in memory")
+            raise TypeError(f"the images of {self.full_name} are not in memory")
         return self.store
 
     def encoded(self, indices: tf.Tensor) -> tf.Tensor:
-        """The files of images int64 [B] that are not in memory: string [B]; runs in a graph.
+        """Reads the files of images that are not in memory; runs in a graph.
+
+        Args:
+            indices: Places in this set, int64 `[B]`.
+
+        Returns:
+            Contents of the image files, string `[B]`.
 
         Raises:
-            TypeError: there are no files.
+            TypeError: The images are not files.
         """
         if not isinstance(self.store, EncodedStore):
-            raise TypeError(f"the images of {self.name} are no files")
+            raise TypeError(f"the images of {self.full_name} are no files")
         return self.store.encoded(indices)
 
     def take(self, indices: np.ndarray) -> ImageSet:
-        """The images at `indices`, in that order."""
+        """Returns the set of the images at `indices`, in that order."""
         return dataclasses.replace(
             self,
             store=self.store.take(indices),
@@ -85,7 +113,11 @@ class ImageSet:
         )
 
     def fingerprint(self) -> str:
-        """Changes when an image is added, removed, moved or changed (of a file: its name or its size; of a record, also its bytes)."""
+        """Returns a SHA-256 digest of the set, 64 hexadecimal digits.
+
+        It changes when an image is added, removed, moved or changed. A change of a file is seen by its name and size only; a change
+        of an array or a record by its bytes.
+        """
         digest = hashlib.sha256(f"{len(self)} {self.channels}".encode())
         for part in self.store.digested(self.names or ()):
             digest.update(part)
@@ -93,9 +125,11 @@ class ImageSet:
 
 
 class Splits(NamedTuple):
-    """A source's images, and what it holds back for evaluation where it says so itself."""
+    """The images of a source, and the split that it holds out for evaluation itself, if it has one."""
 
     train: ImageSet
+    """Images to train on."""
     eval: ImageSet | None
+    """Images to evaluate on; None if the source has no such split."""
     report: tuple[str, ...] = ()
-    """Lines about what was found and what was left out."""
+    """Lines for the user about the images that were found and those that were left out."""

@@ -1,4 +1,4 @@
-"""Labels out of files: the known clusters of a few images (CSV), and those that another run gave all images (npz)."""
+"""Files of labels that training reads: known clusters of some images (CSV), and the labels of all images from another run (npz)."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from sela_tf.data.image_set import ImageSet
 
 
 class KnownLabels(NamedTuple):
-    """Clusters that are known and kept."""
+    """Labels that are known and kept in training."""
 
     labels: np.ndarray
-    """int64 [N], -1 where the cluster is not known."""
+    """Clusters of the training images, int64 `[N]`; -1 if not known."""
     num_left_out: int
-    """Labels of the file that are of images that are not trained on."""
+    """The number of labels in the file for images that are not trained on."""
 
 
 def read_known_labels(
     path: str | os.PathLike[str], images: ImageSet, num_clusters: int, *, others: Sequence[ImageSet] = ()
 ) -> KnownLabels:
-    """The clusters of those of `images` that a CSV file labels.
+    """Reads known labels from a CSV file.
 
-    The first line is `name,cluster`, for images that have names (a folder's: the path below it, in either Unicode form), or
-    `index,cluster`, where the index is the row of the source, as `python -m sela_tf.label` writes it. A cluster that is empty or -1 is
-    not known; numbers may be written as 3.0.
+    The first line is `name,cluster` for images with names (for a folder the path below it, in either Unicode form), or `index,cluster`,
+    where the index is the row in the source, as `python -m sela_tf.label` writes it. A cluster that is empty or -1 is not known. Numbers
+    may be written as 3.0.
 
     Args:
-        path: of the file.
-        images: those that are trained on, N of them.
-        num_clusters: K.
-        others: images of the source that are not trained on, whose labels are left out.
+        path: The file.
+        images: The N training images.
+        num_clusters: The number of clusters K.
+        others: Images of the source that are not trained on. Their labels are counted and left out.
 
     Raises:
-        SourceError: the file cannot be read so; it names the line.
+        SourceError: The file is malformed, or labels an unknown image. The message names the line.
     """
-    flag = f"--known_labels={path}"
-    kind, lines = _read_lines(path, flag)
+    setting = f"`known_labels={path}`"
+    kind, lines = _read_lines(path, setting)
     keys = [line.key for line in lines]
     if kind == "name":
         if images.names is None:
-            raise SourceError(f"the images have no names: begin {flag} with index,cluster")
+            raise SourceError(f"the images have no names: begin {setting} with index,cluster")
         places = match_names(keys, images.names)
         other_places = match_names(keys, [name for each in others for name in each.names or ()])
     else:
         places = _match_rows(keys, images.rows)
-        # without rows of their own they are another source, or a split of their own, whose rows are others
+        # Sets without `source_rows` come from another source or split, and their rows do not count here.
         rows = [each.source_rows for each in others if each.source_rows is not None]
         other_places = _match_rows(keys, np.concatenate([np.arange(0), *rows]))
     known = np.full(len(images), -1, np.int64)
     num_left_out = 0
     for line, place, other_place in zip(lines, places, other_places, strict=True):
-        where = f"line {line.number} of {flag}"
+        where = f"line {line.number} of {setting}"
         if place < 0 and other_place < 0:
             raise SourceError(
                 f"{where}: none of the {len(images)} training images, nor of those left out, has the {kind} {line.key!r}"
@@ -82,56 +82,61 @@ def read_known_labels(
 
 
 class _Line(NamedTuple):
-    """A line of a file of known labels."""
+    """One line of a file of known labels."""
 
     number: int
+    """The number of the line, from 1."""
     key: str
-    """A name, or the row of the source."""
+    """The name of an image, or its row in the source."""
     cluster: str
+    """The cluster as it is written."""
 
 
-def _read_lines(path: str | os.PathLike[str], flag: str) -> tuple[str, list[_Line]]:
-    """The kind of the keys, "name" or "row", and all lines but the first."""
+def _read_lines(path: str | os.PathLike[str], setting: str) -> tuple[str, list[_Line]]:
+    """Returns the kind of the keys, "name" or "row", and all lines but the first; `setting` names the file in messages."""
     try:
         with pathlib.Path(path).expanduser().open(newline="", encoding="utf-8-sig") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{flag} cannot be read: {error}") from error
+        raise SourceError(f"{setting} cannot be read: {error}") from error
     header = lines[0] if lines else []
     if header not in (["name", "cluster"], ["index", "cluster"]):
-        raise SourceError(f"the first line of {flag} must be name,cluster or index,cluster. Received: {','.join(header)!r}")
+        raise SourceError(f"the first line of {setting} must be name,cluster or index,cluster. Received: {','.join(header)!r}")
     found = []
     for number, line in enumerate(lines[1:], start=2):
         if not any(line):
             continue
         if len(line) != 2:
-            raise SourceError(f"line {number} of {flag} must have two columns. Received: {','.join(line)!r}")
+            raise SourceError(f"line {number} of {setting} must have two columns. Received: {','.join(line)!r}")
         found.append(_Line(number, *line))
     return "name" if header[0] == "name" else "row", found
 
 
 def _match_rows(keys: Sequence[str], rows: np.ndarray) -> list[int]:
-    """The place of each key among `rows`, -1 where it is none."""
+    """Returns the place of each key among `rows`; -1 if it is not there."""
     places: dict[int | None, int] = {row: place for place, row in enumerate(rows.tolist())}
     return [places.get(_whole_number(key), -1) for key in keys]
 
 
 def match_names(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
-    """The place of each wanted name among `names`, -1 where there is none: the very same name, else the one that is the same in another
-    Unicode form (macOS writes é as two characters, others as one)."""
+    """Returns the place of each wanted name among `names`; -1 if it is not there.
+
+    A name that is not there as it is written is looked for in the other Unicode form: macOS writes é as two characters, other systems as
+    one.
+    """
     exact = {name: place for place, name in enumerate(names)}
     if all(name in exact for name in wanted):
         return [exact[name] for name in wanted]
     alike: dict[str, int] = {}
     for place, name in enumerate(names):
         key = unicodedata.normalize("NFC", name)
-        # two names that differ in their form only are told apart by nothing but the form
+        # Names that differ in their Unicode form only match by that form, not by this table.
         alike[key] = -1 if key in alike else place
     return [exact.get(name, alike.get(unicodedata.normalize("NFC", name), -1)) for name in wanted]
 
 
 def _whole_number(text: str) -> int | None:
-    """The number that 3, 3.0 or 3.000e+00 stands for, as tables write numbers of one kind; None for anything else."""
+    """Returns the whole number written as 3, 3.0 or 3.000e+00, as table software does; None for any other text."""
     try:
         value = float(text)
     except ValueError:
@@ -140,15 +145,25 @@ def _whole_number(text: str) -> int | None:
 
 
 def read_run_labels(path: str | os.PathLike[str], images: ImageSet, num_heads: int, num_clusters: int) -> np.ndarray:
-    """int64 [T, N]: the labels that a run's labels.npz has for `images`, found by their names, in either Unicode form, or in
-    order where they have none.
+    """Reads the labels of images from the labels.npz of another run.
+
+    Images are matched by name, in either Unicode form; without names they must be the very images of that run, in order.
+
+    Args:
+        path: The file labels.npz.
+        images: The N training images.
+        num_heads: The number of heads T.
+        num_clusters: The number of clusters K of each head.
+
+    Returns:
+        Labels, int64 `[T, N]`.
 
     Raises:
-        SourceError: the file cannot be read so, is of other heads or clusters, or lacks images.
+        SourceError: The file is not such a file, has other numbers of heads or clusters, or lacks images.
     """
-    flag = f"--labels_from={path}"
+    setting = f"`labels_from={path}`"
     if os.path.isdir(path):
-        raise SourceError(f"{flag} is a directory: give its labels.npz")
+        raise SourceError(f"{setting} is a directory: give its labels.npz")
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("not an archive")
@@ -157,16 +172,16 @@ def read_run_labels(path: str | os.PathLike[str], images: ImageSet, num_heads: i
             names = archive["names"].tolist() if "names" in archive.files else None
             found_clusters = archive["potentials"].shape[-1]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{flag} is not the labels.npz of a run, or not a whole one ({error})") from error
+        raise SourceError(f"{setting} is not the labels.npz of a run, or not a whole one ({error})") from error
     if (len(labels), found_clusters) != (num_heads, num_clusters):
         raise SourceError(
-            f"{flag} has {len(labels)} heads of {found_clusters} clusters, and --num_heads={num_heads} --num_clusters={num_clusters} were "
-            f"asked for: give --num_heads={len(labels)} --num_clusters={found_clusters}"
+            f"{setting} has {len(labels)} heads of {found_clusters} clusters, and `num_heads={num_heads}` `num_clusters={num_clusters}` were "
+            f"asked for: give `num_heads={len(labels)}` `num_clusters={found_clusters}`"
         )
     if names is None or images.names is None:
         if fingerprint != images.fingerprint():
             raise SourceError(
-                f"{flag} labels {labels.shape[1]} other images than the {len(images)} training images of {images.name}, which have no "
+                f"{setting} labels {labels.shape[1]} other images than the {len(images)} training images of {images.full_name}, which have no "
                 "names to be matched by: use the images, and the split, of that run"
             )
         return labels.astype(np.int64)
@@ -174,7 +189,7 @@ def read_run_labels(path: str | os.PathLike[str], images: ImageSet, num_heads: i
     missing = [name for name, place in zip(images.names, places, strict=True) if place < 0]
     if missing:
         raise SourceError(
-            f"{flag} lacks {len(missing)} of the {len(images)} training images of {images.name}, such as {missing[0]!r}: use the images, and "
+            f"{setting} lacks {len(missing)} of the {len(images)} training images of {images.full_name}, such as {missing[0]!r}: use the images, and "
             "the split, of that run"
         )
     return labels[:, places].astype(np.int64)

@@ -1,7 +1,7 @@
-"""The listing of a folder, what is in its files, made once: a file is looked at again only where its size or its time has changed.
+"""Listings of folders: the results of reading and decoding each file, kept on disk, so that only new or changed files are read again.
 
-A listing is one parquet file a folder in a directory of the user's (`--cache_dir`), a row for each file. It saves time and holds nothing
-else: without it, damaged, or made by another TensorFlow, which may decode otherwise, everything is looked at anew.
+The listing of a folder is one Parquet file in the directory `cache_dir`, with a row for each file. It is a cache only: if it is missing,
+damaged or made by another version of TensorFlow (which may decode differently), every file is read again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pathlib
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -21,10 +22,12 @@ import tensorflow as tf
 
 from sela_tf.data.decoding import BadImageError, ImageInfo, UnreadableFormatError, check_image, image_kind, read_header
 from sela_tf.data.errors import SourceError
+from sela_tf.files.atomic import whole_file
 
 FORMAT = 1
+"""The version of the listings' format. A listing of another version is ignored."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
-"""The endings of files that are meant to be images."""
+"""Endings of the names of image files."""
 _SHOWN = 5
 _SCHEMA = pa.schema(
     [
@@ -35,38 +38,47 @@ _SCHEMA = pa.schema(
 )  # fmt: skip
 _MADE_BY = b"sela_tf.listing"
 _START_BYTES = 4096
-"""Bytes of a file in which most headers end; those of a jpeg lie behind whatever a camera has written."""
+"""Bytes read first; most image headers end within them. The size of a jpeg comes after the camera's data, which may be longer."""
 
 
-class LookedAt(NamedTuple):
-    """A file, and what was found in it."""
+class FileInfo(NamedTuple):
+    """The result of reading one file."""
 
     path: str
+    """The path or URL of the file."""
     name: str
-    """Relative to the root, with forward slashes."""
+    """The path relative to the root of the folder, with forward slashes."""
     info: ImageInfo | None = None
+    """Format and size of the image; None if the file is no image, or a damaged one."""
     problem: str = ""
+    """The reason why the image cannot be read; "" if there is none."""
     is_foreign: bool = False
-    """The problem is that it is an image of a format that is not read."""
+    """True if the image has a format that is not supported."""
     size: int = -1
-    """Bytes; -1 of a file that cannot be read."""
+    """The size in bytes; -1 if the file cannot be read."""
     mtime_ns: int = 0
-    """Nanoseconds since 1970; 0 where the file system tells no times."""
+    """The time of the last change, nanoseconds since 1970; 0 if the file system has no times."""
     sha256: str = ""
-    """The sha256 digest of an image file; "" of files that are no images, which are not read to their end."""
+    """The SHA-256 digest of an image file; "" for other files, which are not read to their end."""
 
     @property
     def top(self) -> str:
-        """The top-level directory in lower case, or nothing."""
+        """The top-level directory of the file in lower case; "" if it lies in the root."""
         return self.name.split("/")[0].lower() if "/" in self.name else ""
 
 
 def walk(root: str, *, name: str) -> list[str]:
-    """The names of all files below `root` but hidden ones and those in hidden directories, sorted as paths are; links are followed,
-    each directory once. `root` may be of any file system that TensorFlow knows, such as gs://BUCKET/DIR.
+    """Returns the names of all files below a directory, relative to it and sorted by `order_of`.
+
+    Hidden files and hidden directories (those whose name begins with a dot) are left out. Links are followed; each directory is
+    visited once.
+
+    Args:
+        root: A directory on any file system that TensorFlow knows, such as gs://BUCKET/DIR.
+        name: The name of the data set, for messages.
 
     Raises:
-        SourceError: a directory cannot be read, or a name is not UTF-8.
+        SourceError: A directory cannot be read, or the name of a file is not UTF-8.
     """
 
     def refuse(error: OSError) -> None:
@@ -83,7 +95,7 @@ def walk(root: str, *, name: str) -> list[str]:
             shown = [f"{below}/{file}" if below else file for file in files if not file.startswith(".")]
             names += [each for each in shown if remote or _is_file(os.path.join(root, each))]
         visited.add(real)
-    # the file system's bytes that are no UTF-8 come as lone surrogates, which no report and no labels file could hold
+    # Python decodes bytes that are not UTF-8 to lone surrogates, which no report and no file of labels can hold.
     odd = [ascii(each) for each in names if any("\ud800" <= character <= "\udfff" for character in f"{root}/{each}")]
     if odd:
         raise SourceError(f"{name}: {len(odd)} file names are not UTF-8: {', '.join(odd[:_SHOWN])}. Rename them")
@@ -91,34 +103,34 @@ def walk(root: str, *, name: str) -> list[str]:
 
 
 def _is_file(path: str) -> bool:
-    """Tells a file, or a link that led to an image, from other entries."""
+    """Returns True for a file, and for a broken link that is named like an image, so that the link is reported."""
     return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path) and path.lower().endswith(SUFFIXES))
 
 
 def order_of(name: str) -> tuple[str, ...]:
-    """Names are sorted by this: a directory comes whole."""
+    """Returns the key by which names are sorted: the parts of the path, so that a directory's files stay together."""
     return tuple(name.split("/"))
 
 
-def look_at(root: str, name: str) -> LookedAt:
-    """Reads the file, and decodes it if it is an image."""
-    return _look(root, name, decode=True)
+def inspect_file(root: str, name: str) -> FileInfo:
+    """Reads the file `name` below `root` and decodes it if it is an image."""
+    return _inspect(root, name, decode=True)
 
 
-def look_at_header(root: str, name: str) -> LookedAt:
-    """Reads the header of a file: of an image the size that it tells, no digests, and 0 channels, which are not known yet."""
-    return _look(root, name, decode=False)
+def inspect_header(root: str, name: str) -> FileInfo:
+    """Reads the header of the file `name` below `root`. The result has the image's size, 0 channels (not known) and no digests."""
+    return _inspect(root, name, decode=False)
 
 
-def _look(root: str, name: str, *, decode: bool) -> LookedAt:
+def _inspect(root: str, name: str, *, decode: bool) -> FileInfo:
     path = path_of(root, name)
     try:
-        # the time before the bytes: what is written meanwhile is looked at again
+        # The time is read before the bytes, so that a file which is written meanwhile is read again next time.
         size, mtime_ns = size_and_time(path)
-        file = LookedAt(path, name, size=size, mtime_ns=mtime_ns)
+        file = FileInfo(path, name, size=size, mtime_ns=mtime_ns)
         with tf.io.gfile.GFile(path, "rb") as opened:
             data = opened.read(_START_BYTES)
-            if image_kind(data) is None:  # which need not be read whole
+            if image_kind(data) is None:  # The rest of the file is not needed.
                 is_called_image = name.lower().endswith(SUFFIXES)
                 return file._replace(problem=("no image" if data else "an empty file") if is_called_image else "")
             if decode:
@@ -127,29 +139,30 @@ def _look(root: str, name: str, *, decode: bool) -> LookedAt:
                 return file._replace(info=check_image(data))
             try:
                 header = read_header(data)
-            except BadImageError:  # perhaps it goes on
+            except BadImageError:  # The header may be longer than the first bytes.
                 header = read_header(data + opened.read())
             return file._replace(info=ImageInfo(*header, channels=0))
     except BadImageError as error:
         return file._replace(problem=str(error), is_foreign=isinstance(error, UnreadableFormatError))
     except tf.errors.OpError as error:
-        return LookedAt(path, name, problem=f"cannot be read: {error.message.rpartition('; ')[2]}")
+        return FileInfo(path, name, problem=f"cannot be read: {error.message.rpartition('; ')[2]}")
 
 
 def path_of(root: str, name: str) -> str:
-    """The size and the time of change of a file below `root`."""
+    """Returns the path of the file `name` below `root`, which may be a URL."""
     return f"{root.rstrip('/')}/{name}"
 
 
 def size_and_time(path: str) -> tuple[int, int]:
-    """Bytes and time in nanoseconds of a file, by which a change of it is noticed.
+    """Returns the size in bytes and the time of the last change in nanoseconds, by which a change of a file is noticed.
 
     Raises:
-        tf.errors.OpError: there is none.
+        tf.errors.OpError: There is no such file.
     """
     if "://" not in path:
-        with contextlib.suppress(OSError):  # TensorFlow finds the words for what is wrong
-            found = os.stat(path)  # and it knows whole seconds only
+        # TensorFlow knows whole seconds only. Where this fails, TensorFlow's error is raised below.
+        with contextlib.suppress(OSError):
+            found = os.stat(path)
             return found.st_size, found.st_mtime_ns
     found = tf.io.gfile.stat(path)
     return found.length, found.mtime_nsec
@@ -157,14 +170,17 @@ def size_and_time(path: str) -> tuple[int, int]:
 
 def list_folder(
     root: str, names: Sequence[str], *, cache_dir: str = "", tell: Callable[[str], None] | None = None
-) -> list[LookedAt]:
-    """Returns what is in each of the files: as listed where they are unchanged, otherwise looked at and decoded, and then listed.
+) -> list[FileInfo]:
+    """Returns the results for all files of a folder, in the order of `names`.
+
+    Results of unchanged files come from the listing. Other files are read and decoded in parallel, and the listing is updated.
 
     Args:
-        root: a directory.
-        names: of files below it, see `walk`.
-        cache_dir: where listings are kept; "" for nowhere. That it cannot be written is told and does no harm.
-        tell: is given a line about what is being done.
+        root: The directory.
+        names: Names of files below it, as `walk` returns them.
+        cache_dir: The directory of listings; "" for none. A directory that cannot be written is reported to `tell` and otherwise
+            ignored.
+        tell: A function that is called with lines about the progress.
     """
     tell = tell or (lambda line: None)
     files = unchanged(root, names, cache_dir=cache_dir)
@@ -175,26 +191,26 @@ def list_folder(
         )
     try:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for place, file in zip(new, pool.map(lambda place: look_at(root, names[place]), new), strict=True):
+            for place, file in zip(new, pool.map(lambda place: inspect_file(root, names[place]), new), strict=True):
                 files[place] = file
     finally:
-        # also after a signal: what was looked at so far need not be again
+        # The listing is written after a signal, too, so that the files read so far are not read again.
         if cache_dir and new:
             try:
                 write_listing(root, (file for file in files if file is not None), cache_dir=cache_dir)
             except OSError as error:
                 why = error.strerror or error
-                tell(f"--cache_dir={cache_dir} cannot be written ({why}): the files will be read and checked again next time")
+                tell(f"`cache_dir={cache_dir}` cannot be written ({why}): the files will be read and checked again next time")
     return [file for file in files if file is not None]
 
 
-def unchanged(root: str, names: Sequence[str], *, cache_dir: str) -> list[LookedAt | None]:
-    """Returns what is listed of each file; None where nothing is, or the file is not the same any more."""
+def unchanged(root: str, names: Sequence[str], *, cache_dir: str) -> list[FileInfo | None]:
+    """Returns the listed result of each file; None if the file is not listed or has changed since."""
     listed = read_listing(root, cache_dir=cache_dir)
 
-    def same(name: str) -> LookedAt | None:
+    def same(name: str) -> FileInfo | None:
         file = listed.get(name)
-        # where a file system tells no times, a change may not be seen
+        # Where a file system has no times, a change may not be seen.
         if file is None or file.mtime_ns == 0:
             return None
         try:
@@ -208,32 +224,32 @@ def unchanged(root: str, names: Sequence[str], *, cache_dir: str) -> list[Looked
         return list(pool.map(same, names))
 
 
-def read_listing(root: str, *, cache_dir: str) -> dict[str, LookedAt]:
-    """Reads the listing of `root`: what was found in its files, by their names; nothing where no listing can be used."""
+def read_listing(root: str, *, cache_dir: str) -> dict[str, FileInfo]:
+    """Returns the listing of `root`: results by the names of the files; empty if there is no usable listing."""
     if not cache_dir:
         return {}
     try:
-        # in one go, because another process may put another file into its place
+        # The file is read at once, because another process may replace it meanwhile.
         with open(_listing_path(root, cache_dir), "rb") as file:
             data = pa.BufferReader(file.read())
         table = pa.parquet.ParquetFile(data, page_checksum_verification=True).read()
         if not table.schema.equals(_SCHEMA) or (table.schema.metadata or {}).get(_MADE_BY) != _made_by(root):
             return {}
         rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
-    except (OSError, ValueError, pa.ArrowException):  # all that pyarrow says of what is damaged
+    except (OSError, ValueError, pa.ArrowException):  # pyarrow raises all of these for damaged files.
         return {}
     files = {}
     for name, size, mtime_ns, sha256, kind, height, width, channels, pixels_sha256, problem, is_foreign in rows:
         info = None if kind is None else ImageInfo(kind, height, width, channels, pixels_sha256)
-        files[name] = LookedAt(path_of(root, name), name, info, problem, is_foreign, size, mtime_ns, sha256)
+        files[name] = FileInfo(path_of(root, name), name, info, problem, is_foreign, size, mtime_ns, sha256)
     return files
 
 
-def write_listing(root: str, files: Iterable[LookedAt], *, cache_dir: str) -> None:
-    """Puts the listing of `root` into place, whole or not at all; of two processes that do so at once, one's is kept.
+def write_listing(root: str, files: Iterable[FileInfo], *, cache_dir: str) -> None:
+    """Writes the listing of `root`, whole or not at all. If two processes write at once, the listing of one is kept.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: The listing cannot be written.
     """
     rows = [
         (
@@ -252,23 +268,18 @@ def write_listing(root: str, files: Iterable[LookedAt], *, cache_dir: str) -> No
     schema = _SCHEMA.with_metadata({_MADE_BY: _made_by(root)})
     path = _listing_path(root, cache_dir)
     os.makedirs(cache_dir, exist_ok=True)
-    unfinished = f"{path}.unfinished-{uuid.uuid4().hex}"
-    try:
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    # Several processes may list the same folder at once, each into a file of its own.
+    with whole_file(path, unfinished=path.with_name(f"{path.name}.unfinished-{uuid.uuid4().hex}")) as unfinished:
         pa.parquet.write_table(pa.Table.from_arrays(arrays, schema=schema), unfinished, write_page_checksum=True)
-        os.replace(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(unfinished)
-        raise
 
 
-def _listing_path(root: str, cache_dir: str) -> str:
-    return os.path.join(cache_dir, f"listing-{hashlib.sha256(_key(root).encode()).hexdigest()[:32]}.parquet")
+def _listing_path(root: str, cache_dir: str) -> pathlib.Path:
+    return pathlib.Path(cache_dir, f"listing-{hashlib.sha256(_key(root).encode()).hexdigest()[:32]}.parquet")
 
 
 def _made_by(root: str) -> bytes:
-    """The versions that a listing depends on besides the files."""
+    """Returns the format, the version of TensorFlow and the folder, which a listing must share to be used."""
     return json.dumps({"format": FORMAT, "tensorflow": tf.__version__, "root": _key(root)}).encode()
 
 

@@ -1,7 +1,7 @@
-"""From an ImageSet to batches of (image, example index), a pure function of (data, seed, stream, pass).
+"""The input pipeline: batches of (views, example indices) from an image set, a pure function of data, seed, stream and pass.
 
-The index is all that the training step gets to know of an image's label: the loss looks the label up (see self_labelling), so a
-relabelling reaches the very next batch, however many batches are prefetched.
+Batches have no labels. The loss looks the label of an example up by its index (`sela_tf.self_labelling`), so that a relabelling takes
+effect from the very next batch, although batches are prefetched.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from sela_tf.data.decoding import decode_image
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays
 
-# The streams that randomness is keyed on, with the seed, the pass and the example's index.
 _TRAINING, _LABELLING = 1, 2
+"""Streams of random numbers; a seed, a stream and a pass give the numbers of each example."""
 
 
 def training_batches(
@@ -33,13 +33,22 @@ def training_batches(
     first_step: int,
     last_step: int,
 ) -> tf.data.Dataset:
-    """Training views for the steps from `first_step` up to, not including, `last_step`.
+    """Returns training views for the steps from `first_step` up to, not including, `last_step`.
 
-    Each epoch has its own permutation, and each image its own draws in each epoch. The last partial batch is left out; another
-    epoch's permutation has its images elsewhere.
+    Each epoch has its own permutation of the images, and each image its own random view in each epoch. The last, partial batch of an
+    epoch is left out; other epochs have its images in other batches.
+
+    Args:
+        images: The N training images, or vectors.
+        size: (height, width) of the views; () for vectors.
+        augmentation: The strengths of the views.
+        batch_size: The number of images per batch B.
+        seed: The seed of permutations and views.
+        first_step: The first step, from 0.
+        last_step: The step after the last one.
 
     Yields:
-        (float32 [batch_size, height, width, C] in [0, 255], int64 [batch_size]).
+        Views, float32 `[B, height, width, C]` in [0, 255] (or vectors `[B, D]`), and example indices, int64 `[B]`.
     """
     steps_per_epoch = len(images) // batch_size
     first_epoch = first_step // steps_per_epoch
@@ -70,22 +79,22 @@ def inference_batches(
     crop: int | None = None,
     in_order: bool = False,
 ) -> tf.data.Dataset:
-    """Every image once, in an order of its own: clean views, training views where an augmentation is given, or one of ten crops.
+    """Returns views of every image once, in a random order of the pass: clean views, training views, or one of the ten crops.
 
-    Batches are as equal as they can be, so that none is too small for the batch statistics that a label pass may use.
+    Sizes of batches differ by one at most, so that no batch is too small for the batch statistics that a label pass may use.
 
     Args:
-        images: N of them.
-        size: (height, width); () of vectors.
-        batch_size: upper bound.
-        seed: with `number`, the pass, the key of order and views.
-        augmentation: None for the clean view: the largest centred box of the target's shape.
-        number: of the pass.
-        crop: of ten-crop evaluation, 0 … 9; without an augmentation.
-        in_order: image 0 first.
+        images: The N images, or vectors.
+        size: (height, width) of the views; () for vectors.
+        batch_size: The most images per batch.
+        seed: The seed of order and views.
+        augmentation: The strengths of training views; None for clean views.
+        number: The number of the pass. Each pass has its own order and views.
+        crop: The crop of ten-crop evaluation, 0 to 9; only without an augmentation.
+        in_order: Keeps the order of the images.
 
     Yields:
-        (float32 [b, height, width, C] in [0, 255], int64 [b]).
+        Views, float32 `[b, height, width, C]` in [0, 255] (or vectors `[b, D]`), and example indices, int64 `[b]`.
     """
     order, draws = _keyed(seed, _LABELLING, tf.constant(number, tf.int64), len(images))
     if in_order:
@@ -97,20 +106,23 @@ def inference_batches(
         indices = order[bounds[step] : bounds[step + 1]]
         return indices, tf.gather(draws, indices)
 
-    return _with_views(images, tf.data.Dataset.range(num_batches).map(batch), _Crops(size, augmentation=augmentation, number=crop))
+    crops = _Crops(size, augmentation=augmentation, number=crop or 0, is_clean=augmentation is None and crop is None)
+    return _with_views(images, tf.data.Dataset.range(num_batches).map(batch), crops)
 
 
 def with_rotations(batches: tf.data.Dataset, *, share: float = 1.0, replicas: int = 1) -> tf.data.Dataset:
-    """Every view as it is, and a share of them also turned by 90, 180 and 270 degrees, for a model with the outputs "heads" and "rotation".
+    """Adds views turned by 90, 180 and 270 degrees, for a model with the outputs "heads" and "rotation" (RotNet, arXiv 1803.07728).
 
     Args:
-        batches: of (views [B, S, S, C], example indices [B]), B known.
-        share: of the views, that each of the three turns is shown of: R of a batch, at least 1. Up to a third, each turn has others.
-        replicas: that share a batch, and get the same mixture of it.
+        batches: A data set of (views `[B, S, S, C]`, example indices `[B]`) with a static B.
+        share: The share of the views that is turned by each of the three angles: R views of a batch, at least 1. If it is at most a
+            third, each angle has other views.
+        replicas: The number of replicas that divide a batch. Each gets the same mixture.
 
     Yields:
-        views [B + 3 R, S, S, C]; {"heads": example indices, "rotation": quarter turns}; weights of both. The heads' loss counts for the
-        views that were not turned, so weighted that its mean over all is the mean over B; the rotation's counts each turn alike.
+        Views `[B + 3 R, S, S, C]`; a dict of targets, "heads" (example indices) and "rotation" (quarter turns 0 to 3), both int64; and a
+        dict of sample weights. The loss of the heads counts unturned views only, weighted so that its mean is the mean over B. The loss
+        of the rotation gives each angle the same weight.
     """
 
     def rotate(images: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
@@ -119,7 +131,7 @@ def with_rotations(batches: tf.data.Dataset, *, share: float = 1.0, replicas: in
         total = count + 3 * turned
 
         def with_turns(values: tf.Tensor, turn: Callable[[tf.Tensor, int], tf.Tensor]) -> tf.Tensor:
-            """The values of all views, of one replica after the other."""
+            """Returns the values of all views with those of the turned ones, one replica after the other."""
             parts = []
             for own in tf.split(values, replicas):
                 parts.append(own)
@@ -141,7 +153,19 @@ def with_rotations(batches: tf.data.Dataset, *, share: float = 1.0, replicas: in
 def channel_statistics(
     images: ImageSet, *, size: tuple[int, ...], seed: int = 0, at_most: int = 10_000
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of each channel over the clean views of (at most) so many images, in [0, 255]: two float64 [C]."""
+    """Returns the mean and the variance of each channel over clean views, in [0, 255].
+
+    A constant channel gets the variance 1.
+
+    Args:
+        images: The images, or vectors.
+        size: (height, width) of the views; () for vectors.
+        seed: The seed of the choice of images if there are more than `at_most`.
+        at_most: The most images that are read.
+
+    Returns:
+        Two float64 `[C]`.
+    """
     if len(images) > at_most:
         images = images.take(np.random.default_rng(seed).permutation(len(images))[:at_most])
     total = np.zeros((2, images.channels))
@@ -151,13 +175,13 @@ def channel_statistics(
         total += [values.sum(axis=0), np.square(values).sum(axis=0)]
         pixels += len(values)
     mean = total[0] / pixels
-    # a constant channel carries nothing; dividing by 1 keeps it finite
+    # A constant channel carries no information; dividing it by 1 keeps it finite.
     variance = total[1] / pixels - mean**2
     return mean, np.where(variance > 1e-6, variance, 1.0)
 
 
 def _keyed(seed: int, stream: int, number: tf.Tensor, num_examples: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The permutation int64 [N] of a pass, and the draws [N, D] of its views, the i-th row for example i."""
+    """Returns the permutation of a pass, int64 `[N]`, and its random numbers, float32 `[N, NUM_DRAWS]`; row i is for example i."""
     key = tf.random.fold_in(tf.constant([seed, stream], tf.int64), number)
     order = tf.random.experimental.stateless_shuffle(
         tf.range(num_examples, dtype=tf.int64), seed=tf.random.fold_in(key, 0), alg="philox"
@@ -167,38 +191,37 @@ def _keyed(seed: int, stream: int, number: tf.Tensor, num_examples: int) -> tupl
 
 
 class _Crops(NamedTuple):
-    """Which part of an image a view shows."""
+    """The choice of the part of an image that a view shows."""
 
     size: tuple[int, ...]
+    """(height, width) of the views; () for vectors."""
     augmentation: Augmentation | None = None
-    """At random; None for the largest centred box of the target's shape, or the `number`-th of ten."""
-    number: int | None = None
+    """The strengths of random crops; None for clean views, or for one of the ten crops."""
+    number: int = 0
+    """The crop of ten-crop evaluation, 0 to 9, where crops are neither random nor clean."""
+    is_clean: bool = False
+    """True for clean views, which `augment.clean_view` makes."""
 
     def boxes(self, draws: tf.Tensor, aspect: tf.Tensor) -> tf.Tensor:
-        """[B, 4], for images of these aspects [B]."""
+        """Returns boxes float32 `[B, 4]` for images of the aspect ratios `aspect` `[B]`; not for clean views."""
         target = self.size[1] / self.size[0]
         if self.augmentation is not None:
             return augment.crop_boxes(draws, aspect, self.augmentation, target_aspect=target)
-        if self.number is not None:
-            return augment.evaluation_crop_boxes(aspect, target, self.number)
-        return augment.centre_boxes(aspect, target)
-
-    @property
-    def is_clean(self) -> bool:
-        """The same for everyone who looks."""
-        return self.augmentation is None and self.number is None
+        return augment.evaluation_crop_boxes(aspect, target, self.number)
 
 
 _View = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+"""A function of example indices `[B]` and random numbers `[B, D]` that returns views and the indices."""
 
 
 def _with_views(images: ImageSet, steps: tf.data.Dataset, crops: _Crops) -> tf.data.Dataset:
-    """(indices, draws) to (views, indices)."""
+    """Maps batches of (indices, random numbers) to batches of (views, indices)."""
     view = _views_of_vectors(images, crops.augmentation) if images.is_vectors else _views_of_images(images, crops)
     return untuned(steps.map(view, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE))
 
 
 def _views_of_images(images: ImageSet, crops: _Crops) -> _View:
+    """Returns the function that makes views of images."""
     crop = _crops_of_arrays(images.arrays, crops) if images.images is not None else _crops_of_files(images, crops)
 
     def view(indices: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -209,6 +232,7 @@ def _views_of_images(images: ImageSet, crops: _Crops) -> _View:
 
 
 def _views_of_vectors(images: ImageSet, augmentation: Augmentation | None) -> _View:
+    """Returns the function that makes views of vectors."""
     all_vectors, moments = images.arrays.tensor, images.arrays.moments
 
     def view(indices: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -219,7 +243,7 @@ def _views_of_vectors(images: ImageSet, augmentation: Augmentation | None) -> _V
 
 
 def _crops_of_arrays(arrays: Arrays, crops: _Crops) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Whole batches straight out of the array: images of one size."""
+    """Returns the function that crops whole batches of images in memory, which all have one size."""
     pixels = arrays.tensor
     aspect = pixels.shape[2] / pixels.shape[1]
 
@@ -235,7 +259,7 @@ def _crops_of_arrays(arrays: Arrays, crops: _Crops) -> Callable[[tf.Tensor, tf.T
 
 
 def _crops_of_files(images: ImageSet, crops: _Crops) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Each file decoded and cropped at its own size, as PyTorch does."""
+    """Returns the function that decodes and crops each file at its own size, as PyTorch's loaders do."""
 
     def crop(indices: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         def one(args: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:

@@ -1,8 +1,7 @@
-"""Writes the records that `sela_tf.data.records` describes and reads: the same images give the same bytes."""
+"""The writer of records in the format of `sela_tf.data.records`. The same images give the same bytes."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -19,10 +18,11 @@ import tensorflow as tf
 
 from sela_tf.data.listing import order_of
 from sela_tf.data.records import FEATURES, FORMAT, FRAME, HEADER, IMAGE_KEY, INDEX, LENGTH, MANIFEST, digest_of
+from sela_tf.files.remote import whole_remote_file
 
 _SMALL = 4096
-"""Bytes of a record up to which it is compressed: of small images' records the names of the features are half. Larger ones are stored,
-because their images are compressed already, and to try it once more takes longer than to decode them."""
+"""The largest record that is compressed, in bytes. Half of a small record are names of features. Larger records are stored, because their
+images are compressed already, and compressing them again takes longer than decoding them."""
 _DESCRIBED = {
     "name": "name",
     "class": "class_number",
@@ -31,7 +31,7 @@ _DESCRIBED = {
     "width": "width",
     "channels": "channels",
 }
-"""Columns of the index, and where a record has them."""
+"""Columns of the index that come from attributes of a `Record`, by the names of the columns."""
 _COLUMNS = pa.schema(
     [
         ("split", pa.string()), ("name", pa.string()), ("example_id", pa.string()), ("class", pa.int64()), ("class_name", pa.string()),
@@ -40,22 +40,29 @@ _COLUMNS = pa.schema(
     ]
 )  # fmt: skip
 _OF_SHARD = ("size", "sha256", "ends_crc32")
+"""Attributes of a `Shard` that the manifest holds."""
 
 
 class Record(NamedTuple):
-    """One image, to be written."""
+    """One image to be written."""
 
     name: str
+    """The unique name of the image in its source."""
     encoded: bytes
+    """The image file."""
     height: int
+    """The height in pixels."""
     width: int
+    """The width in pixels."""
     channels: int
+    """Channels as decoded, 1 to 4."""
     class_number: int = -1
-    """-1 where it is not known."""
+    """The class label; -1 if it is not known."""
     class_name: str = ""
+    """The name of the class; "" if it has none."""
 
     def serialized(self) -> bytes:
-        """As a tf.train.Example."""
+        """Returns the record as a serialized tf.train.Example."""
         values: dict[str, bytes | int] = {
             IMAGE_KEY: self.encoded,
             "image/height": self.height,
@@ -79,70 +86,73 @@ class Record(NamedTuple):
 
 
 def example_id(name: str) -> str:
-    """32 hexadecimal digits that hang on the name alone."""
+    """Returns the id of an example: 32 hexadecimal digits that depend on its name only."""
     return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def shard_name(split: str, number: int, count: int) -> str:
-    """Below the directory, as TFX names them."""
+    """Returns the path of a shard below its directory, with TFX' names."""
     return f"Split-{split}/data_tfrecord-{number:05d}-of-{count:05d}.gz"
 
 
 class Shard(NamedTuple):
-    """What was written, for the index and the manifest."""
+    """A written shard, as the index and the manifest describe it."""
 
     file: str
+    """The path below the directory."""
     size: int
+    """The size in bytes."""
     sha256: str
+    """The SHA-256 digest of the file."""
     ends_crc32: int
-    """Of the bytes before the first and after the last record."""
+    """The checksum of the bytes before the first and after the last record."""
     rows: list[dict[str, Any]]
-    """Of the index, in the order of the file."""
+    """Rows of the index, in the order of the file."""
 
 
 def write_shard(directory: str, file: str, records: Iterable[Record]) -> Shard:
-    """Writes the shard `file` below `directory`, whole or not at all, in memory for one record.
+    """Writes a shard, whole or not at all, with one record in memory at a time. The same records give the same bytes.
 
-    The same records give the same bytes.
+    Args:
+        directory: A directory or a URL.
+        file: The path of the shard below it, see `shard_name`.
+        records: Records in the order in which they are written.
     """
     path = f"{directory}/{file}"
     tf.io.gfile.makedirs(os.path.dirname(path))
     unfinished = f"{os.path.dirname(path)}/.unfinished-{os.path.basename(path)}-{os.getpid()}"
     rows: list[dict[str, Any]] = []
     digest, size, checksum, length = hashlib.sha256(), 0, 0, 0
-    # each starts anew after every record, so that what they write can stand in any order
+    # A full flush makes both compressors start anew after every record, so that their outputs can be mixed.
     compress, store = (zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS) for level in (1, 0))
-    try:
-        with tf.io.gfile.GFile(unfinished, "wb") as out:
+    with whole_remote_file(path, unfinished=unfinished), tf.io.gfile.GFile(unfinished, "wb") as out:
 
-            def put(data: bytes) -> None:
-                nonlocal size
-                out.write(data)
-                digest.update(data)
-                size += len(data)
+        def put(data: bytes) -> None:
+            nonlocal size
+            out.write(data)
+            digest.update(data)
+            size += len(data)
 
-            put(HEADER)
-            for record, framed in _framed(records):
-                begin = size
-                packer = compress if len(framed) <= _SMALL else store
-                packed = packer.compress(framed) + packer.flush(zlib.Z_FULL_FLUSH)
-                put(packed)
-                checksum, length = zlib.crc32(framed, checksum), length + len(framed)
-                described = {column: getattr(record, name) for column, name in _DESCRIBED.items()}
-                where = {"offset": begin, "size": len(packed), "crc32": zlib.crc32(packed), "content_crc32": zlib.crc32(framed)}
-                rows.append({**described, **where})
-            end = store.flush() + struct.pack("<II", checksum, length % 2**32)
-            put(end)
-        tf.io.gfile.rename(unfinished, path, overwrite=True)
-    except BaseException:
-        with contextlib.suppress(tf.errors.OpError):
-            tf.io.gfile.remove(unfinished)
-        raise
+        put(HEADER)
+        for record, framed in _framed(records):
+            begin = size
+            packer = compress if len(framed) <= _SMALL else store
+            packed = packer.compress(framed) + packer.flush(zlib.Z_FULL_FLUSH)
+            put(packed)
+            checksum, length = zlib.crc32(framed, checksum), length + len(framed)
+            described = {column: getattr(record, name) for column, name in _DESCRIBED.items()}
+            where = {"offset": begin, "size": len(packed), "crc32": zlib.crc32(packed), "content_crc32": zlib.crc32(framed)}
+            rows.append({**described, **where})
+        end = store.flush() + struct.pack("<II", checksum, length % 2**32)
+        put(end)
     return Shard(file, size, digest.hexdigest(), zlib.crc32(HEADER + end), rows)
 
 
 def _framed(records: Iterable[Record]) -> Iterator[tuple[Record, bytes]]:
-    """Each record, without its image, and its bytes in a TFRecord file, checksums included, which are TensorFlow's to make."""
+    """Yields each record without its image, and its bytes in a TFRecord file with their checksums.
+
+    TensorFlow computes the checksums, so the records are written to a temporary file and read back.
+    """
     described = []
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/shard"
@@ -157,12 +167,15 @@ def _framed(records: Iterable[Record]) -> Iterator[tuple[Record, bytes]]:
 
 
 def write_manifest(directory: str, shards: Mapping[str, Sequence[Shard]], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes index and manifest of the shards of each split, and returns the manifest.
+    """Writes the index and the manifest of a directory of shards.
 
     Args:
-        directory: that they were written to.
-        shards: by split; "train" has at least one record.
-        about: what else the manifest says: "channels" (1 or 3), "class_names" (a list, or None) and whatever is worth knowing.
+        directory: The directory or URL of the shards.
+        shards: Shards by split; "train" has at least one record.
+        about: Further entries of the manifest: "channels" (1 or 3), "class_names" (a list, or None), and any others.
+
+    Returns:
+        The manifest.
     """
     columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS.names}
     splits: dict[str, Any] = {}
@@ -201,7 +214,6 @@ def write_manifest(directory: str, shards: Mapping[str, Sequence[Shard]], about:
 
 
 def _write_whole(path: str, data: bytes) -> None:
-    unfinished = f"{os.path.dirname(path)}/.unfinished-{os.path.basename(path)}"
-    with tf.io.gfile.GFile(unfinished, "wb") as file:
+    """Writes a file, whole or not at all, on any file system."""
+    with whole_remote_file(path) as unfinished, tf.io.gfile.GFile(unfinished, "wb") as file:
         file.write(data)
-    tf.io.gfile.rename(unfinished, path, overwrite=True)

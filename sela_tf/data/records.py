@@ -1,12 +1,13 @@
-"""Images in gzip TFRecord shards of tf.train.Example, which TFX and TensorFlow read as any other; here each is found and checked alone.
+"""Records: images in gzip TFRecord shards of tf.train.Example, with an index, so that each record can be read and checked alone.
 
-The compressor is flushed after every record, so that unpacking can begin at any of them. With an index of where they begin, records are
-what files in a folder are: epochs have exact permutations, a pass over a part reads that part, and what is not looked at stays on disk.
+TFX and TensorFlow read the shards like any others. Here the compressor is flushed after every record, so that decompression can begin at
+any record. With an index of the places, records can be read like files in a folder: epochs have exact permutations, a pass over some
+images reads only those, and nothing else is kept in memory.
 
-    DIR/Split-train/data_tfrecord-00000-of-00002.gz …    one tf.train.Example an image, see FEATURES
+    DIR/Split-train/data_tfrecord-00000-of-00002.gz …    one tf.train.Example for each image, see FEATURES
     DIR/Split-eval/…
-    DIR/index.parquet     a row for each image, in the order of training: where it lies, its name, class and size
-    DIR/manifest.json     written last: counts and digests of all of these
+    DIR/index.parquet     a row for each image, in the order of training: its place, name, class and size
+    DIR/manifest.json     written last: counts and digests of all these files
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from sela_tf.data.errors import SourceError, raised_in_graph
 
 MANIFEST, INDEX = "manifest.json", "index.parquet"
 IMAGE_KEY = "image/encoded"
+"""The feature of an example that holds the image file."""
 FEATURES = {
     IMAGE_KEY: "the file: jpeg, png, gif or bmp",
     "image/height": "pixels",
@@ -40,24 +42,31 @@ FEATURES = {
     "example_id": "the same for the same name",
     "source_name": "path below the folder, or split and row of the source",
 }
+"""Features of an example, and their meaning."""
 FORMAT = 1
+"""The version of the records' format."""
 HEADER = bytes.fromhex("1f8b0800000000000003")
-"""Of every shard: gzip, without a name or a time."""
+"""The first bytes of every shard: a gzip header without a name or a time."""
 _WHERE = ("shard", "record", "offset", "size", "crc32", "content_crc32")
+"""Columns of the index that say where a record is."""
 LENGTH, FRAME = 8, 16
-"""Bytes of a record that hold its length, and that are not its data: the length, its checksum, and that of the data."""
+"""Bytes of a TFRecord that hold its length (8), and all that are not data: the length, its checksum (4) and that of the data (4)."""
 
 
 def digest_of(manifest: Mapping[str, Any]) -> str:
-    """Of all that the manifest says, and so, by the digests in it, of all that it is about."""
+    """Returns the SHA-256 digest of a manifest. By the digests in the manifest it stands for the index and all shards, too."""
     return hashlib.sha256(json.dumps({**manifest, "digest": ""}, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(directory: str, *, name: str) -> dict[str, Any]:
-    """What `write_manifest` wrote.
+    """Reads the manifest of a directory of records.
+
+    Args:
+        directory: A directory or a URL.
+        name: The name of the data set, for messages.
 
     Raises:
-        SourceError: there is none, or it is damaged.
+        SourceError: There is no manifest, or it is damaged or of another format.
     """
     if tf.io.gfile.exists(directory) and not tf.io.gfile.isdir(directory):
         raise SourceError(f"{name}: {directory!r} is not a directory")
@@ -67,7 +76,7 @@ def read_manifest(directory: str, *, name: str) -> dict[str, Any]:
     except tf.errors.NotFoundError as error:
         raise SourceError(
             f"{name}: {directory!r} has no {MANIFEST}, so it holds no records, or ingestion was not finished. "
-            "python -m components.data_ingestion makes them, also of TFRecords that are there: --dataset=tfrecords:GLOB"
+            "python -m components.data_ingestion makes them, also of existing TFRecords (tfrecords:GLOB)"
         ) from error
     except (tf.errors.OpError, ValueError) as error:
         raise SourceError(f"{name}: {MANIFEST} in {directory!r} is damaged ({error}): ingest the images again") from error
@@ -81,10 +90,15 @@ def read_manifest(directory: str, *, name: str) -> dict[str, Any]:
 
 
 def read_index(directory: str, manifest: Mapping[str, Any], name: str) -> pa.Table:
-    """A row for each image, of all splits.
+    """Reads the index: a row for each image of all splits.
+
+    Args:
+        directory: A directory or a URL.
+        manifest: Its manifest.
+        name: The name of the data set, for messages.
 
     Raises:
-        SourceError: it cannot be read, or is not the one that `manifest` is of.
+        SourceError: The index cannot be read, or its digest is not that of the manifest.
     """
     try:
         with tf.io.gfile.GFile(f"{directory}/{INDEX}", "rb") as file:
@@ -97,10 +111,17 @@ def read_index(directory: str, manifest: Mapping[str, Any], name: str) -> pa.Tab
 
 
 def records_of(directory: str, split: str, manifest: Mapping[str, Any], rows: pa.Table, *, name: str) -> Records:
-    """The places of the images of a split, which `rows` of the index tell.
+    """Returns the store of the images of a split, after a check of its shards.
+
+    Args:
+        directory: A directory or a URL.
+        split: "train" or "eval".
+        manifest: The manifest of the directory.
+        rows: Rows of the index for this split.
+        name: The name of the data set, for messages.
 
     Raises:
-        SourceError: a shard is missing, or is not as it was when it was written.
+        SourceError: A shard is missing, has another length, or was changed outside of its records.
     """
     described = manifest["splits"][split]
     columns = {each: rows[each].to_numpy() for each in _WHERE}
@@ -116,7 +137,7 @@ def records_of(directory: str, split: str, manifest: Mapping[str, Any], rows: pa
 
 
 def _check_shard(directory: str, shard: Mapping[str, Any], ends: np.ndarray, split: str, num_examples: int, name: str) -> None:
-    """Its length, and the bytes at its ends, which belong to no record."""
+    """Checks the length of a shard, and the bytes before and after its records; `ends` are the offsets where its records end."""
     path, count = f"{directory}/{shard['file']}", shard["num_examples"]
     way_out = "Restore the file, or ingest the images again"
     try:
@@ -143,42 +164,51 @@ def _check_shard(directory: str, shard: Mapping[str, Any], ends: np.ndarray, spl
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Records:
-    """Images in shards, and where each lies: arrays [N]."""
+    """A store of N images in shards, with the place of each."""
 
     shards: tuple[str, ...]
+    """Paths or URLs of the shards."""
     digests: tuple[str, ...]
-    """Of the shards; a file that was replaced by another is another."""
+    """SHA-256 digests of the shards. A shard that is replaced while it is open has another digest."""
     counts: tuple[int, ...]
-    """Records of each shard."""
+    """The number of records in each shard."""
     shard: np.ndarray
-    """Of each record, its place in `shards`."""
+    """Places of the records' shards in `shards`, integers `[N]`."""
     record: np.ndarray
-    """Its place in its shard."""
+    """Places of the records in their shards, integers `[N]`."""
     offset: np.ndarray
+    """Offsets of the compressed records in their shards, in bytes, integers `[N]`."""
     size: np.ndarray
-    """Bytes of the packed record."""
+    """Lengths of the compressed records, in bytes, integers `[N]`."""
     crc32: np.ndarray
-    """Of the packed record."""
+    """Checksums of the compressed records, integers `[N]`."""
     content_crc32: np.ndarray
-    """Of what was packed, which does not depend on who packed it."""
+    """Checksums of the records before compression, integers `[N]`. They do not depend on the compressor."""
 
     def __len__(self) -> int:
         return len(self.shard)
 
     def take(self, indices: np.ndarray) -> Records:
-        """The records at `indices`, in that order."""
+        """Returns the store of the records at `indices`, in that order."""
         columns = {name: getattr(self, name)[indices] for name in _WHERE}
         return dataclasses.replace(self, **columns)
 
     def digested(self, names: Sequence[str]) -> Iterator[bytes]:
-        """Names, and what was packed."""
+        """Yields the name and the checksum of each record before compression."""
         for name, checksum in zip(names, self.content_crc32, strict=True):
             yield f"{name}\0{checksum}\0".encode()
 
     def encoded(self, indices: tf.Tensor) -> tf.Tensor:
-        """The image files of records int64 [B]: string [B]; runs in a graph.
+        """Reads the image files of the records at `indices`; runs in a graph.
 
-        A record that is damaged is an InvalidArgumentError with the words of a SourceError.
+        Args:
+            indices: Places in this store, int64 `[B]`.
+
+        Returns:
+            Contents of the image files, string `[B]`.
+
+        Raises:
+            tf.errors.InvalidArgumentError: A record is damaged. The message has that of a SourceError.
         """
         serialized = tf.ensure_shape(tf.numpy_function(self._read, [indices], tf.string, stateful=False), [None])
         return tf.io.parse_example(serialized, {IMAGE_KEY: tf.io.FixedLenFeature([], tf.string)})[IMAGE_KEY]
@@ -200,7 +230,7 @@ class Records:
 
 
 class _Opened:
-    """A file that several threads read."""
+    """An open file that several threads read at once."""
 
     def __init__(self, path: str, digest: str):
         self.path, self.digest = path, digest
@@ -218,5 +248,5 @@ class _Opened:
             os.close(self._descriptor)
 
 
-# a file that falls out while a thread reads it is closed when that thread lets go of it
+# A file that leaves the cache while a thread reads it is closed when that thread has read it.
 _opened = functools.lru_cache(maxsize=128)(_Opened)

@@ -1,4 +1,4 @@
-"""The stores of images: in memory, in files, or (records.py) in TFRecord shards; each knows its images by their places alone."""
+"""Stores of images: in memory or in files (`sela_tf.data.records` has TFRecord shards). A store knows its images by their places only."""
 
 from __future__ import annotations
 
@@ -13,64 +13,65 @@ import tensorflow as tf
 
 
 class Store(Protocol):
-    """N images in an order."""
+    """N images in a fixed order."""
 
     def __len__(self) -> int: ...
 
     def take(self, indices: np.ndarray) -> Store:
-        """The images at `indices`, in that order."""
+        """Returns the store of the images at `indices`, in that order."""
 
     def digested(self, names: Sequence[str]) -> Iterator[bytes | memoryview]:
-        """The bytes that stand for the images in a fingerprint, in which the order counts.
+        """Yields the bytes that stand for the images in a fingerprint; their order counts.
 
         Args:
-            names: N of them, or none.
+            names: N names, or none.
         """
 
 
 @runtime_checkable
 class EncodedStore(Store, Protocol):
-    """Images that are read and decoded as they are needed."""
+    """Images that are read and decoded when they are needed."""
 
     def encoded(self, indices: tf.Tensor) -> tf.Tensor:
-        """The image files at int64 [B]: string [B]; runs in a graph."""
+        """Returns the contents of the image files at `indices` (int64 `[B]`) as string `[B]`; runs in a graph."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arrays:
-    """Images, or vectors that stand for them, in memory."""
+    """Images in memory, or vectors that stand for them."""
 
     pixels: np.ndarray
-    """uint8 [N, H, W, C]; of vectors float32 [N, D]."""
+    """Images, uint8 `[N, H, W, C]`, or vectors, float32 `[N, D]`."""
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     @functools.cached_property
     def tensor(self) -> tf.Tensor:
-        """`pixels` on the CPU, made once: every pass over the set reads this one."""
+        """`pixels` as a tensor on the CPU. It is made once; every pass over the set reads it."""
         with tf.device("CPU"):
             return tf.constant(self.pixels)
 
     @functools.cached_property
     def moments(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mean and standard deviation of each value of vectors: two float32 [D]."""
+        """Mean and standard deviation of each value of the vectors over the set, two float32 `[D]`."""
         return tf.math.reduce_mean(self.tensor, axis=0), tf.math.reduce_std(self.tensor, axis=0)
 
     def take(self, indices: np.ndarray) -> Arrays:
         return Arrays(self.pixels[indices])
 
     def digested(self, names: Sequence[str]) -> Iterator[bytes | memoryview]:
-        """The shape and all values, whatever the names."""
+        """Yields the shape and all values. Names do not count."""
         yield str(self.pixels.shape).encode()
         yield np.ascontiguousarray(self.pixels).data
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Files:
-    """Image files, of any file system that TensorFlow knows."""
+    """Image files on any file system that TensorFlow knows."""
 
     paths: tuple[str, ...]
+    """N paths or URLs."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -79,7 +80,7 @@ class Files:
         return Files(tuple(self.paths[i] for i in indices))
 
     def digested(self, names: Sequence[str]) -> Iterator[bytes]:
-        """Names and sizes."""
+        """Yields the name and size of each file."""
         for name, path in zip(names, self.paths, strict=True):
             yield f"{name}\0{_size(path)}\0".encode()
 
@@ -88,16 +89,17 @@ class Files:
 
     @functools.cached_property
     def _tensor(self) -> tf.Tensor:
-        # it is first asked for in a graph, and is to outlive it
+        # The tensor is first asked for inside a graph and must outlive it.
         with tf.init_scope(), tf.device("CPU"):
             return tf.constant(self.paths)
 
 
 @dataclasses.dataclass(frozen=True)
 class Unread:
-    """Images of which only the number is known yet: settings can be held to it, nothing can be trained on it."""
+    """Images of which only the number is known yet. Settings can be checked against it; nothing can be trained on it."""
 
     count: int
+    """The number of images N."""
 
     def __len__(self) -> int:
         return self.count
@@ -110,6 +112,6 @@ class Unread:
 
 
 def _size(path: str) -> int:
-    """Bytes of a file."""
-    # for local files the operating system answers several times faster
+    """Returns the size of a file in bytes."""
+    # For local files the operating system answers several times faster than TensorFlow.
     return tf.io.gfile.stat(path).length if "://" in path else os.path.getsize(path)

@@ -190,5 +190,5 @@ def _probe(features: tf.Tensor, num_classes: int, number: str) -> tf.Tensor:
 
 def _classes(images: ImageSet) -> np.ndarray:
     if images.classes is None:
-        raise ValueError(f"{images.name} has no class labels, which probes need")
+        raise ValueError(f"{images.full_name} has no class labels, which probes need")
     return images.classes

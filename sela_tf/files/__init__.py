@@ -1,1 +1,1 @@
-"""Writing of files."""
+"""Files and directories that are written whole or not at all."""

@@ -1,13 +1,60 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes on a local disk: a file or directory is written under another name and then renamed.
+
+Readers, and a process that is killed, see the old content or the new, never a part of it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import shutil
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path, *, unfinished: pathlib.Path | None = None) -> Iterator[pathlib.Path]:
+    """Yields the path of an unfinished file, which takes the name `path` at the end of the context; an exception removes it.
+
+    A killed process leaves the unfinished file behind, and `path` as it was.
+
+    Args:
+        path: The file to write or to replace.
+        unfinished: The path to write first, in the same directory; `.unfinished-NAME` by default. Processes that may write the same
+            file at once need names of their own.
+    """
+    unfinished = path.with_name(f".unfinished-{path.name}") if unfinished is None else unfinished
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    except BaseException:
+        # A directory that cannot be written must not hide the error that says so.
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def whole_directory(path: pathlib.Path, *, unfinished: pathlib.Path | None = None) -> Iterator[pathlib.Path]:
+    """Yields a new, unfinished directory, which takes the name `path` at the end of the context; an exception removes it.
+
+    A killed process leaves the unfinished directory behind.
+
+    Args:
+        path: The directory to make. It must not exist when the context ends.
+        unfinished: The directory to fill first, beside `path`; `.unfinished-NAME` by default.
+    """
+    unfinished = path.with_name(f".unfinished-{path.name}") if unfinished is None else unfinished
+    try:
+        unfinished.mkdir()
+        yield unfinished
+        os.rename(unfinished, path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-    """The file is there whole, or as before."""
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    """Writes `text` into the file `path`, whole or not at all."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text)

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sela_tf.files.atomic import whole_directory
+
 _PREFIX, _UNFINISHED = "step-", ".unfinished-"
 
 
@@ -38,16 +40,14 @@ def save(directory: pathlib.Path, step: int, arrays: Mapping[str, np.ndarray], m
     for leftover in directory.glob(_UNFINISHED + "*"):
         shutil.rmtree(leftover)
     name = f"{_PREFIX}{step:08d}"
-    unfinished = directory / (_UNFINISHED + name)
-    unfinished.mkdir()
-    np.savez(unfinished / "state.npz", **arrays)  # type: ignore[arg-type]
-    digest = hashlib.sha256((unfinished / "state.npz").read_bytes()).hexdigest()
-    (unfinished / "meta.json").write_text(json.dumps({**meta, "step": step, "sha256": digest}, indent=1) + "\n")
-    for file in (unfinished / "state.npz", unfinished / "meta.json", unfinished):
-        _to_disk(file)
-    if (directory / name).exists():
-        shutil.rmtree(directory / name)
-    unfinished.rename(directory / name)
+    with whole_directory(directory / name, unfinished=directory / (_UNFINISHED + name)) as unfinished:
+        np.savez(unfinished / "state.npz", **arrays)  # type: ignore[arg-type]
+        digest = hashlib.sha256((unfinished / "state.npz").read_bytes()).hexdigest()
+        (unfinished / "meta.json").write_text(json.dumps({**meta, "step": step, "sha256": digest}, indent=1) + "\n")
+        for file in (unfinished / "state.npz", unfinished / "meta.json", unfinished):
+            _to_disk(file)
+        if (directory / name).exists():
+            shutil.rmtree(directory / name)
     _to_disk(directory)
     saves = _saves(directory)
     for path in [path for path in saves if path.name > name] + [path for path in saves if path.name <= name][:-keep]:

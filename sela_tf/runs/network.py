@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from sela_tf import __version__
-from sela_tf.files.atomic import write_whole
+from sela_tf.files.atomic import whole_file, write_whole
 from sela_tf.models.build import bare_network, build_model
 from sela_tf.runs.names import FLAGS, NETWORK, RESULTS, WEIGHTS
 from sela_tf.runs.results import read_results
@@ -86,16 +86,15 @@ def save_network(workdir: pathlib.Path, model: keras.Model, description: Network
 
     The description holds the digest of the weights, so that two files of different steps are not taken for one network.
     """
-    unfinished = workdir / f".unfinished-{WEIGHTS}"
-    try:
-        bare_network(model).save_weights(unfinished)
-    except (OSError, RuntimeError) as error:
-        # The HDF5 library reports a full disk by an error of its own.
-        raise ConfigError(
-            f"{unfinished} cannot be written ({str(error).splitlines()[0]}): make room, and repeat the command"
-        ) from error
-    digest = _digest(unfinished)
-    os.replace(unfinished, workdir / WEIGHTS)
+    with whole_file(workdir / WEIGHTS) as unfinished:
+        try:
+            bare_network(model).save_weights(unfinished)
+        except (OSError, RuntimeError) as error:
+            # The HDF5 library reports a full disk by an error of its own.
+            raise ConfigError(
+                f"{unfinished} cannot be written ({str(error).splitlines()[0]}): make room, and repeat the command"
+            ) from error
+        digest = _digest(unfinished)
     _write(workdir, description, digest, step=step)
     return digest
 

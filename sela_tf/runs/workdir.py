@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.cli import flags
-from sela_tf.files.atomic import write_whole
+from sela_tf.files.atomic import whole_file, write_whole
 from sela_tf.runs.names import CHECKPOINTS, FLAGS, LABELS, LOCK, METRICS, NETWORK, REPORT, RESULTS, TENSORBOARD, TIMINGS, WEIGHTS
 from sela_tf.runs.results import read_results
 from sela_tf.settings.fields import ConfigError
@@ -184,9 +184,8 @@ class Workdir:
 
     def write_labels(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes labels.npz, whole or not at all."""
-        unfinished = self.path / f".unfinished-{LABELS}"
-        np.savez(unfinished, **arrays)  # type: ignore[arg-type]
-        os.replace(unfinished, self.path / LABELS)
+        with whole_file(self.path / LABELS) as unfinished:
+            np.savez(unfinished, **arrays)  # type: ignore[arg-type]
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns all rows of metrics.jsonl, each with its `kind` and `step`."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
+import types
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from sela_tf.files.atomic import whole_file
+
 Columns = Mapping[str, np.ndarray]
 """Arrays [B], or [B, D] of vectors, by the names of the columns."""
-SUFFIXES = (".parquet", ".csv", ".npz")
 
 
 class LabelWriter:
@@ -28,11 +29,14 @@ class LabelWriter:
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self._unfinished = path.with_name(f".unfinished-{path.name}")
         self._writer: pa.parquet.ParquetWriter | pa.csv.CSVWriter | None = None
         self._blocks: list[Columns] = []
 
     def __enter__(self) -> LabelWriter:
+        with contextlib.ExitStack() as stack:
+            self._unfinished = stack.enter_context(whole_file(self.path))
+            stack.push(self._finish)
+            self._stack = stack.pop_all()
         return self
 
     def write(self, columns: Columns) -> None:
@@ -51,22 +55,20 @@ class LabelWriter:
                 self._writer = kind(str(self._unfinished), batch.schema)
             self._writer.write_batch(batch)
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        try:
-            with self._named():
-                if self._writer is not None:
-                    self._writer.close()
-                if kind is None:
-                    self._finish()
-        finally:
-            self._unfinished.unlink(missing_ok=True)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
+    ) -> None:
+        with self._named():
+            self._stack.__exit__(kind, error, traceback)
 
-    def _finish(self) -> None:
-        if self._blocks:
+    def _finish(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Completes the unfinished file, unless an exception has ended the context."""
+        if self._writer is not None:
+            self._writer.close()
+        if kind is None and self._blocks:
             arrays = {name: np.concatenate([block[name] for block in self._blocks]) for name in self._blocks[0]}
             with self._unfinished.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(self._unfinished, self.path)
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -17,6 +15,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from sela_tf.data.augment import clean_view
 from sela_tf.data.decoding import decode_image, readable, to_channels
 from sela_tf.data.records import IMAGE_KEY
+from sela_tf.files.atomic import whole_directory
 from sela_tf.models.build import EMBEDDING
 from sela_tf.serving.predictions import opinions
 from sela_tf.serving.warm_up import write_warm_up_requests
@@ -186,7 +185,12 @@ def export_saved_model(
         FileExistsError: `path` is there already.
     """
     served = (ServedImages if len(model.input.shape) == 4 else ServedVectors)(model, potentials, lam)
-    with _whole(pathlib.Path(path)) as unfinished:
+    path = pathlib.Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} is there already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # TensorFlow Serving loads every directory whose name is a number.
+    with whole_directory(path, unfinished=path.with_name(f".unfinished-{path.name}-{os.getpid()}")) as unfinished:
         # no debug information: it holds where in the sources of this machine each operation was made
         options = tf.saved_model.SaveOptions(save_debug_info=False)
         tf.saved_model.save(served, str(unfinished), signatures=served.signatures(), options=options)
@@ -220,20 +224,3 @@ def read_signatures(path: pathlib.Path) -> dict[str, Signature]:
         for name, each in sorted(found.items())
         if not name.startswith("__")
     }
-
-
-@contextlib.contextmanager
-def _whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A directory beside `path` that takes its name when all went well, and is removed otherwise."""
-    if path.exists():
-        raise FileExistsError(f"{path} is there already")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # TensorFlow Serving looks at directories whose name is a number
-    unfinished = path.with_name(f".unfinished-{path.name}-{os.getpid()}")
-    try:
-        unfinished.mkdir()
-        yield unfinished
-        os.rename(unfinished, path)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise

@@ -46,7 +46,7 @@ class LabelConfig:
     download: bool = download_option()
     cache_dir: str = cache_dir_option("the run's")
     memory_limit: float = memory_limit_option("GiB that decoded images may take; folders are read as they are needed.")
-    label_memory: float = label_memory_option("GiB that the log-probabilities of a head may take with --balanced, as in training.")
+    label_memory: float = label_memory_option("GiB that the log-probabilities of a head may take with `balanced`, as in training.")
 
     def __post_init__(self) -> None:
         if not self.workdir:
@@ -85,7 +85,7 @@ class ProbeConfig:
         choices=("auto", "full", "sampled"),
     )
     dataset: str = option("", "Images with classes to fit the probes to; by default those of the run.")
-    eval_dataset: str = option("", "Images with classes to score them on; by default those of the run, or --dataset's own.")
+    eval_dataset: str = option("", "Images with classes to score them on; by default those of the run, or `dataset`'s own.")
     cache_dir: str = cache_dir_option("the run's")
     # of protocol sgd (R)
     epochs: int = option(36, "Epochs of sgd.", at_least=1)

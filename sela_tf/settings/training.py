@@ -128,7 +128,7 @@ class SelaConfig:
     rotation: bool = option(False, "Also learn to tell by which of four right angles an image was turned (P: SeLa+Rot).")
     rotation_share: float = option(
         1.0,
-        "Share of the images of a step that are also shown turned in all three ways by --rotation (P: all; four times the cost).",
+        "Share of the images of a step that are also shown turned in all three ways by `rotation` (P: all; four times the cost).",
         bound=POSITIVE_SHARE,
     )
     # machine

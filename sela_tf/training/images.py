@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +12,7 @@ import tensorflow as tf
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet, Splits
 from sela_tf.data.pipeline import channel_statistics, training_batches, with_rotations
-from sela_tf.data.sources import Outline, load_source, outline_source
+from sela_tf.data.sources import Outline, SourceOptions, load_source, outline_source
 from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
 from sela_tf.data.stores import Unread
 from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
@@ -60,26 +60,21 @@ def tell(line: str) -> None:
     print(line, flush=True)
 
 
-def _source_options(config: SelaConfig) -> dict[str, Any]:
-    """Returns the arguments of sources, to load or to outline them."""
-    return {
-        "data_dir": config.data_dir,
-        "download": config.download,
-        "use_classes": config.classes == "auto",
-        "skip_bad_images": config.skip_bad_images,
-        "cache_dir": config.cache_dir,
-    }
-
-
-def _load(config: SelaConfig, flag: str) -> Splits:
-    """Loads the source that the setting `dataset` or `eval_dataset` names."""
-    return load_source(
-        getattr(config, flag),
-        flag=f"--{flag}",
+def _source_options(config: SelaConfig) -> SourceOptions:
+    """Returns the options of the run's sources."""
+    return SourceOptions(
+        data_dir=config.data_dir,
+        download=config.download,
+        use_classes=config.classes == "auto",
+        skip_bad_images=config.skip_bad_images,
         memory_limit=int(config.memory_limit * 2**30),
-        tell=tell,
-        **_source_options(config),
+        cache_dir=config.cache_dir,
     )
+
+
+def _load(config: SelaConfig, setting: str) -> Splits:
+    """Loads the source that the setting "dataset" or "eval_dataset" names."""
+    return load_source(getattr(config, setting), _source_options(config), setting=setting, tell=tell)
 
 
 def _refuse_before_decoding(config: SelaConfig) -> dict[str, Splits]:
@@ -88,7 +83,7 @@ def _refuse_before_decoding(config: SelaConfig) -> dict[str, Splits]:
     Raises:
         ValueError: the settings do not fit (ConfigError), or the images are not there (SourceError).
     """
-    outline = outline_source(config.dataset, memory_limit=int(config.memory_limit * 2**30), **_source_options(config))
+    outline = outline_source(config.dataset, _source_options(config))
     loaded = {}
     if outline is None:
         loaded["dataset"] = _load(config, "dataset")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.figures import Looks
-from sela_tf.files.atomic import write_whole
+from sela_tf.files.atomic import whole_file, write_whole
 from sela_tf.reporting.history import Galleries, course, gallery
 from sela_tf.reporting.pictures import draw_gallery, draw_report
 from sela_tf.runs.names import GALLERIES, PICTURE, REPORT
@@ -41,7 +40,7 @@ def write_report(
     plain = [None] * num_heads if looks is None or looks.training is None else looks.training.clusters
     report = {
         "title": (
-            f"{data.train.name.removeprefix('--dataset=')}: {len(data.train)} images, {shape_in_words(data)}, {config.backbone}, "
+            f"{data.train.name}: {len(data.train)} images, {shape_in_words(data)}, {config.backbone}, "
             f"{num_heads} x {num_clusters} clusters, {config.epochs} epochs"
         ),
         "verdict": _verdict(results),
@@ -57,9 +56,8 @@ def write_report(
         "no_figures": results["trained"].get("reason"),
         "gallery": shown,
     }
-    unfinished = directory.path / f".unfinished-{PICTURE}"
-    draw_report(report, unfinished)
-    os.replace(unfinished, directory.path / PICTURE)
+    with whole_file(directory.path / PICTURE) as unfinished:
+        draw_report(report, unfinished)
     shutil.rmtree(directory.path / GALLERIES, ignore_errors=True)
     if shown["best"] and not data.train.is_vectors:
         _draw_galleries(directory, data, shown)

@@ -18,8 +18,8 @@ from sela_tf.cli import flags
 from sela_tf.commands import label as labeller
 from sela_tf.commands import probe as prober
 from sela_tf.data import listing
-from sela_tf.data.listing import list_folder, look_at, look_at_header, read_listing, walk, write_listing
-from sela_tf.data.sources import load_source, outline_source
+from sela_tf.data.listing import inspect_file, inspect_header, list_folder, read_listing, walk, write_listing
+from sela_tf.data.sources import SourceOptions, load_source, outline_source
 from sela_tf.settings.commands import LabelConfig, ProbeConfig
 from sela_tf.settings.training import SelaConfig
 
@@ -42,7 +42,7 @@ class TestListing:
         assert len(decoded) == 13
         assert len(told) == 1
         assert described(first) == described(second)
-        assert described(second) == described(load_source(f"folder:{folder}", skip_bad_images=True))
+        assert described(second) == described(load_source(f"folder:{folder}", SourceOptions(skip_bad_images=True)))
 
     @pytest.mark.parametrize("change", ["size", "time", "new", "removed"])
     def test_only_what_has_changed_is_looked_at_again(self, folder, tmp_path, decoded, rng, change):
@@ -65,7 +65,9 @@ class TestListing:
         assert len(decoded) == len(told) == (0 if change == "removed" else 1)
         assert all("1 of the 1" in line and line.endswith("new or changed") for line in told)
         assert len(after) == len(before) + {"new": 1, "removed": -1}.get(change, 0)
-        assert {file.name: file for file in after} == {name: look_at(str(folder), name) for name in walk(str(folder), name="f")}
+        assert {file.name: file for file in after} == {
+            name: inspect_file(str(folder), name) for name in walk(str(folder), name="f")
+        }
 
     def test_what_is_listed(self, folder, tmp_path):
         names = walk(str(folder), name="f")
@@ -89,7 +91,7 @@ class TestListing:
             (tmp_path / name).write_bytes(encoded(image, kind))
         (tmp_path / "c.png").write_bytes(encoded(picture(rng, "RGB", (5, 6)), "PNG"))
         Image.fromarray(np.asarray(image).reshape(6, 5, 3)).save(tmp_path / "d.png")
-        a, b, c, d = (look_at(str(tmp_path), name) for name in ("a.png", "b.bmp", "c.png", "d.png"))
+        a, b, c, d = (inspect_file(str(tmp_path), name) for name in ("a.png", "b.bmp", "c.png", "d.png"))
         assert a.info.pixels_sha256 == b.info.pixels_sha256
         assert a.sha256 != b.sha256
         assert len({each.info.pixels_sha256 for each in (a, c, d)}) == 3
@@ -127,7 +129,7 @@ class TestListing:
 
     def test_writers_at_once_leave_a_whole_listing(self, tmp_path, folder):
         names, root, cache_dir = walk(str(folder), name="f"), str(folder), str(tmp_path / "cache")
-        both = [[look_at(root, name) for name in part] for part in (names, names[:3])]
+        both = [[inspect_file(root, name) for name in part] for part in (names, names[:3])]
         write_listing(root, both[0], cache_dir=cache_dir)
 
         def work(number: int) -> bool:
@@ -143,7 +145,7 @@ class TestListing:
         (folder / "a" / "cut.jpg").unlink()
         (folder / "b" / "empty.png").unlink()
         config = SelaConfig(dataset=f"folder:{folder}", cache_dir=str(tmp_path / "run")).absolute()
-        load_source(config.dataset, cache_dir=config.cache_dir)
+        load_source(config.dataset, SourceOptions(cache_dir=config.cache_dir))
         decoded.clear()
         settings = LabelConfig(workdir="x", output="y.csv", dataset=config.dataset)
         labelled = labeller._images(settings, config)
@@ -163,9 +165,9 @@ class TestListing:
         def interrupted(root: str, name: str):
             if name == names[5]:
                 raise KeyboardInterrupt
-            return look_at(root, name)
+            return inspect_file(root, name)
 
-        monkeypatch.setattr(listing, "look_at", interrupted)
+        monkeypatch.setattr(listing, "inspect_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             list_folder(str(folder), names, **options)
         assert list(read_listing(str(folder), **options)) == names[:5]
@@ -178,9 +180,9 @@ class TestHeaders:
         remark[0x010E] = "a long description" * 1000
         picture(rng, "RGB", (11, 12)).save(folder / "a" / "exif.jpg", exif=remark)
         names = walk(str(folder), name="f")
-        headers = [look_at_header(str(folder), name) for name in names]
+        headers = [inspect_header(str(folder), name) for name in names]
         assert decoded == []
-        for header, file in zip(headers, [look_at(str(folder), name) for name in names], strict=True):
+        for header, file in zip(headers, [inspect_file(str(folder), name) for name in names], strict=True):
             if file.name == "a/cut.jpg":
                 assert header.info[:3] == ("jpeg", 30, 30)
             else:

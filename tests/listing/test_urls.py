@@ -15,7 +15,7 @@ from sela_tf.data.image_set import ImageSet
 from sela_tf.data.label_files import read_known_labels, read_run_labels
 from sela_tf.data.listing import walk
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.data.sources import load_source
+from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import hold_out
 from sela_tf.data.stores import Files
 from sela_tf.settings.commands import LabelConfig
@@ -42,7 +42,7 @@ class TestUrl:
     """A folder on a URL is what it is on a disk."""
 
     def test_views_fingerprint_and_hold_out(self, url, folder, tmp_path):
-        local, remote = (load_source(f"folder:{root}", cache_dir=str(tmp_path)).train for root in (folder, url))
+        local, remote = (load_source(f"folder:{root}", SourceOptions(cache_dir=str(tmp_path))).train for root in (folder, url))
         assert remote.fingerprint() == local.fingerprint()
         sets = [hold_out(images, 0.3) for images in (local, remote)]
         assert sets[0][1].names == sets[1][1].names

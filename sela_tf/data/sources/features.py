@@ -1,4 +1,4 @@
-"""Vectors that stand for images: somebody else's embeddings, to be clustered by heads alone."""
+"""The source of vectors: embeddings that another network computed, which heads alone cluster."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ import pathlib
 import numpy as np
 
 from sela_tf.data.errors import SourceError
-from sela_tf.data.image_set import ImageSet, Splits
+from sela_tf.data.image_set import ImageSet, SourceName, Splits
 from sela_tf.data.sources.arrays import read_archive
 from sela_tf.data.stores import Arrays
 
 
-def load_features(path: pathlib.Path, *, name: str, memory_limit: int) -> Splits:
-    """A matrix [N, D] of an .npy file; or of an .npz file `features`, and where there are any `classes`, `eval_features`,
-    `eval_classes`.
+def load_features(path: pathlib.Path, *, source: SourceName, memory_limit: int) -> Splits:
+    """Loads vectors as float32 `[N, D]`.
+
+    Args:
+        path: An .npy file with a matrix `[N, D]`; or an .npz file with the array `features` and, if they exist, `classes`,
+            `eval_features` and `eval_classes`.
+        source: The name of the source.
+        memory_limit: Bytes that the vectors may take.
 
     Raises:
-        SourceError: the file is no such file or too large, or a value is NaN or infinite.
+        SourceError: The file is not such a file or too large, or a value is NaN or infinite.
     """
+    name = str(source)
     arrays = {"features": _mapped(name, path)} if path.suffix == ".npy" else read_archive(name, path)
     if "features" not in arrays:
         raise SourceError(f"{name}: {str(path)!r} has no array 'features' (it has {', '.join(arrays)})")
@@ -27,7 +33,7 @@ def load_features(path: pathlib.Path, *, name: str, memory_limit: int) -> Splits
         if prefix + "features" not in arrays:
             return None
         classes = arrays.get(prefix + "classes")
-        return _vector_set(name, prefix + "features", arrays[prefix + "features"], classes, memory_limit)
+        return _vector_set(source, prefix + "features", arrays[prefix + "features"], classes, memory_limit)
 
     train, held_out = part(""), part("eval_")
     if train is None or (held_out is not None and held_out.channels != train.channels):
@@ -45,16 +51,18 @@ def _mapped(name: str, path: pathlib.Path) -> np.ndarray:
         raise SourceError(f"{name}: {str(path)!r} is not an npy file of numbers, or not a whole one") from error
 
 
-def _vector_set(name: str, key: str, vectors: np.ndarray, classes: np.ndarray | None, memory_limit: int) -> ImageSet:
+def _vector_set(source: SourceName, key: str, vectors: np.ndarray, classes: np.ndarray | None, memory_limit: int) -> ImageSet:
+    """Makes a set of the vectors of the array named `key`, `[N, D]`, and their class labels `[N]`."""
+    name = str(source)
     if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype.kind not in "fiu":
         raise SourceError(f"{name}: {key} must be numbers [N, D], N and D > 0. Received: {vectors.dtype} {list(vectors.shape)}")
     size = 4 * vectors.size
     if size > memory_limit:
         raise SourceError(
-            f"{name}: as float32, {key} {list(vectors.shape)} takes {size / 2**30:.1f} GiB, --memory_limit={memory_limit / 2**30:g} GiB: "
+            f"{name}: as float32, {key} {list(vectors.shape)} takes {size / 2**30:.1f} GiB, `memory_limit={memory_limit / 2**30:g}` GiB: "
             "raise it"
         )
-    with np.errstate(over="ignore"):  # which the next lines refuse
+    with np.errstate(over="ignore"):  # Values that overflow become infinite and are refused below.
         values = np.ascontiguousarray(vectors, np.float32)
     wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(wrong):
@@ -68,7 +76,8 @@ def _vector_set(name: str, key: str, vectors: np.ndarray, classes: np.ndarray | 
                 f"{name}: the classes of {key} must be {len(values)} integers from 0. Received: {classes.dtype} {list(classes.shape)}"
             )
     return ImageSet(
-        name=name,
+        name=source.name,
+        setting=source.setting,
         channels=values.shape[1],
         store=Arrays(values),
         classes=None if classes is None else classes.astype(np.int64),

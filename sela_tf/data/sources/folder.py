@@ -1,4 +1,4 @@
-"""A directory of images, of any depth, sizes and modes."""
+"""The source of folders: directories with image files of any size, in any depth."""
 
 from __future__ import annotations
 
@@ -11,59 +11,77 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.data.errors import SourceError
-from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, Splits
-from sela_tf.data.listing import LookedAt, list_folder, look_at_header, unchanged, walk
+from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceName, Splits
+from sela_tf.data.listing import FileInfo, inspect_header, list_folder, unchanged, walk
 from sela_tf.data.stores import Files
 
 _SHOWN = 5
 
 
 def load_folder(
-    root: str, *, name: str, skip_bad_images: bool = False, cache_dir: str = "", tell: Callable[[str], None] | None = None
+    root: str, *, source: SourceName, skip_bad_images: bool = False, cache_dir: str = "", tell: Callable[[str], None] | None = None
 ) -> Splits:
-    """Every jpeg, png, gif and bmp below `root`, in the order of their names; hidden files are not looked at.
+    """Loads the paths of every jpeg, png, gif and bmp below a directory, in the order of their names. Hidden files are left out.
 
-    Each file is read and decoded in full once, so that the damaged one is found before training; what was found is listed in
-    `cache_dir`, see `list_folder`. Top-level directories named train, and test, val or the like, are splits; test is taken before val.
-    The parent directory's name is the class where there are two or more such names.
+    Each file is read and decoded once, so that damaged files are found before training. The results are kept in `cache_dir`, see
+    `list_folder`. Top-level directories named train, and test, val or similar, are splits; test is preferred to val. The name of the
+    parent directory is the class if there are at least two such names.
 
-    Raises:
-        SourceError: no image, or damaged ones and not `skip_bad_images`; with names and counts.
-    """
-    files = list_folder(root, walk(root, name=name), cache_dir=cache_dir, tell=tell)
-    return arrange(root, files, name=name, skip_bad_images=skip_bad_images)
-
-
-def outline_folder(root: str, *, name: str, cache_dir: str = "") -> Splits:
-    """Outlines a folder without decoding: by the listing, and by the headers of the files that it lacks. Damaged images count as far as
-    their headers are whole; numbers of channels are not known.
+    Args:
+        root: The directory.
+        source: The name of the source.
+        skip_bad_images: Leaves damaged images out, instead of refusing the folder.
+        cache_dir: The directory of listings; "" for none.
+        tell: A function that is called with lines about the progress.
 
     Raises:
-        SourceError: there is no image.
+        SourceError: There is no image, or images are damaged and `skip_bad_images` is False. The message has names and counts.
     """
-    names = walk(root, name=name)
+    files = list_folder(root, walk(root, name=str(source)), cache_dir=cache_dir, tell=tell)
+    return arrange(root, files, source=source, skip_bad_images=skip_bad_images)
+
+
+def outline_folder(root: str, *, source: SourceName, cache_dir: str = "") -> Splits:
+    """Outlines a folder without decoding images: by its listing, and by the headers of files that are not listed.
+
+    Damaged images are counted if their headers are whole. The number of channels is not known.
+
+    Raises:
+        SourceError: There is no image.
+    """
+    names = walk(root, name=str(source))
     listed = unchanged(root, names, cache_dir=cache_dir)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         pairs = zip(listed, names, strict=True)
-        files = list(pool.map(lambda pair: pair[0] or look_at_header(root, pair[1]), pairs))
-    return arrange(root, files, name=name, skip_bad_images=True)
+        files = list(pool.map(lambda pair: pair[0] or inspect_header(root, pair[1]), pairs))
+    return arrange(root, files, source=source, skip_bad_images=True)
 
 
-def arrange(root: str, files: Sequence[LookedAt], *, name: str, skip_bad_images: bool = False) -> Splits:
-    """What `load_folder` says of files that were looked at, in the order of their names."""
+def arrange(root: str, files: Sequence[FileInfo], *, source: SourceName, skip_bad_images: bool = False) -> Splits:
+    """Makes the splits of a folder from the results for its files, in the order of their names.
+
+    Args:
+        root: The directory.
+        files: The result for each file, as `list_folder` returns them.
+        source: The name of the source.
+        skip_bad_images: Leaves damaged images out, instead of refusing the folder.
+
+    Raises:
+        SourceError: There is no image, or images are damaged and `skip_bad_images` is False.
+    """
     images = [file for file in files if file.info is not None]
     foreign = [file for file in files if file.is_foreign]
     damaged = [file for file in files if file.problem and not file.is_foreign]
     others = len(files) - len(images) - len(foreign) - len(damaged)
     if damaged and not skip_bad_images:
         raise SourceError(
-            f"{name}: {len(damaged)} of {len(files) - others} images cannot be read: {_listed(damaged)}. "
-            "Repair or remove them, or leave them out with --skip_bad_images"
+            f"{source}: {len(damaged)} of {len(files) - others} images cannot be read: {_listed(damaged)}. "
+            "Repair or remove them, or leave them out with `skip_bad_images=True`"
         )
     if not images:
         rejected = _listed([*foreign, *damaged])
         raise SourceError(
-            f"{name}: no jpeg, png, gif or bmp image in {root!r} or below it; {len(files)} other files"
+            f"{source}: no jpeg, png, gif or bmp image in {root!r} or below it; {len(files)} other files"
             + (f" ({rejected})" if rejected else "")
         )
     kinds = collections.Counter(file.info.kind for file in images if file.info)
@@ -78,30 +96,39 @@ def arrange(root: str, files: Sequence[LookedAt], *, name: str, skip_bad_images:
     tops = {file.top for file in images}
     eval_name = next((each for each in EVAL_NAMES if each in tops), None)
     if eval_name and not tops & set(TRAIN_NAMES) and any(tf.io.gfile.isdir(f"{root}/{each}") for each in TRAIN_NAMES):
-        raise SourceError(f"{name}: the training directory is empty, and {eval_name!r} is for evaluation")
-    # a directory `train` beside others, none of them for evaluation, is a class: of vehicles, say
+        raise SourceError(f"{source}: the training directory is empty, and {eval_name!r} is for evaluation")
+    # A directory `train` beside others, none of them for evaluation, is a class (the vehicle).
     if not (tops & set(TRAIN_NAMES) and (eval_name or tops <= set(TRAIN_NAMES))):
-        return Splits(_image_set(name, images, images, 0, report), None, tuple(report))
+        return Splits(_image_set(source, images, images, 0, report), None, tuple(report))
     train = [file for file in images if file.top in TRAIN_NAMES]
     held_out = [file for file in images if file.top == eval_name]
     both = train + held_out
     if len(both) < len(images):
         elsewhere = ", ".join(sorted(top or "the folder itself" for top in tops - {*TRAIN_NAMES, eval_name})[:_SHOWN])
         report.append(f"left out, {len(images) - len(both)} images outside the splits, in {elsewhere}")
-    training_set = _image_set(name, train, both, 1, report)
-    return Splits(training_set, _image_set(name, held_out, both, 1, []) if held_out else None, tuple(report))
+    training_set = _image_set(source, train, both, 1, report)
+    return Splits(training_set, _image_set(source, held_out, both, 1, []) if held_out else None, tuple(report))
 
 
-def _image_set(name: str, files: list[LookedAt], all_files: list[LookedAt], depth: int, report: list[str]) -> ImageSet:
-    """One split; what holds for all splits (channels, classes) is decided by `all_files`. Classes lie below `depth` directories."""
+def _image_set(source: SourceName, files: list[FileInfo], all_files: list[FileInfo], depth: int, report: list[str]) -> ImageSet:
+    """Makes the set of one split.
+
+    Args:
+        source: The name of the source.
+        files: Images of the split.
+        all_files: Images of all splits, which decide on channels and classes.
+        depth: The number of directories above those of the classes.
+        report: A list that lines for the user are added to.
+    """
     infos = [file.info for file in files if file.info is not None]
-    # one colour image makes it a colour set, so that nothing is lost
+    # A single colour image makes it a colour set, so that no colour is lost.
     channels = 3 if any(file.info is not None and file.info.channels >= 3 for file in all_files) else 1
     sizes = {(info.height, info.width) for info in infos}
     class_names = _class_names(all_files, depth, report)
     numbers = {each: number for number, each in enumerate(class_names or ())}
     return ImageSet(
-        name=name,
+        name=source.name,
+        setting=source.setting,
         channels=channels,
         store=Files(tuple(file.path for file in files)),
         names=tuple(file.name for file in files),
@@ -111,8 +138,8 @@ def _image_set(name: str, files: list[LookedAt], all_files: list[LookedAt], dept
     )
 
 
-def _class_names(files: list[LookedAt], depth: int, report: list[str]) -> tuple[str, ...] | None:
-    """The names of the images' directories; None where there is only one, or where images lie beside the directories."""
+def _class_names(files: list[FileInfo], depth: int, report: list[str]) -> tuple[str, ...] | None:
+    """Returns the names of the images' directories; None if there is only one, or if images lie beside the directories."""
     parents = [file.name.split("/")[:-1] for file in files]
     names = sorted({parent[-1] for parent in parents if len(parent) > depth})
     beside = [file.name for file, parent in zip(files, parents, strict=True) if len(parent) <= depth]
@@ -123,6 +150,7 @@ def _class_names(files: list[LookedAt], depth: int, report: list[str]) -> tuple[
     return tuple(names) if len(names) >= 2 and not beside else None
 
 
-def _listed(files: list[LookedAt]) -> str:
+def _listed(files: list[FileInfo]) -> str:
+    """Returns the first names with their problems, for a message."""
     shown = "; ".join(f"{file.name} ({file.problem})" for file in files[:_SHOWN])
     return shown + (f"; and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")

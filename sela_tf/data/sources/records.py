@@ -1,4 +1,4 @@
-"""Images that were ingested to TFRecord shards with an index, see `sela_tf.data.records`."""
+"""The source of records: images in TFRecord shards with an index, see `sela_tf.data.records`."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ import pyarrow.compute
 import tensorflow as tf
 
 from sela_tf.data.decoding import decode_image
-from sela_tf.data.image_set import ImageSet, Splits
+from sela_tf.data.image_set import ImageSet, SourceName, Splits
 from sela_tf.data.records import read_index, read_manifest, records_of
 from sela_tf.data.stores import Arrays
 
 _AT_ONCE, _PARALLEL = 500, 16
 
 
-def load_records(directory: str, *, name: str, memory_limit: int) -> Splits:
-    """Loads what was ingested into `directory`. Images of one size that fit into memory are decoded at once, others are read as they are needed.
+def load_records(directory: str, *, source: SourceName, memory_limit: int) -> Splits:
+    """Loads the records of a directory.
 
-    Shards are there, and are as long as they were when they were written; that each record is unharmed is checked whenever it is read.
+    If all images have one size and fit into memory, they are decoded at once; otherwise they are read when they are needed. Shards are
+    checked for their length here, and every record for damage whenever it is read.
 
     Args:
-        directory: with a manifest.
-        name: of the source, for messages.
-        memory_limit: bytes that decoded images may take in memory.
+        directory: A directory with a manifest, as components.data_ingestion writes it.
+        source: The name of the source.
+        memory_limit: Bytes that decoded images may take in memory.
 
     Raises:
-        SourceError: something is missing, cut or damaged, which is named with counts.
+        SourceError: A file is missing, cut or damaged. The message names it, with counts.
     """
-    manifest = read_manifest(directory, name=name)
-    index = read_index(directory, manifest, name)
-    sets = {split: _image_set(directory, split, manifest, index, name) for split in manifest["splits"]}
+    manifest = read_manifest(directory, name=str(source))
+    index = read_index(directory, manifest, str(source))
+    sets = {split: _image_set(directory, split, manifest, index, source) for split in manifest["splits"]}
     decoded = sum(len(images) * int(np.prod(images.image_size)) * images.channels for images in sets.values() if images.image_size)
     if decoded <= memory_limit:
         sets = {split: _decoded(images) if images.image_size else images for split, images in sets.items()}
@@ -44,15 +45,17 @@ def load_records(directory: str, *, name: str, memory_limit: int) -> Splits:
     return Splits(train, held_out, (report,))
 
 
-def _image_set(directory: str, split: str, manifest: Mapping[str, Any], index: pa.Table, name: str) -> ImageSet:
+def _image_set(directory: str, split: str, manifest: Mapping[str, Any], index: pa.Table, source: SourceName) -> ImageSet:
+    """Makes the set of one split from its rows of the index."""
     described = manifest["splits"][split]
     rows = index.filter(pa.compute.equal(index["split"], split))
     classes = rows["class"].to_numpy().astype(np.int64)
     class_names = manifest["class_names"]
     return ImageSet(
-        name=name,
+        name=source.name,
+        setting=source.setting,
         channels=manifest["channels"],
-        store=records_of(directory, split, manifest, rows, name=name),
+        store=records_of(directory, split, manifest, rows, name=str(source)),
         names=tuple(rows["name"].to_pylist()),
         classes=classes if len(classes) and classes.min() >= 0 else None,
         class_names=tuple(class_names) if class_names else None,
@@ -61,7 +64,7 @@ def _image_set(directory: str, split: str, manifest: Mapping[str, Any], index: p
 
 
 def _decoded(images: ImageSet) -> ImageSet:
-    """The same, in memory."""
+    """Returns the same images, decoded into memory."""
     height, width = images.image_size or (0, 0)
     pixels = np.empty((len(images), height, width, images.channels), np.uint8)
     signature = tf.TensorSpec([height, width, images.channels], tf.uint8)
@@ -74,7 +77,7 @@ def _decoded(images: ImageSet) -> ImageSet:
         return tf.map_fn(one, encoded, fn_output_signature=signature, parallel_iterations=_PARALLEL)
 
     for start in range(0, len(images), _AT_ONCE):
-        # read outside of a graph, in which a damaged record would be told in TensorFlow's words
+        # The files are read outside of a graph. Inside one, TensorFlow would word the error of a damaged record.
         some = tf.range(start, min(start + _AT_ONCE, len(images)), dtype=tf.int64)
         pixels[start : start + len(some)] = decode(images.encoded(some)).numpy()
     return dataclasses.replace(images, store=Arrays(pixels))

@@ -1,4 +1,4 @@
-"""A data set that TFDS has prepared: which splits and features of it are images and classes, and its examples in a fixed order."""
+"""The source of TFDS data sets: their splits, images and class labels, with examples in a fixed order."""
 
 from __future__ import annotations
 
@@ -11,40 +11,47 @@ import numpy as np
 
 from sela_tf.compat.autotuning import untuned
 from sela_tf.data.errors import SourceError
-from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, Splits
+from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceName, Splits
 from sela_tf.data.sources.arrays import INGEST, array_set, check_memory
 from sela_tf.data.stores import Unread
 
 
 class TfdsSource(NamedTuple):
-    """What `open_tfds` found."""
+    """A prepared TFDS data set."""
 
     builder: Any
+    """The tfds.core.DatasetBuilder."""
     image_key: str
+    """The name of the feature that holds the image."""
     class_key: str | None
+    """The name of the feature that holds the class label; None if there is none."""
     train: str
-    """Name of the split."""
+    """The name of the split to train on."""
     eval: str | None
+    """The name of the split to evaluate on; None if there is none."""
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """None where there are no classes."""
+        """Names of the classes, by number; None if there are no class labels."""
         return None if self.class_key is None else tuple(self.builder.info.features[self.class_key].names)
 
     def num_examples(self, split: str) -> int:
-        """As TFDS counted them."""
+        """Returns the number of examples of a split, as TFDS has counted them."""
         return int(self.builder.info.splits[split].num_examples)
 
     def examples(self, split: str, *, encoded: bool = False) -> Iterator[tuple[Any, int]]:
-        """Image and number of the class (-1 where there are none), in the order of the files.
+        """Yields the image and class label of each example, in the order of TFDS' files.
 
         Args:
-            split: of TFDS, also a part such as "train[100:200]".
-            encoded: files as they are, bytes, instead of pixels uint8 [H, W, C].
+            split: A split of TFDS or a part of one, such as "train[100:200]".
+            encoded: Yields the image's file as bytes, instead of its pixels, uint8 `[H, W, C]`.
+
+        Yields:
+            (image, class label); the label is -1 if there are none.
         """
         import tensorflow_datasets as tfds
 
-        # one file at a time, so that an example's row does not depend on timing
+        # Files are read one at a time, so that an example's row does not depend on timing.
         options = tfds.ReadConfig(interleave_cycle_length=1)
         decoders = {self.image_key: tfds.decode.SkipDecoding()} if encoded else None
         examples = self.builder.as_dataset(split=split, shuffle_files=False, read_config=options, decoders=decoders)
@@ -53,10 +60,16 @@ class TfdsSource(NamedTuple):
 
 
 def open_tfds(name: str, dataset: str, *, data_dir: str = "", download: bool = False) -> TfdsSource:
-    """Finds it where TFDS keeps it, and has it prepared if `download` is given.
+    """Opens a TFDS data set.
+
+    Args:
+        name: The name of the data set with its setting, for messages.
+        dataset: The name by which TFDS knows the data set.
+        data_dir: The directory where TFDS keeps its data sets; "" for TFDS' own default.
+        download: Lets TFDS download and prepare the data set if it is missing.
 
     Raises:
-        SourceError: it is unknown or not prepared, or has no images or no split to train on.
+        SourceError: The data set is unknown or not prepared, or has no images or no split to train on.
     """
     import tensorflow_datasets as tfds
 
@@ -71,10 +84,10 @@ def open_tfds(name: str, dataset: str, *, data_dir: str = "", download: bool = F
     if download:
         try:
             builder.download_and_prepare()
-        except Exception as error:  # TFDS and what it calls raise whatever they like
+        except Exception as error:  # TFDS and the libraries below it raise errors of any kind.
             raise SourceError(f"{name}: TFDS could not download and prepare it: {error}") from error
     if not builder.info.splits or not pathlib.Path(str(builder.data_dir)).is_dir():
-        raise SourceError(f"{name}: TFDS has not prepared it in {kept_in}. Add --download, or --data_dir where it is")
+        raise SourceError(f"{name}: TFDS has not prepared it in {kept_in}. Add `download=True`, or `data_dir` where it is")
     features = builder.info.features
     image_key = next((key for key, feature in features.items() if isinstance(feature, tfds.features.Image)), None)
     class_key = next((key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)), None)
@@ -87,13 +100,14 @@ def open_tfds(name: str, dataset: str, *, data_dir: str = "", download: bool = F
     return TfdsSource(builder, image_key, class_key, train, next((each for each in EVAL_NAMES if each in splits), None))
 
 
-def load_tfds(dataset: str, *, name: str, data_dir: str = "", download: bool = False, memory_limit: int = 4 * 2**30) -> Splits:
-    """The images of a prepared data set in memory.
+def load_tfds(source: SourceName, *, data_dir: str, download: bool, memory_limit: int) -> Splits:
+    """Loads the images of a TFDS data set into memory; the arguments are those of `open_tfds`.
 
     Raises:
-        SourceError: it is unknown or not prepared, has images of many sizes, or is too large.
+        SourceError: The data set is unknown or not prepared, has images of several sizes, or takes more than `memory_limit` bytes.
     """
-    prepared = open_tfds(name, dataset, data_dir=data_dir, download=download)
+    name = str(source)
+    prepared = open_tfds(name, source.name, data_dir=data_dir, download=download)
 
     def part(split: str) -> ImageSet:
         images: list[np.ndarray] = []
@@ -107,24 +121,26 @@ def load_tfds(dataset: str, *, name: str, data_dir: str = "", download: bool = F
                 raise SourceError(f"{name}: its images have many sizes ({images[0].shape}, {pixels.shape}, …). {INGEST}")
             check_memory(name, size, memory_limit)
         known = prepared.class_names is not None
-        return array_set(name, np.stack(images), np.array(classes, np.int64) if known else None, prepared.class_names)
+        return array_set(source, np.stack(images), np.array(classes, np.int64) if known else None, prepared.class_names)
 
     return Splits(part(prepared.train), part(prepared.eval) if prepared.eval else None)
 
 
-def outline_tfds(dataset: str, *, name: str, data_dir: str = "", download: bool = False) -> Splits:
-    """Outlines a TFDS data set without decoding: as many images as TFDS has counted. Classes are left out, and so is the image size where the
-    features do not tell it.
+def outline_tfds(source: SourceName, *, data_dir: str, download: bool) -> Splits:
+    """Outlines a TFDS data set without decoding images; the arguments are those of `open_tfds`.
+
+    The number of images is TFDS' own count. Class labels are left out. The image size is None if the features do not have it.
 
     Raises:
-        SourceError: the data set is unknown or not prepared.
+        SourceError: The data set is unknown or not prepared.
     """
-    prepared = open_tfds(name, dataset, data_dir=data_dir, download=download)
+    prepared = open_tfds(str(source), source.name, data_dir=data_dir, download=download)
     height, width, channels = prepared.builder.info.features[prepared.image_key].shape
 
     def part(split: str) -> ImageSet:
         return ImageSet(
-            name=name,
+            name=source.name,
+            setting=source.setting,
             channels=channels or 3,
             store=Unread(prepared.num_examples(split)),
             image_size=(height, width) if height and width else None,

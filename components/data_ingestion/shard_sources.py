@@ -1,4 +1,7 @@
-"""What a shard is made of: each kind of part is read by a worker alone, image by image, in its order."""
+"""Sources of shards: the images that become one shard. A worker reads each source alone, image by image, in its order.
+
+Sources hold plain values only, so that they can be written to JSON for the workers.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from sela_tf.compat.autotuning import untuned
 from sela_tf.data.decoding import BadImageError, ImageInfo, check_image
 from sela_tf.data.errors import SourceError
 from sela_tf.data.record_writer import Record
-from sela_tf.data.sources import load_source
+from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.sources.tfds import open_tfds
 from sela_tf.data.splits import is_held_out
 
@@ -24,59 +27,70 @@ class Rejected(NamedTuple):
     """An image that is left out."""
 
     name: str
+    """The name of the image."""
     reason: str
+    """The reason, for the user."""
 
 
-class Images(NamedTuple):
-    """Of one shard: files that were looked at."""
+class ImageFiles(NamedTuple):
+    """The source of a shard from image files that were checked before."""
 
     entries: list[tuple[str, str, int, str]]
-    """Path, name, number and name of the class."""
+    """Path, name, class label and class name of each image."""
     infos: list[ImageInfo]
+    """Format and size of each image."""
 
     def records(self) -> Iterator[Record | Rejected]:
-        """Each, as it is written."""
+        """Yields the records of the shard in order, and images that are left out."""
         for (path, name, number, text), info in zip(self.entries, self.infos, strict=True):
             with tf.io.gfile.GFile(path, "rb") as file:
                 yield Record(name, file.read(), info[1], info[2], info[3], number, text)
 
 
-class Rows(NamedTuple):
-    """Of one shard: rows of arrays, which become png files."""
+class ArrayRows(NamedTuple):
+    """The source of a shard from rows of arrays, which become png files."""
 
     dataset: str
+    """The data set of the arrays."""
     memory_limit: int
+    """Bytes that the arrays may take."""
     part: str
-    """ "train" or "eval" of the source."""
+    """The split of the data set, "train" or "eval"."""
     entries: list[tuple[int, str, int, str]]
-    """Row, name, number and name of the class."""
+    """Row, name, class label and class name of each image."""
 
     def records(self) -> Iterator[Record | Rejected]:
-        """Each, as it is written."""
+        """Yields the records of the shard in order, and images that are left out."""
         pixels = getattr(_arrays(self.dataset, self.memory_limit), self.part).images
         for row, name, number, text in self.entries:
             height, width, channels = pixels[row].shape
             yield Record(name, tf.io.encode_png(pixels[row]).numpy(), height, width, channels, number, text)
 
 
-class Prepared(NamedTuple):
-    """Of one shard: rows that TFDS has prepared."""
+class TfdsRows(NamedTuple):
+    """The source of a shard from rows of a TFDS data set."""
 
     dataset: str
+    """The name by which TFDS knows the data set."""
     data_dir: str
+    """The directory where TFDS keeps its data sets; "" for TFDS' own default."""
     split: str
+    """The split of TFDS."""
     start: int
+    """The first row."""
     stop: int
+    """The row after the last one."""
     prefix: str
-    """Of names: the split that they come from."""
+    """The beginning of the names: the split that the rows come from."""
     fraction: float
-    """Held out."""
+    """The share of the images that is held out."""
     held_out: bool
-    """Whether those are wanted, or the others."""
+    """True for the images that are held out, False for the others."""
     use_classes: bool
+    """False leaves class labels out."""
 
     def records(self) -> Iterator[Record | Rejected]:
-        """Each, as it is written."""
+        """Yields the records of the shard in order, and images that are left out."""
         source = open_tfds(self.dataset, self.dataset, data_dir=self.data_dir)
         names = source.class_names or ()
         part = source.examples(f"{self.split}[{self.start}:{self.stop}]", encoded=True)
@@ -86,22 +100,27 @@ class Prepared(NamedTuple):
                 yield _checked(row_name(self.prefix, row), encoded, number if known else -1, names[number] if known else "")
 
 
-class Examples(NamedTuple):
-    """Of one shard: somebody else's tf.train.Examples, of one file."""
+class TfExamples(NamedTuple):
+    """The source of a shard from one TFRecord file of tf.train.Examples that another program wrote."""
 
     path: str
+    """The path or URL of the file."""
     name: str
+    """The beginning of the names of its images."""
     image_key: str
+    """The feature that holds the image file."""
     label_key: str
-    """ "" if classes are not wanted."""
+    """The feature that holds the class label; "" leaves class labels out."""
     fraction: float
+    """The share of the images that is held out."""
     held_out: bool
+    """True for the images that are held out, False for the others."""
 
     def records(self) -> Iterator[Record | Rejected]:
-        """Each, as it is written.
+        """Yields the records of the shard in order, and images that are left out.
 
         Raises:
-            SourceError: the file is cut or damaged, or has no such feature.
+            SourceError: The file is cut or damaged, or lacks the feature.
         """
         with tf.io.gfile.GFile(self.path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
@@ -121,17 +140,17 @@ class Examples(NamedTuple):
             ) from error
 
     def _one(self, name: str, row: int, features: Any) -> Record | Rejected:
-        def only(key: str, kind: str, flag: str) -> Any:
+        def only(key: str, kind: str, setting: str) -> Any:
             values = getattr(features[key], kind).value if key in features else []
             if len(values) != 1:
                 raise SourceError(
                     f"{self.path}: record {row} has {len(values)} values of {kind} under {key!r}, not one (it has "
-                    f"{', '.join(sorted(features))}): say where it is with --{flag}"
+                    f"{', '.join(sorted(features))}): say where it is with `{setting}`"
                 )
             return values[0]
 
         number, text = -1, ""
-        # that a record has no class may be, if nobody has said where it is
+        # A record may lack a class label unless the user has named the feature.
         if self.label_key and (self.label_key in features or self.label_key != _LABEL_KEY):
             number = max(-1, only(self.label_key, "int64_list", "label_key"))
             words = features[_TEXT_KEY].bytes_list.value if _TEXT_KEY in features else []
@@ -139,16 +158,20 @@ class Examples(NamedTuple):
         return _checked(name, only(self.image_key, "bytes_list", "image_key"), number, text)
 
 
-Part = Images | Rows | Prepared | Examples
-PARTS: dict[str, Callable[..., Part]] = {kind.__name__: kind for kind in (Images, Rows, Prepared, Examples)}
+ShardSource = ImageFiles | ArrayRows | TfdsRows | TfExamples
+SHARD_SOURCES: dict[str, Callable[..., ShardSource]] = {
+    kind.__name__: kind for kind in (ImageFiles, ArrayRows, TfdsRows, TfExamples)
+}
+"""Sources by the names of their classes, to make them again from JSON in a worker."""
 
 
 def row_name(prefix: str, row: int) -> str:
-    """Sorts as rows do."""
+    """Returns the name of an image without one: prefix and row. Names sort as rows do."""
     return f"{prefix}/{row:010d}"
 
 
 def _checked(name: str, encoded: bytes, number: int, text: str) -> Record | Rejected:
+    """Decodes an image file, and returns its record or the reason why it is left out."""
     try:
         info = check_image(encoded)
     except BadImageError as error:
@@ -158,5 +181,5 @@ def _checked(name: str, encoded: bytes, number: int, text: str) -> Record | Reje
 
 @functools.lru_cache(maxsize=2)
 def _arrays(dataset: str, memory_limit: int) -> Any:
-    """Loaded once by each worker."""
-    return load_source(dataset, memory_limit=memory_limit)
+    """Loads the arrays of a data set, once in each worker."""
+    return load_source(dataset, SourceOptions(memory_limit=memory_limit))
