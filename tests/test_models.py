@@ -14,7 +14,7 @@ from sela_tf.models.backbones.applications import application
 from sela_tf.models.batch_norm import FusedBatchNormalization
 from sela_tf.models.build import EMBEDDING, bare_network, build_model, stage_names, with_rotation_head
 from sela_tf.models.heads import MultiHead, find_multi_head
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.inference import BatchedInference
 
 SMALL, LARGE, ALEXNET, VECTORS = (12, 10, 3), (20, 18, 3), (65, 63, 3), (7,)
 STAGES = {
@@ -377,7 +377,7 @@ class TestFusedBatchNormalization:
             FusedBatchNormalization().build((None, 3, 4))
 
 
-class TestFeatureExtractor:
+class TestBatchedInference:
     @staticmethod
     def model() -> keras.Model:
         inputs = keras.Input((3,))
@@ -389,7 +389,7 @@ class TestFeatureExtractor:
         model = self.model()
         order = rng.permutation(50)
         batches = tf.data.Dataset.from_tensor_slices((values[order], order)).batch(7)
-        np.testing.assert_allclose(FeatureExtractor(model).collect(batches, 50), model(values), atol=1e-6)
+        np.testing.assert_allclose(BatchedInference(model).collect(batches, 50), model(values), atol=1e-6)
 
     @pytest.mark.parametrize("norm", [FusedBatchNormalization(), keras.layers.BatchNormalization(momentum=0.999)])
     def test_settling_moves_the_statistics_alone(self, rng, norm):
@@ -399,7 +399,7 @@ class TestFeatureExtractor:
         model = keras.Model(inputs, norm(keras.layers.Dense(3)(inputs)))
         kernel = np.asarray(model.layers[1].kernel).copy()
         batches = tf.data.Dataset.from_tensor_slices((values, np.arange(64))).batch(32)
-        FeatureExtractor(model).settle(batches)
+        BatchedInference(model).settle(batches)
         np.testing.assert_array_equal(model.layers[1].kernel, kernel)
         assert norm.momentum == momentum
         outputs = model(values, training=False).numpy()
@@ -411,7 +411,7 @@ class TestFeatureExtractor:
         model = self.model()
         before = [np.asarray(variable).copy() for variable in model.variables]
         batches = tf.data.Dataset.from_tensor_slices((values, np.arange(64))).batch(64)
-        features = FeatureExtractor(model).collect(batches, 64, batch_statistics=True)
+        features = BatchedInference(model).collect(batches, 64, batch_statistics=True)
         normalised = (values - values.mean(axis=0)) / values.std(axis=0)
         kept = features != 0  # dropout
         np.testing.assert_allclose(features[kept], 2 * normalised[kept], atol=1e-3)
@@ -431,12 +431,12 @@ class TestFeatureExtractor:
     def test_refuses_indices_that_are_not_each_once(self, indices, message):
         values = np.zeros((len(indices), 3), np.float32)
         with pytest.raises(ValueError, match=message):
-            FeatureExtractor(self.model()).collect(tf.data.Dataset.from_tensor_slices((values, indices)).batch(2), 4)
+            BatchedInference(self.model()).collect(tf.data.Dataset.from_tensor_slices((values, indices)).batch(2), 4)
 
     def test_refuses_what_does_not_end_or_is_no_pair(self):
         pairs = tf.data.Dataset.from_tensor_slices((np.zeros((4, 3), np.float32), np.arange(4)))
-        extractor = FeatureExtractor(self.model())
+        inference = BatchedInference(self.model())
         with pytest.raises(ValueError, match="repeated"):
-            extractor.collect(pairs.batch(2).repeat(), 4)
+            inference.collect(pairs.batch(2).repeat(), 4)
         with pytest.raises(ValueError, match="must yield pairs"):
-            extractor.collect(pairs.map(lambda x, i: x).batch(2), 4)
+            inference.collect(pairs.map(lambda x, i: x).batch(2), 4)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from sela_tf.callbacks.cluster_sizes import ClusterSizes, Labels, cluster_sizes, potential_ranges
 from sela_tf.callbacks.network_sample import NetworkSample
 from sela_tf.evaluation.knn import knn_accuracy
-from sela_tf.models.inference import FeatureExtractor, check_indices, steps_taken
+from sela_tf.models.inference import BatchedInference, check_indices, steps_taken
 
 _MOST_OF_A_HISTOGRAM = 100_000
 """Values; TensorFlow makes 30 float64 numbers of each."""
@@ -51,7 +51,7 @@ class KNNMonitor(keras.callbacks.Callback):
         self.train_batches, self.train_classes = train_batches, _checked("train_classes", train_classes, train_batches)
         self.eval_batches, self.eval_classes = eval_batches, _checked("eval_classes", eval_classes, eval_batches)
         self.k = k
-        self._extractor: FeatureExtractor | None = None
+        self._inference: BatchedInference | None = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         names = [layer.name for layer in self.model.layers]
@@ -60,13 +60,13 @@ class KNNMonitor(keras.callbacks.Callback):
         output = self.model.get_layer(self.layer).output
         if len(output.shape) != 2:
             raise ValueError(f"`layer` must put out vectors [B, D]. Received: layer={self.layer!r} of shape {tuple(output.shape)}")
-        self._extractor = FeatureExtractor(keras.Model(self.model.inputs, output), self.model.distribute_strategy)
+        self._inference = BatchedInference(keras.Model(self.model.inputs, output), self.model.distribute_strategy)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        if self._extractor is None or logs is None:
+        if self._inference is None or logs is None:
             return
-        bank = self._extractor.collect(self.train_batches, len(self.train_classes))
-        queries = self._extractor.collect(self.eval_batches, len(self.eval_classes))
+        bank = self._inference.collect(self.train_batches, len(self.train_classes))
+        queries = self._inference.collect(self.eval_batches, len(self.eval_classes))
         logs["knn"] = knn_accuracy(bank, self.train_classes, queries, self.eval_classes, k=self.k)
 
 

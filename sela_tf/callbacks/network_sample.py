@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from sela_tf.callbacks.cluster_sizes import ClusterSizes, Labels, cluster_sizes
 from sela_tf.models.heads import find_multi_head
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.inference import BatchedInference
 
 
 class Opinion(NamedTuple):
@@ -40,7 +40,7 @@ class NetworkSample:
                 + ("any batch" if batches.cardinality() == 0 else "end")
             )
         self._batches, self._labels = batches, labels
-        self._extractor: FeatureExtractor | None = None
+        self._inference: BatchedInference | None = None
 
     def look_through(self, model: keras.Model) -> None:
         """From now on, `model` gives its opinion.
@@ -55,12 +55,12 @@ class NetworkSample:
                 f"The model has {shape[0]} heads of {shape[1]} clusters, the label table {self._labels.num_heads} of "
                 f"{self._labels.num_clusters}"
             )
-        self._extractor = FeatureExtractor(keras.Model(model.inputs, self._heads.input), model.distribute_strategy)
+        self._inference = BatchedInference(keras.Model(model.inputs, self._heads.input), model.distribute_strategy)
 
     def opinion(self) -> Opinion | None:
         """None before `look_through`."""
-        if self._extractor is None:
+        if self._inference is None:
             return None
-        features = self._extractor.in_order(self._batches)
+        features = self._inference.in_order(self._batches)
         argmax = (self._heads.head_logits(features, head).numpy().argmax(axis=1) for head in range(self._heads.num_heads))
         return Opinion(features, [cluster_sizes(clusters, self._heads.num_clusters) for clusters in argmax])

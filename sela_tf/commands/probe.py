@@ -26,7 +26,7 @@ from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, trained_p
 from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
 from sela_tf.files.atomic import write_whole
 from sela_tf.models.build import EMBEDDING, stage_names
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.inference import BatchedInference
 from sela_tf.reporting.markdown import markdown
 from sela_tf.runs.names import PROBES
 from sela_tf.runs.network import load_run, read_description
@@ -96,7 +96,7 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
     if settings.untrained:
         untrained = first_network(config, read_description(workdir), strategy)
         views = inference_batches(judged_on.train, size=data.size, batch_size=_BATCH)
-        FeatureExtractor(untrained, strategy).settle(views)
+        BatchedInference(untrained, strategy).settle(views)
         results["untrained"] = _figures(settings, untrained, stages, judged_on, strategy)
     return results
 

@@ -17,7 +17,7 @@ from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.outputs import Look, look
 from sela_tf.evaluation.protocol import LEFT_OUT, EvaluationProtocol, evaluation_protocol
 from sela_tf.models.heads import find_multi_head
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.inference import BatchedInference
 
 KNN_NEIGHBOURS = 10
 
@@ -70,7 +70,7 @@ def look_at_both(
         always_training: look at the training images in any case.
     """
     if settle:
-        FeatureExtractor(model, strategy).settle(inference_batches(train, size=size, batch_size=_BATCH))
+        BatchedInference(model, strategy).settle(inference_batches(train, size=size, batch_size=_BATCH))
     judged = train.classes is not None and held_out.classes is not None
     seen = functools.partial(look, model, size=size, strategy=strategy, embedding=judged, potentials=potentials, lam=lam)
     return Looks(seen(train) if judged or always_training else None, seen(held_out))

@@ -14,7 +14,7 @@ from sela_tf.data.augment import NUM_CROPS, Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches, training_batches
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.inference import BatchedInference
 
 _BATCH = 500
 _SCORES_AT_ONCE = 2**26
@@ -87,9 +87,9 @@ def fitted_probes(probed: Probed, *, max_iterations: int = 500) -> dict[str, flo
     """
     accuracies = {}
     for stage in probed.stages:
-        extractor = FeatureExtractor(keras.Model(probed.model.input, probed.features(stage)), probed.strategy)
+        inference = BatchedInference(keras.Model(probed.model.input, probed.features(stage)), probed.strategy)
         bank, features = (
-            extractor.collect(inference_batches(images, size=probed.size, batch_size=_BATCH), len(images))
+            inference.collect(inference_batches(images, size=probed.size, batch_size=_BATCH), len(images))
             for images in (probed.train, probed.held_out)
         )
         accuracies[stage] = linear_probe_accuracy(
@@ -155,7 +155,7 @@ def trained_probes(probed: Probed, *, optimizer: keras.optimizers.Optimizer, sch
         )
     side_by_side = keras.layers.Concatenate() if len(stages) > 1 else keras.layers.Identity()
     shares = [keras.layers.Softmax()(value) for value in logits.values()]
-    scores = FeatureExtractor(keras.Model(inputs, side_by_side(shares if len(stages) > 1 else shares[0])), strategy)
+    scores = BatchedInference(keras.Model(inputs, side_by_side(shares if len(stages) > 1 else shares[0])), strategy)
     crops: Sequence[int | None] = range(NUM_CROPS) if schedule.ten_crop else (None,)
     rows = max(1, _SCORES_AT_ONCE // (len(stages) * num_classes))
     correct = np.zeros(len(stages), np.int64)

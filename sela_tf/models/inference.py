@@ -100,7 +100,7 @@ def check_indices(batches: tf.data.Dataset, num_examples: int) -> None:
     seen.check()
 
 
-class FeatureExtractor:
+class BatchedInference:
     """Runs a functional model, on every replica of its strategy, without changing any of its variables.
 
     Batches may be of any size, also smaller than the number of replicas. Where the model has several inputs, the images of a batch are a

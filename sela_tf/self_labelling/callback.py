@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from sela_tf.compat.progress import say
 from sela_tf.models.heads import find_multi_head
-from sela_tf.models.inference import FeatureExtractor, has_empty_statistics, steps_taken
+from sela_tf.models.inference import BatchedInference, has_empty_statistics, steps_taken
 from sela_tf.self_labelling.label_pass import Assign, HeadLabels, cut_at_heads, relabel
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.loss import SelfLabelLoss
@@ -110,7 +110,7 @@ class SelfLabelling(keras.callbacks.Callback):
         self.verbose = verbose
         self._pending: list[int] | None = None
         self._is_training, self._is_first_epoch = False, False
-        self._extractor: FeatureExtractor | None = None
+        self._inference: BatchedInference | None = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         heads = find_multi_head(self.model)
@@ -129,7 +129,7 @@ class SelfLabelling(keras.callbacks.Callback):
                     raise ValueError(
                         "The model's SelfLabelLoss reads another LabelTable than the one that this callback rewrites: give both one"
                     )
-        self._extractor = FeatureExtractor(cut_at_heads(self.model), self.model.distribute_strategy)
+        self._inference = BatchedInference(cut_at_heads(self.model), self.model.distribute_strategy)
         self._look_at_fit()
         self.labels.forget_lookups()
         # another callback may restore the optimizer before the first batch
@@ -261,9 +261,9 @@ class SelfLabelling(keras.callbacks.Callback):
         batch_statistics = self.batch_statistics or has_empty_statistics(self.model)
 
         def collect(batches: tf.data.Dataset) -> np.ndarray:
-            if self._extractor is None:
-                self._extractor = FeatureExtractor(cut_at_heads(self.model), self.model.distribute_strategy)
-            return self._extractor.collect(batches, num_examples, batch_statistics=batch_statistics)
+            if self._inference is None:
+                self._inference = BatchedInference(cut_at_heads(self.model), self.model.distribute_strategy)
+            return self._inference.collect(batches, num_examples, batch_statistics=batch_statistics)
 
         if self.features is None:
             return collect(

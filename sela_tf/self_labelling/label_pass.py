@@ -12,7 +12,7 @@ import tensorflow as tf
 from sklearn.metrics import normalized_mutual_info_score
 
 from sela_tf.models.heads import MultiHead, find_multi_head
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.inference import BatchedInference
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.transport.assignment import Assignment
 from sela_tf.transport.linear_logits import LinearLogits
@@ -67,8 +67,8 @@ def head_log_probs(
         ValueError: an index is missing, repeated or outside 0 … N - 1, or the model has no or several MultiHead layers.
     """
     heads = find_multi_head(model)
-    extractor = FeatureExtractor(cut_at_heads(model))
-    features = extractor.collect(batches, num_examples, batch_statistics=batch_statistics)
+    inference = BatchedInference(cut_at_heads(model))
+    features = inference.collect(batches, num_examples, batch_statistics=batch_statistics)
     for head in range(heads.num_heads):
         yield head, LinearLogits(features, heads.head_kernel(head), heads.head_bias(head)).log_probs()
 

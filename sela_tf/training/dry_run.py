@@ -18,7 +18,7 @@ from sela_tf.evaluation.knn import knn_accuracy
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
 from sela_tf.models.build import EMBEDDING, stage_names
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.inference import BatchedInference
 from sela_tf.self_labelling.label_pass import cut_at_heads
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import check_before_loading, prepare_devices
@@ -128,11 +128,11 @@ def _stand_in(config: SelaConfig) -> tuple[SelaConfig, _Counts | None]:
 def _seconds_of_looking(experiment: Experiment, few: int) -> float:
     """An image's share of a pass of the network: what more images take longer than `few` do."""
     data, strategy = experiment.data, experiment.strategy
-    extractor = FeatureExtractor(cut_at_heads(experiment.model), strategy)
+    inference = BatchedInference(cut_at_heads(experiment.model), strategy)
 
     def seconds(count: int) -> float:
         batches = inference_batches(data.train.take(np.arange(count)), size=data.size, batch_size=few)
-        return _second_time(lambda: extractor.collect(batches, count))[1]
+        return _second_time(lambda: inference.collect(batches, count))[1]
 
     many = min(_MANY * few, len(data.train))
     return max(seconds(many) - seconds(few), 1e-6) / max(many - few, 1)
