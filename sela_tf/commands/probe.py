@@ -15,6 +15,7 @@ import tensorflow as tf
 from scipy import stats
 
 from sela_tf.data.augment import Augmentation
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.splits import match_input
@@ -40,7 +41,6 @@ from sela_tf.training.images import Data, load_data
 from sela_tf.training.network import first_network
 from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
 
-_BATCH = 500
 _CLUSTERING = {
     "nmi": "NMI, mean of heads", "ami": "AMI", "ari": "ARI", "hungarian": "Hungarian accuracy", "purity": "mean purity",
     "entropy": "mean entropy, nats",
@@ -95,7 +95,7 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
     }
     if settings.untrained:
         untrained = first_network(config, read_description(workdir), strategy)
-        views = inference_batches(judged_on.train, size=data.size, batch_size=_BATCH)
+        views = inference_batches(judged_on.train, size=data.size, batch_size=EVALUATION_BATCH)
         BatchedInference(untrained, strategy).settle(views)
         results["untrained"] = _figures(settings, untrained, stages, judged_on, strategy)
     return results

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import ClusterMetrics, cluster_metrics
@@ -20,9 +21,6 @@ from sela_tf.models.heads import find_multi_head
 from sela_tf.models.inference import BatchedInference
 
 KNN_NEIGHBOURS = 10
-
-
-_BATCH = 500
 
 
 _NO_CLASSES = "the images have no class labels"
@@ -70,7 +68,7 @@ def look_at_both(
         always_training: look at the training images in any case.
     """
     if settle:
-        BatchedInference(model, strategy).settle(inference_batches(train, size=size, batch_size=_BATCH))
+        BatchedInference(model, strategy).settle(inference_batches(train, size=size, batch_size=EVALUATION_BATCH))
     judged = train.classes is not None and held_out.classes is not None
     seen = functools.partial(look, model, size=size, strategy=strategy, embedding=judged, potentials=potentials, lam=lam)
     return Looks(seen(train) if judged or always_training else None, seen(held_out))

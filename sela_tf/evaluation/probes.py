@@ -11,12 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.data.augment import NUM_CROPS, Augmentation
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches, training_batches
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.models.inference import BatchedInference
 
-_BATCH = 500
 _SCORES_AT_ONCE = 2**26
 """Shares of classes, over stages and images, that are added up over crops together."""
 _DIVERGED = 10
@@ -89,7 +89,7 @@ def fitted_probes(probed: Probed, *, max_iterations: int = 500) -> dict[str, flo
     for stage in probed.stages:
         inference = BatchedInference(keras.Model(probed.model.input, probed.features(stage)), probed.strategy)
         bank, features = (
-            inference.collect(inference_batches(images, size=probed.size, batch_size=_BATCH), len(images))
+            inference.collect(inference_batches(images, size=probed.size, batch_size=EVALUATION_BATCH), len(images))
             for images in (probed.train, probed.held_out)
         )
         accuracies[stage] = linear_probe_accuracy(
@@ -163,7 +163,7 @@ def trained_probes(probed: Probed, *, optimizer: keras.optimizers.Optimizer, sch
         part = held_out if rows >= len(held_out) else held_out.take(np.arange(start, min(start + rows, len(held_out))))
         total = np.zeros((len(part), len(stages), num_classes), np.float32)
         for crop in crops:
-            views = inference_batches(part, size=size, batch_size=_BATCH, crop=crop)
+            views = inference_batches(part, size=size, batch_size=EVALUATION_BATCH, crop=crop)
             total += scores.collect(views, len(part)).reshape(total.shape)
         correct += (total.argmax(axis=2) == _classes(part)[:, np.newaxis]).sum(axis=0)
     return dict(zip(stages, (correct / len(held_out)).tolist(), strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.settings.fields import CACHE_HELP, GIB, NOT_NEGATIVE, POSITIVE, SHARE, Bound, ConfigError, check_fields, option
 from sela_tf.settings.paths import absolute_path
 
@@ -23,7 +24,7 @@ class LabelConfig:
         True, "Add the potentials of the run's last transport, which corrects clusters for their frequency; otherwise plain argmax."
     )
     embeddings: bool = option(True, "Write the embeddings besides.")
-    batch_size: int = option(500, "Images at a time.")
+    batch_size: int = option(EVALUATION_BATCH, "Images at a time.")
     skip_bad_images: bool = option(False, "Leave out damaged images of a folder instead of refusing it.")
     data_dir: str = option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.")
     download: bool = option(False, "Let TFDS download what is missing. Nothing is downloaded without it.")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import synthetic_count
 from sela_tf.data.splits import is_held_out
@@ -22,7 +23,7 @@ from sela_tf.models.inference import BatchedInference
 from sela_tf.self_labelling.label_pass import cut_at_heads
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import check_before_loading, prepare_devices
-from sela_tf.training.experiment import PASS_BATCH, Experiment
+from sela_tf.training.experiment import Experiment
 from sela_tf.training.images import Data, shape_in_words
 from sela_tf.training.loop import step_function
 from sela_tf.transport.assignment import Assignment, MemoryPlan, assign_labels, plan_memory
@@ -230,7 +231,10 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
             f"log-probabilities of a head ({plan.source})": plan.source_bytes(counts.train, config.num_clusters),
             "stored rows or lists": max(stored if stored <= plan.rest else 0, listed),
         },
-        "a label pass": {"features": features, "activations of a batch": 3 * 4 * min(PASS_BATCH, counts.train) * max(outputs)},
+        "a label pass": {
+            "features": features,
+            "activations of a batch": 3 * 4 * min(LABEL_PASS_BATCH, counts.train) * max(outputs),
+        },
         "evaluation": {"embeddings and clusters": 2 * looked_at, "linear probe": probe},
     }
     print("memory, GiB: " + ", ".join(f"{name} {size / _GIB:.2f}" for name, size in held.items() if size))

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from sela_tf.callbacks.doctor import CollapseDoctor
 from sela_tf.callbacks.monitors import ClusterMonitor
+from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.models.build import with_rotation_head
 from sela_tf.models.inference import read
@@ -30,9 +31,6 @@ from sela_tf.training.monitoring import class_judge, knn_monitor, log_relabellin
 from sela_tf.training.network import description_of, first_network
 from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
 from sela_tf.transport.assignment import assign_labels
-
-PASS_BATCH = 1000
-"""Images of a batch of a label pass: the reference's number, large enough for steady batch statistics."""
 
 
 class Experiment:
@@ -112,16 +110,16 @@ class Experiment:
             replicas=self.strategy.num_replicas_in_sync,
         )
 
-    def label_views(self, number: int) -> tf.data.Dataset:
-        """Every training image once, as the `number`-th label pass sees it."""
+    def label_views(self, pass_number: int) -> tf.data.Dataset:
+        """Returns every training image once, as the label pass of this number, the optimizer step before which it is made, sees it."""
         config = self.config
         return inference_batches(
             self.data.train,
             size=self.data.size,
-            batch_size=PASS_BATCH,
+            batch_size=LABEL_PASS_BATCH,
             seed=config.seed,
             augmentation=augmentation(config) if config.label_view == "training" else None,
-            number=number,
+            pass_number=pass_number,
         )
 
     def make_labelling(self, kind: type[SelfLabelling] = SelfLabelling, **options: Any) -> SelfLabelling:
