@@ -51,8 +51,8 @@ def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> tuple[Me
     from sela_tf.data.image_set import ImageSet
     from sela_tf.data.pipeline import inference_batches, training_batches
     from sela_tf.data.stores import Arrays
+    from sela_tf.models.build import cut_at_heads
     from sela_tf.models.inference import BatchedInference
-    from sela_tf.self_labelling.label_pass import cut_at_heads
     from sela_tf.training.loop import Clock, Stop, step_function, train
     from sela_tf.training.optimizer import CoupledSGD
 

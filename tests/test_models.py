@@ -12,9 +12,10 @@ import tensorflow as tf
 from sela_tf.models.backbones import BACKBONES
 from sela_tf.models.backbones.applications import application
 from sela_tf.models.batch_norm import FusedBatchNormalization
-from sela_tf.models.build import EMBEDDING, bare_network, build_model, stage_names, with_rotation_head
+from sela_tf.models.build import bare_network, build_model, stage_names, with_rotation_head
 from sela_tf.models.heads import MultiHead, find_multi_head
 from sela_tf.models.inference import BatchedInference
+from sela_tf.models.layer_names import EMBEDDING
 
 SMALL, LARGE, ALEXNET, VECTORS = (12, 10, 3), (20, 18, 3), (65, 63, 3), (7,)
 STAGES = {

@@ -12,6 +12,7 @@ import tensorflow as tf
 from sela_tf.callbacks.cluster_sizes import ClusterSizes, Labels, cluster_sizes, potential_ranges
 from sela_tf.callbacks.network_sample import NetworkSample
 from sela_tf.evaluation.knn import knn_accuracy
+from sela_tf.models.build import cut_at
 from sela_tf.models.inference import BatchedInference, check_indices, steps_taken
 
 _MOST_OF_A_HISTOGRAM = 100_000
@@ -60,7 +61,7 @@ class KNNMonitor(keras.callbacks.Callback):
         output = self.model.get_layer(self.layer).output
         if len(output.shape) != 2:
             raise ValueError(f"`layer` must put out vectors [B, D]. Received: layer={self.layer!r} of shape {tuple(output.shape)}")
-        self._inference = BatchedInference(keras.Model(self.model.inputs, output), self.model.distribute_strategy)
+        self._inference = BatchedInference(cut_at(self.model, self.layer), self.model.distribute_strategy)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if self._inference is None or logs is None:

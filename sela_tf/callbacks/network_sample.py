@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.callbacks.cluster_sizes import ClusterSizes, Labels, cluster_sizes
+from sela_tf.models.build import cut_at_heads
 from sela_tf.models.heads import find_multi_head
 from sela_tf.models.inference import BatchedInference
 
@@ -55,7 +56,7 @@ class NetworkSample:
                 f"The model has {shape[0]} heads of {shape[1]} clusters, the label table {self._labels.num_heads} of "
                 f"{self._labels.num_clusters}"
             )
-        self._inference = BatchedInference(keras.Model(model.inputs, self._heads.input), model.distribute_strategy)
+        self._inference = BatchedInference(cut_at_heads(model), model.distribute_strategy)
 
     def opinion(self) -> Opinion | None:
         """None before `look_through`."""

@@ -20,8 +20,9 @@ from sela_tf.data.label_files import match_names
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import match_input
-from sela_tf.models.build import EMBEDDING
+from sela_tf.models.build import cut_at
 from sela_tf.models.heads import MultiHead, find_multi_head
+from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.reporting.markdown import markdown
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.names import RUN_FILES
@@ -165,7 +166,7 @@ def _num_changes(images: ImageSet, labels: Mapping[str, np.ndarray]) -> np.ndarr
 
 def _blocks(model: keras.Model, parts: list[_Part], settings: LabelConfig) -> Iterator[_Block]:
     """Through the network, a batch at a time."""
-    cut = keras.Model(model.inputs, [model.get_layer(EMBEDDING).output, find_multi_head(model).input])
+    cut = cut_at(model, EMBEDDING, find_multi_head(model).input)
     forward = tf.function(lambda images: cut(images, training=False), reduce_retracing=True)
     total = sum(len(part.images) for part in parts)
     with tqdm(total=total, unit="image", disable=None, dynamic_ncols=True, leave=False) as bar:

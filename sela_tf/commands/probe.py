@@ -26,8 +26,9 @@ from sela_tf.evaluation.outputs import look
 from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, trained_probes
 from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
 from sela_tf.files.atomic import write_whole
-from sela_tf.models.build import EMBEDDING, stage_names
+from sela_tf.models.build import stage_names
 from sela_tf.models.inference import BatchedInference
+from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.reporting.markdown import markdown
 from sela_tf.runs.names import PROBES
 from sela_tf.runs.network import load_run, read_description

@@ -15,6 +15,7 @@ from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches, training_batches
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
+from sela_tf.models.build import cut_at
 from sela_tf.models.inference import BatchedInference
 
 _SCORES_AT_ONCE = 2**26
@@ -87,7 +88,7 @@ def fitted_probes(probed: Probed, *, max_iterations: int = 500) -> dict[str, flo
     """
     accuracies = {}
     for stage in probed.stages:
-        inference = BatchedInference(keras.Model(probed.model.input, probed.features(stage)), probed.strategy)
+        inference = BatchedInference(cut_at(probed.model, probed.features(stage)), probed.strategy)
         bank, features = (
             inference.collect(inference_batches(images, size=probed.size, batch_size=EVALUATION_BATCH), len(images))
             for images in (probed.train, probed.held_out)

@@ -11,10 +11,7 @@ from sela_tf.models.backbones import BACKBONES, check_backbone, check_image_size
 from sela_tf.models.backbones.applications import PREFIX, application
 from sela_tf.models.batch_norm import FusedBatchNormalization
 from sela_tf.models.heads import MultiHead, find_multi_head
-
-EMBEDDING = "embedding"
-"""The layer whose output [B, D] is evaluated and exported: the backbone's pooled features, or the last of its fully connected layers."""
-
+from sela_tf.models.layer_names import EMBEDDING, HEADS, HIDDEN, ROTATION
 
 _STAGE = re.compile(r"stem|stage\d+|conv\d+|fc\d+")
 
@@ -87,11 +84,11 @@ def build_model(
     pool = keras.layers.GlobalAveragePooling2D if len(x.shape) == 4 else keras.layers.Identity
     x = pool(dtype=dtype, name=EMBEDDING)(x)
     if hidden_units:
-        x = keras.layers.Dense(hidden_units, use_bias=False, kernel_initializer="he_normal", dtype=dtype, name="hidden_dense")(x)
-        x = FusedBatchNormalization(synchronized=synchronized, dtype=dtype, name="hidden_bn")(x)
-        x = keras.layers.ReLU(dtype=dtype, name="hidden")(x)
+        x = keras.layers.Dense(hidden_units, use_bias=False, kernel_initializer="he_normal", dtype=dtype, name=f"{HIDDEN}_dense")(x)
+        x = FusedBatchNormalization(synchronized=synchronized, dtype=dtype, name=f"{HIDDEN}_bn")(x)
+        x = keras.layers.ReLU(dtype=dtype, name=HIDDEN)(x)
     # in half precision lam would magnify the rounding of the logits
-    logits = MultiHead(num_heads, num_clusters, dtype="float32", name="heads")(x)
+    logits = MultiHead(num_heads, num_clusters, dtype="float32", name=HEADS)(x)
     return keras.Model(inputs, logits, name=f"sela_{backbone.removeprefix(PREFIX).lower()}")
 
 
@@ -102,10 +99,38 @@ def with_rotation_head(model: keras.Model) -> keras.Model:
     """
     heads = find_multi_head(model)
     initializer = keras.initializers.RandomNormal(stddev=0.01)
-    rotation = keras.layers.Dense(4, kernel_initializer=initializer, dtype="float32", name="rotation")(heads.input)
-    return keras.Model(model.input, {"heads": heads.output, "rotation": rotation}, name=f"{model.name}_rot")
+    rotation = keras.layers.Dense(4, kernel_initializer=initializer, dtype="float32", name=ROTATION)(heads.input)
+    return keras.Model(model.input, {HEADS: heads.output, ROTATION: rotation}, name=f"{model.name}_rot")
 
 
 def bare_network(model: keras.Model) -> keras.Model:
-    """From images to the heads' logits, as a model of its own: the same layers, without another head, an optimizer or a loss."""
+    """Returns the network [B, …] -> logits [B, T, K] inside `model`: the same layers, without another head, an optimizer or a loss."""
     return keras.Model(model.input, find_multi_head(model).output, name=model.name.removesuffix("_rot"))
+
+
+def cut_at(model: keras.Model, *outputs: str | keras.KerasTensor) -> keras.Model:
+    """Returns a functional model that shares the layers of `model` and has other outputs.
+
+    Args:
+        model: a functional model.
+        outputs: each the name of a layer, for its output, or a symbolic tensor that follows from the inputs of `model`. The cut gives one
+            tensor for one of them, a list for several.
+
+    Raises:
+        ValueError: there is no layer of such a name.
+    """
+    tensors = [model.get_layer(each).output if isinstance(each, str) else each for each in outputs]
+    return keras.Model(model.inputs, tensors[0] if len(tensors) == 1 else tensors)
+
+
+def cut_at_heads(model: keras.Model) -> keras.Model:
+    """Returns the part of `model` that ends in the input [B, D] of its one MultiHead layer.
+
+    Raises:
+        ValueError: the model has no MultiHead layer or several, or is not functional.
+    """
+    heads = find_multi_head(model)
+    try:
+        return cut_at(model, heads.input)
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"The model must be functional, to be cut at its heads. Received: {type(model).__name__}") from error

@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.compat.progress import say
+from sela_tf.models.build import cut_at_heads
 from sela_tf.models.heads import find_multi_head
 from sela_tf.models.inference import BatchedInference, has_empty_statistics, steps_taken
-from sela_tf.self_labelling.label_pass import Assign, HeadLabels, cut_at_heads, relabel
+from sela_tf.self_labelling.label_pass import Assign, HeadLabels, relabel
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.loss import SelfLabelLoss
 from sela_tf.transport.assignment import assign_labels

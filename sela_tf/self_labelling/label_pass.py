@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from sklearn.metrics import normalized_mutual_info_score
 
+from sela_tf.models.build import cut_at_heads
 from sela_tf.models.heads import MultiHead, find_multi_head
 from sela_tf.models.inference import BatchedInference
 from sela_tf.self_labelling.label_table import LabelTable
@@ -35,19 +36,6 @@ class HeadLabels(NamedTuple):
     def usable(self) -> bool:
         """True where these labels are to be trained on."""
         return self.assignment.converged or self.assignment.exactly_balanced
-
-
-def cut_at_heads(model: keras.Model) -> keras.Model:
-    """The part of a functional `model` that ends in the input of its one MultiHead layer: features [B, D].
-
-    Raises:
-        ValueError: the model has no MultiHead layer or several, or is not functional.
-    """
-    heads = find_multi_head(model)
-    try:
-        return keras.Model(model.inputs, heads.input, name=f"{model.name}_features")
-    except (AttributeError, ValueError) as error:
-        raise ValueError(f"The model must be functional, to be cut at its heads. Received: {type(model).__name__}") from error
 
 
 def head_log_probs(

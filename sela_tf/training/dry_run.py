@@ -18,9 +18,9 @@ from sela_tf.evaluation.clustering import cluster_metrics
 from sela_tf.evaluation.knn import knn_accuracy
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
-from sela_tf.models.build import EMBEDDING, stage_names
+from sela_tf.models.build import cut_at_heads, stage_names
 from sela_tf.models.inference import BatchedInference
-from sela_tf.self_labelling.label_pass import cut_at_heads
+from sela_tf.models.layer_names import EMBEDDING, HEADS, HIDDEN
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.experiment import Experiment
@@ -80,7 +80,7 @@ def dry_run(config: SelaConfig) -> None:
     few = max(min(_FEW, len(data.train)) // replicas, 1) * replicas
     print(f"{counts.train} training images, {num_held_out} held out")
     print(f"{model.name}: {model.count_params():,} parameters, input {shape_in_words(data)}")
-    for name in [*stage_names(model), *["hidden"] * bool(config.hidden_units), "heads"]:
+    for name in [*stage_names(model), *[HIDDEN] * bool(config.hidden_units), HEADS]:
         print(f"  {name}: {tuple(model.get_layer(name).output.shape[1:])}")
 
     step = step_function(model, strategy, config.xla)
@@ -89,7 +89,7 @@ def dry_run(config: SelaConfig) -> None:
     print(f"one step on {few} images: loss {loss:.4f} (ln K = {np.log(config.num_clusters):.4f}), {step_seconds:.3f} s")
     per_image = _seconds_of_looking(experiment, few)
     plan = plan_memory(counts.train, config.num_clusters, config.label_memory * _GIB, tolerance=config.transport_tolerance)
-    rows, width = max(2 * config.num_clusters, _ROWS), int(model.get_layer("heads").input.shape[-1])
+    rows, width = max(2 * config.num_clusters, _ROWS), int(model.get_layer(HEADS).input.shape[-1])
     solved, transport_seconds = _transport(config, plan, rows, width)
     print(
         f"one transport of {rows} x {config.num_clusters}: {solved.num_iterations} iterations, marginal error "
@@ -220,7 +220,7 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
     entries = counts.train * config.num_clusters
     stored = BYTES_STORED[usual_storage(config.transport_tolerance)] * entries if plan.source != "computed" else 0
     listed = min(plan.rest, min(_LISTED, config.num_clusters) * BYTES_LISTED * counts.train)
-    features = 4 * int(model.get_layer("heads").input.shape[-1]) * counts.train
+    features = 4 * int(model.get_layer(HEADS).input.shape[-1]) * counts.train
     embedding, classes = int(model.get_layer(EMBEDDING).output.shape[-1]), _num_classes(data)
     looked_at = 4 * (protocol.training_size + protocol.held_out_size) * (embedding + 3 * config.num_heads)
     probe = 4 * protocol.training_size * (embedding + _SCORES_OF_PROBE * classes) if classes else 0

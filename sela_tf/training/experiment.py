@@ -16,6 +16,7 @@ from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.models.build import with_rotation_head
 from sela_tf.models.inference import read
+from sela_tf.models.layer_names import HEADS, ROTATION
 from sela_tf.runs.checkpoint import below
 from sela_tf.runs.network import NetworkDescription
 from sela_tf.runs.workdir import Workdir
@@ -77,7 +78,7 @@ class Experiment:
         with self.strategy.scope():
             if config.rotation:
                 model = with_rotation_head(model)
-                loss = {"heads": loss, "rotation": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+                loss = {HEADS: loss, ROTATION: keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
             optimizer: keras.optimizers.Optimizer = CoupledSGD(
                 learning_rate_schedule(
                     config.learning_rate,

@@ -14,7 +14,7 @@ from sela_tf.callbacks.monitors import ClusterMonitor, KNNMonitor
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import cluster_metrics, entropy_histogram
-from sela_tf.models.build import EMBEDDING
+from sela_tf.models.layer_names import EMBEDDING, HEADS
 from sela_tf.runs.checkpoint import below
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
@@ -90,7 +90,7 @@ def make_watchers(
             relabel_steps=relabel_steps,
             waiting_share=lambda: clock.waiting_share,
             marginals=config.marginals,
-            loss="heads_loss" if config.rotation else "loss",
+            loss=f"{HEADS}_loss" if config.rotation else "loss",
             log=functools.partial(_log_finding, directory, clock),
         ),
     }
