@@ -20,7 +20,7 @@ class Labels(Protocol):
     potentials: np.ndarray
     """Potentials [T, K] of each head's last transport; 0 before its first."""
     lam: np.ndarray
-    """lam [T] of each head's last transport; NaN before its first."""
+    """Value of lam [T] in each head's last transport; NaN before its first."""
     num_changes: np.ndarray
     """Number of relabellings that changed each label, integers [T, N], a head's first relabelling not counted."""
     num_relabellings: np.ndarray
