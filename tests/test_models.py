@@ -200,7 +200,7 @@ class TestApplications:
             ("MobileNetV2", {"synchronized": True}, "synchronized=True"),
             ("MobileNetV2", {"weights": "gone.h5"}, "'gone.h5'"),
             ("MobileNetV2", {"weights": __file__}, "test_models.py' does not hold the weights of applications:MobileNetV2"),
-            ("VGG16", {"image_shape": (16, 16, 3)}, "VGG16.*16 x 16.*too small.*--image_size"),
+            ("VGG16", {"image_shape": (16, 16, 3)}, "VGG16.*16 x 16.*too small.*`image_size`"),
         ):
             with pytest.raises(ValueError, match=message):
                 build_model(f"applications:{name}", **{**options, **changed})
@@ -222,11 +222,11 @@ def test_convolutions_start_from_he_fan_out():
     [
         ({"backbone": "vgg"}, "resnet8, resnet20, resnet56.*'vgg'"),
         ({"width": -1}, "width=-1"),
-        ({"backbone": "alexnet", "image_shape": (62, 80, 3)}, "62 x 80 are too small for alexnet.*63.*--image_size"),
+        ({"backbone": "alexnet", "image_shape": (62, 80, 3)}, "62 x 80 are too small for alexnet.*63.*`image_size`"),
         ({"backbone": "resnet50", "image_shape": (16, 16, 3)}, "too small for resnet50.*17"),
-        ({"backbone": "resnet8", "image_shape": (16,)}, "--backbone=resnet8 takes images.*has vectors.*identity or mlp"),
-        ({"backbone": "mlp", "image_shape": (16, 16, 3)}, "--backbone=mlp takes vectors, and the data set has images"),
-        ({"backbone": "identity", "image_shape": (16,), "width": 3}, "leave --width out"),
+        ({"backbone": "resnet8", "image_shape": (16,)}, "`backbone=resnet8` takes images.*has vectors.*identity` or mlp"),
+        ({"backbone": "mlp", "image_shape": (16, 16, 3)}, "`backbone=mlp` takes vectors, and the data set has images"),
+        ({"backbone": "identity", "image_shape": (16,), "width": 3}, "leave `width` out"),
         ({"backbone": "mlp", "image_shape": (16, 3)}, "image_shape.*or .D,.*16, 3"),
         ({"hidden_units": -1}, "hidden_units=-1"),
         ({"num_clusters": 1}, "num_clusters=1"),

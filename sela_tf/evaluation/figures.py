@@ -123,10 +123,10 @@ def evaluate_looks(
         reason = _NO_CLASSES if train_classes is None else _NO_EVAL_CLASSES
         words = f"{protocol.held_out_words}, {view}. clusters_used: plain argmax of each head, K = {num_clusters}."
         return {"knn": None, "linear_probe": None, **evaluate_labels(clusters, None), "reason": reason, "protocol": words}
-    bank, features = looks.training.embedding, looks.held_out.embedding
+    bank, queries = looks.training.embedding, looks.held_out.embedding
     return {
-        "knn": knn_accuracy(bank, train_classes, features, classes, k=KNN_NEIGHBOURS),
-        "linear_probe": linear_probe_accuracy(bank, train_classes, features, classes, max_iterations=protocol.max_iterations),
+        "knn": knn_accuracy(bank, train_classes, queries, classes, k=KNN_NEIGHBOURS),
+        "linear_probe": linear_probe_accuracy(bank, train_classes, queries, classes, max_iterations=protocol.max_iterations),
         **evaluate_labels(clusters, classes),
         "protocol": (
             f"{protocol.held_out_words}, {view}. "

@@ -72,15 +72,15 @@ class Probed(NamedTuple):
     strategy: tf.distribute.Strategy | None = None
     """That the model was built under."""
 
-    def features(self, stage: str) -> tf.Tensor:
-        """Symbolic [B, D]."""
+    def probe_inputs(self, stage: str) -> tf.Tensor:
+        """Returns the inputs of the probe of a stage, symbolic [B, D]."""
         return pooled(self.model.get_layer(stage).output, at_most=self.at_most, name=f"probed_{stage}")
 
 
 def fitted_probes(probed: Probed, *, max_iterations: int = 500) -> dict[str, float]:
-    """Held-out accuracy of scikit-learn's logistic regression on the clean views' features of each stage, one stage at a time.
+    """Held-out accuracy of scikit-learn's logistic regression on each stage of the clean views, one stage at a time.
 
-    It holds one stage's features [N, D] and a copy of them, at most about `probed.at_most` values an image.
+    It holds the inputs [N, D] of one stage's probe and a copy of them, at most about `probed.at_most` values an image.
 
     Args:
         probed: network, stages and images.
@@ -88,13 +88,13 @@ def fitted_probes(probed: Probed, *, max_iterations: int = 500) -> dict[str, flo
     """
     accuracies = {}
     for stage in probed.stages:
-        inference = BatchedInference(cut_at(probed.model, probed.features(stage)), probed.strategy)
-        bank, features = (
+        inference = BatchedInference(cut_at(probed.model, probed.probe_inputs(stage)), probed.strategy)
+        train_inputs, inputs = (
             inference.collect(inference_batches(images, size=probed.size, batch_size=EVALUATION_BATCH), len(images))
             for images in (probed.train, probed.held_out)
         )
         accuracies[stage] = linear_probe_accuracy(
-            bank, _classes(probed.train), features, _classes(probed.held_out), max_iterations=max_iterations
+            train_inputs, _classes(probed.train), inputs, _classes(probed.held_out), max_iterations=max_iterations
         )
     return accuracies
 
@@ -122,7 +122,7 @@ def trained_probes(probed: Probed, *, optimizer: keras.optimizers.Optimizer, sch
     with strategy.scope():
         # probes are named by their number: a layer has the stage's name already
         inputs = keras.Input(model.input.shape[1:])
-        frozen = keras.Model(model.input, {str(i): probed.features(stage) for i, stage in enumerate(stages)})
+        frozen = keras.Model(model.input, {str(i): probed.probe_inputs(stage) for i, stage in enumerate(stages)})
         outputs = _InInferenceMode(frozen)(inputs)
         # in the stages' order: Keras may sort the names
         logits = {number: _probe(outputs[number], num_classes, number) for number in map(str, range(len(stages)))}
@@ -181,10 +181,10 @@ class _InInferenceMode(keras.layers.Layer):
         return self.network(inputs, training=False)
 
 
-def _probe(features: tf.Tensor, num_classes: int, number: str) -> tf.Tensor:
+def _probe(inputs: tf.Tensor, num_classes: int, number: str) -> tf.Tensor:
     normalised = keras.layers.BatchNormalization(
         center=False, scale=False, momentum=0.9, epsilon=1e-5, dtype="float32", name=f"probe{number}_bn"
-    )(features)
+    )(inputs)
     initializer = keras.initializers.RandomNormal(stddev=0.01)
     return keras.layers.Dense(num_classes, kernel_initializer=initializer, dtype="float32", name=f"probe{number}")(normalised)
 

@@ -14,7 +14,7 @@ _SIDE, _REMAINDERS = 64, 4093
 modulo the largest prime that the square holds, so that no stride of the indices misses most remainders."""
 
 _FEW = 16
-"""Least ratio of the different indices that uniform draws with replacement would have met to those that were met, for too few of them.
+"""Factor between the different indices that uniform draws with replacement would meet and those that were met, above which these are few.
 
 Class labels have a ratio of 19 on CUB-200 (200 classes, 5,994 images), and of 300 on CIFAR-100. Draws that take nine tenths of their images
 from a hundredth of the set have a ratio of 6.

@@ -147,7 +147,7 @@ def _second_time(function: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _transport(config: SelaConfig, plan: MemoryPlan, rows: int, width: int) -> tuple[Assignment, float]:
-    """Labels of one head, of random features and weights that are held as the run's would be."""
+    """Labels of one head, of random inputs and weights that are held as the run's would be."""
     random = np.random.default_rng(config.seed)
     logits = LinearLogits(
         random.normal(size=(rows, width)).astype(np.float32),
@@ -220,19 +220,19 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
     entries = counts.train * config.num_clusters
     stored = BYTES_STORED[usual_storage(config.transport_tolerance)] * entries if plan.source != "computed" else 0
     listed = min(plan.rest, min(_LISTED, config.num_clusters) * BYTES_LISTED * counts.train)
-    features = 4 * int(model.get_layer(HEADS).input.shape[-1]) * counts.train
+    head_inputs = 4 * int(model.get_layer(HEADS).input.shape[-1]) * counts.train
     embedding, classes = int(model.get_layer(EMBEDDING).output.shape[-1]), _num_classes(data)
     looked_at = 4 * (protocol.training_size + protocol.held_out_size) * (embedding + 3 * config.num_heads)
     probe = 4 * protocol.training_size * (embedding + _SCORES_OF_PROBE * classes) if classes else 0
     phases: dict[str, dict[str, int | float]] = {
         "training": {"activations of a batch": 2 * 4 * config.batch_size * sum(outputs)},
         "relabelling": {
-            "features": features,
+            "features": head_inputs,
             f"log-probabilities of a head ({plan.source})": plan.source_bytes(counts.train, config.num_clusters),
             "stored rows or lists": max(stored if stored <= plan.rest else 0, listed),
         },
         "a label pass": {
-            "features": features,
+            "features": head_inputs,
             "activations of a batch": 3 * 4 * min(LABEL_PASS_BATCH, counts.train) * max(outputs),
         },
         "evaluation": {"embeddings and clusters": 2 * looked_at, "linear probe": probe},
