@@ -109,7 +109,7 @@ class TestDoctor:
         fit = Fit(values, assign=favourite)
         assert fit.found[0] == ("clusters", 0)
         message = fit.doctor.findings[0].message
-        worst = min((ClusterSizes.count(head, K) for head in fit.labels.labels), key=lambda head: head.effective)
+        worst = min((ClusterSizes.of(head, K) for head in fit.labels.labels), key=lambda head: head.effective)
         assert worst.effective < 0.8 * K
         assert f"of {K}, as uneven as" in message
         assert "`exact_balance=True`" in message

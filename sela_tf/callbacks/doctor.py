@@ -150,7 +150,7 @@ class CollapseDoctor(keras.callbacks.Callback):
             loss=logs.get(self.loss),
             loss_before=_known(self._loss_before),
             head_inputs=None if outputs is None else outputs.head_inputs,
-            labels=[ClusterSizes.count(head, self.labels.num_clusters) for head in self.labels.labels],
+            labels=[ClusterSizes.of(head, self.labels.num_clusters) for head in self.labels.labels],
             network=None if outputs is None else outputs.clusters,
             network_clusters_before=_known(self._network_before),
             expected_clusters=self._expected_clusters,

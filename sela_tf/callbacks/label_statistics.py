@@ -38,7 +38,7 @@ class ClusterSizes(NamedTuple):
     """Number of images of each cluster, integers [K]."""
 
     @classmethod
-    def count(cls, clusters: np.ndarray, num_clusters: int) -> Self:
+    def of(cls, clusters: np.ndarray, num_clusters: int) -> Self:
         """Counts the images of each cluster.
 
         Args:

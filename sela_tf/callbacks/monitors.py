@@ -139,7 +139,7 @@ class ClusterMonitor(keras.callbacks.Callback):
         labels = self._compact()
         changed = (labels != self._before).mean(axis=1)
         self._before = labels
-        sizes = [ClusterSizes.count(head, self.labels.num_clusters) for head in labels]
+        sizes = [ClusterSizes.of(head, self.labels.num_clusters) for head in labels]
         ranges = potential_ranges(self.labels)
         outputs = self._sample.outputs() if self._sample is not None else None
         network = None if outputs is None else outputs.clusters

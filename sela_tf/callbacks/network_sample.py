@@ -67,4 +67,4 @@ class NetworkSample:
             return None
         head_inputs = self._inference.in_order(self._batches)
         argmax = (self._heads.head_logits(head_inputs, head).numpy().argmax(axis=1) for head in range(self._heads.num_heads))
-        return SampleOutputs(head_inputs, [ClusterSizes.count(clusters, self._heads.num_clusters) for clusters in argmax])
+        return SampleOutputs(head_inputs, [ClusterSizes.of(clusters, self._heads.num_clusters) for clusters in argmax])

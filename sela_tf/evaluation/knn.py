@@ -35,7 +35,7 @@ def knn_classes(
 ) -> np.ndarray:
     """The classes int64 [M] that the k nearest of `bank` [N, D] give to `queries` [M, D].
 
-    Cosine similarity of L2-normalised features; the vote of a neighbour weighs exp(similarity / temperature): k = 10 and .1 are
+    Cosine similarity of L2-normalised embeddings; the vote of a neighbour weighs exp(similarity / temperature): k = 10 and .1 are
     the paper's protocol. Where fewer than k are there, all vote. Beyond its arguments and its result it holds 1000 queries and a block of
     the bank with their squares and similarities, and the votes of these queries: about 16 (1000 + bank_rows) D + 8000 bank_rows +
     8000 (num_classes + 5 k) bytes, at D = 4096 and a thousand classes 400 MB, however large N and M are.
