@@ -38,8 +38,8 @@ def averaged(views_of: Callable[[int], tf.data.Dataset]) -> Callable[[int, Colle
     passes = itertools.count(_OTHER_PASSES + 1)
 
     def features(step: int, collect: Collect) -> np.ndarray:
-        numbers = [step, *itertools.islice(passes, _VIEWS - 1)]
-        return sum(collect(views_of(number)) for number in numbers) / _VIEWS
+        pass_numbers = [step, *itertools.islice(passes, _VIEWS - 1)]
+        return sum(collect(views_of(pass_number)) for pass_number in pass_numbers) / _VIEWS
 
     return features
 

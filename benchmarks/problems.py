@@ -118,7 +118,7 @@ def features(workdir: str, *, trained: bool = True) -> np.ndarray:
 
     import sela_tf
     from sela_tf.data.sources import load_source
-    from sela_tf.self_labelling.label_pass import cut_at_heads
+    from sela_tf.models.build import cut_at_heads
 
     model = sela_tf.load_run(workdir)
     if not trained:

@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--lams", type=lambda text: [*map(float, text.split(","))], default=[5.0, 10.0, 25.0, 50.0, 100.0])
     parser.add_argument("--at_most", type=int, default=5000)
     options = parser.parse_args()
+    from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
     from sela_tf.data.pipeline import inference_batches
     from sela_tf.runs.network import load_run
     from sela_tf.runs.workdir import read_config
@@ -88,7 +89,7 @@ def main() -> None:
     for seed in options.seeds:
         workdir = RUNS / f"resnet8-{seed}"
         data = load_data(read_config(workdir))
-        batches = inference_batches(data.train, size=data.size, batch_size=1000)
+        batches = inference_batches(data.train, size=data.size, batch_size=LABEL_PASS_BATCH)
         ((_, log_probs),) = head_log_probs(load_run(workdir), batches, num_examples=len(data.train))
         found[str(seed)] = measure(log_probs, options.lams, options.at_most)
     REGULARISATION.write_text(json.dumps(found, indent=1) + "\n")

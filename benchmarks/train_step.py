@@ -52,8 +52,8 @@ def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> tuple[Me
     from sela_tf.data.image_set import ImageSet
     from sela_tf.data.pipeline import inference_batches, training_batches
     from sela_tf.data.stores import Arrays
-    from sela_tf.models.inference import FeatureExtractor
-    from sela_tf.self_labelling.label_pass import cut_at_heads
+    from sela_tf.models.build import cut_at_heads
+    from sela_tf.models.inference import BatchedInference
     from sela_tf.training.loop import Clock, TrainingLoop, step_function
     from sela_tf.training.optimizer import CoupledSGD
 
@@ -79,7 +79,7 @@ def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> tuple[Me
     options: dict[str, Any] = {"size": images.shape[1:3], "augmentation": views, "batch_size": work.batch, "seed": 0}
     steps = work.num_images // work.batch
     endless = iter(training_batches(image_set, **options, first_step=0, last_step=10**6))
-    extractor = FeatureExtractor(cut_at_heads(model))
+    inference = BatchedInference(cut_at_heads(model))
     clean = inference_batches(image_set, size=images.shape[1:3], batch_size=4 * work.batch)
 
     def bare() -> int:
@@ -95,7 +95,7 @@ def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> tuple[Me
         return steps * work.batch
 
     def label_pass() -> int:
-        extractor.collect(clean, len(images))
+        inference.collect(clean, len(images))
         return len(images)
 
     def loop(rounds: int, peer: Callable[[], float]) -> list[tuple[float, float]]:

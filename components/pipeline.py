@@ -23,6 +23,7 @@ from absl import flags as absl_flags
 from components.settings import FROM_EXAMPLES, IngestionSettings, LinearProbeSettings, PipelineSettings
 from sela_tf.cli import flags
 from sela_tf.cli.command import Command
+from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.settings.commands import ProbeConfig
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
@@ -33,7 +34,6 @@ python -m components.pipeline --flagfile=configs/NAME.cfg --compile=FILE.yaml [-
 Ingests --dataset, trains on it, probes the model and says whether it is good enough. The settings:
 """
 _LOG = "kfp.log"
-_EMBEDDING = "embedding"
 _OF_INGESTION = ("images_per_shard", "image_key", "label_key", "beam_pipeline_args")
 """The others are settings of a training, too."""
 _OF_VERDICT = ("max_drop", "min_knn", "min_linear_probe", "min_nmi", "baseline")
@@ -68,7 +68,7 @@ def _read(values: absl_flags.FlagValues) -> tuple[PipelineSettings, str, str, st
     others = {field.name: field.default for field in dataclasses.fields(ProbeConfig) if field.name not in _OF_PROBES}
     probes = flags.settings(values, ProbeConfig, **{**others, "workdir": ("-",)})
     # a verdict is about the embedding; of 60,000 images, logistic regressions on all stages take an hour
-    probes = dataclasses.replace(probes, stages=probes.stages or (_EMBEDDING,))
+    probes = dataclasses.replace(probes, stages=probes.stages or (EMBEDDING,))
     return (
         settings,
         shlex.join(flags.departures(ingestion, leave_out=("examples",))),

@@ -92,7 +92,7 @@ class TestAugment:
             images = ImageSet(name="disc", channels=3, store=Files((str(tmp_path / "disc.png"),)), names=("disc.png",))
         ((clean, _),) = inference_batches(images, size=(24, 24), batch_size=1)
         for number in range(3):
-            views = inference_batches(images, size=(24, 24), batch_size=1, augmentation=NOTHING, number=number)
+            views = inference_batches(images, size=(24, 24), batch_size=1, augmentation=NOTHING, pass_number=number)
             np.testing.assert_allclose(next(iter(views))[0], clean, atol=0.05)
         shown = clean.numpy()[0, :, :, 0] > 127
         assert shown.any(axis=0).sum() == shown.any(axis=1).sum() == 16
@@ -275,7 +275,7 @@ class TestPipeline:
         first, second = self.steps(images, 0, 4), self.steps(images, 0, 4, seed=1)
         assert any((a[1] != b[1]).any() for a, b in zip(first, second, strict=True))
         passes = [
-            {i: v for x, index in inference_batches(images, size=(8, 8), batch_size=20, augmentation=Augmentation(), number=n)
+            {i: v for x, index in inference_batches(images, size=(8, 8), batch_size=20, augmentation=Augmentation(), pass_number=n)
              for v, i in zip(x.numpy(), index.numpy(), strict=True)}
             for n in (0, 1, 0)
         ]  # fmt: skip

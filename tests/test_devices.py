@@ -16,7 +16,7 @@ tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU"
 import sela_tf
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.loop import step_function
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.inference import BatchedInference
 
 N, K, T = 997, 4, 2
 values = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
@@ -57,7 +57,7 @@ ways = {(lies_on[output.op.inputs[0].name], reader.device) for output in whole f
 assert len(ways) == 2 and all(there == here for there, here in ways), ways
 
 # a pass in batches of one image, or of three: rows are those of the whole, with statistics of the batch, too
-features = FeatureExtractor(keras.Model(model.input, x), strategy)
+features = BatchedInference(keras.Model(model.input, x), strategy)
 some = tf.data.Dataset.from_tensor_slices((values[:7], np.arange(7)))
 expected = features.model(values[:7]).numpy()
 for size in (1, 3):

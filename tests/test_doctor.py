@@ -13,7 +13,7 @@ from fitting import BATCH, STEPS, K, N, T, blobs, make_model, pairs
 
 import sela_tf
 import sela_tf.training.loop
-from sela_tf.callbacks.cluster_sizes import cluster_sizes
+from sela_tf.callbacks.label_statistics import ClusterSizes
 from sela_tf.cli.signals import Stop
 from sela_tf.training.loop import Clock, TrainingLoop
 from sela_tf.transport.sinkhorn import sinkhorn
@@ -82,12 +82,12 @@ class TestDoctor:
         assert fit.found == [("loss", 1)]
         (line,) = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
         assert line.startswith("WARNING after epoch 2: the loss 1.7")
-        assert "Raise --learning_rate" in line
+        assert "Raise `learning_rate`" in line
 
     def test_steps_too_long(self, values):
         fit = Fit(values, rate=3.0, relabel=[0])
         assert fit.found == [("loss", 1)]
-        assert "Lower --learning_rate" in fit.doctor.findings[0].message
+        assert "Lower `learning_rate`" in fit.doctor.findings[0].message
 
     def test_dead_units_until_they_come_to_life(self, values):
         """Said once; said again when it comes back."""
@@ -109,10 +109,10 @@ class TestDoctor:
         fit = Fit(values, assign=favourite)
         assert fit.found[0] == ("clusters", 0)
         message = fit.doctor.findings[0].message
-        worst = min((cluster_sizes(head, K) for head in fit.labels.labels), key=lambda head: head.effective)
+        worst = min((ClusterSizes.of(head, K) for head in fit.labels.labels), key=lambda head: head.effective)
         assert worst.effective < 0.8 * K
         assert f"of {K}, as uneven as" in message
-        assert "--exact_balance" in message
+        assert "`exact_balance=True`" in message
 
     def test_a_network_that_does_not_follow_its_balanced_labels(self, values):
         """Moving statistics that never arrive: trained on one network, the other looks at images far from where it believes them."""
@@ -137,7 +137,7 @@ class TestDoctor:
         fit = Fit(values, model=model, epochs=6, callbacks=[freeze], relabel=steps)
         assert [seen.changed == 0 for seen in fit.seen[3:]] == [False, True, True]
         assert fit.found == [("labels", 5)] * to_come
-        assert all("--num_relabellings" in finding.message and "1 more" in finding.message for finding in fit.doctor.findings)
+        assert all("`num_relabellings`" in finding.message and "1 more" in finding.message for finding in fit.doctor.findings)
 
     def test_potentials_run_away_where_labels_are_not_balanced(self, values):
         """The transport is solved, but the labels that are trained on leave its potentials out."""

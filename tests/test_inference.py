@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from sela_tf.models.batch_norm import FusedBatchNormalization
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.inference import BatchedInference
 
 
 class TestFeatureExtractor:
@@ -23,7 +23,7 @@ class TestFeatureExtractor:
         model = self.model()
         order = rng.permutation(50)
         batches = tf.data.Dataset.from_tensor_slices((values[order], order)).batch(7)
-        np.testing.assert_allclose(FeatureExtractor(model).collect(batches, 50), model(values), atol=1e-6)
+        np.testing.assert_allclose(BatchedInference(model).collect(batches, 50), model(values), atol=1e-6)
 
     @pytest.mark.parametrize("norm", [FusedBatchNormalization(), keras.layers.BatchNormalization(momentum=0.999)])
     def test_settling_moves_the_statistics_alone(self, rng, norm):
@@ -33,7 +33,7 @@ class TestFeatureExtractor:
         model = keras.Model(inputs, norm(keras.layers.Dense(3)(inputs)))
         kernel = np.asarray(model.layers[1].kernel).copy()
         batches = tf.data.Dataset.from_tensor_slices((values, np.arange(64))).batch(32)
-        FeatureExtractor(model).settle(batches)
+        BatchedInference(model).settle(batches)
         np.testing.assert_array_equal(model.layers[1].kernel, kernel)
         assert norm.momentum == momentum
         outputs = model(values, training=False).numpy()
@@ -45,7 +45,7 @@ class TestFeatureExtractor:
         model = self.model()
         before = [np.asarray(variable).copy() for variable in model.variables]
         batches = tf.data.Dataset.from_tensor_slices((values, np.arange(64))).batch(64)
-        features = FeatureExtractor(model).collect(batches, 64, batch_statistics=True)
+        features = BatchedInference(model).collect(batches, 64, batch_statistics=True)
         normalised = (values - values.mean(axis=0)) / values.std(axis=0)
         kept = features != 0  # dropout
         np.testing.assert_allclose(features[kept], 2 * normalised[kept], atol=1e-3)
@@ -65,11 +65,11 @@ class TestFeatureExtractor:
     def test_refuses_indices_that_are_not_each_once(self, indices, message):
         values = np.zeros((len(indices), 3), np.float32)
         with pytest.raises(ValueError, match=message):
-            FeatureExtractor(self.model()).collect(tf.data.Dataset.from_tensor_slices((values, indices)).batch(2), 4)
+            BatchedInference(self.model()).collect(tf.data.Dataset.from_tensor_slices((values, indices)).batch(2), 4)
 
     def test_refuses_what_does_not_end_or_is_no_pair(self):
         pairs = tf.data.Dataset.from_tensor_slices((np.zeros((4, 3), np.float32), np.arange(4)))
-        extractor = FeatureExtractor(self.model())
+        extractor = BatchedInference(self.model())
         with pytest.raises(ValueError, match="repeated"):
             extractor.collect(pairs.batch(2).repeat(), 4)
         with pytest.raises(ValueError, match="must yield pairs"):

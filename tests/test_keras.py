@@ -9,7 +9,7 @@ import tensorflow as tf
 from user_model import K, N, T, batches, make_model, slow
 
 import sela_tf
-from sela_tf.models.inference import FeatureExtractor, has_empty_statistics
+from sela_tf.models.inference import BatchedInference, has_empty_statistics
 
 
 class TestStatistics:
@@ -82,7 +82,7 @@ def test_several_inputs(values, tmp_path, kind):
     history = model.fit(dataset, shuffle=False, verbose=0, callbacks=callbacks).history
     assert {"knn", "network_clusters_in_use"} <= set(history)
     features = keras.Model(model.input, x)
-    extractor = FeatureExtractor(features)
+    extractor = BatchedInference(features)
     expected = features(structured([tf.constant(part) for part in parts])).numpy()
     np.testing.assert_allclose(extractor.collect(dataset, N), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(extractor.in_order(dataset), expected, rtol=1e-5, atol=1e-6)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sela_tf.transport.marginals import check_marginals, cluster_sizes
+from sela_tf.transport.marginals import check_marginals, rounded_sizes
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -46,7 +46,7 @@ def test_priors_are_what_their_names_say():
 @given(shares=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=30), num_rows=st.integers(1, 10_000))
 def test_sizes_are_whole_and_as_near_as_they_can_be(shares, num_rows):
     target = check_marginals(shares, len(shares))
-    sizes = cluster_sizes(target, num_rows)
+    sizes = rounded_sizes(target, num_rows)
     assert sizes.sum() == num_rows
     assert np.abs(sizes - target * num_rows).max() < 1
     rounded_up = sizes > np.floor(target * num_rows)

@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from sela_tf.models.backbones import BACKBONES
 from sela_tf.models.backbones.applications import application
-from sela_tf.models.build import EMBEDDING, bare_network, build_model, stage_names, with_rotation_head
+from sela_tf.models.build import bare_network, build_model, stage_names, with_rotation_head
 from sela_tf.models.heads import MultiHead, find_multi_head
+from sela_tf.models.layer_names import EMBEDDING
 
 SMALL, LARGE, ALEXNET, VECTORS = (12, 10, 3), (20, 18, 3), (65, 63, 3), (7,)
 
@@ -201,7 +202,7 @@ class TestApplications:
             ("MobileNetV2", {"synchronized": True}, "synchronized=True"),
             ("MobileNetV2", {"weights": "gone.h5"}, "'gone.h5'"),
             ("MobileNetV2", {"weights": __file__}, "test_models.py' does not hold the weights of applications:MobileNetV2"),
-            ("VGG16", {"image_shape": (16, 16, 3)}, "VGG16.*16 x 16.*too small.*--image_size"),
+            ("VGG16", {"image_shape": (16, 16, 3)}, "VGG16.*16 x 16.*too small.*`image_size`"),
         ):
             with pytest.raises(ValueError, match=message):
                 build_model(f"applications:{name}", **{**options, **changed})
@@ -223,11 +224,11 @@ def test_convolutions_start_from_he_fan_out():
     [
         ({"backbone": "vgg"}, "resnet8, resnet20, resnet56.*'vgg'"),
         ({"width": -1}, "width=-1"),
-        ({"backbone": "alexnet", "image_shape": (62, 80, 3)}, "62 x 80 are too small for alexnet.*63.*--image_size"),
+        ({"backbone": "alexnet", "image_shape": (62, 80, 3)}, "62 x 80 are too small for alexnet.*63.*`image_size`"),
         ({"backbone": "resnet50", "image_shape": (16, 16, 3)}, "too small for resnet50.*17"),
-        ({"backbone": "resnet8", "image_shape": (16,)}, "--backbone=resnet8 takes images.*has vectors.*identity or mlp"),
-        ({"backbone": "mlp", "image_shape": (16, 16, 3)}, "--backbone=mlp takes vectors, and the data set has images"),
-        ({"backbone": "identity", "image_shape": (16,), "width": 3}, "leave --width out"),
+        ({"backbone": "resnet8", "image_shape": (16,)}, "`backbone=resnet8` takes images.*has vectors.*identity` or mlp"),
+        ({"backbone": "mlp", "image_shape": (16, 16, 3)}, "`backbone=mlp` takes vectors, and the data set has images"),
+        ({"backbone": "identity", "image_shape": (16,), "width": 3}, "leave `width` out"),
         ({"backbone": "mlp", "image_shape": (16, 3)}, "image_shape.*or .D,.*16, 3"),
         ({"hidden_units": -1}, "hidden_units=-1"),
         ({"num_clusters": 1}, "num_clusters=1"),

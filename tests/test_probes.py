@@ -136,14 +136,14 @@ def test_ten_crops_are_averaged(digits, monkeypatch):
     train, held_out = digits
     seen = []
     monkeypatch.setattr(probes, "_SCORES_AT_ONCE", 3000)
-    original = prober.FeatureExtractor.collect
+    original = prober.BatchedInference.collect
 
     def watched(self, batches, num_examples, **options):
         outputs = original(self, batches, num_examples, **options)
         seen.append(outputs)
         return outputs
 
-    monkeypatch.setattr(prober.FeatureExtractor, "collect", watched)
+    monkeypatch.setattr(prober.BatchedInference, "collect", watched)
     schedule = Schedule(1, 64, Augmentation(0.7, 0.5, 0, 0, 0, 0, 0), ten_crop=True)
     found = trained_probes(
         Probed(network(), ["stage3"], train, held_out, (8, 8), 9600), optimizer=CoupledSGD(0.01), schedule=schedule

@@ -13,7 +13,7 @@ from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches, training_batches, with_rotations
 from sela_tf.data.stores import Arrays
-from sela_tf.models.inference import FeatureExtractor, check_indices
+from sela_tf.models.inference import BatchedInference, check_indices
 
 
 def test_views(rng):
@@ -28,11 +28,11 @@ def test_views(rng):
 def test_a_data_set_of_ones_own(way, rng, passes):
     batches = tf.data.Dataset.from_tensor_slices((rng.normal(size=(4, 3)).astype(np.float32), np.arange(4))).batch(2)
     inputs = keras.Input((3,))
-    extractor = FeatureExtractor(keras.Model(inputs, keras.layers.BatchNormalization()(inputs)))
+    inference = BatchedInference(keras.Model(inputs, keras.layers.BatchNormalization()(inputs)))
     go = {
-        "collect": lambda: extractor.collect(batches, 4),
-        "in_order": lambda: extractor.in_order(batches),
-        "settle": lambda: extractor.settle(batches, num_batches=2),
+        "collect": lambda: inference.collect(batches, 4),
+        "in_order": lambda: inference.in_order(batches),
+        "settle": lambda: inference.settle(batches, num_batches=2),
         "check_indices": lambda: check_indices(batches, 4),
     }
     go[way]()

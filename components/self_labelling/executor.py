@@ -16,6 +16,7 @@ import tensorflow as tf
 from components import artifacts
 from components.settings import RUN, SelfLabellingSettings, training_config
 from sela_tf.commands.export import export_to
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.record_writer import example_id
 from sela_tf.data.records import read_manifest
@@ -35,7 +36,6 @@ from sela_tf.training.run import run
 _NAME = "self_labelling"
 SERVING = "Format-Serving"
 LABELS_FILE = "labels.parquet"
-_BATCH = 500
 
 
 def self_label(settings: SelfLabellingSettings, config: SelaConfig) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _write_labels(config: SelaConfig, workdir: pathlib.Path, path: pathlib.Path)
     )  # fmt: skip
     with whole_file(path) as unfinished, pa.parquet.ParquetWriter(unfinished, schema) as writer:
         size = tuple(model.input.shape[1:-1])
-        for images, _ in inference_batches(train, size=size, batch_size=_BATCH, in_order=True):
+        for images, _ in inference_batches(train, size=size, batch_size=EVALUATION_BATCH, in_order=True):
             some = slice(done, done + len(images))
             clusters = kept["labels"].T[some].astype(np.int64)
             said = opinions(forward(images), kept["potentials"], lam=float(kept["lam"]), clusters=clusters)

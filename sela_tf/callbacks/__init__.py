@@ -1,1 +1,1 @@
-"""Keras callbacks that watch a training: monitors of the clusters and the representation, and the collapse doctor."""
+"""Keras callbacks that watch a training: monitors of the representation and the clusters, and the collapse doctor."""

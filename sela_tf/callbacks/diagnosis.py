@@ -1,4 +1,4 @@
-"""What is wrong with a self-labelling, from figures of one epoch: pure functions, one a diagnosis, and the words for each."""
+"""Diagnoses of a self-labelling from the statistics of one epoch: one pure function for each kind, with the message that it gives."""
 
 from __future__ import annotations
 
@@ -6,119 +6,140 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sela_tf.callbacks.cluster_sizes import ClusterSizes
+from sela_tf.callbacks.label_statistics import ClusterSizes
 
 KINDS = ("loss", "features", "clusters", "labels", "potentials", "waiting")
 
 
 class Thresholds(NamedTuple):
-    """Where healthy ends. Measured on runs that learn: configs/digits.cfg, K = 32, and four epochs of configs/fashion_mnist.cfg, K = 128."""
+    """Limits between healthy and ill.
+
+    They were measured on runs that learn: configs/digits.cfg (K = 32) and four epochs of configs/fashion_mnist.cfg (K = 128).
+    """
 
     loss_tolerance: float = 0.1
-    """Of ln K, that counts as guessing. Labels of an untrained network begin up to 4.5 % below ln K (Fashion-MNIST's first relabelling),
-    farther the larger its features are."""
+    """Share of ln K by which the loss may differ from ln K and still count as guessing. Labels of an untrained network begin up to 4.5 %
+    below ln K (Fashion-MNIST's first relabelling), and farther below for larger inputs of the heads."""
     min_loss_fall: float = 0.005
-    """Of ln K, in an epoch; less is no progress while the loss is near ln K. Healthy first epochs end at .98 (digits, 21 steps), .93
-    (AlexNet) and .65 (Fashion-MNIST), and the second one falls by .16, .22, .23; where nothing is learned (digits at a rate of
-    1e-9), other views and labels move it by .002."""
+    """Share of ln K by which the loss must fall in an epoch while it is near ln K. Healthy first epochs end at .98 (digits, 21 steps), .93
+    (AlexNet) and .65 (Fashion-MNIST) of ln K, and the second one falls by .16, .22, .23; where nothing is learned (digits at a rate of
+    1e-9), other views and labels move the loss by .002."""
     min_feature_spread: float = 0.02
-    """Healthy: .68 to .83 after any epoch, .20 and .22 before the first step. Features of dead units have 0."""
+    """Least `Symptoms.feature_spread`. Healthy: .68 to .83 after any epoch, .20 and .22 before the first step. Dead units have 0."""
     min_label_clusters: float = 0.8
-    """1 where labels are balanced exactly, .998 or more by the plain argmax of a transport that converged (digits)."""
+    """Least `Symptoms.label_clusters`. Exactly balanced labels have 1; the plain argmax of a transport that converged has .998 or more
+    (digits)."""
     min_network_clusters: float = 0.1
-    """Looked at once the loss has left ln K, and no illness while it rises. Healthy: .26 to .30 after the first epoch, rising to .9; before
-    the first step less than .04."""
+    """Least `Symptoms.network_clusters` once the loss has left ln K, unless it rises. Healthy: .26 to .30 after the first epoch, rising to
+    .9; before the first step less than .04."""
     min_changed: float = 0.001
-    """The least of any healthy relabelling was .024, after a cosine schedule had ended."""
+    """Least share of the labels that a relabelling changes. The least of any healthy one was .024, after a cosine schedule had ended."""
     max_potential_range: float = 20.0
-    """Healthy: it rises to 3.3 (digits) or 8.2 nats (Fashion-MNIST, second epoch), and falls again."""
+    """Largest range of the potentials, in nats of log p. Healthy: it rises to 3.3 (digits) or 8.2 nats (Fashion-MNIST, second epoch), and
+    falls again."""
     growing_relabellings: float = 4
-    """Epochs with relabellings, each of larger range than the one before, that count as running away above half the maximum. Healthy
-    ranges rise three times in a row, and stay below that half."""
+    """Number of epochs with relabellings, each with a larger range of the potentials than the one before, that count as running away
+    above half of `max_potential_range`. Healthy ranges rise three times in a row, and stay below that half."""
     max_waiting_share: float = 0.5
-    """Healthy: .08 at most. Above a half, the data and not the device decide how long training takes."""
+    """Largest share of the training time that is spent waiting for data. Healthy: .08 at most. Above a half, the data and not the device
+    decide how long training takes."""
     patience_epochs: float = 2
-    """Ill epochs in a row that make a finding, of loss, network's clusters, labels and waiting: their first epoch is no measure, with
-    its compilation, and the first of several relabellings. Constant features, labels that are not balanced and potentials wait for
-    nothing."""
+    """Number of ill epochs in a row that make a finding of the kinds loss, labels, waiting and, for the network's own clusters, clusters.
+    The first epoch is no measure for these, because of compilation and of the first of several relabellings. The other kinds need no
+    patience."""
 
 
 class Symptoms(NamedTuple):
-    """What was looked at at the end of an epoch; None where it could not be."""
+    """Statistics of a training at the end of an epoch; None where one is not known."""
 
     loss: float | None
-    """Mean over the epoch."""
+    """Mean loss of the epoch, in nats."""
     loss_before: float | None
-    """Of the epoch before."""
-    features: np.ndarray | None
-    """[M, D], of the sample's images."""
+    """Mean loss of the epoch before, in nats."""
+    head_inputs: np.ndarray | None
+    """Inputs of the heads for the sample's images, float32 [M, D]."""
     labels: list[ClusterSizes]
-    """Of each head."""
+    """Cluster sizes of each head's labels, T of them."""
     network: list[ClusterSizes] | None
-    """Of each head's own argmax on the sample."""
+    """Cluster sizes of each head's argmax on the sample, T of them."""
     network_clusters_before: float | None
     """`network_clusters` of the epoch before."""
     expected_clusters: float
-    """exp of the entropy of the sizes that the labels are to have: K where they are to be equal."""
+    """Effective number of clusters, exp(entropy), of the sizes that the labels are to have: K where they are to be equal."""
     changed: float | None
-    """Share of the labels that a relabelling changed: mean over this epoch's relabellings, but for a head's first."""
+    """Share of the labels that a relabelling changed: the mean over this epoch's relabellings, a head's first not counted."""
     to_come: int
-    """Relabellings."""
+    """Number of relabellings that are still to come."""
     potential_ranges: np.ndarray | None
-    """[T], in nats of log p; None before the first relabelling."""
+    """Range of each head's potentials [T], in nats of log p; None before the first relabelling."""
     growing: int
-    """Epochs with relabellings, in a row up to this one, in which the largest range grew."""
+    """Number of epochs with relabellings, in a row up to this one, in which the largest range of the potentials grew."""
     waiting_share: float | None
+    """Share of the epoch's training time that was spent waiting for data."""
 
     @property
     def num_clusters(self) -> int:
-        """K."""
+        """The number K of clusters."""
         return len(self.labels[0].sizes)
 
     @property
     def guessing(self) -> float:
-        """The loss of a network that knows nothing: ln K."""
+        """The loss ln K of a network that gives every cluster the same probability."""
         return float(np.log(self.num_clusters))
 
     @property
     def feature_spread(self) -> float | None:
-        """Standard deviation of the features over the images, of their root mean square: 1 about zero, 0 when all images look the same."""
-        if self.features is None:
+        """Standard deviation of the heads' inputs over the images, as a share of their root mean square.
+
+        It is 1 for inputs with mean zero, and 0 when all images look the same to the heads.
+        """
+        if self.head_inputs is None:
             return None
-        size = np.square(self.features, dtype=np.float64).mean()
-        return float(np.sqrt(self.features.var(axis=0, dtype=np.float64).mean() / size)) if size else 0.0
+        size = np.square(self.head_inputs, dtype=np.float64).mean()
+        return float(np.sqrt(self.head_inputs.var(axis=0, dtype=np.float64).mean() / size)) if size else 0.0
 
     @property
     def label_clusters(self) -> float:
-        """Effective number of clusters of the labels: 1 as many as expected, 0 a single one; the worst head's."""
+        """Effective number of clusters of the worst head's labels, scaled: 1 for as many as expected, 0 for a single cluster."""
         return _share(self.labels, self.expected_clusters)
 
     @property
     def network_clusters(self) -> float | None:
-        """Likewise of the network's own argmax, which cannot use more clusters than there are images."""
+        """Effective number of clusters of the worst head's own argmax on the sample, scaled as `label_clusters`.
+
+        The argmax cannot use more clusters than the sample has images.
+        """
         return None if self.network is None else _share(self.network, min(self.expected_clusters, self.network[0].sizes.sum()))
 
 
 def _share(heads: list[ClusterSizes], expected: float) -> float:
+    """Scales the least effective number of clusters of the heads from [1, `expected`] to [0, 1]."""
     return (min(head.effective for head in heads) - 1) / max(expected - 1, 1e-9)
 
 
 class Diagnosis(NamedTuple):
-    """Of one kind, in one epoch."""
+    """The diagnosis of one kind in one epoch."""
 
     ill: bool | None
-    """None where this epoch tells nothing: what was found before stands."""
+    """True for ill, False for healthy; None where this epoch tells nothing, and the diagnosis of before stands."""
     message: str = ""
+    """The diagnosis and its remedy in words; empty unless ill."""
     patience_epochs: float = 1
-    """Ill epochs in a row that make a finding."""
+    """Number of ill epochs in a row that make a finding."""
 
 
 _WELL, _UNKNOWN = Diagnosis(False), Diagnosis(None)
 
 
 def diagnose(seen: Symptoms, limits: Thresholds) -> dict[str, Diagnosis]:
-    """One diagnosis a kind. What follows from another is not said besides: a network that sees no difference, or guesses, explains
-    that its argmax uses few clusters and that labels stand still.
+    """Returns one diagnosis for each of KINDS.
+
+    A diagnosis that follows from another one is left out: where all images look the same to a network, or it guesses, its argmax uses few
+    clusters and its labels stand still.
+
+    Args:
+        seen: the statistics of the epoch.
+        limits: the limits between healthy and ill.
     """
     features = _features(seen, limits)
     loss = _UNKNOWN if features.ill else _loss(seen, limits)
@@ -137,12 +158,13 @@ def diagnose(seen: Symptoms, limits: Thresholds) -> dict[str, Diagnosis]:
 
 
 def _loss(seen: Symptoms, limits: Thresholds) -> Diagnosis:
+    """Diagnoses a loss that stays near ln K, or lies above it."""
     if seen.loss is None or not np.isfinite(seen.loss):
         return _UNKNOWN
     guessing = seen.guessing
     if seen.loss > (1 + limits.loss_tolerance) * guessing:
         message = (
-            f"the loss {seen.loss:.3f} is above ln K = {guessing:.3f}, that of guessing: steps are too long. Lower --learning_rate (in your "
+            f"the loss {seen.loss:.3f} is above ln K = {guessing:.3f}, that of guessing: steps are too long. Lower `learning_rate` (in your "
             "own fit, the optimizer's learning_rate)"
         )
         return Diagnosis(True, message, limits.patience_epochs)
@@ -150,43 +172,46 @@ def _loss(seen: Symptoms, limits: Thresholds) -> Diagnosis:
     if fell or seen.loss < (1 - limits.loss_tolerance) * guessing:
         return _WELL
     message = (
-        f"the loss {seen.loss:.3f} stays near ln K = {guessing:.3f}, that of guessing: nothing is learned. Raise --learning_rate (in your own "
+        f"the loss {seen.loss:.3f} stays near ln K = {guessing:.3f}, that of guessing: nothing is learned. Raise `learning_rate` (in your own "
         "fit, the optimizer's learning_rate)"
     )
     return Diagnosis(True, message, limits.patience_epochs)
 
 
 def _features(seen: Symptoms, limits: Thresholds) -> Diagnosis:
+    """Diagnoses heads' inputs that hardly differ between images."""
     spread = seen.feature_spread
-    if spread is None or not np.isfinite(spread) or seen.features is None or len(seen.features) < 2:
+    if spread is None or not np.isfinite(spread) or seen.head_inputs is None or len(seen.head_inputs) < 2:
         return _UNKNOWN
     if spread >= limits.min_feature_spread:
         return _WELL
-    dead = int((seen.features == 0).all(axis=0).sum())
+    dead = int((seen.head_inputs == 0).all(axis=0).sum())
     message = (
-        f"the features hardly differ between {len(seen.features)} images (by {spread:.2%} of their size; {dead} of "
-        f"{seen.features.shape[1]} are always 0): begin again with a lower --learning_rate or --weight_decay (in your own fit, those of the "
+        f"the features hardly differ between {len(seen.head_inputs)} images (by {spread:.2%} of their size; {dead} of "
+        f"{seen.head_inputs.shape[1]} are always 0): begin again with a lower `learning_rate` or `weight_decay` (in your own fit, those of the "
         "optimizer), or with batch normalisation; unless the images themselves are all alike"
     )
     return Diagnosis(True, message)
 
 
 def _label_clusters(seen: Symptoms, limits: Thresholds) -> Diagnosis:
+    """Diagnoses labels that leave clusters empty or small."""
     if seen.label_clusters >= limits.min_label_clusters:
         return _WELL
     worst = int(np.argmin([head.effective for head in seen.labels]))
     message = (
         f"clusters die: the labels of head {worst} use {seen.labels[worst].in_use} of {seen.num_clusters}, as uneven as "
-        f"{seen.labels[worst].effective:.1f} equal ones. Balance them: --exact_balance (in your own fit, SelfLabelling without `assign`)"
+        f"{seen.labels[worst].effective:.1f} equal ones. Balance them: `exact_balance=True` (in your own fit, SelfLabelling without `assign`)"
     )
     return Diagnosis(True, message)
 
 
 def _network_clusters(seen: Symptoms, limits: Thresholds) -> Diagnosis:
+    """Diagnoses a network whose own argmax uses few clusters although its loss has left ln K."""
     if seen.network is None or seen.network_clusters is None:
         return _UNKNOWN
     if seen.loss is not None and seen.loss >= (1 - limits.loss_tolerance) * seen.guessing:
-        # it has learned too little yet for an argmax of its own
+        # The network has learned too little yet for its argmax to tell anything.
         return _UNKNOWN
     rising = seen.network_clusters_before is not None and seen.network_clusters > seen.network_clusters_before
     if rising or seen.network_clusters >= limits.min_network_clusters:
@@ -195,25 +220,27 @@ def _network_clusters(seen: Symptoms, limits: Thresholds) -> Diagnosis:
     message = (
         f"clusters die: head {worst} by itself puts {seen.network[worst].sizes.sum()} images into {seen.network[worst].in_use} of "
         f"{seen.num_clusters}, as uneven as {seen.network[worst].effective:.1f} equal ones, though its labels are not. Fewer "
-        "--num_clusters (of MultiHead and LabelTable), another --learning_rate (in your own fit, the optimizer's), or a smaller momentum of the "
+        "`num_clusters` (of MultiHead and LabelTable), another `learning_rate` (in your own fit, the optimizer's), or a smaller momentum of the "
         "batch normalisation whose moving statistics lag behind"
     )
     return Diagnosis(True, message, limits.patience_epochs)
 
 
 def _labels(seen: Symptoms, limits: Thresholds) -> Diagnosis:
+    """Diagnoses labels that relabellings no longer change."""
     if seen.changed is None or not seen.to_come:
         return _UNKNOWN
     if seen.changed >= limits.min_changed:
         return _WELL
     message = (
         f"the labels stand still: a relabelling changes {seen.changed:.2%} of them, and {seen.to_come} more will cost time for nothing. "
-        "Fewer --num_relabellings (of relabel_steps); if the loss stands still as well, a higher --learning_rate (the optimizer's)"
+        "Fewer `num_relabellings` (of relabel_steps); if the loss stands still as well, a higher `learning_rate` (the optimizer's)"
     )
     return Diagnosis(True, message, limits.patience_epochs)
 
 
 def _potentials(seen: Symptoms, limits: Thresholds) -> Diagnosis:
+    """Diagnoses potentials whose range is large, or grows without end."""
     if seen.potential_ranges is None:
         return _UNKNOWN
     worst = int(np.argmax(seen.potential_ranges))
@@ -224,19 +251,20 @@ def _potentials(seen: Symptoms, limits: Thresholds) -> Diagnosis:
     how = f", and grow ever farther apart ({seen.growing} epochs in a row)" if growing else ""
     message = (
         f"the potentials run away: those of head {worst} lie {largest:.1f} nats of log p apart (range / lam){how}: the network prefers few "
-        "clusters, and the balance is forced on it. Train on balanced labels (--exact_balance; in your own fit, SelfLabelling without "
-        "`assign`), or keep the logits small: a lower --learning_rate, more --weight_decay (the optimizer's)"
+        "clusters, and the balance is forced on it. Train on balanced labels (`exact_balance=True`; in your own fit, SelfLabelling without "
+        "`assign`), or keep the logits small: a lower `learning_rate`, more `weight_decay` (the optimizer's)"
     )
     return Diagnosis(True, message)
 
 
 def _waiting(seen: Symptoms, limits: Thresholds) -> Diagnosis:
+    """Diagnoses a training that waits for data."""
     if seen.waiting_share is None:
         return _UNKNOWN
     if seen.waiting_share <= limits.max_waiting_share:
         return _WELL
     message = (
-        f"{seen.waiting_share:.0%} of the training time is spent waiting for data: give it more CPU cores, smaller images (--image_size), or "
-        "cheaper views (--blur_probability=0 --hue=0); in your own fit, Dataset.cache(), map(num_parallel_calls=tf.data.AUTOTUNE) and prefetch()"
+        f"{seen.waiting_share:.0%} of the training time is spent waiting for data: give it more CPU cores, smaller images (`image_size`), or "
+        "cheaper views (`blur_probability=0`, `hue=0`); in your own fit, Dataset.cache(), map(num_parallel_calls=tf.data.AUTOTUNE) and prefetch()"
     )
     return Diagnosis(True, message, limits.patience_epochs)

@@ -1,4 +1,4 @@
-"""A Keras callback that says in words when a self-labelling goes wrong, and which flag or argument to change."""
+"""A Keras callback that reports a collapse of the self-labelling in words, with the setting to change."""
 
 from __future__ import annotations
 
@@ -10,52 +10,56 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import entr
 
-from sela_tf.callbacks.cluster_sizes import Labels, cluster_sizes, potential_ranges
 from sela_tf.callbacks.diagnosis import KINDS, Symptoms, Thresholds, diagnose
+from sela_tf.callbacks.label_statistics import ClusterSizes, Labels, potential_ranges
 from sela_tf.callbacks.network_sample import NetworkSample
 from sela_tf.compat.progress import say
 from sela_tf.models.inference import steps_taken
 from sela_tf.transport.marginals import Marginals, check_marginals
 
 _REPEATABLE = [kind for kind in KINDS if kind != "waiting"]
+"""The kinds whose diagnoses repeat with the seed; waiting depends on the clock."""
 
 
 class Finding(NamedTuple):
-    """What was found wrong."""
+    """A failure of the training that `CollapseDoctor` found."""
 
     kind: str
-    """loss, features, clusters, labels, potentials or waiting."""
+    """The kind of failure: "loss", "features", "clusters", "labels", "potentials" or "waiting"."""
     epoch: int
-    """From 0, at whose end it was found."""
+    """The epoch, counted from 0, at whose end the failure was found."""
     message: str
+    """The failure and its remedy in words, in one line."""
 
 
 class CollapseDoctor(keras.callbacks.Callback):
-    """Looks for six ways in which training goes wrong, at the end of every epoch, and says what to change.
+    """A Keras callback that looks for six failures of a self-labelling at the end of every epoch, and says what to change.
 
-    Each is said once until it has passed, in one line, and kept in `findings`; `symptoms` has the last epoch's figures.
+    A failure is reported once until it has passed, in one printed line, and kept in the list `findings`. `symptoms` has the statistics of
+    the last epoch.
 
-    - "loss": it stays at ln K, that of guessing, or above.
-    - "features": the sample's images all look the same to the network.
-    - "clusters": they die: those of the labels, or, while these are balanced, those of the network's own argmax on the sample.
-    - "labels": relabellings change nothing any more, and more of them are to come.
-    - "potentials": the transport has to move log p so far, or ever farther, that the balance is forced on the network.
-    - "waiting": much of the time is spent waiting for data.
+    - "loss": the loss stays at ln K, that of guessing, or above.
+    - "features": the sample's images all look the same to the heads.
+    - "clusters": clusters of the labels die or, while the labels are balanced, clusters of the network's own argmax on the sample.
+    - "labels": relabellings no longer change the labels, and more of them are to come.
+    - "potentials": the potentials of the transport are so large, or grow so, that the balance is forced on the network.
+    - "waiting": much of the training time is spent waiting for data.
 
     Args:
         labels: the table that `SelfLabelling` rewrites.
-        sample: batches of images, alone or as the first of a tuple, a few for each cluster; without it, features and the network's
-            argmax are not looked at.
-        relabel_steps: those of `SelfLabelling`; without them, labels that stand still are not looked at.
-        waiting_share: returns the share of the epoch's training time that was spent waiting for data, which `model.fit` does not know.
-        marginals: sizes that the labels are to have, as the transport's.
-        loss: what the logs call the heads' loss, where there are other losses.
-        log: called with each finding.
-        verbose: 0 for no lines; None for what `fit` was told. `findings` and `log` have them in any case.
-        thresholds: any field of `sela_tf.callbacks.diagnosis.Thresholds`, which gives the reasons of its defaults.
+        sample: batches of images, alone or as the first of a tuple, a few images for each cluster. Without it the heads' inputs and the
+            network's argmax are not looked at.
+        relabel_steps: the steps given to `SelfLabelling`. Without them, labels that no longer change are not looked at.
+        waiting_share: a function that returns the share of the epoch's training time that was spent waiting for data, which `model.fit`
+            does not know.
+        marginals: the shares that the clusters are to have, as in `sela_tf.assign_labels`.
+        loss: the key of the heads' loss in the logs, where there are other losses.
+        log: a function that is called with each finding.
+        verbose: 0 for no lines; None for the `verbose` of `fit`. `findings` and `log` have the findings in any case.
+        **thresholds: any field of `sela_tf.callbacks.diagnosis.Thresholds`, which gives the reasons of its defaults.
 
     Raises:
-        ValueError: a number is not positive, or the sample is empty or has no end; when training starts, if a sample is given and the
+        ValueError: a threshold is not positive, or the sample is empty or infinite; when training starts, if a sample is given and the
             model's heads are not the table's.
     """
 
@@ -92,7 +96,7 @@ class CollapseDoctor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         if self._sample is not None:
-            self._sample.look_through(self.model)
+            self._sample.set_model(self.model)
         if self._counts is None:
             self._counts = self._count()
 
@@ -108,7 +112,8 @@ class CollapseDoctor(keras.callbacks.Callback):
             self._said[kind] = diagnosis.ill and (due or self._said[kind])
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a continued training needs, to say what it would have said; but for waiting, which depends on the clock."""
+        """Returns the arrays that a continued training needs to report what an uninterrupted one would; "waiting" is left out, because it
+        depends on the clock."""
         return {
             "ill_epochs": np.array([self._ill_epochs[kind] for kind in _REPEATABLE]),
             "said": np.array([self._said[kind] for kind in _REPEATABLE]),
@@ -117,7 +122,7 @@ class CollapseDoctor(keras.callbacks.Callback):
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Puts back what `state` gave, before training starts."""
+        """Restores the arrays of `state`, before training starts."""
         self._ill_epochs.update(zip(_REPEATABLE, map(int, state["ill_epochs"]), strict=True))
         self._said.update(zip(_REPEATABLE, map(bool, state["said"]), strict=True))
         self._counts = np.array(state["counts"])
@@ -125,11 +130,13 @@ class CollapseDoctor(keras.callbacks.Callback):
         self._growing = int(growing)
 
     def _count(self) -> np.ndarray:
-        """So far: relabellings of a head, those but for each head's first, and the labels that these changed."""
+        """Returns three totals since the start, int64 [3]: relabellings of a head, those without each head's first, and the labels that the
+        latter changed."""
         times = self.labels.num_relabellings
         return np.array([times.sum(), np.maximum(times - 1, 0).sum(), self.labels.num_changes.sum()], np.int64)
 
     def _look(self, logs: Mapping[str, float]) -> Symptoms:
+        """Collects the statistics of the epoch that ends, and keeps those that the next epoch is compared with."""
         counts = self._count()
         relabelled, counted, changes = counts - (counts if self._counts is None else self._counts)
         self._counts = counts
@@ -137,14 +144,14 @@ class CollapseDoctor(keras.callbacks.Callback):
         if ranges is not None and relabelled:
             self._growing = self._growing + 1 if ranges.max() > self._largest_range else 0
             self._largest_range = float(ranges.max())
-        opinion = None if self._sample is None else self._sample.opinion()
+        outputs = None if self._sample is None else self._sample.outputs()
         taken = steps_taken(self.model)
         seen = Symptoms(
             loss=logs.get(self.loss),
             loss_before=_known(self._loss_before),
-            features=None if opinion is None else opinion.features,
-            labels=[cluster_sizes(head, self.labels.num_clusters) for head in self.labels.labels],
-            network=None if opinion is None else opinion.clusters,
+            head_inputs=None if outputs is None else outputs.head_inputs,
+            labels=[ClusterSizes.of(head, self.labels.num_clusters) for head in self.labels.labels],
+            network=None if outputs is None else outputs.clusters,
             network_clusters_before=_known(self._network_before),
             expected_clusters=self._expected_clusters,
             changed=changes / (counted * self.labels.num_examples) if counted else None,
@@ -166,4 +173,5 @@ class CollapseDoctor(keras.callbacks.Callback):
 
 
 def _known(value: float) -> float | None:
+    """Returns None for NaN, which stands for an unknown value in the saved state."""
     return value if np.isfinite(value) else None

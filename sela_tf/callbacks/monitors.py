@@ -1,4 +1,4 @@
-"""Keras callbacks that watch a training."""
+"""Keras callbacks that measure the representation and the clusters at the end of every epoch."""
 
 from __future__ import annotations
 
@@ -9,29 +9,33 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.callbacks.cluster_sizes import ClusterSizes, Labels, cluster_sizes, potential_ranges
+from sela_tf.callbacks.label_statistics import ClusterSizes, Labels, potential_ranges
 from sela_tf.callbacks.network_sample import NetworkSample
 from sela_tf.evaluation.knn import knn_accuracy
-from sela_tf.models.inference import FeatureExtractor, check_indices, steps_taken
+from sela_tf.models.build import cut_at
+from sela_tf.models.inference import BatchedInference, check_indices, steps_taken
 
 _MOST_OF_A_HISTOGRAM = 100_000
-"""Values; TensorFlow makes 30 float64 numbers of each."""
+"""Most values that are given to a histogram: TensorFlow makes 30 float64 numbers of each."""
 
 
 class KNNMonitor(keras.callbacks.Callback):
-    """Weighted kNN accuracy of the features at the end of every epoch, as "knn" in the logs of the callbacks that follow.
+    """A Keras callback that measures the weighted kNN accuracy of a layer's output at the end of every epoch.
+
+    The classes of the evaluation images are predicted from the nearest training images. The accuracy is "knn" in the logs of the callbacks
+    that follow.
 
     Args:
-        layer: name of the layer whose output [B, D] is looked at.
-        train_batches: of (images, indices 0 … N - 1): where neighbours are looked for.
-        train_classes: integers [N].
-        eval_batches: of (images, indices 0 … M - 1).
-        eval_classes: integers [M].
-        k: neighbours.
+        layer: the name of the layer, whose output is [B, D].
+        train_batches: batches of (training images, indices 0 … N - 1), among which the neighbours are searched.
+        train_classes: the classes of the training images, integers [N] from 0.
+        eval_batches: batches of (evaluation images, indices 0 … M - 1), whose classes are predicted.
+        eval_classes: the classes of the evaluation images, integers [M] from 0.
+        k: the number of neighbours.
 
     Raises:
-        ValueError: at once, if the classes do not fit the data sets, each of which is gone through for it, as after every epoch; when
-            training starts, if the model has no such layer, or its output is no vector.
+        ValueError: at once, if the classes do not fit the data sets, each of which is gone through once for this check; when training
+            starts, if the model has no such layer, or the layer's output is no vector.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class KNNMonitor(keras.callbacks.Callback):
         self.train_batches, self.train_classes = train_batches, _checked("train_classes", train_classes, train_batches)
         self.eval_batches, self.eval_classes = eval_batches, _checked("eval_classes", eval_classes, eval_batches)
         self.k = k
-        self._extractor: FeatureExtractor | None = None
+        self._inference: BatchedInference | None = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         names = [layer.name for layer in self.model.layers]
@@ -60,18 +64,22 @@ class KNNMonitor(keras.callbacks.Callback):
         output = self.model.get_layer(self.layer).output
         if len(output.shape) != 2:
             raise ValueError(f"`layer` must put out vectors [B, D]. Received: layer={self.layer!r} of shape {tuple(output.shape)}")
-        self._extractor = FeatureExtractor(keras.Model(self.model.inputs, output), self.model.distribute_strategy)
+        self._inference = BatchedInference(cut_at(self.model, self.layer), self.model.distribute_strategy)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        if self._extractor is None or logs is None:
+        if self._inference is None or logs is None:
             return
-        bank = self._extractor.collect(self.train_batches, len(self.train_classes))
-        queries = self._extractor.collect(self.eval_batches, len(self.eval_classes))
-        logs["knn"] = knn_accuracy(bank, self.train_classes, queries, self.eval_classes, k=self.k)
+        train_outputs = self._inference.collect(self.train_batches, len(self.train_classes))
+        eval_outputs = self._inference.collect(self.eval_batches, len(self.eval_classes))
+        logs["knn"] = knn_accuracy(train_outputs, self.train_classes, eval_outputs, self.eval_classes, k=self.k)
 
 
 def _checked(name: str, classes: np.ndarray, batches: tf.data.Dataset) -> np.ndarray:
-    """`classes` as an array, refused where they are not one for each image."""
+    """Returns `classes` as an array.
+
+    Raises:
+        ValueError: `classes` are not one integer from 0 for each image of `batches`.
+    """
     classes = np.asarray(classes)
     if classes.ndim != 1 or classes.dtype.kind not in "iu" or not len(classes) or classes.min() < 0:
         raise ValueError(f"`{name}` must be integers [N] from 0. Received: {classes.dtype} {classes.shape}")
@@ -83,15 +91,15 @@ def _checked(name: str, classes: np.ndarray, batches: tf.data.Dataset) -> np.nda
 
 
 class ClusterMonitor(keras.callbacks.Callback):
-    """The clusters of every head at the end of every epoch: scalars and histograms for TensorBoard, at the optimizer's step.
+    """A Keras callback that writes statistics of every head's clusters to TensorBoard at the end of every epoch.
 
-    Of head t, under "clusters/head<t>/": `in_use`, `information_share` (entropy of the sizes, of ln K), `smallest`, `largest`,
-    `changed` (share of the labels, since the epoch before), `potential_range` (of the potentials / lam, in nats); with a sample, of the
-    network's own argmax `network_in_use` and `network_effective` (exp of the entropy); histograms of `sizes`, `num_changes` and
-    `potentials`.
+    Scalars of head t are under "clusters/head<t>/", at the optimizer's step: `in_use`, `information_share` (the entropy of the sizes / ln K),
+    `smallest`, `largest`, `changed` (the share of the labels that changed since the epoch before) and `potential_range` (of the potentials
+    / lam, in nats); with a sample also `network_in_use` and `network_effective` (exp of the entropy) of the network's own argmax.
+    Histograms are `sizes`, `num_changes` and `potentials`.
 
-    The callbacks that follow find one number for all heads in their logs, that of the worst: `clusters_in_use`, `information_share`,
-    `smallest_cluster`, `largest_cluster`, `labels_changed` (the mean), `potential_range`, `network_clusters_in_use`,
+    The logs of the callbacks that follow have one number for all heads, that of the worst head: `clusters_in_use`, `information_share`,
+    `smallest_cluster`, `largest_cluster`, `labels_changed` (the mean over heads), `potential_range`, `network_clusters_in_use`,
     `network_effective_clusters`.
 
     Args:
@@ -100,8 +108,7 @@ class ClusterMonitor(keras.callbacks.Callback):
         sample: batches of images, alone or as the first of a tuple, for the network's own argmax.
 
     Raises:
-        ValueError: the sample is empty or has no end; when training starts, if a sample is given and the model's
-            heads are not the table's.
+        ValueError: the sample is empty or infinite; when training starts, if a sample is given and the model's heads are not the table's.
     """
 
     def __init__(
@@ -120,7 +127,7 @@ class ClusterMonitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         if self._sample is not None:
-            self._sample.look_through(self.model)
+            self._sample.set_model(self.model)
         if self._before is None:
             self._before = self._compact()
         path = isinstance(self._given, str | os.PathLike)
@@ -132,10 +139,10 @@ class ClusterMonitor(keras.callbacks.Callback):
         labels = self._compact()
         changed = (labels != self._before).mean(axis=1)
         self._before = labels
-        sizes = [cluster_sizes(head, self.labels.num_clusters) for head in labels]
+        sizes = [ClusterSizes.of(head, self.labels.num_clusters) for head in labels]
         ranges = potential_ranges(self.labels)
-        opinion = self._sample.opinion() if self._sample is not None else None
-        network = None if opinion is None else opinion.clusters
+        outputs = self._sample.outputs() if self._sample is not None else None
+        network = None if outputs is None else outputs.clusters
         with self._writer.as_default(steps_taken(self.model)):
             for head in range(self.labels.num_heads):
                 own = {} if network is None else _of_network(network[head])
@@ -151,18 +158,19 @@ class ClusterMonitor(keras.callbacks.Callback):
         self._writer = None
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a continued training needs, to count changes from the epoch before; to be called from its start on."""
+        """Returns the arrays that a continued training needs to count changes since the epoch before; callable once training has started."""
         return {"labels": self._compact() if self._before is None else self._before}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Puts back what `state` gave, before training starts."""
+        """Restores the arrays of `state`, before training starts."""
         self._before = np.array(state["labels"])
 
     def _compact(self) -> np.ndarray:
-        """The labels [T, N], in as few bytes as K needs."""
+        """Returns the labels [T, N] in the smallest unsigned integer type that holds K - 1."""
         return self.labels.labels.astype(np.min_scalar_type(self.labels.num_clusters - 1))
 
     def _write(self, head: int, scalars: Mapping[str, float], sizes: np.ndarray) -> None:
+        """Writes the scalars and histograms of one head at the default writer's step."""
         place = f"clusters/head{head}"
         for name, value in scalars.items():
             tf.summary.scalar(f"{place}/{name}", float(value))
@@ -173,17 +181,19 @@ class ClusterMonitor(keras.callbacks.Callback):
 
 
 def _of_labels(clusters: ClusterSizes) -> dict[str, float]:
+    """Returns the scalars of the labels' clusters, by their names in TensorBoard."""
     return {name: getattr(clusters, name) for name in ("in_use", "information_share", "smallest", "largest")}
 
 
 def _of_network(clusters: ClusterSizes) -> dict[str, float]:
+    """Returns the scalars of the clusters of the network's own argmax, by their names in TensorBoard."""
     return {f"network_{name}": getattr(clusters, name) for name in ("in_use", "effective")}
 
 
 def _worst(
     sizes: list[ClusterSizes], changed: np.ndarray, ranges: np.ndarray, network: list[ClusterSizes] | None
 ) -> dict[str, float]:
-    """One number for all heads, for stopping rules and tables."""
+    """Returns one number for all heads, mostly that of the worst head, by its key in the logs; for stopping rules and tables."""
     values: dict[str, float] = {
         "clusters_in_use": min(head.in_use for head in sizes),
         "information_share": min(head.information_share for head in sizes),

@@ -1,4 +1,4 @@
-"""What a network in training makes of a sample of images, before any transport."""
+"""Outputs of a network in training on a fixed sample of images: the inputs of its heads, and their clusters before any transport."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.callbacks.cluster_sizes import ClusterSizes, Labels, cluster_sizes
+from sela_tf.callbacks.label_statistics import ClusterSizes, Labels
+from sela_tf.models.build import cut_at_heads
 from sela_tf.models.heads import find_multi_head
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.inference import BatchedInference
 
 
-class Opinion(NamedTuple):
-    """Of a network, in inference mode, on M images."""
+class SampleOutputs(NamedTuple):
+    """Outputs of a network in inference mode on a sample of M images."""
 
-    features: np.ndarray
-    """float32 [M, D], what the heads see."""
+    head_inputs: np.ndarray
+    """Inputs of the heads, float32 [M, D]."""
     clusters: list[ClusterSizes]
-    """Of each head's own argmax."""
+    """Sizes of the clusters that each head's argmax makes of the sample, T of them."""
 
 
 class NetworkSample:
-    """A sample of images, and the network that looks at them.
+    """A sample of images, and the network that is evaluated on it.
 
     Args:
-        batches: of images, alone or as the first of a tuple such as (images, example indices); the same ones in each pass. A thousand
-            will do, a few for each cluster.
-        labels: whose heads and clusters the network must have.
+        batches: batches of images, alone or as the first of a tuple such as (images, example indices); the same images in each pass. A
+            thousand images are enough, a few for each cluster.
+        labels: the label table, whose heads and clusters the network must have.
+
+    Raises:
+        ValueError: `batches` is no data set, or is empty or infinite.
     """
 
     def __init__(self, batches: tf.data.Dataset, labels: Labels):
@@ -40,13 +44,13 @@ class NetworkSample:
                 + ("any batch" if batches.cardinality() == 0 else "end")
             )
         self._batches, self._labels = batches, labels
-        self._extractor: FeatureExtractor | None = None
+        self._inference: BatchedInference | None = None
 
-    def look_through(self, model: keras.Model) -> None:
-        """From now on, `model` gives its opinion.
+    def set_model(self, model: keras.Model) -> None:
+        """Sets the network that is evaluated from now on.
 
         Raises:
-            ValueError: it has no or several MultiHead layers, or heads other than the table's.
+            ValueError: the network has no or several MultiHead layers, or heads other than the table's.
         """
         self._heads = find_multi_head(model)
         shape = (self._heads.num_heads, self._heads.num_clusters)
@@ -55,12 +59,12 @@ class NetworkSample:
                 f"The model has {shape[0]} heads of {shape[1]} clusters, the label table {self._labels.num_heads} of "
                 f"{self._labels.num_clusters}"
             )
-        self._extractor = FeatureExtractor(keras.Model(model.inputs, self._heads.input), model.distribute_strategy)
+        self._inference = BatchedInference(cut_at_heads(model), model.distribute_strategy)
 
-    def opinion(self) -> Opinion | None:
-        """None before `look_through`."""
-        if self._extractor is None:
+    def outputs(self) -> SampleOutputs | None:
+        """Runs the network over the sample; None before `set_model`."""
+        if self._inference is None:
             return None
-        features = self._extractor.in_order(self._batches)
-        argmax = (self._heads.head_logits(features, head).numpy().argmax(axis=1) for head in range(self._heads.num_heads))
-        return Opinion(features, [cluster_sizes(clusters, self._heads.num_clusters) for clusters in argmax])
+        head_inputs = self._inference.in_order(self._batches)
+        argmax = (self._heads.head_logits(head_inputs, head).numpy().argmax(axis=1) for head in range(self._heads.num_heads))
+        return SampleOutputs(head_inputs, [ClusterSizes.of(clusters, self._heads.num_clusters) for clusters in argmax])

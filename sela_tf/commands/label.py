@@ -20,8 +20,9 @@ from sela_tf.data.label_files import match_names
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import match_input
-from sela_tf.models.build import EMBEDDING
+from sela_tf.models.build import cut_at
 from sela_tf.models.heads import MultiHead, find_multi_head
+from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.reporting.markdown import markdown
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.names import RUN_FILES
@@ -57,8 +58,8 @@ class _Block(NamedTuple):
     start: int
     embedding: np.ndarray
     """[B, D]."""
-    features: np.ndarray
-    """[B, F], what the heads see."""
+    head_inputs: np.ndarray
+    """Inputs of the heads, float32 [B, F]."""
 
 
 def label_run(settings: LabelConfig) -> str:
@@ -167,15 +168,15 @@ def _num_changes(images: ImageSet, labels: Mapping[str, np.ndarray]) -> np.ndarr
 
 def _blocks(model: keras.Model, parts: list[_Part], settings: LabelConfig) -> Iterator[_Block]:
     """Through the network, a batch at a time."""
-    cut = keras.Model(model.inputs, [model.get_layer(EMBEDDING).output, find_multi_head(model).input])
+    cut = cut_at(model, EMBEDDING, find_multi_head(model).input)
     forward = tf.function(lambda images: cut(images, training=False), reduce_retracing=True)
     total = sum(len(part.images) for part in parts)
     with tqdm(total=total, unit="image", disable=None, dynamic_ncols=True, leave=False) as bar:
         for part in parts:
             size, start = tuple(model.input.shape[1:-1]), 0
             for images, _ in inference_batches(part.images, size=size, batch_size=settings.batch_size, in_order=True):
-                embedding, features = (tf.cast(values, tf.float32).numpy() for values in forward(images))
-                yield _Block(part, start, embedding, features)
+                embedding, head_inputs = (tf.cast(values, tf.float32).numpy() for values in forward(images))
+                yield _Block(part, start, embedding, head_inputs)
                 start += len(embedding)
                 bar.update(len(embedding))
 
@@ -184,7 +185,7 @@ class _Kept(NamedTuple):
     """Of all images, in files."""
 
     embedding: np.ndarray
-    features: np.ndarray
+    head_inputs: np.ndarray
 
 
 def _kept_on_disk(blocks: Iterator[_Block], directory: pathlib.Path, num_images: int, model: keras.Model) -> _Kept:
@@ -205,7 +206,7 @@ def _kept_on_disk(blocks: Iterator[_Block], directory: pathlib.Path, num_images:
     kept, done = _Kept(*files), 0
     for block in blocks:
         kept.embedding[done : done + len(block.embedding)] = block.embedding
-        kept.features[done : done + len(block.embedding)] = block.features
+        kept.head_inputs[done : done + len(block.embedding)] = block.head_inputs
         done += len(block.embedding)
     return kept
 
@@ -217,7 +218,7 @@ def _balanced(
     solved = []
     for head in range(heads.num_heads):
         assignment = assign_labels(
-            LinearLogits(kept.features, heads.head_kernel(head), heads.head_bias(head)),
+            LinearLogits(kept.head_inputs, heads.head_kernel(head), heads.head_bias(head)),
             lam=lam,
             tolerance=config.transport_tolerance,
             max_iterations=config.transport_max_iterations,
@@ -244,7 +245,7 @@ def _blocks_of(kept: _Kept, parts: list[_Part], settings: LabelConfig) -> Iterat
     for part in parts:
         for start in range(0, len(part.images), settings.batch_size):
             some = slice(done, done + min(settings.batch_size, len(part.images) - start))
-            yield _Block(part, start, np.array(kept.embedding[some]), np.array(kept.features[some]))
+            yield _Block(part, start, np.array(kept.embedding[some]), np.array(kept.head_inputs[some]))
             done = some.stop
 
 
@@ -257,14 +258,14 @@ def _columns(
     scrutiny: Scrutiny,
 ) -> dict[str, np.ndarray]:
     """All but the embedding."""
-    said = opinions(heads(block.features), potentials, lam=lam, clusters=clusters)
-    part, some = block.part, slice(block.start, block.start + len(block.features))
+    said = opinions(heads(block.head_inputs), potentials, lam=lam, clusters=clusters)
+    part, some = block.part, slice(block.start, block.start + len(block.head_inputs))
     columns: dict[str, np.ndarray] = {}
     if part.images.names is not None:
         columns["name"] = np.array(part.images.names[some])
     else:
         columns["index"] = part.images.rows[some]
-    columns["split"] = np.full(len(block.features), part.name)
+    columns["split"] = np.full(len(block.head_inputs), part.name)
     if part.images.classes is not None:
         numbers, names = part.images.classes[some], part.images.class_names
         columns["class"] = numbers if names is None else np.array(names)[numbers]

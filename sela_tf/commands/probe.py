@@ -15,6 +15,7 @@ import tensorflow as tf
 from scipy import stats
 
 from sela_tf.data.augment import Augmentation
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.splits import match_input
@@ -25,8 +26,9 @@ from sela_tf.evaluation.outputs import look
 from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, trained_probes
 from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
 from sela_tf.files.atomic import write_whole
-from sela_tf.models.build import EMBEDDING, stage_names
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.build import stage_names
+from sela_tf.models.inference import BatchedInference
+from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.reporting.markdown import markdown
 from sela_tf.runs.names import PROBES
 from sela_tf.runs.network import load_run, read_description
@@ -40,7 +42,6 @@ from sela_tf.training.images import Data, load_data
 from sela_tf.training.initial_state import first_network
 from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
 
-_BATCH = 500
 _CLUSTERING = {
     "nmi": "NMI, mean of heads", "ami": "AMI", "ari": "ARI", "hungarian": "Hungarian accuracy", "purity": "mean purity",
     "entropy": "mean entropy, nats",
@@ -97,8 +98,8 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
     }
     if settings.untrained:
         untrained = first_network(config, read_description(workdir), strategy)
-        views = inference_batches(judged_on.train, size=data.size, batch_size=_BATCH)
-        FeatureExtractor(untrained, strategy).settle(views)
+        views = inference_batches(judged_on.train, size=data.size, batch_size=EVALUATION_BATCH)
+        BatchedInference(untrained, strategy).settle(views)
         results["untrained"] = _figures(settings, untrained, stages, judged_on, strategy)
     return results
 

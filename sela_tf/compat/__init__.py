@@ -1,1 +1,1 @@
-"""What TensorFlow and Keras need so that the library works well with them."""
+"""Adaptations to TensorFlow, Keras and the terminal."""

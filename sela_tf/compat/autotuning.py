@@ -1,4 +1,4 @@
-"""A pass over a data set that ends when its last batch is there."""
+"""A data set option that lets a pass end as soon as its last batch has come."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import tensorflow as tf
 
 
 def untuned(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """`batches` without tf.data's autotuning, unless its options ask for that.
+    """Returns `batches` without tf.data's autotuning, unless its options ask for autotuning.
 
-    The thread that tunes looks after .01 s, and from then on each time after twice as long. TensorFlow 2.21 wakes it when an iterator is
-    given up, but only then notes that it was: mostly the thread goes back to sleep, and the iterator waits for its next look, so that a
-    pass takes up to twice as long as its work. What is to be tuned (AUTOTUNE) is then as parallel as there are threads.
+    The tuning thread wakes up after .01 s, and then after twice as long each time. When an iterator is deleted, TensorFlow 2.21 wakes the
+    thread before it marks the iterator as deleted: the thread mostly goes back to sleep, and the deletion waits until it wakes up, so that a
+    pass takes up to twice as long as its work. Without autotuning, AUTOTUNE means as many parallel calls as there are threads.
     """
     if batches.options().autotune.enabled is not None:
         return batches

@@ -1,4 +1,4 @@
-"""The classes of this package are known to Keras as soon as Keras is loaded, and another backend than TensorFlow is refused by name."""
+"""Registration of the package's serializable classes with Keras as soon as Keras is loaded, and the refusal of other backends."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import types
 from collections.abc import Sequence
 
 _SERIALIZABLE = ("models.heads", "models.batch_norm", "training.optimizer", "self_labelling.loss")
-"""Modules whose classes `keras.models.load_model` may meet in a file."""
+"""Modules of the package whose classes `keras.models.load_model` may find in a file."""
 
 
 def other_backend() -> str | None:
-    """Says what is wrong with the backend of Keras, and the way out; None where it is TensorFlow.
+    """Returns a message about the backend of Keras and the remedy; None where the backend is TensorFlow.
 
-    Before Keras is loaded, the environment is what can be known of it.
+    Before Keras is loaded, the message is about the environment, and not about Keras' configuration file.
     """
-    # of a Keras that is being loaded just now, there is no `config`
+    # While Keras is being loaded, it has no `config` yet.
     config = getattr(sys.modules.get("keras"), "config", None)
     loaded = None if config is None else config.backend()
     backend = loaded or os.environ.get("KERAS_BACKEND") or "tensorflow"
@@ -31,7 +31,7 @@ def other_backend() -> str | None:
 
 
 def register_with_keras() -> None:
-    """Registers the serializable classes now, if Keras is loaded, otherwise when it is; that Keras is loaded is not brought about."""
+    """Registers the serializable classes now, if Keras is loaded, otherwise as soon as it is; does not load Keras itself."""
     if hasattr(sys.modules.get("keras"), "saving"):
         _register()
     else:
@@ -39,14 +39,15 @@ def register_with_keras() -> None:
 
 
 def _register() -> None:
-    # on another backend there is nothing that they could be loaded for
+    """Imports the modules of _SERIALIZABLE, whose decorators register their classes."""
+    # On another backend the modules cannot be used, and Keras must still load.
     if other_backend() is None:
         for name in _SERIALIZABLE:
             importlib.import_module(f"sela_tf.{name}")
 
 
 class _Registration(importlib.abc.MetaPathFinder):
-    """Finds Keras as everybody else does, and registers the classes after it was loaded, once."""
+    """An import hook that finds Keras by the other finders, and registers the classes once it is loaded."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -62,11 +63,11 @@ class _Registration(importlib.abc.MetaPathFinder):
 
         def load_and_register(module: types.ModuleType) -> None:
             load(module)
-            # not before: whoever only asks whether Keras is there finds it without loading it
+            # The hook stays until Keras is loaded: `importlib.util.find_spec` finds Keras without loading it.
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
                 _register()
 
-        # its own loader, so that what asks the module for it finds what it expects
+        # The loader keeps its type, which other code may ask the module for.
         vars(loader)["exec_module"] = load_and_register
         return spec

@@ -1,4 +1,4 @@
-"""Lines that a callback writes for the person watching."""
+"""Lines that a callback prints for the person watching."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def say(line: str, *, verbose: int | None, params: dict[str, Any] | None) -> Non
 
     Args:
         line: the line.
-        verbose: of the callback: 0 for silence; None for what `fit` was told.
-        params: what `fit` told the callback; a loop that does not say `verbose` wants lines.
+        verbose: the setting of the callback: 0 for silence, None for the `verbose` of `fit`.
+        params: the parameters that `fit` gave the callback; without `verbose` among them, lines are printed.
     """
     if verbose if verbose is not None else (params or {}).get("verbose", 1):
         tqdm.write(line)

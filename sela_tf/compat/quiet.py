@@ -1,4 +1,4 @@
-"""What libraries write to stderr when all is well, kept back."""
+"""Suppression of the messages that libraries write to stderr although nothing is wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from typing import TextIO
 
 @contextlib.contextmanager
 def stderr_kept_back() -> Iterator[TextIO]:
-    """Of this process and its children; it comes out if there is an error. Yields the real stderr, for what is to be seen."""
+    """Holds back what this process and its children write to stderr, and writes it after all if there is an error.
+
+    Yields:
+        The real stderr, for lines that must be seen.
+    """
     sys.stderr.flush()
     before = os.dup(2)
     with tempfile.TemporaryFile() as noise, open(before, "w", closefd=False) as real:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from sela_tf.compat.autotuning import untuned
 from sela_tf.data import augment
 from sela_tf.data.augment import Augmentation
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.decoding import decode_image
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays
@@ -75,7 +76,7 @@ def inference_batches(
     batch_size: int,
     seed: int = 0,
     augmentation: Augmentation | None = None,
-    number: int = 0,
+    pass_number: int = 0,
     crop: int | None = None,
     in_order: bool = False,
 ) -> tf.data.Dataset:
@@ -89,14 +90,14 @@ def inference_batches(
         batch_size: The most images per batch.
         seed: The seed of order and views.
         augmentation: The strengths of training views; None for clean views.
-        number: The number of the pass. Each pass has its own order and views.
+        pass_number: The number of the pass. Each pass has its own order and views.
         crop: The crop of ten-crop evaluation, 0 to 9; only without an augmentation.
         in_order: Keeps the order of the images.
 
     Yields:
         Views, float32 `[b, height, width, C]` in [0, 255] (or vectors `[b, D]`), and example indices, int64 `[b]`.
     """
-    order, draws = _keyed(seed, _LABELLING, tf.constant(number, tf.int64), len(images))
+    order, draws = _keyed(seed, _LABELLING, tf.constant(pass_number, tf.int64), len(images))
     if in_order:
         order = tf.range(len(images), dtype=tf.int64)
     num_batches = -(-len(images) // batch_size)
@@ -170,7 +171,7 @@ def channel_statistics(
         images = images.take(np.random.default_rng(seed).permutation(len(images))[:at_most])
     total = np.zeros((2, images.channels))
     pixels = 0
-    for batch, _ in inference_batches(images, size=size, batch_size=500):
+    for batch, _ in inference_batches(images, size=size, batch_size=EVALUATION_BATCH):
         values = batch.numpy().astype(np.float64).reshape(-1, images.channels)
         total += [values.sum(axis=0), np.square(values).sum(axis=0)]
         pixels += len(values)
@@ -180,9 +181,9 @@ def channel_statistics(
     return mean, np.where(variance > 1e-6, variance, 1.0)
 
 
-def _keyed(seed: int, stream: int, number: tf.Tensor, num_examples: int) -> tuple[tf.Tensor, tf.Tensor]:
+def _keyed(seed: int, stream: int, pass_number: tf.Tensor, num_examples: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the permutation of a pass, int64 `[N]`, and its random numbers, float32 `[N, NUM_DRAWS]`; row i is for example i."""
-    key = tf.random.fold_in(tf.constant([seed, stream], tf.int64), number)
+    key = tf.random.fold_in(tf.constant([seed, stream], tf.int64), pass_number)
     order = tf.random.experimental.stateless_shuffle(
         tf.range(num_examples, dtype=tf.int64), seed=tf.random.fold_in(key, 0), alg="philox"
     )

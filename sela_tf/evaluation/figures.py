@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import ClusterMetrics, cluster_metrics
@@ -17,12 +18,9 @@ from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.outputs import Look, look
 from sela_tf.evaluation.protocol import LEFT_OUT, EvaluationProtocol, evaluation_protocol
 from sela_tf.models.heads import find_multi_head
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.inference import BatchedInference
 
 KNN_NEIGHBOURS = 10
-
-
-_BATCH = 500
 
 
 _NO_CLASSES = "the images have no class labels"
@@ -70,7 +68,7 @@ def look_at_both(
         always_training: look at the training images in any case.
     """
     if settle:
-        FeatureExtractor(model, strategy).settle(inference_batches(train, size=size, batch_size=_BATCH))
+        BatchedInference(model, strategy).settle(inference_batches(train, size=size, batch_size=EVALUATION_BATCH))
     judged = train.classes is not None and held_out.classes is not None
     seen = functools.partial(look, model, size=size, strategy=strategy, embedding=judged, potentials=potentials, lam=lam)
     return Looks(seen(train) if judged or always_training else None, seen(held_out))
@@ -125,10 +123,10 @@ def evaluate_looks(
         reason = _NO_CLASSES if train_classes is None else _NO_EVAL_CLASSES
         words = f"{protocol.held_out_words}, {view}. clusters_used: plain argmax of each head, K = {num_clusters}."
         return {"knn": None, "linear_probe": None, **evaluate_labels(clusters, None), "reason": reason, "protocol": words}
-    bank, features = looks.training.embedding, looks.held_out.embedding
+    bank, queries = looks.training.embedding, looks.held_out.embedding
     return {
-        "knn": knn_accuracy(bank, train_classes, features, classes, k=KNN_NEIGHBOURS),
-        "linear_probe": linear_probe_accuracy(bank, train_classes, features, classes, max_iterations=protocol.max_iterations),
+        "knn": knn_accuracy(bank, train_classes, queries, classes, k=KNN_NEIGHBOURS),
+        "linear_probe": linear_probe_accuracy(bank, train_classes, queries, classes, max_iterations=protocol.max_iterations),
         **evaluate_labels(clusters, classes),
         "protocol": (
             f"{protocol.held_out_words}, {view}. "

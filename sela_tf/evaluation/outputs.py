@@ -8,13 +8,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.models.build import EMBEDDING
+from sela_tf.models.build import cut_at
 from sela_tf.models.heads import find_multi_head
-from sela_tf.models.inference import FeatureExtractor
-
-_BATCH = 500
+from sela_tf.models.inference import BatchedInference
+from sela_tf.models.layer_names import EMBEDDING
 
 
 class Look(NamedTuple):
@@ -64,8 +64,8 @@ def look(
     kept = [model.get_layer(EMBEDDING).output] if embedding else []
     said = _Said(potentials, lam, dtype="float32", name="clusters_of_heads")(heads.output)
     output = keras.layers.Concatenate(dtype="float32", name="embedding_and_clusters")([*kept, said]) if kept else said
-    extractor = FeatureExtractor(keras.Model(model.inputs, output), strategy)
-    found = extractor.collect(inference_batches(images, size=size, batch_size=_BATCH), len(images))
+    inference = BatchedInference(cut_at(model, output), strategy)
+    found = inference.collect(inference_batches(images, size=size, batch_size=EVALUATION_BATCH), len(images))
     values, numbers = np.split(found, [found.shape[1] - 3 * heads.num_heads], axis=1)
     clusters, confidence, corrected = (part.T for part in np.split(numbers, 3, axis=1))
     return Look(values, clusters.astype(np.int64), confidence.copy(), corrected.astype(np.int64))

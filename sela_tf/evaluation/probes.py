@@ -11,12 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.data.augment import NUM_CROPS, Augmentation
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches, training_batches
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.build import cut_at
+from sela_tf.models.inference import BatchedInference
 
-_BATCH = 500
 _SCORES_AT_ONCE = 2**26
 """Shares of classes, over stages and images, that are added up over crops together."""
 _DIVERGED = 10
@@ -71,15 +72,15 @@ class Probed(NamedTuple):
     strategy: tf.distribute.Strategy | None = None
     """That the model was built under."""
 
-    def features(self, stage: str) -> tf.Tensor:
-        """Symbolic [B, D]."""
+    def probe_inputs(self, stage: str) -> tf.Tensor:
+        """Returns the inputs of the probe of a stage, symbolic [B, D]."""
         return pooled(self.model.get_layer(stage).output, at_most=self.at_most, name=f"probed_{stage}")
 
 
 def fitted_probes(probed: Probed, *, max_iterations: int = 500) -> dict[str, float]:
-    """Held-out accuracy of scikit-learn's logistic regression on the clean views' features of each stage, one stage at a time.
+    """Held-out accuracy of scikit-learn's logistic regression on each stage of the clean views, one stage at a time.
 
-    It holds one stage's features [N, D] and a copy of them, at most about `probed.at_most` values an image.
+    It holds the inputs [N, D] of one stage's probe and a copy of them, at most about `probed.at_most` values an image.
 
     Args:
         probed: network, stages and images.
@@ -87,13 +88,13 @@ def fitted_probes(probed: Probed, *, max_iterations: int = 500) -> dict[str, flo
     """
     accuracies = {}
     for stage in probed.stages:
-        extractor = FeatureExtractor(keras.Model(probed.model.input, probed.features(stage)), probed.strategy)
-        bank, features = (
-            extractor.collect(inference_batches(images, size=probed.size, batch_size=_BATCH), len(images))
+        inference = BatchedInference(cut_at(probed.model, probed.probe_inputs(stage)), probed.strategy)
+        train_inputs, inputs = (
+            inference.collect(inference_batches(images, size=probed.size, batch_size=EVALUATION_BATCH), len(images))
             for images in (probed.train, probed.held_out)
         )
         accuracies[stage] = linear_probe_accuracy(
-            bank, _classes(probed.train), features, _classes(probed.held_out), max_iterations=max_iterations
+            train_inputs, _classes(probed.train), inputs, _classes(probed.held_out), max_iterations=max_iterations
         )
     return accuracies
 
@@ -121,7 +122,7 @@ def trained_probes(probed: Probed, *, optimizer: keras.optimizers.Optimizer, sch
     with strategy.scope():
         # probes are named by their number: a layer has the stage's name already
         inputs = keras.Input(model.input.shape[1:])
-        frozen = keras.Model(model.input, {str(i): probed.features(stage) for i, stage in enumerate(stages)})
+        frozen = keras.Model(model.input, {str(i): probed.probe_inputs(stage) for i, stage in enumerate(stages)})
         outputs = _InInferenceMode(frozen)(inputs)
         # in the stages' order: Keras may sort the names
         logits = {number: _probe(outputs[number], num_classes, number) for number in map(str, range(len(stages)))}
@@ -155,7 +156,7 @@ def trained_probes(probed: Probed, *, optimizer: keras.optimizers.Optimizer, sch
         )
     side_by_side = keras.layers.Concatenate() if len(stages) > 1 else keras.layers.Identity()
     shares = [keras.layers.Softmax()(value) for value in logits.values()]
-    scores = FeatureExtractor(keras.Model(inputs, side_by_side(shares if len(stages) > 1 else shares[0])), strategy)
+    scores = BatchedInference(keras.Model(inputs, side_by_side(shares if len(stages) > 1 else shares[0])), strategy)
     crops: Sequence[int | None] = range(NUM_CROPS) if schedule.ten_crop else (None,)
     rows = max(1, _SCORES_AT_ONCE // (len(stages) * num_classes))
     correct = np.zeros(len(stages), np.int64)
@@ -163,7 +164,7 @@ def trained_probes(probed: Probed, *, optimizer: keras.optimizers.Optimizer, sch
         part = held_out if rows >= len(held_out) else held_out.take(np.arange(start, min(start + rows, len(held_out))))
         total = np.zeros((len(part), len(stages), num_classes), np.float32)
         for crop in crops:
-            views = inference_batches(part, size=size, batch_size=_BATCH, crop=crop)
+            views = inference_batches(part, size=size, batch_size=EVALUATION_BATCH, crop=crop)
             total += scores.collect(views, len(part)).reshape(total.shape)
         correct += (total.argmax(axis=2) == _classes(part)[:, np.newaxis]).sum(axis=0)
     return dict(zip(stages, (correct / len(held_out)).tolist(), strict=True))
@@ -180,10 +181,10 @@ class _InInferenceMode(keras.layers.Layer):
         return self.network(inputs, training=False)
 
 
-def _probe(features: tf.Tensor, num_classes: int, number: str) -> tf.Tensor:
+def _probe(inputs: tf.Tensor, num_classes: int, number: str) -> tf.Tensor:
     normalised = keras.layers.BatchNormalization(
         center=False, scale=False, momentum=0.9, epsilon=1e-5, dtype="float32", name=f"probe{number}_bn"
-    )(features)
+    )(inputs)
     initializer = keras.initializers.RandomNormal(stddev=0.01)
     return keras.layers.Dense(num_classes, kernel_initializer=initializer, dtype="float32", name=f"probe{number}")(normalised)
 

@@ -1,1 +1,1 @@
-"""Networks: a functional backbone, an optional hidden layer, and the heads."""
+"""Networks of a backbone, an optional hidden layer and T heads, and passes of a network over a data set."""

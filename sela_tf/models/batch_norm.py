@@ -8,15 +8,24 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("sela_tf")
 class FusedBatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization` over the last axis, computed by one fused operation.
+    """A Keras layer: `keras.layers.BatchNormalization` over the last axis, computed by one fused operation.
 
-    Keras 3 composes batch normalisation of small operations, which costs a third of a small network's training step on a CPU.
-    The defaults are those that the method's figures were found with (PyTorch's): momentum .9 and epsilon 1e-5 where Keras has
-    .99 and 1e-3; like PyTorch, the moving variance takes the unbiased n/(n-1) estimate. Inputs are [B, H, W, C] or [B, C].
+    Keras 3 composes batch normalisation of small operations, which take a third of a small network's training step on a CPU. The defaults
+    are PyTorch's, with which the paper's results were found: momentum .9 and epsilon 1e-5, where Keras has .99 and 1e-3. As in PyTorch, the
+    moving variance is the unbiased estimate, with a factor of n / (n - 1).
 
-    With `synchronized=True` the statistics are those of all replicas, in two passes: first the mean, then the squares around it.
-    Keras takes the mean of squares less the square of the mean, which loses three to four digits where the mean is large, as it is
-    of pooled features, and with them the equality of one device and two. With a mask, Keras' own computation is used.
+    With `synchronized=True` the statistics are those of all replicas, in two passes: first the mean, then the squared differences from it.
+    Keras subtracts the square of the mean from the mean of squares, which loses three to four digits where the mean is large, as that of
+    pooled features is; results on one device and on two would differ. With a mask, Keras' own computation is used.
+
+    Args:
+        momentum: the share of the old moving statistics that a training step keeps.
+        epsilon: the number that is added to the variance.
+        **kwargs: the arguments of `keras.layers.BatchNormalization`.
+
+    Raises:
+        ValueError: another axis than the last, or a layer without center or scale, is asked for; when the layer is built, the inputs are
+            not [B, H, W, C] or [B, C].
     """
 
     def __init__(self, *, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs):
@@ -32,7 +41,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
         if mask is not None:
             return super().call(inputs, training=training, mask=mask)
-        # a frozen layer normalises with its moving statistics, as Keras' does
+        # A frozen layer normalises with its moving statistics, as that of Keras does.
         training = bool(training) and self.trainable
         inputs = tf.convert_to_tensor(inputs)
         gamma, beta, moving_mean, moving_variance = (
@@ -62,7 +71,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 
 def _moments_of_all_replicas(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Mean [C], biased variance [C] and number of values a channel, over the batches of all replicas."""
+    """Returns mean [C], biased variance [C] and the number of values of a channel, over the batches of all replicas, float32."""
     replica = tf.distribute.get_replica_context()
 
     def total(local: tf.Tensor) -> tf.Tensor:
@@ -71,7 +80,7 @@ def _moments_of_all_replicas(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, t
         return replica.all_reduce(tf.distribute.ReduceOp.SUM, local)
 
     def channel_sum(terms: tf.Tensor) -> tf.Tensor:
-        # axis by axis: one sum over a million terms, as TensorFlow runs it on a CPU, is off by 1e-4
+        # The sum goes axis by axis: one sum over a million terms, as TensorFlow runs it on a CPU, has an error of 1e-4.
         while terms.shape.rank > 1:
             terms = tf.reduce_sum(terms, axis=-2)
         return total(terms)

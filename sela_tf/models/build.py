@@ -1,4 +1,4 @@
-"""Networks: a functional backbone, an optional hidden layer, and the heads."""
+"""Functional networks of a backbone, an optional hidden layer and the heads, and cuts of a network."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from sela_tf.models.backbones import BACKBONES, check_backbone, check_image_size
 from sela_tf.models.backbones.applications import PREFIX, application
 from sela_tf.models.batch_norm import FusedBatchNormalization
 from sela_tf.models.heads import MultiHead, find_multi_head
-
-EMBEDDING = "embedding"
-"""The layer whose output [B, D] is evaluated and exported: the backbone's pooled features, or the last of its fully connected layers."""
-
+from sela_tf.models.layer_names import EMBEDDING, HEADS, HIDDEN, ROTATION
 
 _STAGE = re.compile(r"stem|stage\d+|conv\d+|fc\d+")
+"""The names that our own backbones give to their stages."""
 
 
 def stage_names(model: keras.Model) -> list[str]:
-    """Layers of a model of `build_model` whose outputs [B, h, w, C] or [B, D] are its stages, in order; the embedding is the last."""
+    """Returns the names of the layers whose outputs, [B, h, w, C] or [B, D], are the stages of a model of `build_model`, in order.
+
+    The embedding is the last of them.
+    """
     embedding = model.get_layer(EMBEDDING)
     own = [layer.name for layer in model.layers if _STAGE.fullmatch(layer.name)]
     last = [layer.name for layer in model.layers if layer.output is embedding.input]
-    # a network of keras.applications may have layers of such names, too, but does not end in one
+    # A network of `keras.applications` may have layers of such names, too, but does not end in one.
     return [*(own if set(last) <= set(own) else last), EMBEDDING]
 
 
@@ -42,24 +43,24 @@ def build_model(
     dtype: str | None = None,
     weights: str = "",
 ) -> keras.Model:
-    """A functional model from images [B, H, W, C] with values in [0, 255], or from vectors [B, D], to logits [B, T, K].
+    """Builds a functional model from images [B, H, W, C] with values in [0, 255], or from vectors [B, D], to logits [B, T, K].
+
+    Its layers are named: the stages as the backbone names them, the backbone's pooled output "embedding", the hidden layer "hidden" and the
+    MultiHead layer "heads".
 
     Args:
         backbone: a key of BACKBONES, or "applications:NAME" for a network of `keras.applications`.
-        image_shape: (height, width, channels); (D,) for a backbone over vectors.
-        num_heads: T.
-        num_clusters: K.
-        width: channels of the backbone's first stage, and so of all others in proportion; 0 for the published ones.
-        hidden_units: width of a hidden layer (Dense without bias, batch normalisation, ReLU) between the embedding and the
-            heads; 0 for none. The embedding that is evaluated stays the backbone's.
-        mean: of each channel (or of all) over the training images, in [0, 255].
-        variance: likewise; inputs become (x - mean) / sqrt(variance).
-        synchronized: batch statistics over all replicas instead of each replica's own.
+        image_shape: (height, width, channels) of images; (D,) of vectors.
+        num_heads: the number T of heads.
+        num_clusters: the number K of clusters of each head.
+        width: the channels of the backbone's first stage, with all others in proportion; 0 for the published number.
+        hidden_units: the width of a hidden layer (Dense without bias, batch normalisation, ReLU) between the embedding and the heads; 0 for
+            none. The embedding, which is evaluated, stays the backbone's.
+        mean: the mean of each channel, or of all, over the training images, in [0, 255].
+        variance: the variance of each channel, or of all; inputs become (x - mean) / sqrt(variance).
+        synchronized: batch statistics of all replicas together instead of each replica's own.
         dtype: a precision policy such as "mixed_bfloat16" for all but the heads; None for Keras' global policy.
-        weights: a file to start a network of `keras.applications` from.
-
-    Intermediate stages are layers named as the backbone names them, the pooled features "embedding", the hidden layer "hidden",
-    the heads "heads".
+        weights: a file with the initial weights of a network of `keras.applications`; "" for its initialisers.
 
     Raises:
         ValueError: the backbone is unknown, a number is out of range, or the images are too small.
@@ -76,7 +77,7 @@ def build_model(
     if weights and not named:
         raise ValueError(f"`weights` are for {PREFIX}NAME only. Received: {weights=} for {backbone}")
     inputs = keras.Input(tuple(image_shape), name="image")
-    # float32 whatever the policy: half precision has no room for the difference of a pixel from the mean
+    # The policy is float32 in any case: half precision cannot hold the difference of a pixel from the mean.
     x = keras.layers.Normalization(mean=list(mean), variance=list(variance), dtype="float32", name="normalization")(inputs)
     if named:
         stages = application(x, backbone.removeprefix(PREFIX), weights=weights, dtype=dtype)
@@ -87,25 +88,54 @@ def build_model(
     pool = keras.layers.GlobalAveragePooling2D if len(x.shape) == 4 else keras.layers.Identity
     x = pool(dtype=dtype, name=EMBEDDING)(x)
     if hidden_units:
-        x = keras.layers.Dense(hidden_units, use_bias=False, kernel_initializer="he_normal", dtype=dtype, name="hidden_dense")(x)
-        x = FusedBatchNormalization(synchronized=synchronized, dtype=dtype, name="hidden_bn")(x)
-        x = keras.layers.ReLU(dtype=dtype, name="hidden")(x)
-    # in half precision lam would magnify the rounding of the logits
-    logits = MultiHead(num_heads, num_clusters, dtype="float32", name="heads")(x)
+        x = keras.layers.Dense(hidden_units, use_bias=False, kernel_initializer="he_normal", dtype=dtype, name=f"{HIDDEN}_dense")(x)
+        x = FusedBatchNormalization(synchronized=synchronized, dtype=dtype, name=f"{HIDDEN}_bn")(x)
+        x = keras.layers.ReLU(dtype=dtype, name=HIDDEN)(x)
+    # The heads are float32, because lam would magnify the rounding of logits in half precision.
+    logits = MultiHead(num_heads, num_clusters, dtype="float32", name=HEADS)(x)
     return keras.Model(inputs, logits, name=f"sela_{backbone.removeprefix(PREFIX).lower()}")
 
 
 def with_rotation_head(model: keras.Model) -> keras.Model:
-    """The outputs "heads" [B, T, K], `model`'s own, and "rotation" [B, 4]: logits of the quarter turns, of the features under the heads.
+    """Adds a head that classifies the quarter turns of an image, from the same inputs as the other heads: SeLa+Rot of the paper.
 
-    SeLa+Rot of the paper; both models share all layers but the new one.
+    Returns:
+        A model with the outputs "heads" [B, T, K] and "rotation" [B, 4], both logits. It shares all layers with `model` but the new one.
     """
     heads = find_multi_head(model)
     initializer = keras.initializers.RandomNormal(stddev=0.01)
-    rotation = keras.layers.Dense(4, kernel_initializer=initializer, dtype="float32", name="rotation")(heads.input)
-    return keras.Model(model.input, {"heads": heads.output, "rotation": rotation}, name=f"{model.name}_rot")
+    rotation = keras.layers.Dense(4, kernel_initializer=initializer, dtype="float32", name=ROTATION)(heads.input)
+    return keras.Model(model.input, {HEADS: heads.output, ROTATION: rotation}, name=f"{model.name}_rot")
 
 
 def bare_network(model: keras.Model) -> keras.Model:
-    """From images to the heads' logits, as a model of its own: the same layers, without another head, an optimizer or a loss."""
+    """Returns the network [B, …] -> logits [B, T, K] inside `model`: the same layers, without another head, an optimizer or a loss."""
     return keras.Model(model.input, find_multi_head(model).output, name=model.name.removesuffix("_rot"))
+
+
+def cut_at(model: keras.Model, *outputs: str | keras.KerasTensor) -> keras.Model:
+    """Returns a functional model that shares the layers of `model` and has other outputs.
+
+    Args:
+        model: a functional model.
+        outputs: each the name of a layer, for its output, or a symbolic tensor that follows from the inputs of `model`. The cut gives one
+            tensor for one of them, a list for several.
+
+    Raises:
+        ValueError: there is no layer of such a name.
+    """
+    tensors = [model.get_layer(each).output if isinstance(each, str) else each for each in outputs]
+    return keras.Model(model.inputs, tensors[0] if len(tensors) == 1 else tensors)
+
+
+def cut_at_heads(model: keras.Model) -> keras.Model:
+    """Returns the part of `model` that ends in the input [B, D] of its one MultiHead layer.
+
+    Raises:
+        ValueError: the model has no MultiHead layer or several, or is not functional.
+    """
+    heads = find_multi_head(model)
+    try:
+        return cut_at(model, heads.input)
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"The model must be functional, to be cut at its heads. Received: {type(model).__name__}") from error

@@ -1,4 +1,4 @@
-"""T linear classification heads over K clusters, as one matrix product."""
+"""A Keras layer of T linear classification heads over K clusters, computed as one matrix product."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("sela_tf")
 class MultiHead(keras.layers.Layer):
-    """Heads h_1 … h_T of the method: features [B, D] to logits [B, T, K].
+    """A Keras layer: the heads h_1 … h_T of the paper, from inputs [B, D] to logits [B, T, K].
+
+    The kernel [D, T, K] starts from a normal distribution of mean 0 and standard deviation .01, and the bias [T, K] from zero, as in the
+    reference code.
 
     Args:
-        num_heads: T, at least 1; 10 in the paper's best settings.
-        num_clusters: K, at least 2; 3000 on ImageNet, 128 on CIFAR.
+        num_heads: the number T of heads, at least 1; 10 in the paper's best settings.
+        num_clusters: the number K of clusters of each head, at least 2; in the paper 3000 on ImageNet, 128 on CIFAR.
+        **kwargs: the arguments of `keras.layers.Layer`.
 
-    The kernel [D, T, K] starts from N(0, 0.01) and the bias [T, K] from zero (reference code).
+    Raises:
+        ValueError: a number is out of range; when the layer is built, the inputs are no vectors.
     """
 
     def __init__(self, num_heads: int, num_clusters: int, **kwargs):
@@ -37,21 +42,21 @@ class MultiHead(keras.layers.Layer):
         self.bias = self.add_weight(shape=(self.num_heads, self.num_clusters), initializer="zeros", name="bias")
         super().build(input_shape)
 
-    def call(self, features: tf.Tensor) -> tf.Tensor:
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         kernel = tf.reshape(tf.convert_to_tensor(self.kernel), [-1, self.num_heads * self.num_clusters])
-        logits = tf.matmul(features, tf.cast(kernel, features.dtype))
+        logits = tf.matmul(inputs, tf.cast(kernel, inputs.dtype))
         return tf.reshape(logits, [-1, self.num_heads, self.num_clusters]) + tf.cast(self.bias, logits.dtype)
 
-    def head_logits(self, features: tf.Tensor, head: int) -> tf.Tensor:
-        """Logits [B, K] of one head alone, for passes that cannot hold all T at once."""
-        return tf.matmul(tf.cast(features, tf.float32), self.head_kernel(head)) + self.head_bias(head)
+    def head_logits(self, inputs: tf.Tensor, head: int) -> tf.Tensor:
+        """Returns the logits float32 [B, K] of one head for `inputs` [B, D], where those of all T heads would not fit into memory."""
+        return tf.matmul(tf.cast(inputs, tf.float32), self.head_kernel(head)) + self.head_bias(head)
 
     def head_kernel(self, head: int) -> tf.Tensor:
-        """The kernel float32 [D, K] of one head."""
+        """Returns the kernel of one head, float32 [D, K]."""
         return tf.cast(self.kernel, tf.float32)[:, head]
 
     def head_bias(self, head: int) -> tf.Tensor:
-        """The bias float32 [K] of one head."""
+        """Returns the bias of one head, float32 [K]."""
         return tf.cast(self.bias, tf.float32)[head]
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
@@ -62,10 +67,10 @@ class MultiHead(keras.layers.Layer):
 
 
 def find_multi_head(model: keras.Model) -> MultiHead:
-    """The one MultiHead layer of `model`.
+    """Returns the one MultiHead layer of `model`.
 
     Raises:
-        ValueError: there is none, or more than one: which labels which cannot be guessed.
+        ValueError: there is none, or there are several, whose labels cannot be told apart.
     """
     heads = [layer for layer in model.layers if isinstance(layer, MultiHead)]
     if len(heads) != 1:

@@ -1,4 +1,4 @@
-"""One pass of a model over a data set of (image, example index), collected in index order."""
+"""Inference: passes of a model over a data set, whose outputs are collected in the order of the example indices."""
 
 from __future__ import annotations
 
@@ -14,40 +14,44 @@ from sela_tf.compat.autotuning import untuned
 
 
 def read(variable: keras.Variable) -> np.ndarray:
-    """The value of a variable; the first replica's where it is mirrored, which NumPy cannot read by itself."""
+    """Returns the value of a variable; that of the first replica for a mirrored one, which NumPy cannot read by itself."""
     return tf.convert_to_tensor(variable).numpy()
 
 
 def steps_taken(model: keras.Model) -> int:
-    """The optimizer's own count, which a second `fit` and a restored optimizer go on with."""
-    # a loss-scaling optimizer wraps the one that counts
+    """Returns the number of optimizer steps that `model` has taken, which a second `fit` and a restored optimizer continue."""
+    # A loss-scaling optimizer wraps the one that counts.
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     return int(read(optimizer.iterations))
 
 
 def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """The batch normalisation layers of a model, also of those within its layers."""
-    # `model.layers` has only those of the top
+    """Returns the batch normalisation layers of a model, those of nested models included."""
+    # `model.layers` has the layers of the top level only.
     return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
 
 
 def has_empty_statistics(model: keras.Model) -> bool:
-    """Tells a model that normalises by batches and has seen none yet: every moving mean is 0 and every moving variance 1.
+    """Tests for batch normalisation that has seen no batch yet: there is some, every moving mean is 0 and every moving variance 1.
 
-    In inference mode such a network's outputs mean nothing, and a label pass over it has to run in training mode. A network that starts
-    from weights has statistics.
+    The outputs of such a network in inference mode mean nothing, so that a label pass has to run in training mode. A network that starts
+    from a file of weights has statistics.
     """
     norms = batch_norms(model)
     return bool(norms) and all((read(norm.moving_mean) == 0).all() and (read(norm.moving_variance) == 1).all() for norm in norms)
 
 
 def _batch_size(images: Any) -> int:
-    """The number of images of a batch, which may be any structure of tensors [b, …]."""
+    """Returns the number b of images of a batch, which may be any structure of tensors [b, …]."""
     return len(tf.nest.flatten(images)[0])
 
 
 def _pair(batch: Any, num_examples: int) -> tuple[Any, np.ndarray]:
-    """(images, indices [b]) of a batch, refused where it is anything else."""
+    """Returns (images, indices [b]) of a batch.
+
+    Raises:
+        ValueError: the batch is no such pair, or an index lies outside 0 … N - 1.
+    """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(f"The inference dataset must yield pairs (images, example indices). Received: {type(batch).__name__}")
     images, indices = batch
@@ -65,19 +69,21 @@ def _pair(batch: Any, num_examples: int) -> tuple[Any, np.ndarray]:
 
 
 class _Seen:
-    """Which of the indices 0 … N - 1 came by, and how often."""
+    """Counts how often each of the indices 0 … N - 1 occurs in a pass."""
 
     def __init__(self, num_examples: int):
         self._times = np.zeros(num_examples, np.int64)
 
     def repeats(self, rows: np.ndarray) -> bool:
-        """Notes the indices of a batch; whether one of them was there before: of a data set that repeats there would be no end."""
+        """Counts the indices of a batch; returns True if one of them has occurred before, as a data set that repeats may never end."""
         np.add.at(self._times, rows, 1)
         return self._times[rows].max(initial=0) > 1
 
     def check(self) -> None:
-        """Raises:
-        ValueError: not each index once.
+        """Checks that each index occurred once.
+
+        Raises:
+            ValueError: an index is missing or repeated.
         """
         if not len(self._times) or (self._times != 1).any():
             missing, repeated = np.flatnonzero(self._times == 0), np.flatnonzero(self._times > 1)
@@ -88,7 +94,7 @@ class _Seen:
 
 
 def check_indices(batches: tf.data.Dataset, num_examples: int) -> None:
-    """Goes once through `batches` of (images, indices).
+    """Checks the indices of `batches` of (images, indices), in one pass over them.
 
     Raises:
         ValueError: an index is missing, repeated or outside 0 … N - 1.
@@ -100,31 +106,34 @@ def check_indices(batches: tf.data.Dataset, num_examples: int) -> None:
     seen.check()
 
 
-class FeatureExtractor:
-    """Runs a functional model, on every replica of its strategy, without changing any of its variables.
+class BatchedInference:
+    """Passes of a functional model over data sets, on every replica of its strategy.
 
-    Batches may be of any size, also smaller than the number of replicas. Where the model has several inputs, the images of a batch are a
+    Batches may have any size, also one smaller than the number of replicas. Where the model has several inputs, the images of a batch are a
     tuple or dict of tensors, as the model takes them.
 
     Args:
-        model: with one output [B, D].
-        strategy: that the model was built under; None for one device.
+        model: a functional model with one output [B, D].
+        strategy: the strategy that the model was built under; None for one device.
     """
 
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy | None = None):
         self.model = model
         self._strategy = strategy or tf.distribute.get_strategy()
-        # TensorFlow counts traces by a function's code, and would complain of several extractors; a partial is counted by itself
+        # TensorFlow counts traces by a function's code, and would warn of several instances; a partial is counted by itself.
         self._forward = tf.function(functools.partial(self._run), reduce_retracing=True)
 
     def collect(self, batches: tf.data.Dataset, num_examples: int, *, batch_statistics: bool = False) -> np.ndarray:
-        """float32 [N, D], row i for example i.
+        """Collects the outputs of one pass, in inference mode unless `batch_statistics`; no variable of the model changes.
 
         Args:
-            batches: of (images, indices); every index from 0 to N - 1 once, in any order and in batches of any size.
-            num_examples: N.
-            batch_statistics: normalise with the statistics of each batch, as in training. What that changes (moving statistics,
-                dropout's seeds) is put back.
+            batches: batches of (images, indices); every index from 0 to N - 1 once, in any order and in batches of any size.
+            num_examples: the number N of images.
+            batch_statistics: run in training mode, which normalises with the statistics of each batch. The variables that this changes
+                (moving statistics, the seeds of dropout) are restored.
+
+        Returns:
+            float32 [N, D], row i for example i.
 
         Raises:
             ValueError: an index is missing, repeated or outside 0 … N - 1.
@@ -133,41 +142,50 @@ class FeatureExtractor:
         state = [variable for variable in self.model.variables if id(variable) not in trainable] if batch_statistics else []
         before = [read(variable) for variable in state]
         seen = _Seen(num_examples)
-        features = np.empty((num_examples, 0), np.float32)
+        collected = np.empty((num_examples, 0), np.float32)
         try:
             for batch in untuned(batches):
                 images, rows = _pair(batch, num_examples)
                 outputs = self._outputs(images, batch_statistics)
-                if not features.size:
-                    features = np.empty((num_examples, outputs.shape[-1]), np.float32)
-                features[rows] = outputs
+                if not collected.size:
+                    collected = np.empty((num_examples, outputs.shape[-1]), np.float32)
+                collected[rows] = outputs
                 if seen.repeats(rows):
                     break
         finally:
             for variable, value in zip(state, before, strict=True):
                 variable.assign(value)
         seen.check()
-        return features
+        return collected
 
     def in_order(self, batches: tf.data.Dataset) -> np.ndarray:
-        """float32 [M, D] in the order of `batches`, in inference mode.
+        """Collects the outputs of one pass in inference mode, in the order of `batches`; no variable of the model changes.
 
-        Batches are of images, alone or as the first of a tuple; those of several inputs, unless they are a dict, as the first of a tuple.
+        Args:
+            batches: batches of images, alone or as the first of a tuple. The images of a model with several inputs are a dict, or the first
+                of a tuple.
+
+        Returns:
+            float32 [M, D].
         """
         images = (batch[0] if isinstance(batch, tuple | list) else batch for batch in untuned(batches))
         return np.concatenate([self._outputs(each, False) for each in images])
 
     def settle(self, batches: tf.data.Dataset, *, num_batches: int = 50) -> None:
-        """Moves the moving statistics of batch normalisation to those of these batches' images; no weight changes.
+        """Fills the moving statistics of batch normalisation from the images of some batches; no weight changes.
 
-        Of a network before its first step they are still empty, and its outputs in inference mode mean nothing. The statistics move
-        with a momentum of .9 at most, of which 50 batches leave .5 %: at the .99 that Keras' own networks have, they would leave 60 %.
+        The moving statistics of a network before its first step are empty, and its outputs in inference mode mean nothing. The momentum is
+        .9 at most, which leaves .5 % of the old statistics after 50 batches; the .99 of Keras' own networks would leave 60 %.
+
+        Args:
+            batches: batches of (images, indices), repeated as often as necessary.
+            num_batches: the number of batches that are used.
         """
         norms = batch_norms(self.model)
         before = [layer.momentum for layer in norms]
         for layer in norms:
             layer.momentum = min(layer.momentum, 0.9)
-        # traced with these momenta, and not kept
+        # The function is traced with these momenta, and therefore not kept.
         forward = tf.function(self._run, reduce_retracing=True)
         try:
             for images, _ in untuned(batches.repeat().take(num_batches)):
@@ -177,13 +195,16 @@ class FeatureExtractor:
                 layer.momentum = momentum
 
     def _outputs(self, images: Any, training: bool) -> np.ndarray:
-        """float32 [b, D]."""
+        """Returns the outputs of the model for a batch of b images, float32 [b, D]."""
         parts = self._strategy.experimental_local_results(self._forward(self._split(images), training))
         outputs = np.concatenate([np.asarray(part, np.float32) for part in parts])
         return outputs[: _batch_size(images)]
 
     def _split(self, images: Any) -> Any:
-        """One part a replica, in order; where there are fewer images than replicas, one each, some of them again."""
+        """Splits a batch into one part for each replica, in order.
+
+        Where there are fewer images than replicas, each part is one image, and some images occur again.
+        """
         replicas = self._strategy.num_replicas_in_sync
         if replicas == 1:
             return images
@@ -200,4 +221,5 @@ class FeatureExtractor:
         return tf.nest.map_structure(split, images)
 
     def _run(self, images: Any, training: bool) -> tf.Tensor:
+        """Runs the model on every replica."""
         return self._strategy.run(lambda x: self.model(x, training=training), args=(images,))

@@ -1,1 +1,1 @@
-"""The method: who labels what, and when. Labels live in a table, the loss looks them up, the callback rewrites them."""
+"""The self-labelling of the paper (arXiv 1911.05371): a table holds the labels, the loss looks them up, a callback recomputes them."""

@@ -1,4 +1,4 @@
-"""The label pass: features of every image once, then for each head the labels that follow from them."""
+"""The label pass: the heads' inputs for every image once, then the labels of each head that follow from them."""
 
 from __future__ import annotations
 
@@ -11,95 +11,99 @@ import numpy as np
 import tensorflow as tf
 from sklearn.metrics import normalized_mutual_info_score
 
+from sela_tf.models.build import cut_at_heads
 from sela_tf.models.heads import MultiHead, find_multi_head
-from sela_tf.models.inference import FeatureExtractor
+from sela_tf.models.inference import BatchedInference
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.transport.assignment import Assignment
 from sela_tf.transport.linear_logits import LinearLogits
 
 Assign = Callable[..., Assignment]
-"""Called with the `LinearLogits` of a head (features [N, D], kernel [D, K], bias [K]) and the keyword initial_potentials ([K], or None at
-the head's first relabelling)."""
+"""A function that makes the labels of a head. It takes the head's `LinearLogits` (features [N, D], the heads' inputs; kernel [D, K]; bias
+[K]) and the keyword `initial_potentials` ([K], or None at the head's first relabelling)."""
 
 
 class HeadLabels(NamedTuple):
     """The outcome of one head's relabelling, before it is written to the table."""
 
     head: int
+    """The head, from 0."""
     assignment: Assignment
+    """The new labels, with the state of their transport."""
     metrics: dict[str, float | int | bool | None]
-    """Repeatable numbers: see `relabel`."""
+    """Metrics that repeat with the seed; see `relabel`."""
     seconds: float
+    """Time that the relabelling took."""
 
     @property
     def usable(self) -> bool:
-        """True where these labels are to be trained on."""
+        """True where training may use these labels: their transport converged, or they are exactly balanced."""
         return self.assignment.converged or self.assignment.exactly_balanced
 
-
-def cut_at_heads(model: keras.Model) -> keras.Model:
-    """The part of a functional `model` that ends in the input of its one MultiHead layer: features [B, D].
-
-    Raises:
-        ValueError: the model has no MultiHead layer or several, or is not functional.
-    """
-    heads = find_multi_head(model)
-    try:
-        return keras.Model(model.inputs, heads.input, name=f"{model.name}_features")
-    except (AttributeError, ValueError) as error:
-        raise ValueError(f"The model must be functional, to be cut at its heads. Received: {type(model).__name__}") from error
+    def in_words(self, step: int) -> str:
+        """Describes the relabelling before the optimizer step `step`, in one line for the person watching."""
+        metrics = self.metrics
+        iterations = f"{metrics['num_iterations']} iterations, " if metrics["num_iterations"] is not None else ""
+        line = (
+            f"relabel step {step} head {self.head}: {iterations}{metrics['changed']:.1%} changed, objective "
+            f"{metrics['objective_before']:.4f} -> {metrics['objective_after']:.4f}, {self.seconds:.1f} s"
+        )
+        if metrics["converged"]:
+            return line
+        outcome = "the labels are balanced exactly all the same" if self.usable else "the labels of before are kept"
+        return line + f"; NOT CONVERGED (marginal error {metrics['marginal_error']}): {outcome}"
 
 
 def head_log_probs(
     model: keras.Model, batches: tf.data.Dataset, *, num_examples: int, batch_statistics: bool = False
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Log-probabilities float32 [N, K] of one head after the other, of every image of `batches`: (head, log_probs).
+    """Yields (head, log-probabilities float32 [N, K]) for one head after the other, over every image of `batches`.
 
-    The features are collected once, [N, D] float32; N x K numbers exist for one head at a time if the caller lets go of them.
+    The heads' inputs, float32 [N, D], are collected once. N x K numbers exist for one head at a time if the caller keeps none of them.
 
     Args:
         model: a functional model with one MultiHead layer.
-        batches: of (images, example indices); every index from 0 to N - 1 once, in any order and in batches of any size.
-        num_examples: N.
-        batch_statistics: normalise with the statistics of each batch, as the reference does; no variable of the model changes.
+        batches: batches of (images, example indices); every index from 0 to N - 1 once, in any order and in batches of any size.
+        num_examples: the number N of images.
+        batch_statistics: normalise with the statistics of each batch, as the reference code does; no variable of the model changes.
 
     Raises:
         ValueError: an index is missing, repeated or outside 0 … N - 1, or the model has no or several MultiHead layers.
     """
     heads = find_multi_head(model)
-    extractor = FeatureExtractor(cut_at_heads(model))
-    features = extractor.collect(batches, num_examples, batch_statistics=batch_statistics)
+    inference = BatchedInference(cut_at_heads(model))
+    head_inputs = inference.collect(batches, num_examples, batch_statistics=batch_statistics)
     for head in range(heads.num_heads):
-        yield head, LinearLogits(features, heads.head_kernel(head), heads.head_bias(head)).log_probs()
+        yield head, LinearLogits(head_inputs, heads.head_kernel(head), heads.head_bias(head)).log_probs()
 
 
 def relabel(
-    features: np.ndarray, heads: MultiHead, labels: LabelTable, *, assign: Assign, only: Iterable[int] | None = None
+    head_inputs: np.ndarray, heads: MultiHead, labels: LabelTable, *, assign: Assign, only: Iterable[int] | None = None
 ) -> list[HeadLabels]:
-    """New labels for every head, or for `only` some; `labels` itself is only read.
+    """Computes new labels of the heads, without writing them to the table.
 
-    The metrics of each head: `changed` (share of labels), `objective_before` and `objective_after` (mean -log p of the old and
-    the new labels under the present network: E(p, q) of the paper's eq. 3), `smallest_cluster`, `largest_cluster`,
-    `nmi_with_previous`, `information` (I(y; i) = H(y) in nats), `information_share` (of ln K: 1 when equipartitioned, falling to
-    0 in a collapse), and of the transport `converged`, `num_iterations`, `marginal_error` (null where it has none), `rounding_gap` (null
-    where labels are not balanced exactly).
+    The metrics of each head are `changed` (share of the labels), `objective_before` and `objective_after` (mean -log p of the old and the new
+    labels under the present network, E(p, q) of the paper's eq. 3, in nats), `smallest_cluster`, `largest_cluster`, `nmi_with_previous`,
+    `information` (I(y; i) = H(y), in nats), `information_share` (H(y) / ln K: 1 for equal clusters, 0 for a single one), and those of the
+    transport: `converged`, `num_iterations`, `marginal_error` (None where the assignment has none) and `rounding_gap` (None where labels are
+    not exactly balanced).
 
     Args:
-        features: float32 [N, D], what the heads see of every image.
-        heads: the layer with kernel and bias.
-        labels: of before.
-        assign: see `Assign`.
+        head_inputs: the heads' inputs for every image, float32 [N, D].
+        heads: the MultiHead layer, with kernel and bias.
+        labels: the table with the labels and potentials of before, which is only read.
+        assign: the function that makes the labels of a head.
         only: the heads that are relabelled, from 0; None for all.
 
     Raises:
         TypeError: `assign` returned something other than an `Assignment`.
-        ValueError: as `assign`, or its labels are not those of N images and K clusters.
+        ValueError: `assign` raised it, or its labels are not N integers from 0 to K - 1.
     """
     outcome = []
     previous = labels.labels
     for head in range(heads.num_heads) if only is None else only:
         start = time.perf_counter()
-        logits = LinearLogits(features, heads.head_kernel(head), heads.head_bias(head))
+        logits = LinearLogits(head_inputs, heads.head_kernel(head), heads.head_bias(head))
         initial = labels.potentials[head] if labels.num_relabellings[head] else None
         assignment = assign(logits, initial_potentials=initial)
         if not isinstance(assignment, Assignment):

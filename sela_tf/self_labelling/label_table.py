@@ -1,4 +1,4 @@
-"""The labels of all images under every head, where the loss finds them and the callback rewrites them."""
+"""The table of the labels of all images under every head, which the loss reads and the callback rewrites."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ import numpy as np
 import tensorflow as tf
 
 _SIDE, _REMAINDERS = 64, 4093
-"""Draws are counted by the remainder of their index, in a square of counters: the largest prime that it holds, so that no stride of the
-indices leaves most remainders out."""
+"""Side of the square of counters of the lookups, and the number of counters in use. Lookups are counted by the remainder of their index,
+modulo the largest prime that the square holds, so that no stride of the indices misses most remainders."""
 
 _FEW = 16
-"""Indices are few if uniform draws with replacement would have met this many times as many.
+"""Factor between the different indices that uniform draws with replacement would meet and those that were met, above which these are few.
 
-Class labels meet 19 times fewer on CUB-200 (200 classes, 5,994 images), 300 times on CIFAR-100. Draws that take nine tenths of their images
-from a hundredth of the set meet 6 times fewer.
+Class labels have a ratio of 19 on CUB-200 (200 classes, 5,994 images), and of 300 on CIFAR-100. Draws that take nine tenths of their images
+from a hundredth of the set have a ratio of 6.
 """
 
 _SMALL = 4
-"""Few indices are class labels if the largest is below this many times their number; the same few images again and again, as who
-overfits a batch on purpose draws them, have indices all over the table."""
+"""Bound on the largest index, as a multiple of the number of different indices, below which few indices are class labels. The indices of
+the same few images in every epoch, as in a test that overfits one batch, are spread over the table."""
 
 
 class LabelTable(tf.train.experimental.PythonState):
-    """int64 labels of T heads and N images in a variable, so that a compiled training step sees a relabelling at once.
+    """The labels of T heads and N images in a TensorFlow variable, int64, so that a compiled training step sees a relabelling at once.
 
-    Starts as the reference does: (i mod K), permuted for each head; or from labels that are given. Made in a strategy's scope, each
-    device has the labels. `tf.train.Checkpoint(labels=table)` saves and restores all of `state`; so do the weights files of a model that
-    is compiled with `SelfLabelLoss`.
+    The initial labels are those of the reference code, i mod K, permuted for each head; or `initial`. A table that is made in a strategy's
+    scope has its labels on each device. `tf.train.Checkpoint(labels=table)` saves and restores all of `state`, and so do the weights files
+    of a model that is compiled with `SelfLabelLoss`.
 
     Args:
-        num_heads: T.
-        num_clusters: K, at least 2.
-        num_examples: N, at least K.
-        seed: of the permutations.
-        initial: labels [T, N] to start from instead.
+        num_heads: the number T of heads, at least 1.
+        num_clusters: the number K of clusters, at least 2.
+        num_examples: the number N of images, at least K.
+        seed: the seed of the permutations.
+        initial: labels to start from instead, integers [T, N] from 0 to K - 1.
+
+    Raises:
+        ValueError: a number is out of range, or `initial` has another shape or range.
     """
 
     def __init__(self, num_heads: int, num_clusters: int, num_examples: int, *, seed: int = 0, initial: np.ndarray | None = None):
@@ -59,14 +62,14 @@ class LabelTable(tf.train.experimental.PythonState):
             raise ValueError(f"`initial` must be integers {(num_heads, num_examples)}. Received: {initial.dtype} {initial.shape}")
         if initial.min() < 0 or initial.max() >= num_clusters:
             raise ValueError(f"`initial` must be from 0 to {num_clusters - 1}. Received: {initial.min()} to {initial.max()}")
-        # int64: XLA on a GPU refuses int32 variables, which TensorFlow places on the CPU. The aggregation only matters for a
-        # table that is made inside a strategy's scope. [N, T], as rows are gathered where the variable is; along another axis TensorFlow
-        # reads all of it first, and sends it to a replica that has none.
+        # The variable is int64, because XLA on a GPU refuses int32 variables, which TensorFlow places on the CPU. Its shape is [N, T],
+        # because rows are gathered where the variable is; along another axis TensorFlow reads the whole variable first, and sends it to
+        # a replica that has none. The aggregation only matters for a table that is made inside a strategy's scope.
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
         self._variable = tf.Variable(initial.T, dtype=tf.int64, trainable=False, aggregation=first, name="labels")
         self._outside = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=first, name="index_outside")
         self._largest = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=first, name="largest_index")
-        # each replica counts for itself, as Keras' metrics do
+        # Each replica counts for itself, as the metrics of Keras do.
         self._draws = tf.Variable(
             tf.zeros([_SIDE, _SIDE]),
             trainable=False,
@@ -75,36 +78,37 @@ class LabelTable(tf.train.experimental.PythonState):
             name="draws",
         )
         self.potentials = np.zeros((num_heads, num_clusters), np.float32)
-        """[T, K], log alpha of the last transport of each head."""
+        """Potentials log alpha of each head's last transport, float32 [T, K]; 0 before its first."""
         self.lam = np.full(num_heads, np.nan, np.float32)
-        """[T], under which each head's potentials were found; NaN where it is not known, as before the first relabelling."""
+        """Value of lam in the transport that found each head's potentials, float32 [T]; NaN where it is not known, as before the first
+        relabelling."""
         self.num_changes = np.zeros((num_heads, num_examples), np.int64)
-        """[T, N], the relabellings that changed the label, not counting the initial labels' replacement."""
+        """Number of relabellings that changed each label, int64 [T, N]; the replacement of the initial labels is not counted."""
         self.num_relabellings = np.zeros(num_heads, np.int64)
-        """[T]."""
+        """Number of relabellings of each head, int64 [T]."""
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 [T, N], a copy."""
+        """A copy of the labels, int64 [T, N]."""
         return np.ascontiguousarray(self._variable.numpy().T)
 
     @property
     def index_outside(self) -> int | None:
-        """An index outside 0 … N - 1 that a lookup met, or None."""
+        """An index outside 0 … N - 1 that was looked up since `forget_lookups`, or None."""
         value = int(self._outside.numpy())
         return None if 0 <= value < self.num_examples else value
 
     @property
     def num_drawn(self) -> int:
-        """Examples that were looked up since `forget_lookups`, each as often as it was."""
+        """Number of lookups of an example since `forget_lookups`, repeated ones included."""
         return int(tf.reduce_sum(tf.convert_to_tensor(self._draws)))
 
     @property
     def few_indices(self) -> int | None:
-        """The number of different indices among those looked up, where it is so small that they can be no example indices; else None.
+        """The number of different indices looked up since `forget_lookups`, if they are too few and small to be example indices; else None.
 
-        Example indices are drawn in permutations, with replacement, oversampled, or some of them in each epoch; class labels
-        are the same few small numbers again and again. Up to a few thousand are told from many (linear counting: Whang et al. 1990).
+        Example indices are drawn in permutations, with replacement, oversampled, or a part of them in each epoch; class labels are the same
+        few small numbers in every batch. The number is an estimate by linear counting (Whang et al. 1990), good up to a few thousand.
         """
         met = int(np.count_nonzero(tf.convert_to_tensor(self._draws)))
         if met == _REMAINDERS:
@@ -115,28 +119,29 @@ class LabelTable(tf.train.experimental.PythonState):
         return round(different) if different * _FEW < expected and are_small else None
 
     def forget_lookups(self) -> None:
-        """Forgets the indices met so far, lest a later failure be blamed on them."""
+        """Forgets the indices looked up so far, so that a later failure is not blamed on them."""
         self._outside.assign(0)
         self._largest.assign(0)
         self._draws.assign(tf.zeros([_SIDE, _SIDE]))
 
     def lookup(self, index: tf.Tensor) -> tf.Tensor:
-        """Labels int64 [B, T] of the examples `index` int64 [B]; -1 where the index lies outside the table.
+        """Returns the labels int64 [B, T] of the examples `index` int64 [B]; -1 where an index lies outside the table.
 
-        A gather out of bounds returns a plausible label under XLA, where assertions vanish: hence -1, and a note of the index.
+        Under XLA a gather out of bounds returns a plausible label, and assertions have no effect: hence -1, and `index_outside`.
         """
         inside = (index >= 0) & (index < self.num_examples)
         stray = tf.gather(index, tf.argmin(tf.cast(inside, tf.int32), axis=0))
         self._outside.assign(tf.where(tf.reduce_all(inside), self._outside.read_value(), stray))
         self._largest.assign(tf.maximum(self._largest.read_value(), tf.reduce_max(index)))
-        # Keras builds a model under a strategy by a call outside its replicas, which draws nothing
+        # Under a strategy Keras builds a model by a call outside its replicas, which is no lookup of a training.
         if not tf.distribute.in_cross_replica_context():
             self._count(index)
         labels = tf.gather(self._variable, tf.clip_by_value(index, 0, self.num_examples - 1))
         return tf.where(inside[:, tf.newaxis], labels, -1)
 
     def _count(self, index: tf.Tensor) -> None:
-        # by a matrix product, as a scatter would make a GPU wait where its results must repeat
+        """Counts the examples `index` int64 [B]."""
+        # A matrix product counts them: a scatter would be slow on a GPU where results must repeat.
         remainders = tf.math.floormod(index, _REMAINDERS)
         rows, columns = tf.one_hot(remainders // _SIDE, _SIDE), tf.one_hot(remainders % _SIDE, _SIDE)
         self._draws.assign_add(tf.matmul(rows, columns, transpose_a=True))
@@ -147,13 +152,13 @@ class LabelTable(tf.train.experimental.PythonState):
         """Replaces the labels of one head.
 
         Args:
-            head: from 0.
-            labels: integers [N] from 0 to K - 1.
-            potentials: [K]; those of before, and their lam, are kept if None.
-            lam: under which the potentials were found; None where it is not known.
+            head: the head, from 0.
+            labels: the new labels, integers [N] from 0 to K - 1.
+            potentials: the potentials [K] of their transport; None to keep those of before, and their lam.
+            lam: the lam of that transport; None where it is not known.
 
         Raises:
-            ValueError: of another shape or outside the range; the table is then as before.
+            ValueError: an argument has another shape or range; the table is then unchanged.
         """
         labels = np.asarray(labels)
         if not 0 <= head < self.num_heads:
@@ -179,7 +184,7 @@ class LabelTable(tf.train.experimental.PythonState):
         self._variable.assign(current)
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that a checkpoint needs."""
+        """Returns the arrays that a checkpoint needs, as copies: labels, potentials, lam, num_changes and num_relabellings."""
         return {
             "labels": self.labels,
             "potentials": self.potentials.copy(),
@@ -189,10 +194,10 @@ class LabelTable(tf.train.experimental.PythonState):
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Puts back what `state` gave.
+        """Restores the arrays of `state`.
 
         Raises:
-            ValueError: it belongs to a table of another shape; the table is then as before.
+            ValueError: they belong to a table of another shape; the table is then unchanged.
         """
         for name, value in self.state().items():
             if name not in state or state[name].shape != value.shape:
@@ -207,22 +212,22 @@ class LabelTable(tf.train.experimental.PythonState):
         self.num_relabellings = np.array(state["num_relabellings"])
 
     def serialize(self) -> bytes:
-        """The state, for `tf.train.Checkpoint`."""
+        """Returns the state as the bytes of an npz file, for `tf.train.Checkpoint`."""
         file = io.BytesIO()
         np.savez(file, **self.compact_state())  # type: ignore[arg-type]
         return file.getvalue()
 
     def deserialize(self, string_value: bytes) -> None:
-        """Puts back what `serialize` gave.
+        """Restores the state from the bytes of `serialize`.
 
         Raises:
-            ValueError: it belongs to a table of another shape.
+            ValueError: they belong to a table of another shape.
         """
         with np.load(io.BytesIO(string_value), allow_pickle=False) as state:
             self.restore(dict(state))
 
     def compact_state(self) -> dict[str, np.ndarray]:
-        """The state in as few bytes as its numbers need, for files that hold it beside others."""
+        """Returns `state` with labels and counts in the smallest integer types that hold them, for files."""
         state = self.state()
         for name in ("labels", "num_changes"):
             state[name] = state[name].astype(np.min_scalar_type(int(state[name].max())))

@@ -1,4 +1,4 @@
-"""Cross-entropy of all heads against the labels of the table."""
+"""The cross-entropy loss of all heads, with labels looked up in a label table."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from sela_tf.self_labelling.label_table import LabelTable
 
 @keras.saving.register_keras_serializable("sela_tf")
 class SelfLabelLoss(keras.losses.Loss):
-    """mean over heads of -log softmax(logits)[label], with labels looked up by example index (arXiv 1911.05371, eq. 6).
+    """A Keras loss: the mean over heads of -log softmax(logits)[label], with labels looked up by example index (arXiv 1911.05371, eq. 6).
 
-    Compile a model of logits [B, T, K] with it and feed it a data set of (image, example index). An index outside the table makes
-    the loss NaN, in eager mode, graphs and XLA alike; `SelfLabelling` then stops training and names the index.
+    Compile a model whose output is logits [B, T, K] with this loss, and train it on a data set of (image, example index). An index outside
+    the table makes the loss NaN in eager mode, graphs and XLA; `SelfLabelling` then stops the training and names the index.
 
     The table is no part of the loss's configuration: the loss of a model that was copied, pickled or loaded is unbound until `loss.labels`
-    is set, which `SelfLabelling` does when training starts. Weights files of a compiled model hold the table's state beside the
-    optimizer's, and put it back where the loss is bound to a table of the same shape.
+    is set, which `SelfLabelling` does when training starts. Weights files of a compiled model hold the table's state next to the
+    optimizer's, and restore it where the loss is bound to a table of the same shape.
+
+    Args:
+        labels: the table; None for a loss that is bound later.
+        name: the name of the loss.
     """
 
     def __init__(self, labels: LabelTable | None = None, name: str = "self_label_loss"):
-        # Keras hands the index over as a float of the loss's dtype: float64 is exact up to 2**53
+        # Keras casts the index to the loss's dtype, and float64 is exact up to 2**53.
         super().__init__(name=name, dtype="float64")
         self.labels = labels
 
@@ -46,13 +50,13 @@ class SelfLabelLoss(keras.losses.Loss):
         return {"name": self.name}
 
     def save_own_variables(self, store: MutableMapping[str, np.ndarray]) -> None:
-        """Puts the state of the table into a weights file of the model, where Keras' `BackupAndRestore` finds it again."""
+        """Writes the state of the table to a weights file of the model, from which Keras' `BackupAndRestore` restores it."""
         if self.labels is not None:
             for name, value in self.labels.compact_state().items():
                 store[name] = value
 
     def load_own_variables(self, store: Mapping[str, np.ndarray]) -> None:
-        """Puts the state of the table back, if the weights file has one; warns and leaves the table where it is another table's."""
+        """Restores the state of the table from a weights file, if the file has one; warns, and keeps the table, if it is another table's."""
         saved = {name: np.asarray(store[name]) for name in store.keys()}  # noqa: SIM118 - Keras' store is no iterable
         if self.labels is None or not saved:
             return
@@ -62,3 +66,21 @@ class SelfLabelLoss(keras.losses.Loss):
             warnings.warn(
                 f"The labels of the weights file are another table's, and those of before are kept. {error}", stacklevel=2
             )
+
+
+def bind_losses(model: keras.Model, labels: LabelTable) -> None:
+    """Binds each `SelfLabelLoss` of a compiled model that has no table to `labels`.
+
+    Raises:
+        ValueError: a loss is bound to another table.
+    """
+    loss = getattr(model, "loss", None)
+    losses = loss.values() if isinstance(loss, dict) else loss if isinstance(loss, list | tuple) else [loss]
+    for one in losses:
+        if isinstance(one, SelfLabelLoss):
+            if one.labels is None:
+                one.labels = labels
+            if one.labels is not labels:
+                raise ValueError(
+                    "The model's SelfLabelLoss reads another LabelTable than the one that this callback rewrites: give both one"
+                )

@@ -1,27 +1,28 @@
-"""When labels are recomputed."""
+"""The schedule of relabellings: the optimizer steps before which labels are recomputed."""
 
 from __future__ import annotations
 
 import math
 
 SPACINGS = {"quadratic": 2, "linear": 1}
+"""The exponent p of the times of relabellings, by the name of the spacing."""
 
 
 def relabel_steps(num_relabellings: int, *, epochs: int, steps_per_epoch: int, spacing: str = "quadratic") -> list[int]:
-    """Optimizer steps before which labels are recomputed: increasing, the first 0, all within training.
+    """Returns the optimizer steps before which labels are recomputed: increasing, the first 0, all within training.
 
-    The reference's times are (epochs + 1.01) (j / (n - 1))^p epochs for j = 0 … n - 1, with p = 2 for ImageNet (relabellings
-    crowd at the start) and p = 1 for CIFAR. The last falls behind the end of training, as may others of a short run; times that
-    round up to one step count once.
+    The times of the reference code are (epochs + 1.01) (j / (n - 1))^p epochs for j = 0 … n - 1, with p = 2 for ImageNet, where relabellings
+    are more frequent at the start, and p = 1 for CIFAR. Times after the end of training, as the last one always is, are left out; times
+    that round up to the same step count once.
 
     Args:
-        num_relabellings: n; 0 for none at all. 80 is the paper's best on ImageNet.
-        epochs: of the whole training.
-        steps_per_epoch: optimizer steps.
-        spacing: "quadratic" or "linear".
+        num_relabellings: the number n of relabellings, 0 for none. 80 is the paper's best on ImageNet.
+        epochs: the epochs of the whole training.
+        steps_per_epoch: the optimizer steps of an epoch.
+        spacing: "quadratic" (p = 2) or "linear" (p = 1).
 
     Raises:
-        ValueError: a number is out of range, or the spacing unknown.
+        ValueError: a number is out of range, or the spacing is unknown.
     """
     if spacing not in SPACINGS:
         raise ValueError(f"`spacing` must be one of {', '.join(SPACINGS)}. Received: spacing={spacing!r}")

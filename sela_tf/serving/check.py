@@ -18,7 +18,8 @@ from sela_tf.data.augment import clean_view
 from sela_tf.data.decoding import decode_image
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.models.build import EMBEDDING
+from sela_tf.models.build import cut_at
+from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.serving import stand_alone
 
 NUM_IMAGES = max(stand_alone.BATCHES)
@@ -96,7 +97,7 @@ def check_saved_model(
 
 def _expected(model: keras.Model, images: ImageSet, potentials: np.ndarray | None, lam: float) -> dict[str, np.ndarray]:
     """Of each image, what the network says of the view that training evaluates; the head's part in double precision."""
-    network = keras.Model(model.input, [model.get_layer(EMBEDDING).output, model.output])
+    network = cut_at(model, EMBEDDING, model.output)
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for views, indices in inference_batches(images, size=tuple(model.input.shape[1:-1]), batch_size=NUM_IMAGES):
         embedding, logits = (np.asarray(tf.cast(values, tf.float32)) for values in network(views, training=False))

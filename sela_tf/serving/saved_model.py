@@ -16,7 +16,8 @@ from sela_tf.data.augment import clean_view
 from sela_tf.data.decoding import decode_image, readable, to_channels
 from sela_tf.data.records import IMAGE_KEY
 from sela_tf.files.atomic import whole_directory
-from sela_tf.models.build import EMBEDDING
+from sela_tf.models.build import cut_at
+from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.serving.predictions import opinions
 from sela_tf.serving.warm_up import write_warm_up_requests
 
@@ -43,7 +44,7 @@ class ServedModel(tf.Module):
 
     def __init__(self, model: keras.Model, potentials: np.ndarray | None = None, lam: float = 1.0):
         super().__init__(name="sela")
-        self.network = keras.Model(model.input, [model.get_layer(EMBEDDING).output, model.output])
+        self.network = cut_at(model, EMBEDDING, model.output)
         self.potentials = None if potentials is None else tf.Variable(potentials, trainable=False, dtype=tf.float32)
         self._lam = float(lam)
 

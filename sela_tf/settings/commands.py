@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.settings.data import (
     cache_dir_option,
     data_dir_option,
@@ -40,7 +41,7 @@ class LabelConfig:
         True, "Add the potentials of the run's last transport, which corrects clusters for their frequency; otherwise plain argmax."
     )
     embeddings: bool = option(True, "Also write the embeddings.")
-    batch_size: int = option(500, "Images at a time.", at_least=1)
+    batch_size: int = option(EVALUATION_BATCH, "Images at a time.", at_least=1)
     skip_bad_images: bool = skip_bad_images_option()
     data_dir: str = data_dir_option()
     download: bool = download_option()

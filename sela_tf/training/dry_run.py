@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import synthetic_count
 from sela_tf.data.splits import is_held_out
@@ -17,12 +18,12 @@ from sela_tf.evaluation.clustering import cluster_metrics
 from sela_tf.evaluation.knn import knn_accuracy
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
-from sela_tf.models.build import EMBEDDING, stage_names
-from sela_tf.models.inference import FeatureExtractor
-from sela_tf.self_labelling.label_pass import cut_at_heads
+from sela_tf.models.build import cut_at_heads, stage_names
+from sela_tf.models.inference import BatchedInference
+from sela_tf.models.layer_names import EMBEDDING, HEADS, HIDDEN
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import check_before_loading, prepare_devices
-from sela_tf.training.experiment import PASS_BATCH, Experiment
+from sela_tf.training.experiment import Experiment
 from sela_tf.training.images import Data, shape_in_words
 from sela_tf.training.loop import step_function
 from sela_tf.transport.assignment import Assignment, MemoryPlan, assign_labels, plan_memory
@@ -79,7 +80,7 @@ def dry_run(config: SelaConfig) -> None:
     few = max(min(_FEW, len(data.train)) // replicas, 1) * replicas
     print(f"{counts.train} training images, {num_held_out} held out")
     print(f"{model.name}: {model.count_params():,} parameters, input {shape_in_words(data)}")
-    for name in [*stage_names(model), *["hidden"] * bool(config.hidden_units), "heads"]:
+    for name in [*stage_names(model), *[HIDDEN] * bool(config.hidden_units), HEADS]:
         print(f"  {name}: {tuple(model.get_layer(name).output.shape[1:])}")
 
     step = step_function(model, strategy, config.xla)
@@ -88,7 +89,7 @@ def dry_run(config: SelaConfig) -> None:
     print(f"one step on {few} images: loss {loss:.4f} (ln K = {np.log(config.num_clusters):.4f}), {step_seconds:.3f} s")
     per_image = _seconds_of_looking(experiment, few)
     plan = plan_memory(counts.train, config.num_clusters, config.label_memory * _GIB, tolerance=config.transport_tolerance)
-    rows, width = max(2 * config.num_clusters, _ROWS), int(model.get_layer("heads").input.shape[-1])
+    rows, width = max(2 * config.num_clusters, _ROWS), int(model.get_layer(HEADS).input.shape[-1])
     solved, transport_seconds = _transport(config, plan, rows, width)
     print(
         f"one transport of {rows} x {config.num_clusters}: {solved.num_iterations} iterations, marginal error "
@@ -128,11 +129,11 @@ def _stand_in(config: SelaConfig) -> tuple[SelaConfig, _Counts | None]:
 def _seconds_of_looking(experiment: Experiment, few: int) -> float:
     """An image's share of a pass of the network: what more images take longer than `few` do."""
     data, strategy = experiment.data, experiment.strategy
-    extractor = FeatureExtractor(cut_at_heads(experiment.model), strategy)
+    inference = BatchedInference(cut_at_heads(experiment.model), strategy)
 
     def seconds(count: int) -> float:
         batches = inference_batches(data.train.take(np.arange(count)), size=data.size, batch_size=few)
-        return _second_time(lambda: extractor.collect(batches, count))[1]
+        return _second_time(lambda: inference.collect(batches, count))[1]
 
     many = min(_MANY * few, len(data.train))
     return max(seconds(many) - seconds(few), 1e-6) / max(many - few, 1)
@@ -146,7 +147,7 @@ def _second_time(function: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _transport(config: SelaConfig, plan: MemoryPlan, rows: int, width: int) -> tuple[Assignment, float]:
-    """Labels of one head, of random features and weights that are held as the run's would be."""
+    """Labels of one head, of random inputs and weights that are held as the run's would be."""
     random = np.random.default_rng(config.seed)
     logits = LinearLogits(
         random.normal(size=(rows, width)).astype(np.float32),
@@ -219,18 +220,21 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
     entries = counts.train * config.num_clusters
     stored = BYTES_STORED[usual_storage(config.transport_tolerance)] * entries if plan.source != "computed" else 0
     listed = min(plan.rest, min(_LISTED, config.num_clusters) * BYTES_LISTED * counts.train)
-    features = 4 * int(model.get_layer("heads").input.shape[-1]) * counts.train
+    head_inputs = 4 * int(model.get_layer(HEADS).input.shape[-1]) * counts.train
     embedding, classes = int(model.get_layer(EMBEDDING).output.shape[-1]), _num_classes(data)
     looked_at = 4 * (protocol.training_size + protocol.held_out_size) * (embedding + 3 * config.num_heads)
     probe = 4 * protocol.training_size * (embedding + _SCORES_OF_PROBE * classes) if classes else 0
     phases: dict[str, dict[str, int | float]] = {
         "training": {"activations of a batch": 2 * 4 * config.batch_size * sum(outputs)},
         "relabelling": {
-            "features": features,
+            "features": head_inputs,
             f"log-probabilities of a head ({plan.source})": plan.source_bytes(counts.train, config.num_clusters),
             "stored rows or lists": max(stored if stored <= plan.rest else 0, listed),
         },
-        "a label pass": {"features": features, "activations of a batch": 3 * 4 * min(PASS_BATCH, counts.train) * max(outputs)},
+        "a label pass": {
+            "features": head_inputs,
+            "activations of a batch": 3 * 4 * min(LABEL_PASS_BATCH, counts.train) * max(outputs),
+        },
         "evaluation": {"embeddings and clusters": 2 * looked_at, "linear probe": probe},
     }
     print("memory, GiB: " + ", ".join(f"{name} {size / _GIB:.2f}" for name, size in held.items() if size))

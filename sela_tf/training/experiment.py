@@ -12,9 +12,11 @@ import tensorflow as tf
 
 from sela_tf.callbacks.doctor import CollapseDoctor
 from sela_tf.callbacks.monitors import ClusterMonitor
+from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.models.build import with_rotation_head
 from sela_tf.models.inference import read
+from sela_tf.models.layer_names import HEADS, ROTATION
 from sela_tf.runs.checkpoint import arrays_under
 from sela_tf.runs.network import NetworkDescription
 from sela_tf.runs.workdir import Workdir
@@ -29,9 +31,6 @@ from sela_tf.training.loop import Clock
 from sela_tf.training.monitoring import class_agreement, cluster_monitors, knn_monitor, log_relabelling
 from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
 from sela_tf.transport.assignment import assign_labels
-
-PASS_BATCH = 1000
-"""Images of a batch of a label pass: the reference's number, large enough for steady batch statistics."""
 
 
 class Experiment:
@@ -78,7 +77,7 @@ class Experiment:
         with self.strategy.scope():
             if config.rotation:
                 model = with_rotation_head(model)
-                loss = {"heads": loss, "rotation": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+                loss = {HEADS: loss, ROTATION: keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
             optimizer: keras.optimizers.Optimizer = CoupledSGD(
                 learning_rate_schedule(
                     config.learning_rate,
@@ -111,16 +110,16 @@ class Experiment:
             replicas=self.strategy.num_replicas_in_sync,
         )
 
-    def label_views(self, number: int) -> tf.data.Dataset:
-        """Every training image once, as the `number`-th label pass sees it."""
+    def label_views(self, pass_number: int) -> tf.data.Dataset:
+        """Returns every training image once, as the label pass of this number, the optimizer step before which it is made, sees it."""
         config = self.config
         return inference_batches(
             self.data.train,
             size=self.data.size,
-            batch_size=PASS_BATCH,
+            batch_size=LABEL_PASS_BATCH,
             seed=config.seed,
             augmentation=augmentation(config) if config.label_view == "training" else None,
-            number=number,
+            pass_number=pass_number,
         )
 
     def make_labelling(self, kind: type[SelfLabelling] = SelfLabelling, **options: Any) -> SelfLabelling:

@@ -11,9 +11,10 @@ import numpy as np
 
 from sela_tf.callbacks.doctor import CollapseDoctor, Finding
 from sela_tf.callbacks.monitors import ClusterMonitor, KNNMonitor
+from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import cluster_metrics, entropy_histogram
-from sela_tf.models.build import EMBEDDING
+from sela_tf.models.layer_names import EMBEDDING, HEADS
 from sela_tf.runs.checkpoint import arrays_under
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
@@ -22,7 +23,6 @@ from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import Data, protocol_of
 from sela_tf.training.loop import Clock
 
-_BATCH = 1000
 _SAMPLE, _SAMPLE_PER_CLUSTER = 1000, 4
 """Images, and images a cluster, that the monitors of the clusters show the network: the larger number, of those there are."""
 
@@ -61,9 +61,9 @@ def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback
     return [
         KNNMonitor(
             EMBEDDING,
-            train_batches=inference_batches(bank, size=data.size, batch_size=_BATCH),
+            train_batches=inference_batches(bank, size=data.size, batch_size=LABEL_PASS_BATCH),
             train_classes=data.train.classes[chosen],
-            eval_batches=inference_batches(queries, size=data.size, batch_size=_BATCH),
+            eval_batches=inference_batches(queries, size=data.size, batch_size=LABEL_PASS_BATCH),
             eval_classes=queries.classes,
         )
     ]
@@ -84,7 +84,7 @@ def cluster_monitors(
     """
     count = min(max(_SAMPLE, _SAMPLE_PER_CLUSTER * config.num_clusters), len(data.train))
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[:count])
-    sample = inference_batches(data.train.take(chosen), size=data.size, batch_size=_BATCH)
+    sample = inference_batches(data.train.take(chosen), size=data.size, batch_size=LABEL_PASS_BATCH)
     monitors: dict[str, ClusterMonitor | CollapseDoctor] = {
         "clusters": ClusterMonitor(labels, directory.writer, sample=sample),
         "doctor": CollapseDoctor(
@@ -93,7 +93,7 @@ def cluster_monitors(
             relabel_steps=relabel_steps,
             waiting_share=lambda: clock.waiting_share,
             marginals=config.marginals,
-            loss="heads_loss" if config.rotation else "loss",
+            loss=f"{HEADS}_loss" if config.rotation else "loss",
             log=functools.partial(_log_finding, directory, clock),
         ),
     }

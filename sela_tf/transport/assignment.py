@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport.linear_logits import LinearLogits
-from sela_tf.transport.marginals import Marginals, cluster_sizes
+from sela_tf.transport.marginals import Marginals, rounded_sizes
 from sela_tf.transport.newton import BYTES_LISTED
 from sela_tf.transport.rounding import balanced_labels
 from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn, usual_storage
@@ -140,7 +140,7 @@ def assign_labels(
         return found
     sizes = None
     if not (isinstance(marginals, str) and marginals == "uniform"):
-        sizes = cluster_sizes(solved.marginals, len(solved.labels))
+        sizes = rounded_sizes(solved.marginals, len(solved.labels))
         if known is not None:
             known = np.asarray(known)
             held = np.bincount(known[known >= 0], minlength=len(sizes))

@@ -77,7 +77,7 @@ def held_and_target(
     return shares, free / free.sum()
 
 
-def cluster_sizes(shares: np.ndarray, num_rows: int) -> np.ndarray:
+def rounded_sizes(shares: np.ndarray, num_rows: int) -> np.ndarray:
     """int64 [K], `shares` of `num_rows` rows rounded by largest remainder."""
     exact = shares * num_rows
     sizes = np.floor(exact).astype(np.int64)

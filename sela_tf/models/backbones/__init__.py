@@ -1,4 +1,4 @@
-"""The backbones: networks from images or vectors to named stages, by the name that a setting gives them."""
+"""The backbones, by the name that the setting `backbone` gives them: networks from images or vectors to named stages."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from sela_tf.models.backbones.dense import identity, mlp
 from sela_tf.models.backbones.resnet import resnet
 
 Stages = dict[str, tf.Tensor]
+"""Symbolic outputs [B, h, w, C] or [B, D] of the stages of a network, by their layers' names, in order."""
 
 
 class Architecture(NamedTuple):
-    """A backbone of our own, over images or over vectors."""
+    """A backbone of this library, over images or over vectors."""
 
     stages: Callable[..., Stages]
-    """Takes inputs [B, H, W, C], or [B, D] of vectors, and the keywords width, synchronized and dtype; returns its named stages, the
-    last one last."""
+    """A function that builds the stages. It takes symbolic inputs [B, H, W, C], or vectors [B, D], and the keywords `width`, `synchronized`
+    and `dtype`."""
     width: int
-    """Channels of its first stage as published."""
+    """The published number of channels of the first stage."""
     smallest: int
-    """Pixels that images have at least on each side; 0 where it takes vectors."""
+    """The least number of pixels on each side of an image; 0 for a backbone over vectors."""
 
 
 def _imagenet(**options: Any) -> Architecture:
-    # from 17 pixels on, no stage but the last sees a single pixel
+    """Makes a residual network with the stem for ImageNet; `options` are those of `resnet`."""
+    # With 17 pixels or more, no stage but the last sees a single pixel.
     return Architecture(functools.partial(resnet, large_images=True, **options), width=64, smallest=17)
 
 
@@ -46,8 +48,10 @@ BACKBONES: dict[str, Architecture] = {
 
 
 def check_backbone(name: str) -> None:
-    """Raises:
-    ValueError: there is no such backbone.
+    """Checks the name of a backbone.
+
+    Raises:
+        ValueError: there is no backbone of this name.
     """
     if name.startswith(PREFIX):
         check_application(name.removeprefix(PREFIX))
@@ -56,23 +60,23 @@ def check_backbone(name: str) -> None:
 
 
 def check_image_size(backbone: str, size: Sequence[int]) -> None:
-    """Refuses images that a known backbone does not take.
+    """Checks that a known backbone takes images of a size, or vectors.
 
     Args:
-        backbone: as in `build_model`.
-        size: (height, width); () of vectors.
+        backbone: the name of the backbone, as in `build_model`.
+        size: (height, width) of the images; () for vectors.
 
     Raises:
-        ValueError: they are too small; or vectors where images are taken, or the other way round.
+        ValueError: the images are too small; or they are vectors where the backbone takes images, or images where it takes vectors.
     """
     smallest = 1 if backbone.startswith(PREFIX) else BACKBONES[backbone].smallest
     if bool(smallest) != bool(size):
         raise ValueError(
-            f"--backbone={backbone} takes {'images' if smallest else 'vectors'}, and the data set has "
-            f"{'vectors: give --backbone=identity or mlp' if smallest else 'images'}"
+            f"`backbone={backbone}` takes {'images' if smallest else 'vectors'}, and the data set has "
+            f"{'vectors: give `backbone=identity` or mlp' if smallest else 'images'}"
         )
     if size and min(size) < smallest:
         raise ValueError(
             f"images of {size[0]} x {size[1]} are too small for {backbone}, which takes {smallest} "
-            "pixels or more on each side: give a larger --image_size, or another --backbone"
+            "pixels or more on each side: give a larger `image_size`, or another `backbone`"
         )

@@ -1,4 +1,4 @@
-"""AlexNet as the paper trains it: batch normalisation after each convolution, dropout before the fully connected layers, no Sobel filter."""
+"""The AlexNet of the paper: batch normalisation after each convolution, dropout before the fully connected layers, no Sobel filter."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ import tensorflow as tf
 
 from sela_tf.models.batch_norm import FusedBatchNormalization
 
-# (channels of 96, kernel, stride, padding on each side, pooling afterwards) of each convolution, and the units of 96 channels.
 _CONVOLUTIONS = ((96, 11, 4, 2, True), (256, 5, 1, 2, True), (384, 3, 1, 1, False), (384, 3, 1, 1, False), (256, 3, 1, 1, True))
+"""(channels, kernel, stride, padding on each side, pooling afterwards) of each convolution at the published width."""
 _WIDTH, _UNITS = 96, 4096
+"""The published width, the channels of the first convolution, and the units of its fully connected layers."""
 _DROPOUT = 0.5
 
 
 def alexnet(inputs: tf.Tensor, *, width: int, synchronized: bool = False, dtype: str | None = None) -> dict[str, tf.Tensor]:
-    """Stages of AlexNet over `inputs` [B, H, W, C], 224 x 224 in the paper; all channels and units in proportion to `width`, 96 there.
+    """Builds the stages of AlexNet.
 
-    Convolutions start from N(0, sqrt(2 / (k k out))), fully connected layers from N(0, .01), biases from zero (reference code).
+    Weights start as in the reference code: normal distributions of standard deviation sqrt(2 / (kernel^2 channels)) for convolutions and .01
+    for fully connected layers, and biases of zero.
+
+    Args:
+        inputs: normalised images [B, H, W, C], 224 x 224 in the paper.
+        width: the channels of the first convolution, with all other channels and units in proportion; 96 in the paper.
+        synchronized: batch statistics of all replicas together.
+        dtype: a precision policy; None for Keras' global one.
 
     Returns:
-        The named stages: "conv1" to "conv5" [B, h, w, c] after their ReLU and before pooling, "fc6" and "fc7" [B, units].
+        The stages "conv1" to "conv5" [B, h, w, c], after their ReLU and before pooling, and "fc6" and "fc7" [B, units].
     """
     x, stages = inputs, {}
     for number, (channels, kernel, stride, padding, pools) in enumerate(_CONVOLUTIONS, 1):
         name, channels = f"conv{number}", max(1, channels * width // _WIDTH)
-        if stride > 1:  # "same" would pad by 3 and 4
+        if stride > 1:
+            # The padding "same" would be 3 on one side and 4 on the other.
             x = keras.layers.ZeroPadding2D(padding, dtype=dtype, name=f"{name}_padding")(x)
         deviation = math.sqrt(2.0 / (kernel * kernel * channels))
         x = keras.layers.Conv2D(

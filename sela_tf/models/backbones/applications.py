@@ -1,4 +1,4 @@
-"""Networks of `keras.applications`, as they come but for their preprocessing and classifier."""
+"""The networks of `keras.applications` as backbones, without their preprocessing and their classifier."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import keras
 import tensorflow as tf
 
 PREFIX = "applications:"
+"""The beginning of the name of such a backbone, before the name of the network."""
 
 
 def check_application(name: str) -> None:
-    """Raises:
-    ValueError: `keras.applications` has no network of this name, or one whose preprocessing cannot be left out.
+    """Checks the name of a network of `keras.applications`.
+
+    Raises:
+        ValueError: there is no network of this name, or its preprocessing cannot be left out.
     """
     names = sorted(name for name, value in vars(keras.applications).items() if inspect.isfunction(value))
     if name not in names:
@@ -27,16 +30,19 @@ def check_application(name: str) -> None:
 
 
 def application(inputs: tf.Tensor, name: str, *, weights: str = "", dtype: str | None = None) -> dict[str, tf.Tensor]:
-    """The one stage, the last, of the network `name` over `inputs` [B, H, W, C], by its layer's own name.
+    """Builds a network of `keras.applications`.
 
     Args:
-        inputs: normalised images.
-        name: such as "EfficientNetV2B0", "ConvNeXtTiny", "MobileNetV3Small".
-        weights: a file of its weights without the classifier; "" to start from its initialisers.
+        inputs: normalised images [B, H, W, C].
+        name: the name of the network, such as "EfficientNetV2B0", "ConvNeXtTiny" or "MobileNetV3Small".
+        weights: a file with its weights without the classifier; "" for its initialisers.
         dtype: a precision policy; None for Keras' global one.
 
+    Returns:
+        Its last stage alone, by its layer's own name.
+
     Raises:
-        ValueError: as `check_application`; the images are too small for it, or the weights are not its own.
+        ValueError: `check_application` refuses the name, the images are too small for the network, or the weights are another's.
     """
     check_application(name)
     if weights and not os.path.isfile(weights):
@@ -52,7 +58,7 @@ def application(inputs: tf.Tensor, name: str, *, weights: str = "", dtype: str |
     except ValueError as error:
         said = " ".join(str(error).split())
         raise ValueError(
-            f"{PREFIX}{name} cannot be built over images of {size}: are they too small? Give a larger --image_size (Keras says: {said})"
+            f"{PREFIX}{name} cannot be built over images of {size}: are they too small? Give a larger `image_size` (Keras says: {said})"
         ) from error
     if weights:
         try:
@@ -62,12 +68,13 @@ def application(inputs: tf.Tensor, name: str, *, weights: str = "", dtype: str |
             raise ValueError(f"{weights!r} does not hold the weights of {PREFIX}{name} without its classifier ({said})") from error
     output = network.output
     if 0 in output.shape[1:]:
-        raise ValueError(f"images of {size} are too small for {PREFIX}{name}: give a larger --image_size")
+        raise ValueError(f"images of {size} are too small for {PREFIX}{name}: give a larger `image_size`")
     return {network.layers[-1].name: output}
 
 
 @contextlib.contextmanager
 def _policy(dtype: str | None) -> Iterator[None]:
+    """Sets Keras' global precision policy for a while; None keeps the present one."""
     before = keras.mixed_precision.global_policy()
     if dtype is not None:
         keras.mixed_precision.set_global_policy(dtype)

@@ -1,4 +1,4 @@
-"""Networks over vectors that stand for images: none at all, and one of two fully connected layers."""
+"""Backbones over vectors that stand for images: the identity, and a perceptron of two fully connected layers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,31 @@ from sela_tf.models.batch_norm import FusedBatchNormalization
 
 
 def identity(inputs: tf.Tensor, *, width: int, synchronized: bool = False, dtype: str | None = None) -> dict[str, tf.Tensor]:
-    """The vectors [B, D] themselves, for heads, or a hidden layer and heads, that learn alone.
+    """Returns the vectors themselves as the stage "fc0", for heads, or a hidden layer and heads, that are trained alone.
+
+    Args:
+        inputs: vectors [B, D].
+        width: 0, as the vectors have a width of their own.
+        synchronized: without effect, as there are no batch statistics.
+        dtype: a precision policy; None for Keras' global one.
 
     Raises:
-        ValueError: a width was asked for.
+        ValueError: `width` is not 0.
     """
     if width:
-        raise ValueError(f"identity is as wide as the vectors: leave --width out. Received: width={width}")
+        raise ValueError(f"identity is as wide as the vectors: leave `width` out. Received: width={width}")
     return {"fc0": keras.layers.Identity(dtype=dtype, name="fc0")(inputs)}
 
 
 def mlp(inputs: tf.Tensor, *, width: int, synchronized: bool = False, dtype: str | None = None) -> dict[str, tf.Tensor]:
-    """The stages "fc1" and "fc2" [B, width]: dense layers without biases, each with batch normalisation and ReLU."""
+    """Builds the stages "fc1" and "fc2" [B, width]: dense layers without biases, each with batch normalisation and ReLU.
+
+    Args:
+        inputs: vectors [B, D].
+        width: the units of each layer.
+        synchronized: batch statistics of all replicas together.
+        dtype: a precision policy; None for Keras' global one.
+    """
     stages: dict[str, tf.Tensor] = {}
     x = inputs
     for name in ("fc1", "fc2"):

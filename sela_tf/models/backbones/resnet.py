@@ -1,5 +1,5 @@
-"""Residual networks: the small-image family of He et al. 2016 (arXiv 1512.03385, section 4.2), theirs for ImageNet (table 1), and the
-latter with pre-activation (arXiv 1603.05027)."""
+"""Residual networks of He et al. 2016: those for small images (arXiv 1512.03385, section 4.2), those for ImageNet (table 1), and the latter
+with pre-activation (arXiv 1603.05027)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 from sela_tf.models.batch_norm import FusedBatchNormalization
 
 _EXPANSION = 4
-"""Of a bottleneck: its output has so many times the channels of its 3 x 3 convolution."""
+"""The ratio of a bottleneck's output channels to those of its 3 x 3 convolution."""
 
 
 def resnet(
@@ -25,29 +25,29 @@ def resnet(
     synchronized: bool = False,
     dtype: str | None = None,
 ) -> dict[str, tf.Tensor]:
-    """Stages of a residual network over `inputs` [B, H, W, C].
+    """Builds the stages of a residual network.
 
-    Stages have `width`, 2 `width`, 4 `width`, … channels (bottlenecks four times as many), halving the resolution between them; where
-    the shape changes, the shortcut is a 1 x 1 convolution. Convolutions start from He et al.'s normal initialiser in its fan-out form,
-    without biases.
+    The stages have `width`, 2 `width`, 4 `width`, … channels, with bottlenecks four times as many, and the resolution halves between them.
+    Where the shape changes, the shortcut is a 1 x 1 convolution. Convolutions have no biases, and start from He et al.'s normal initialiser
+    in its fan-out form.
 
     Args:
-        inputs: normalised images.
-        blocks: of each stage.
-        width: channels of the first.
-        bottleneck: blocks of 1 x 1, 3 x 3 (which has the stride) and 1 x 1 convolutions instead of two of 3 x 3.
+        inputs: normalised images [B, H, W, C].
+        blocks: the number of blocks of each stage.
+        width: the channels of the first stage.
+        bottleneck: blocks of 1 x 1, 3 x 3 (with the stride) and 1 x 1 convolutions instead of two of 3 x 3.
         preactivation: batch normalisation and ReLU before each convolution instead of after it.
         large_images: a stem of stride 4 (7 x 7 convolution and max pooling) instead of one 3 x 3 convolution.
-        synchronized: batch statistics over all replicas.
+        synchronized: batch statistics of all replicas together.
         dtype: a precision policy; None for Keras' global one.
 
     Returns:
-        The named stages: "stem", "stage1", "stage2", …, each [B, h, w, c], in order.
+        The stages "stem", "stage1", "stage2", …, each [B, h, w, c].
     """
 
     def convolution(x: tf.Tensor, channels: int, kernel: int, stride: int, name: str) -> tf.Tensor:
-        # PyTorch pads by (kernel - 1) / 2 on both sides; "same" pads less at the top left when the stride is 2. The loss of
-        # oneDNN's kernels that explicit paddings bring is not worth the half pixel.
+        # PyTorch pads by (kernel - 1) / 2 on both sides, and "same" pads less at the top left when the stride is 2. Explicit padding
+        # would remove this shift by half a pixel, but oneDNN's fast kernels do not support it.
         initializer = keras.initializers.VarianceScaling(scale=2.0, mode="fan_out", distribution="untruncated_normal")
         options = {"strides": stride, "padding": "same", "use_bias": False, "kernel_initializer": initializer, "dtype": dtype}
         return keras.layers.Conv2D(channels, kernel, name=f"{name}_conv", **options)(x)
@@ -87,7 +87,7 @@ def resnet(
         x = keras.layers.MaxPooling2D(3, 2, padding="same", dtype=dtype, name="stem")(x)
     stages = {"stem": x}
     for stage, number in enumerate(blocks, 1):
-        # the sums of pre-activation blocks still lack the last normalisation
+        # The sum of the last pre-activation block still lacks its normalisation.
         lacks_norm = preactivation and stage == len(blocks)
         for i in range(1, number + 1):
             name = f"stage{stage}_block{i}"
