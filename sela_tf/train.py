@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv if argv is None else argv
 
     def work(asked: _Asked) -> int:
-        from sela_tf.reporting.tables import table
+        from sela_tf.reporting.tables import results_table
         from sela_tf.training.dry_run import dry_run
         from sela_tf.training.loop import TrainingInterrupted
         from sela_tf.training.run import run
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{stopped}. The same command continues:\n  python -m sela_tf.train {shlex.join(argv[1:])}", flush=True)
             return 128 + stopped.signal_number
         print(
-            f"\n{table(results)}\n\nThe run lies in {asked.workdir}: "
+            f"\n{results_table(results)}\n\nThe run lies in {asked.workdir}: "
             "results.json, labels.npz, model.weights.h5, metrics.jsonl, tensorboard/"
         )
         return 0

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work(asked: _Asked) -> int:
         from components.self_labelling.executor import self_label
-        from sela_tf.reporting.tables import table
+        from sela_tf.reporting.tables import results_table
         from sela_tf.training.loop import TrainingInterrupted
 
         try:
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             return 128 + stopped.signal_number
         print(
-            f"\n{table(results)}\n\nModel: {asked.settings.model}, labels: {asked.settings.labels}, metrics: {asked.settings.metrics}"
+            f"\n{results_table(results)}\n\nModel: {asked.settings.model}, labels: {asked.settings.labels}, metrics: {asked.settings.metrics}"
         )
         return 0
 

@@ -1,4 +1,4 @@
-"""k-means on frozen features: a clustering for representations that bring none."""
+"""A clustering by k-means of frozen features, for representations that come without clusters."""
 
 from __future__ import annotations
 
@@ -9,5 +9,8 @@ _STARTS = 10
 
 
 def kmeans_clusters(features: np.ndarray, num_clusters: int) -> np.ndarray:
-    """Clusters int [N] of `features` [N, D] as they are, by scikit-learn's k-means, the best of ten starts; the same every time."""
+    """Returns the clusters int [N] of `features` [N, D] by scikit-learn's k-means.
+
+    The features are used without normalisation. The result is the best of ten starts and the same at every call.
+    """
     return KMeans(num_clusters, n_init=_STARTS, random_state=0).fit_predict(np.asarray(features, np.float32))
