@@ -101,10 +101,10 @@ def main() -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     from sela_tf.data.sources import load_source
-    from sela_tf.evaluation.figures import evaluate_labels
     from sela_tf.evaluation.kmeans import kmeans_clusters
     from sela_tf.evaluation.knn import knn_accuracy
     from sela_tf.evaluation.linear_probe import linear_probe_accuracy
+    from sela_tf.evaluation.metrics import evaluate_labels
 
     splits = load_source(options.dataset)
     train_set, held_out = splits.train, splits.eval

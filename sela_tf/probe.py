@@ -15,11 +15,11 @@ Linear probes after every stage of a trained network, and kNN. Writes probes.jso
 
 
 def _work(settings: ProbeConfig) -> int:
-    from sela_tf.commands.probe import check_alike, probe_run, table
+    from sela_tf.commands.probe import check_same_settings, probe_run, probes_table
 
-    check_alike(settings.workdir)
+    check_same_settings(settings.workdir)
     results = [probe_run(settings, workdir) for workdir in settings.workdir]
-    print(f"\n{table(results)}\n\n{textwrap.fill(results[0]['protocol'], 100)}")
+    print(f"\n{probes_table(results)}\n\n{textwrap.fill(results[0]['protocol'], 100)}")
     if len(results) > 1:
         print(f"±: Student's 95 % interval of the mean over {len(results)} seeds.")
     else:

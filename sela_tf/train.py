@@ -14,7 +14,7 @@ Trains a network by self-labelling, or continues the run in DIR. Other than the 
 
 
 def _work(config: SelaConfig, place: RunPlace) -> int:
-    from sela_tf.reporting.tables import table
+    from sela_tf.reporting.tables import results_table
     from sela_tf.training.dry_run import dry_run
     from sela_tf.training.run import run
 
@@ -23,7 +23,7 @@ def _work(config: SelaConfig, place: RunPlace) -> int:
         return 0
     results = run(config, place.workdir)
     print(
-        f"\n{table(results)}\n\nThe run lies in {place.workdir}: results.json, labels.npz, model.weights.h5, metrics.jsonl, tensorboard/"
+        f"\n{results_table(results)}\n\nThe run lies in {place.workdir}: results.json, labels.npz, model.weights.h5, metrics.jsonl, tensorboard/"
     )
     return 0
 

@@ -254,7 +254,7 @@ def test_without_the_extra_it_is_named_before_any_work(finished, tmp_path, monke
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis.prediction_log_pb2", None)
     monkeypatch.setattr(exporter, "load_run", None)
     settings = ExportConfig(workdir=str(finished[0]), export_dir=str(tmp_path / "x"))
-    with pytest.raises(ConfigError, match=r"pip install 'sela-tf\[serving\]', or leave them out with --nowarm_up"):
+    with pytest.raises(ConfigError, match=r"pip install 'sela-tf\[serving\]', or leave them out with `warm_up=False`"):
         exporter.export_run(settings)
     assert not (tmp_path / "x").exists()
 
@@ -273,7 +273,7 @@ def test_versions_are_counted(tmp_path, there, asked, given):
     for name in there:
         (tmp_path / name).mkdir()
     settings = ExportConfig(workdir="run", export_dir=str(tmp_path), export_version=asked)
-    assert exporter._place(settings) == tmp_path / given
+    assert exporter._version_directory(settings) == tmp_path / given
 
 
 # The clients, before a stand-in for the server.

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from sela_tf.commands.label import _num_changes
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays, Files
 from sela_tf.runs.labels import read_labels
 from sela_tf.serving.label_writer import LabelWriter
-from sela_tf.serving.predictions import opinions
-from sela_tf.serving.review import Scrutiny
+from sela_tf.serving.predictions import predictions
+from sela_tf.serving.review import ReviewScores, known_changes
 from sela_tf.settings.fields import ConfigError
 
 
@@ -32,48 +31,48 @@ def test_what_is_known_of_an_image_is_known_of_no_other_of_its_name_or_row(tmp_p
             "source_rows": trained.rows,
             **({} if trained.names is None else {"names": np.array(trained.names)}),
         }
-        np.testing.assert_array_equal(_num_changes(whole, labels), [1, np.nan, 4, np.nan])
-        np.testing.assert_array_equal(_num_changes(trained, labels), [4, 1])
-        assert np.isnan(_num_changes(whole.take(np.array([1, 2])), labels)).all()
+        np.testing.assert_array_equal(known_changes(whole, labels), [1, np.nan, 4, np.nan])
+        np.testing.assert_array_equal(known_changes(trained, labels), [4, 1])
+        assert np.isnan(known_changes(whole.take(np.array([1, 2])), labels)).all()
         if whole is files:
             # the same file, of which two systems write the name in two ways
             decomposed = dataclasses.replace(files, names=("a", "b", "cafe\u0301", "d"))
             composed = dataclasses.replace(trained, names=("caf\u00e9", "a"))
             again = {**labels, "names": np.array(composed.names), "data_fingerprint": np.array(composed.fingerprint())}
-            np.testing.assert_array_equal(_num_changes(decomposed, again), [1, np.nan, 4, np.nan])
+            np.testing.assert_array_equal(known_changes(decomposed, again), [1, np.nan, 4, np.nan])
             (tmp_path / "c").write_text("another image of that name")
             others = files
         else:
             others = dataclasses.replace(pixels, store=Arrays(pixels.images + 1))
-        assert np.isnan(_num_changes(others, labels)).all()
+        assert np.isnan(known_changes(others, labels)).all()
 
 
 def test_disagreement_is_the_jaccard_distance_of_the_members(rng):
     labels = rng.integers(0, 4, (3, 200))
-    scrutiny = Scrutiny(labels, np.zeros_like(labels), np.ones(3, int), num_clusters=4)
-    found = scrutiny.disagreement(labels.T[:20])
+    scores = ReviewScores(labels, np.zeros_like(labels), np.ones(3, int), num_clusters=4)
+    found = scores.disagreement(labels.T[:20])
     for i in range(20):
         members = [set(np.flatnonzero(head == head[i])) for head in labels]
         pairs = [(members[a], members[b]) for a in range(3) for b in range(a)]
         assert found[i] == pytest.approx(np.mean([1 - len(a & b) / len(a | b) for a, b in pairs]), abs=1e-6)
-    assert Scrutiny(labels[:1], labels[:1], np.ones(1), num_clusters=4).disagreement(labels[:1].T).max() == 0
+    assert ReviewScores(labels[:1], labels[:1], np.ones(1), num_clusters=4).disagreement(labels[:1].T).max() == 0
 
 
 def test_look_here_first_rises_with_each_of_its_parts():
     labels = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
-    scrutiny = Scrutiny(labels, np.array([[0, 1, 2, 0], [0, 0, 0, 1]]), np.array([3, 3]), num_clusters=2)
+    scores = ReviewScores(labels, np.array([[0, 1, 2, 0], [0, 0, 0, 1]]), np.array([3, 3]), num_clusters=2)
     sure, unsure, no = np.ones((1, 2)), np.zeros((1, 2)), np.zeros(1)
-    assert scrutiny.look_here_first(sure, no, no)[0] == 0.0
-    assert scrutiny.look_here_first(unsure, np.ones(1), np.array([4.0]))[0] == 1.0
+    assert scores.look_here_first(sure, no, no)[0] == 0.0
+    assert scores.look_here_first(unsure, np.ones(1), np.array([4.0]))[0] == 1.0
     for one in ((unsure, no, no), (sure, np.ones(1), no), (sure, no, np.array([4.0]))):
-        assert scrutiny.look_here_first(*one)[0] == pytest.approx(1 / 3)
+        assert scores.look_here_first(*one)[0] == pytest.approx(1 / 3)
     # what is not known counts as the mean, 1 of 4
-    assert scrutiny.look_here_first(sure, no, np.array([np.nan]))[0] == pytest.approx(1 / 12)
+    assert scores.look_here_first(sure, no, np.array([np.nan]))[0] == pytest.approx(1 / 12)
 
 
-def test_opinions_of_given_clusters(rng):
+def test_predictions_of_given_clusters(rng):
     logits = rng.normal(size=(5, 2, 4)).astype(np.float32)
-    said = opinions(logits, clusters=np.argmin(logits, axis=-1))
+    said = predictions(logits, clusters=np.argmin(logits, axis=-1))
     probabilities = softmax(logits, axis=-1)
     np.testing.assert_allclose(said.probability, probabilities.min(axis=-1), atol=1e-6)
     np.testing.assert_allclose(said.margin, probabilities.min(axis=-1) - probabilities.max(axis=-1), atol=1e-6)

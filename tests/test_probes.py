@@ -20,9 +20,10 @@ from sela_tf.data.sources import load_source
 from sela_tf.data.splits import hold_out
 from sela_tf.data.stores import Arrays
 from sela_tf.evaluation import probes
-from sela_tf.evaluation.figures import evaluate_network
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, pooled, trained_probes
+from sela_tf.evaluation.metrics import evaluate_network
+from sela_tf.evaluation.probes import ProbeSchedule, ProbeTask, logistic_probes, pooled, sgd_probes
+from sela_tf.evaluation.protocol import evaluation_images
 from sela_tf.models.build import build_model, stage_names
 from sela_tf.runs.network import load_run
 from sela_tf.settings.fields import ConfigError
@@ -65,7 +66,7 @@ def network() -> keras.Model:
 def test_fitted_probes_are_scikit_learns_on_the_pooled_maps(digits):
     train, held_out = digits
     model = network()
-    found = fitted_probes(Probed(model, ["stage2", "embedding"], train, held_out, (8, 8), 32))
+    found = logistic_probes(ProbeTask(model, ["stage2", "embedding"], train, held_out, (8, 8), 32))
     cut = keras.Model(model.input, [model.get_layer("stage2").output, model.get_layer("embedding").output])
     (bank_map, bank), (queries_map, queries) = (cut(images.images.astype(np.float32)) for images in digits)
     # 4 x 4 x 8 to at most 32 values: windows of 2
@@ -89,14 +90,14 @@ def test_layers_of_the_network_do_not_clash_with_the_probes(rng, backbone):
     pixels = (rng.integers(0, 100, (40, 64, 64, 3)) + 150 * classes[:, None, None, None]).astype(np.uint8)
     images = ImageSet(name="bright", channels=3, store=Arrays(pixels), classes=classes)
     keras.utils.clear_session()
-    assert evaluate_network(model, images, images, size=(64, 64), settle=True)["linear_probe"] > 0.4
+    assert evaluate_network(model, evaluation_images(images, images, (64, 64)), settle=True)["linear_probe"] > 0.4
     stages = stage_names(model)
-    probed = Probed(model, stages, images, images, (64, 64), 512)
+    probed = ProbeTask(model, stages, images, images, (64, 64), 512)
     keras.utils.clear_session()
-    assert set(fitted_probes(probed)) == set(stages)
+    assert set(logistic_probes(probed)) == set(stages)
     keras.utils.clear_session()
-    schedule = Schedule(1, 20, Augmentation(1.0, 0, 0, 0, 0, 0, 0))
-    assert set(trained_probes(probed, optimizer=CoupledSGD(0.01), schedule=schedule)) == set(stages)
+    schedule = ProbeSchedule(1, 20, Augmentation(1.0, 0, 0, 0, 0, 0, 0))
+    assert set(sgd_probes(probed, optimizer=CoupledSGD(0.01), schedule=schedule)) == set(stages)
 
 
 @pytest.mark.parametrize("ten_crop", [False, True])
@@ -106,12 +107,12 @@ def test_trained_probes_come_near_the_fitted_ones_and_leave_the_network(digits, 
     before = [np.asarray(variable).copy() for variable in model.variables]
     views = Augmentation(1.0 if not ten_crop else 0.7, 0, 0, 0, 0, 0, 0)
     stages = ["stage1", "stage2"]
-    schedule = Schedule(8 if ten_crop else 25, 32, views, ten_crop)
-    probed = Probed(model, stages, train, held_out, (8, 8), 9600)
-    found = trained_probes(probed, optimizer=CoupledSGD(0.01), schedule=schedule)
+    schedule = ProbeSchedule(8 if ten_crop else 25, 32, views, ten_crop)
+    probed = ProbeTask(model, stages, train, held_out, (8, 8), 9600)
+    found = sgd_probes(probed, optimizer=CoupledSGD(0.01), schedule=schedule)
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(np.asarray(variable), value)
-    fitted = fitted_probes(probed)
+    fitted = logistic_probes(probed)
     for stage in stages:
         assert found[stage] == pytest.approx(fitted[stage], abs=0.15 if ten_crop else 0.03), stage
 
@@ -126,8 +127,8 @@ class _Silent(keras.layers.Layer):
 def test_the_network_under_the_probes_is_in_inference_mode(digits):
     inputs = keras.Input((8, 8, 1))
     model = keras.Model(inputs, _Silent(name="stage")(inputs))
-    schedule = Schedule(5, 32, Augmentation(1.0, 0, 0, 0, 0, 0, 0))
-    found = trained_probes(Probed(model, ["stage"], *digits, (8, 8), 9600), optimizer=CoupledSGD(0.01), schedule=schedule)
+    schedule = ProbeSchedule(5, 32, Augmentation(1.0, 0, 0, 0, 0, 0, 0))
+    found = sgd_probes(ProbeTask(model, ["stage"], *digits, (8, 8), 9600), optimizer=CoupledSGD(0.01), schedule=schedule)
     assert found["stage"] > 0.9
 
 
@@ -144,9 +145,9 @@ def test_ten_crops_are_averaged(digits, monkeypatch):
         return outputs
 
     monkeypatch.setattr(prober.BatchedInference, "collect", watched)
-    schedule = Schedule(1, 64, Augmentation(0.7, 0.5, 0, 0, 0, 0, 0), ten_crop=True)
-    found = trained_probes(
-        Probed(network(), ["stage3"], train, held_out, (8, 8), 9600), optimizer=CoupledSGD(0.01), schedule=schedule
+    schedule = ProbeSchedule(1, 64, Augmentation(0.7, 0.5, 0, 0, 0, 0, 0), ten_crop=True)
+    found = sgd_probes(
+        ProbeTask(network(), ["stage3"], train, held_out, (8, 8), 9600), optimizer=CoupledSGD(0.01), schedule=schedule
     )
     # ten classes
     assert [len(outputs) for outputs in seen] == [300] * 10 + [len(held_out) - 300] * 10
@@ -170,15 +171,15 @@ def test_runs_that_differ_in_more_than_the_seed_have_no_mean(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "flags.cfg").write_text(flags.to_flagfile(config))
     a, b, c = (str(tmp_path / name) for name in "abc")
-    prober.check_alike([a, b])
+    prober.check_same_settings([a, b])
     with pytest.raises(ConfigError, match=f"--width is 0 in {a} and 8 in {c}"):
-        prober.check_alike([a, b, c])
+        prober.check_same_settings([a, b, c])
 
 
 def test_divergence_is_named(digits):
-    schedule = Schedule(1, 64, Augmentation(1.0, 0, 0, 0, 0, 0, 0))
+    schedule = ProbeSchedule(1, 64, Augmentation(1.0, 0, 0, 0, 0, 0, 0))
     with pytest.raises(ValueError, match="probes diverged: .* know nothing have 2.3. Lower --learning_rate"):
-        trained_probes(Probed(network(), ["stage3"], *digits, (8, 8), 9600), optimizer=CoupledSGD(1e30), schedule=schedule)
+        sgd_probes(ProbeTask(network(), ["stage3"], *digits, (8, 8), 9600), optimizer=CoupledSGD(1e30), schedule=schedule)
 
 
 def test_through_the_door(finished, digits, tmp_path):

@@ -14,7 +14,8 @@ from scipy.special import entr
 
 from sela_tf.cli import flags
 from sela_tf.evaluation.clustering import ENTROPY_BINS, cluster_metrics, entropy_histogram
-from sela_tf.reporting.history import Galleries, gallery, objective
+from sela_tf.reporting.gallery import GallerySource, choose_gallery
+from sela_tf.reporting.history import objective_curve
 from sela_tf.training.images import load_data
 
 
@@ -45,7 +46,7 @@ def test_course_is_that_of_the_metrics(finished, report):
     assert [value for _, value in report["knn"]] == [row["knn"] for row in rows if row["kind"] == "epoch"]
     for head, relabellings in enumerate(report["relabellings"]):
         assert [row["kind"] for row in relabellings] == ["first_labels", *["relabel"] * (len(relabellings) - 1)]
-        steps, values = objective(relabellings)
+        steps, values = objective_curve(relabellings)
         mine = [row for row in rows if row["kind"] == "relabel" and row["head"] == head]
         assert steps == [step for row in mine for step in [row["step"]] * 2]
         assert values == [value for row in mine for value in (row["objective_before"], row["objective_after"])]
@@ -101,7 +102,7 @@ def test_entropy_histogram(rng):
 def test_without_classes_the_most_confident_come_first(rng):
     labels = np.array([0, 0, 1, 1, 2, 2, 4, 4])
     confidence = np.array([0.1, 0.2, 0.9, 0.9, 0.5, 0.6, 0.3, 0.3])
-    shown = gallery(Galleries(labels, 5, None, None, confidence, np.array([1, 1, 3])), seed=0)
+    shown = choose_gallery(GallerySource(labels, 5, None, None, confidence, np.array([1, 1, 3])), seed=0)
     assert [one["cluster"] for one in shown["best"]] == [1, 2, 4, 0]  # 3 is empty
     assert shown["random"] == []
     assert sorted(shown["best"][0]["held_out_members"]) == [0, 1]

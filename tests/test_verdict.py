@@ -18,12 +18,19 @@ from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays
 from sela_tf.evaluation import protocol as protocols
 from sela_tf.evaluation.clustering import cluster_metrics
-from sela_tf.evaluation.figures import evaluate_chance, evaluate_labels, evaluate_looks, evaluate_network, look_at_both, no_figures
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.evaluation.outputs import look
-from sela_tf.evaluation.protocol import evaluation_protocol
+from sela_tf.evaluation.metrics import (
+    evaluate_chance,
+    evaluate_labels,
+    evaluate_network,
+    evaluate_outputs,
+    evaluation_outputs,
+    no_metrics,
+)
+from sela_tf.evaluation.outputs import network_outputs
+from sela_tf.evaluation.protocol import evaluation_images, evaluation_protocol
 from sela_tf.models.build import build_model
-from sela_tf.reporting.tables import table
+from sela_tf.reporting.tables import results_table
 from sela_tf.runs.workdir import Workdir
 from sela_tf.settings.commands import ProbeConfig
 from sela_tf.settings.fields import ConfigError
@@ -104,9 +111,9 @@ def few(monkeypatch) -> None:
     monkeypatch.setattr(protocols, "SAMPLED_HELD_OUT", 20)
 
 
-def test_one_look_gives_embedding_clusters_and_confidence(rng, network, data, passes):
+def test_one_pass_gives_embedding_clusters_and_confidence(rng, network, data, passes):
     potentials = (40 * rng.normal(size=(T, K))).astype(np.float32)
-    seen = look(network, data.train, size=(8, 8), potentials=potentials, lam=10.0)
+    seen = network_outputs(network, data.train, size=(8, 8), potentials=potentials, lam=10.0)
     assert len(passes) == 1
     pixels = data.train.images.astype(np.float32)
     logits = network(pixels).numpy().astype(np.float64).transpose(1, 0, 2)
@@ -117,11 +124,11 @@ def test_one_look_gives_embedding_clusters_and_confidence(rng, network, data, pa
     np.testing.assert_allclose(seen.confidence, shares.max(axis=2), atol=1e-5)
     np.testing.assert_array_equal(seen.corrected, (10.0 * np.log(shares) + potentials[:, np.newaxis]).argmax(axis=2))
     assert not np.array_equal(seen.corrected, seen.clusters)
-    assert look(network, data.train, size=(8, 8), embedding=False).embedding.shape == (90, 0)
+    assert network_outputs(network, data.train, size=(8, 8), embedding=False).embedding.shape == (90, 0)
 
 
 def test_a_network_is_evaluated_in_one_pass_over_each_set(network, data, passes):
-    evaluate_network(network, data.train, data.held_out, size=(8, 8))
+    evaluate_network(network, evaluation_images(data.train, data.held_out, (8, 8)))
     assert len(passes) == 2
 
 
@@ -144,7 +151,7 @@ def test_sampled_figures_are_those_of_the_sample(rng, few):
     train, held_out = data.train.take(chosen.training_sample), data.held_out.take(chosen.held_out_sample)
     untrained = first_network(config, description_of(config, data), tf.distribute.get_strategy())
     for column, model, settle in (("trained", network, False), ("untrained", untrained, True)):
-        expected = evaluate_network(model, train, held_out, size=(), settle=settle)
+        expected = evaluate_network(model, evaluation_images(train, held_out, ()), settle=settle)
         words = found[column].pop("protocol")
         del expected["protocol"]
         assert found[column] == expected
@@ -153,9 +160,10 @@ def test_sampled_figures_are_those_of_the_sample(rng, few):
         assert "logistic regression, at most 100 iterations, on" in words
         assert "during training and after it: on these training images" in words
     # the solver's limit is the protocol's
-    looks = look_at_both(network, train, held_out, size=())
-    one = evaluate_looks(looks, train.classes, held_out.classes, num_clusters=K, protocol=chosen._replace(max_iterations=1))
-    arrays = looks.training.embedding, train.classes, looks.held_out.embedding, held_out.classes
+    images = evaluation_images(data.train, data.held_out, (), chosen._replace(max_iterations=1))
+    outputs = evaluation_outputs(network, images)
+    one = evaluate_outputs(outputs, images, num_clusters=K)
+    arrays = outputs.training.embedding, train.classes, outputs.held_out.embedding, held_out.classes
     assert one["linear_probe"] == linear_probe_accuracy(*arrays, max_iterations=1) != linear_probe_accuracy(*arrays)
     assert found["chance"] == evaluate_chance(held_out.classes, K, seed=6)
     assert found["training_labels"] == evaluate_labels(labels[:, chosen.training_sample], train.classes)
@@ -194,12 +202,12 @@ def test_none_looks_at_nothing_and_the_rest_goes_on(rng, network, data, passes, 
     verdict = judge(config, data, network, labels=labels, potentials=np.zeros((T, K), np.float32), lam=config.lam)
     assert class_agreement(config, data) is None
     assert knn_monitor(config, data) == []
-    write_report(workdir(tmp_path, config), config, data, labels, verdict.figures, verdict.looks)
+    write_report(workdir(tmp_path, config), config, data, labels, verdict.figures, verdict.outputs)
     assert passes == []
     for column in ("trained", "untrained", "chance", "training_labels"):
         values = verdict.figures[column]
         words = {values.pop(key) for key in ("reason", "protocol")}
-        assert words == {"evaluation was left out (--evaluate=none)", "evaluation was left out (--evaluate=none)."}
+        assert words == {"evaluation was left out (`evaluate=none`)", "evaluation was left out (`evaluate=none`)."}
         keys = {"knn", "linear_probe", "nmi", "ami", "ari", "hungarian", "purity", "entropy", "clusters_used"}
         assert values == dict.fromkeys(keys)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -210,19 +218,18 @@ def test_none_looks_at_nothing_and_the_rest_goes_on(rng, network, data, passes, 
 
 
 def test_none_in_the_table():
-    results = dict.fromkeys(("trained", "untrained", "chance"), no_figures())
-    assert table(results) == "Evaluation was left out (--evaluate=none)."
+    results = dict.fromkeys(("trained", "untrained", "chance"), no_metrics())
+    assert results_table(results) == "Evaluation was left out (`evaluate=none`)."
 
 
 def test_the_report_of_a_sample_shows_what_was_looked_at(rng, few, network, data, tmp_path):
     config = dataclasses.replace(CONFIG, evaluate="sampled")
     chosen = evaluation_protocol("sampled", 90, 70)
     labels = rng.integers(0, K, (T, 90))
-    train, held_out = chosen.training(data.train), chosen.held_out(data.held_out)
     potentials = (40 * rng.normal(size=(T, K))).astype(np.float32)
-    looks = look_at_both(network, train, held_out, size=(8, 8), potentials=potentials)
-    results = dict.fromkeys(("trained", "untrained", "chance"), no_figures())
-    write_report(workdir(tmp_path, config), config, data, labels, results, looks)
+    outputs = evaluation_outputs(network, evaluation_images(data.train, data.held_out, (8, 8), chosen), potentials=potentials)
+    results = dict.fromkeys(("trained", "untrained", "chance"), no_metrics())
+    write_report(workdir(tmp_path, config), config, data, labels, results, outputs)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     sizes = np.bincount(labels[0], minlength=K)
     assert report["cluster_sizes"][0]["labels"] == sorted(sizes, reverse=True)
@@ -237,7 +244,7 @@ def test_the_report_of_a_sample_shows_what_was_looked_at(rng, few, network, data
         assert (labels[0, one["members"]] == one["cluster"]).all()
         assert set(one["held_out_members"]) <= set(chosen.held_out_sample.tolist())
         where = {row: i for i, row in enumerate(chosen.held_out_sample.tolist())}
-        assert all(looks.held_out.corrected[0, where[row]] == one["cluster"] for row in one["held_out_members"])
+        assert all(outputs.held_out.corrected[0, where[row]] == one["cluster"] for row in one["held_out_members"])
     assert len(list((tmp_path / "run" / "galleries").iterdir())) == 2
 
 
@@ -299,7 +306,7 @@ knn_accuracy(bank, bank_classes, bank[:50], bank_classes[:50])
 of_knn = peak() - before
 before = peak()
 verdict = judge(config, data, model, labels=labels, potentials=np.zeros((T, K), np.float32), lam=config.lam)
-write_report(directory, config, data, labels, {**verdict.figures, "config": vars(config)}, verdict.looks)
+write_report(directory, config, data, labels, {**verdict.figures, "config": vars(config)}, verdict.outputs)
 print(of_knn, peak() - before, 4 * N * T * K)
 """
 
@@ -320,7 +327,7 @@ def test_a_run_without_a_verdict(tmp_path):
     """It labels, exports and is probed as any other; nothing in its files has been compared with classes."""
     (door,) = run_doors([[*SMALL, "--report", "--evaluate=none", "--epochs=1", f"--workdir={tmp_path}/run"]])
     assert door.returncode == 0, door.stderr
-    assert "Evaluation was left out (--evaluate=none)." in door.stdout
+    assert "Evaluation was left out (`evaluate=none`)." in door.stdout
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert not any({"knn", "nmi"} & set(row) for row in rows)
     assert not any(row["kind"] == "first_labels" for row in rows)

@@ -12,7 +12,7 @@ import numpy as np
 from components import artifacts
 from components.settings import RUN, LinearProbeSettings, probe_config
 from sela_tf.commands.probe import probe as probe_network
-from sela_tf.commands.probe import table
+from sela_tf.commands.probe import probes_table
 from sela_tf.data.image_set import SourceName
 from sela_tf.data.records import read_manifest
 from sela_tf.data.sources.records import load_records
@@ -118,7 +118,7 @@ def markdown_report(found: Mapping[str, Any]) -> str:
     lines += [f"- {reason}" for reason in found["reasons"]] + [""] * bool(found["reasons"])
     for name in ("model", "baseline"):
         if name in found:
-            lines += [f"## {name.capitalize()}", "", table([found[name]]), ""]
+            lines += [f"## {name.capitalize()}", "", probes_table([found[name]]), ""]
     return "\n".join([*lines, found["model"]["protocol"], ""])
 
 

@@ -26,7 +26,7 @@ from sela_tf.runs.labels import read_labels
 from sela_tf.runs.names import METRICS, RESULTS
 from sela_tf.runs.network import load_run
 from sela_tf.runs.results import read_results
-from sela_tf.serving.predictions import opinions
+from sela_tf.serving.predictions import predictions
 from sela_tf.settings.commands import ExportConfig
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
@@ -154,7 +154,7 @@ def _write_labels(config: SelaConfig, workdir: pathlib.Path, path: pathlib.Path)
         for images, _ in inference_batches(train, size=size, batch_size=EVALUATION_BATCH, in_order=True):
             some = slice(done, done + len(images))
             clusters = kept["labels"].T[some].astype(np.int64)
-            said = opinions(forward(images), kept["potentials"], lam=float(kept["lam"]), clusters=clusters)
+            said = predictions(forward(images), kept["potentials"], lam=float(kept["lam"]), clusters=clusters)
             rows = np.repeat(names[some], heads.num_heads)
             columns = {
                 "example_id": [example_id(name) for name in rows.tolist()],

@@ -1,1 +1,1 @@
-"""What the commands label, probe and export do with a finished run."""
+"""The commands label, probe and export, which work with a finished run."""

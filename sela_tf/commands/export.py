@@ -1,4 +1,4 @@
-"""A finished run as a model for TensorFlow Serving: `export_run(settings)`."""
+"""The work of `python -m sela_tf.export`: a finished run as a model for TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sela_tf.reporting.markdown import markdown
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.network import load_run
 from sela_tf.runs.workdir import read_config
-from sela_tf.serving.check import NUM_IMAGES, Checked, check_saved_model
+from sela_tf.serving.check import NUM_IMAGES, CheckResult, check_saved_model
 from sela_tf.serving.saved_model import export_saved_model, read_signatures
 from sela_tf.settings.commands import ExportConfig
 from sela_tf.settings.fields import ConfigError
@@ -30,76 +30,86 @@ from sela_tf.training.devices import prepare_devices
 from sela_tf.training.images import load_data
 
 
-class Exported(NamedTuple):
-    """What was written."""
+class ExportResult(NamedTuple):
+    """An export that was written."""
 
     path: pathlib.Path
-    """EXPORT_DIR/VERSION."""
-    checked: Checked | None
+    """Directory of the export, EXPORT_DIR/VERSION."""
+    checked: CheckResult | None
+    """Outcome of the check; None where it was not asked for."""
     images: str
-    """What it was checked with."""
+    """Name of the images that it was checked with; empty without check."""
 
 
 class _Transport(NamedTuple):
-    """The last one of the run."""
+    """The potentials of the run's last transport, and its lambda."""
 
     potentials: np.ndarray | None = None
     lam: float = 1.0
 
 
-def export_run(settings: ExportConfig) -> Exported:
+def export_run(settings: ExportConfig) -> ExportResult:
     """Writes the network of a finished run as the next version of a served model, whole or not at all.
 
+    Args:
+        settings: run, directory of the served model, and what is exported.
+
     Raises:
-        ValueError: there is no finished run, its labels.npz is damaged, the version is there, the directory cannot be written, or
-            tensorflow-serving-api is missing (ConfigError); or the export does not answer as the network does (MismatchError).
+        ConfigError: there is no finished run, its labels.npz is damaged, the version exists, the directory cannot be written, or
+            tensorflow-serving-api is missing.
+        MismatchError: the export does not answer as the network does.
     """
     if settings.warm_up:
-        _need_serving_api()
-    return export_to(_place(settings), settings)
+        _require_serving_api()
+    return export_to(_version_directory(settings), settings)
 
 
-def export_to(path: pathlib.Path, settings: ExportConfig) -> Exported:
-    """As `export_run`, into the new directory `path`, whatever its name is."""
-    # serving has no need of the devices that the run was trained on
+def export_to(path: pathlib.Path, settings: ExportConfig) -> ExportResult:
+    """Writes the network of a finished run into the new directory `path`, whose name need not be a number (see `export_run`)."""
+    # Serving does not need the devices that the run was trained on.
     prepare_devices(dataclasses.replace(read_config(settings.workdir), logical_cpus=0))
     model = load_run(settings.workdir)
     transport = _read_transport(pathlib.Path(settings.workdir), model) if settings.potentials else _Transport()
-    checked: list[Checked] = []
+    checked: list[CheckResult] = []
     images: ImageSet | None = None
     if settings.check:
         images = _images(settings, model)
 
     def check(unfinished: pathlib.Path) -> None:
         if images is not None:
-            print(f"checking it with {min(NUM_IMAGES, len(images))} of {images.name}", flush=True)
+            print(f"checking it with {min(NUM_IMAGES, len(images))} of {images.full_name}", flush=True)
             checked.append(check_saved_model(unfinished, model, images, **transport._asdict()))
 
     try:
         export_saved_model(model, path, warm_up=settings.warm_up, check=check, **transport._asdict())
     except FileExistsError as error:
         raise _version_is_there(path) from error
-    return Exported(path, checked[0] if checked else None, images.name if images is not None else "")
+    return ExportResult(path, checked[0] if checked else None, images.name if images is not None else "")
 
 
-def _need_serving_api() -> None:
+def _require_serving_api() -> None:
+    """Checks that tensorflow-serving-api is installed, before the work begins.
+
+    Raises:
+        ConfigError: it is not.
+    """
     try:
         importlib.import_module("tensorflow_serving.apis.prediction_log_pb2")
     except ImportError as error:
         raise ConfigError(
-            f"warm-up requests need tensorflow-serving-api ({error}): pip install 'sela-tf[serving]', or leave them out with --nowarm_up"
+            f"warm-up requests need tensorflow-serving-api ({error}): pip install 'sela-tf[serving]', or leave them out with `warm_up=False`"
         ) from error
 
 
-def _place(settings: ExportConfig) -> pathlib.Path:
-    """Where the version goes.
+def _version_directory(settings: ExportConfig) -> pathlib.Path:
+    """Returns the directory of the version to write.
 
     Raises:
-        ConfigError: it cannot go there.
+        ConfigError: it exists or cannot be written.
     """
     directory = pathlib.Path(settings.export_dir)
     if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"--export_dir={directory} is a file: name a directory")
+        raise ConfigError(f"`export_dir={directory}` is a file: name a directory")
     refuse_unwritable("export_dir", directory)
     versions = [int(each.name) for each in directory.iterdir() if each.name.isdecimal()] if directory.is_dir() else []
     if settings.export_version in versions:
@@ -108,16 +118,22 @@ def _place(settings: ExportConfig) -> pathlib.Path:
 
 
 def _version_is_there(path: pathlib.Path) -> ConfigError:
+    """Returns the error of a version that exists."""
     return ConfigError(
-        f"--export_version={path.name} is in --export_dir={path.parent} already: choose another, or leave --export_version out for the next"
+        f"`export_version={path.name}` is in `export_dir={path.parent}` already: choose another, or leave `export_version` out for the next"
     )
 
 
 def _read_transport(workdir: pathlib.Path, model: keras.Model) -> _Transport:
+    """Reads the last transport of the run, and prints a warning where it did not converge.
+
+    Raises:
+        ConfigError: labels.npz is missing or damaged.
+    """
     try:
         labels = read_labels(workdir, model.output.shape[1:])
     except ConfigError as error:
-        raise ConfigError(f"{error}. Or export the network's plain argmax with --nopotentials") from error
+        raise ConfigError(f"{error}. Or export the network's plain argmax with `potentials=False`") from error
     potentials, lam = labels["potentials"], float(labels["lam"])
     unsolved = np.flatnonzero(~labels["converged"])
     if len(unsolved):
@@ -129,7 +145,7 @@ def _read_transport(workdir: pathlib.Path, model: keras.Model) -> _Transport:
 
 
 def _images(settings: ExportConfig, model: keras.Model) -> ImageSet:
-    """Held out by the run; made ones where they cannot be had any more."""
+    """Returns the run's held-out images in the form that the network takes; synthetic images if those cannot be loaded."""
     shape = model.input.shape[1:]
     try:
         held_out = load_data(read_config(settings.workdir)).held_out
@@ -142,8 +158,8 @@ def _images(settings: ExportConfig, model: keras.Model) -> ImageSet:
         return match_input(load_source(f"synthetic:{NUM_IMAGES}").train, shape)
 
 
-def summary(exported: Exported) -> str:
-    """What was written, and how it is served."""
+def summary(exported: ExportResult) -> str:
+    """Returns a summary for a terminal: what was written, and how to serve it."""
     size = sum(file.stat().st_size for file in exported.path.rglob("*") if file.is_file())
     signatures = read_signatures(exported.path)
     rows = [[name, ", ".join(map(_described, each.inputs, each.inputs.values()))] for name, each in signatures.items()]
@@ -157,18 +173,20 @@ def summary(exported: Exported) -> str:
         "",
     ]
     if exported.checked is not None:
-        lines += [_report(exported.checked, exported.images), ""]
+        lines += [_check_report(exported.checked, exported.images), ""]
     mount = shlex.quote(f"{exported.path.parent}:/models/sela:ro")
     serve = f"docker run --rm -p 8500:8500 -p 8501:8501 -v {mount} -e MODEL_NAME=sela tensorflow/serving"
     return "\n".join([*lines, f"Serve it, gRPC on 8500 and REST on 8501:\n  {serve}"])
 
 
 def _described(name: str, spec: tf.TensorSpec) -> str:
+    """Returns name, dtype and shape of an input or output; B stands for the batch."""
     sides = ", ".join("B" if i == 0 else "any" if side is None else str(side) for i, side in enumerate(spec.shape))
     return f"{name} {spec.dtype.name} [{sides}]"
 
 
-def _report(checked: Checked, images: str) -> str:
+def _check_report(checked: CheckResult, images: str) -> str:
+    """Returns the outcome of the check in words, and the table of its timings."""
     differences = ", ".join(f"{name} {value:.1g}" for name, value in checked.differences.items())
     words = (
         f"In a process without sela_tf, {checked.num_images} of {images} give the network's answers; largest differences {differences}; "

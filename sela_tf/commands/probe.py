@@ -1,4 +1,4 @@
-"""Probes of finished runs: `probe_run(settings, workdir)`, and mean and interval of several."""
+"""The work of `python -m sela_tf.probe`: probes of finished runs, and their mean and confidence interval over seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,15 +16,14 @@ from scipy import stats
 
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.batch_sizes import EVALUATION_BATCH
-from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.splits import match_input
-from sela_tf.evaluation.figures import evaluate_labels
 from sela_tf.evaluation.kmeans import kmeans_clusters
 from sela_tf.evaluation.knn import knn_accuracy
-from sela_tf.evaluation.outputs import look
-from sela_tf.evaluation.probes import Probed, Schedule, fitted_probes, trained_probes
-from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
+from sela_tf.evaluation.metrics import evaluate_labels
+from sela_tf.evaluation.outputs import network_outputs
+from sela_tf.evaluation.probes import ProbeSchedule, ProbeTask, logistic_probes, sgd_probes
+from sela_tf.evaluation.protocol import EvaluationImages, EvaluationProtocol, evaluation_images, evaluation_protocol
 from sela_tf.files.atomic import write_whole
 from sela_tf.models.build import stage_names
 from sela_tf.models.inference import BatchedInference
@@ -49,10 +48,17 @@ _CLUSTERING = {
 
 
 def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """Probes the network of a run, by default the first that the settings name; also writes probes.json into its directory.
+    """Probes the network of a finished run, and writes probes.json into the directory of the run.
+
+    Args:
+        settings: settings of the command.
+        workdir: directory of the run; None for the first one that the settings name.
+
+    Returns:
+        The contents of probes.json.
 
     Raises:
-        ValueError: as `probe`.
+        ValueError: there is no finished run, no such stage, or no classes to fit probes to.
     """
     workdir = settings.workdir[0] if workdir is None else workdir
     refuse_unwritable("workdir", pathlib.Path(absolute_path(str(workdir))))
@@ -62,7 +68,11 @@ def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str] | None = No
 
 
 def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Probes the network of a finished run, and returns what probes.json holds.
+    """Probes the network of a finished run, and returns what `probe_run` writes into probes.json.
+
+    Args:
+        settings: settings of the command.
+        workdir: directory of the run.
 
     Raises:
         ValueError: there is no finished run, no such stage, or no classes to fit probes to.
@@ -73,51 +83,58 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
         model = load_run(workdir)
     shape = model.input.shape[1:]
     stages = _stages(settings, model, workdir)
-    # images of another set, of whatever size, are shown to the network at its own
+    # The network sees the images of another data set at its own size.
     if len(shape) == 3:
         config = dataclasses.replace(config, image_size=shape[0])
-    data = load_data(config)._replace(size=tuple(shape[:-1]))
-    data = data._replace(train=match_input(data.train, shape), held_out=match_input(data.held_out, shape))
-    for images in (data.train, data.held_out):
-        if images.classes is None:
-            raise ConfigError(
-                f"{images.full_name} has no class labels, which probes need: name another --dataset or --eval_dataset"
-            )
+    data = _load_data(config, shape)
     protocol = evaluation_protocol(settings.evaluate, len(data.train), len(data.held_out), seed=settings.seed)
-    if settings.kmeans and max(settings.kmeans) > protocol.held_out_size:
-        raise ConfigError(f"--kmeans={max(settings.kmeans)} exceeds the {protocol.held_out_size} held-out images: choose fewer")
-    if settings.protocol == "sgd" and settings.batch_size > len(data.train):
-        raise ConfigError(f"--batch_size={settings.batch_size} exceeds the {len(data.train)} training images: choose a smaller one")
-    judged_on = _Images(data, protocol.training(data.train), protocol.held_out(data.held_out), protocol)
+    _check_fit(settings, data, protocol)
+    images = evaluation_images(data.train, data.held_out, data.size, protocol)
     results: dict[str, Any] = {
-        "trained": _figures(settings, model, stages, judged_on, strategy),
+        "trained": _metrics(settings, model, stages, data, images, strategy),
         "num_held_out_images": protocol.held_out_size,
-        "protocol": _protocol(settings, judged_on),
+        "protocol": _protocol(settings, protocol),
         "config": dataclasses.asdict(config),
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "workdir"},
     }
     if settings.untrained:
         untrained = first_network(config, read_description(workdir), strategy)
-        views = inference_batches(judged_on.train, size=data.size, batch_size=EVALUATION_BATCH)
+        views = inference_batches(images.training, size=data.size, batch_size=EVALUATION_BATCH)
         BatchedInference(untrained, strategy).settle(views)
-        results["untrained"] = _figures(settings, untrained, stages, judged_on, strategy)
+        results["untrained"] = _metrics(settings, untrained, stages, data, images, strategy)
     return results
 
 
-class _Images(NamedTuple):
-    """The images that a network is probed on."""
+def _load_data(config: SelaConfig, shape: Sequence[int]) -> Data:
+    """Loads training and held-out images in the shape that the network takes.
 
-    data: Data
-    """All of them, which probes trained by SGD go through."""
-    train: ImageSet
-    """The training images that the other figures are taken on; likewise `held_out`."""
-    held_out: ImageSet
-    protocol: EvaluationProtocol
-    """Which chose them."""
+    Raises:
+        ConfigError: a set has no classes.
+    """
+    data = load_data(config)._replace(size=tuple(shape[:-1]))
+    data = data._replace(train=match_input(data.train, shape), held_out=match_input(data.held_out, shape))
+    for images in (data.train, data.held_out):
+        if images.classes is None:
+            raise ConfigError(
+                f"{images.full_name} has no class labels, which probes need: name another `dataset` or `eval_dataset`"
+            )
+    return data
+
+
+def _check_fit(settings: ProbeConfig, data: Data, protocol: EvaluationProtocol) -> None:
+    """Checks that there are enough images for the settings.
+
+    Raises:
+        ConfigError: there are fewer held-out images than clusters of k-means, or fewer training images than a batch of SGD.
+    """
+    if settings.kmeans and max(settings.kmeans) > protocol.held_out_size:
+        raise ConfigError(f"`kmeans={max(settings.kmeans)}` exceeds the {protocol.held_out_size} held-out images: choose fewer")
+    if settings.protocol == "sgd" and settings.batch_size > len(data.train):
+        raise ConfigError(f"`batch_size={settings.batch_size}` exceeds the {len(data.train)} training images: choose a smaller one")
 
 
 def _config_of(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> SelaConfig:
-    """Of the run, with other images where they are asked for."""
+    """Returns the settings of the run, with the images that the command asks for."""
     config = read_config(workdir)
     if settings.dataset:
         config = dataclasses.replace(config, dataset=absolute_source(settings.dataset), eval_dataset="")
@@ -125,12 +142,12 @@ def _config_of(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> SelaCo
         config = dataclasses.replace(config, eval_dataset=absolute_source(settings.eval_dataset))
     if settings.cache_dir:
         config = dataclasses.replace(config, cache_dir=absolute_cache(settings.cache_dir))
-    # a network that learned from unequal classes is judged by all images
+    # A network that was trained with `imbalance` is judged on all images.
     return dataclasses.replace(config, classes="auto", imbalance="none")
 
 
 def _stages(settings: ProbeConfig, model: keras.Model, workdir: str | os.PathLike[str]) -> list[str]:
-    """Those that are asked for; by default the maps and the embedding.
+    """Returns the names of the stages to probe: those of the settings; by default all maps and the embedding.
 
     Raises:
         ConfigError: the network has no such stage.
@@ -138,41 +155,57 @@ def _stages(settings: ProbeConfig, model: keras.Model, workdir: str | os.PathLik
     known = stage_names(model)
     unknown = [stage for stage in settings.stages if stage not in known]
     if unknown:
-        raise ConfigError(f"--stages={','.join(unknown)}: no such stage. The network of {workdir} has {', '.join(known)}")
-    # fully connected stages are as wide as what they come from: the last of them is the embedding
+        raise ConfigError(f"`stages={','.join(unknown)}`: no such stage. The network of {workdir} has {', '.join(known)}")
+    # By default fully connected stages other than the last, which is the embedding, are left out.
     return list(settings.stages) or [name for name in known if len(model.get_layer(name).output.shape) == 4 or name == EMBEDDING]
 
 
-def _figures(
-    settings: ProbeConfig, model: keras.Model, stages: Sequence[str], images: _Images, strategy: tf.distribute.Strategy
+def _metrics(
+    settings: ProbeConfig,
+    model: keras.Model,
+    stages: Sequence[str],
+    data: Data,
+    images: EvaluationImages,
+    strategy: tf.distribute.Strategy,
 ) -> dict[str, Any]:
-    """Of one network: "knn" by k, "linear_probe" by stage, "clustering" by metric, a list of heads each, "kmeans" likewise
-    by number of clusters."""
-    data, train, held_out, protocol = images
-    bank = look(model, train, size=data.size, strategy=strategy).embedding
-    seen = look(model, held_out, size=data.size, strategy=strategy)
+    """Returns the metrics of one network.
+
+    Returns:
+        "knn": accuracy by k; "clustering": a list over heads by metric; "kmeans": the same by number of clusters; "linear_probe": accuracy
+        by stage.
+    """
+    train, held_out = images.training, images.held_out
+    bank = network_outputs(model, train, size=data.size, strategy=strategy).embedding
+    outputs = network_outputs(model, held_out, size=data.size, strategy=strategy)
     train_classes, classes = np.asarray(train.classes), np.asarray(held_out.classes)
-    found: dict[str, Any] = {
-        "knn": {str(k): knn_accuracy(bank, train_classes, seen.embedding, classes, k=k) for k in settings.knn},
-        "clustering": evaluate_labels(seen.clusters, classes),
-        "kmeans": {str(k): evaluate_labels(kmeans_clusters(seen.embedding, k)[np.newaxis], classes) for k in settings.kmeans},
+    metrics: dict[str, Any] = {
+        "knn": {str(k): knn_accuracy(bank, train_classes, outputs.embedding, classes, k=k) for k in settings.knn},
+        "clustering": evaluate_labels(outputs.clusters, classes),
+        "kmeans": {str(k): evaluate_labels(kmeans_clusters(outputs.embedding, k)[np.newaxis], classes) for k in settings.kmeans},
     }
     if settings.protocol == "logistic":
-        probed = Probed(model, stages, train, held_out, data.size, settings.values, strategy)
-        return {**found, "linear_probe": fitted_probes(probed, max_iterations=protocol.max_iterations)}
-    probed = Probed(model, stages, data.train, data.held_out, data.size, settings.values, strategy)
-    steps = len(data.train) // settings.batch_size
-    drops = [epoch / settings.epochs for epoch in settings.drop_epochs if epoch < settings.epochs]
-    rates = learning_rate_schedule(
-        settings.learning_rate, schedule="step", epochs=settings.epochs, steps_per_epoch=steps, drops=drops
-    )
+        task = ProbeTask(model, stages, train, held_out, data.size, settings.values, strategy)
+        return {**metrics, "linear_probe": logistic_probes(task, max_iterations=images.protocol.max_iterations)}
+    task = ProbeTask(model, stages, data.train, data.held_out, data.size, settings.values, strategy)
     with strategy.scope():
-        optimizer = CoupledSGD(rates, momentum=settings.momentum, coupled_weight_decay=settings.weight_decay)
-    probes = trained_probes(probed, optimizer=optimizer, schedule=_schedule(settings), seed=settings.seed)
-    return {**found, "linear_probe": probes}
+        optimizer = _optimizer(settings, len(data.train))
+    return {**metrics, "linear_probe": sgd_probes(task, optimizer=optimizer, schedule=_schedule(settings), seed=settings.seed)}
 
 
-def _schedule(settings: ProbeConfig) -> Schedule:
+def _optimizer(settings: ProbeConfig, num_images: int) -> CoupledSGD:
+    """Returns the optimizer of the SGD probes, with its learning rate schedule."""
+    rates = learning_rate_schedule(
+        settings.learning_rate,
+        schedule="step",
+        epochs=settings.epochs,
+        steps_per_epoch=num_images // settings.batch_size,
+        drops=[epoch / settings.epochs for epoch in settings.drop_epochs if epoch < settings.epochs],
+    )
+    return CoupledSGD(rates, momentum=settings.momentum, coupled_weight_decay=settings.weight_decay)
+
+
+def _schedule(settings: ProbeConfig) -> ProbeSchedule:
+    """Returns the schedule of the SGD probes. Views are cropped and flipped only."""
     views = Augmentation(
         crop_scale=settings.crop_scale,
         flip_probability=settings.flip_probability,
@@ -182,11 +215,11 @@ def _schedule(settings: ProbeConfig) -> Schedule:
         hue=0,
         grayscale_probability=0,
     )
-    return Schedule(settings.epochs, settings.batch_size, views, settings.ten_crop)
+    return ProbeSchedule(settings.epochs, settings.batch_size, views, settings.ten_crop)
 
 
-def _protocol(settings: ProbeConfig, images: _Images) -> str:
-    protocol = images.protocol
+def _protocol(settings: ProbeConfig, protocol: EvaluationProtocol) -> str:
+    """Returns the protocol of the metrics in words, for probes.json."""
     said = (
         f"{protocol.held_out_words}; knn: embedding, cosine, votes weighted exp(similarity / .1), among {protocol.training_words}, "
         "clean view; clustering: plain argmax of each head; "
@@ -207,30 +240,38 @@ def _protocol(settings: ProbeConfig, images: _Images) -> str:
 
 
 def interval(values: Sequence[float], *, confidence: float = 0.95) -> float:
-    """Half the width of Student's confidence interval of the mean over seeds; NaN of a single value."""
+    """Returns half the width of Student's confidence interval of the mean of `values`; NaN for a single value."""
     if len(values) < 2:
         return float("nan")
     return float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values))
 
 
-def check_alike(workdirs: Sequence[str]) -> None:
-    """Raises:
-    ConfigError: the runs differ in more than their seed and whose labels they learned, so that a mean would mean nothing.
+def check_same_settings(workdirs: Sequence[str]) -> None:
+    """Checks that runs have the same settings, so that a mean over them is a mean over seeds.
+
+    The settings `seed` and `labels_from`, and those that do not change the training, may differ.
+
+    Raises:
+        ConfigError: other settings differ.
     """
     free = {"seed", "labels_from", *(field.name for field in dataclasses.fields(SelaConfig) if field.metadata["shown"])}
     first, *others = ((workdir, dataclasses.asdict(read_config(workdir))) for workdir in workdirs)
     for name, config in others:
         different = [
-            f"--{key} is {value!r} in {first[0]} and {config[key]!r} in {name}"
+            f"`{key}` is {value!r} in {first[0]} and {config[key]!r} in {name}"
             for key, value in first[1].items()
             if value != config[key] and key not in free
         ]
         if different:
-            raise ConfigError(f"--workdir names runs that differ in more than their seed: {'; '.join(different)}")
+            raise ConfigError(f"`workdir` names runs that differ in more than their seed: {'; '.join(different)}")
 
 
-def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Mean of the runs, with its interval where there are several; in Markdown."""
+def probes_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a Markdown table of the mean over runs, with its confidence interval where there are several.
+
+    Args:
+        runs: contents of their probes.json.
+    """
     columns = [name for name in ("trained", "untrained") if name in runs[0]]
     rows = [["held-out images", *columns]]
     for kind, label in (("knn", "kNN, k = {}"), ("linear_probe", "linear probe, {}")):
@@ -246,6 +287,6 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def mean_and_interval(values: Sequence[float]) -> str:
-    """Of several seeds; the value itself of one."""
+    """Returns the mean over seeds, "0.123 ± 0.004" with half its 95 % confidence interval, or "0.123" for a single value."""
     mean = f"{np.mean(values):.3f}"
     return mean if len(values) < 2 else f"{mean} ± {interval(values):.3f}"

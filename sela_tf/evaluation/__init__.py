@@ -1,1 +1,1 @@
-"""How good a representation and a clustering are; needs class labels, which training never sees."""
+"""Measures of how good a representation and a clustering are, by class labels that training never sees."""

@@ -1,4 +1,4 @@
-"""How well clusters agree with classes."""
+"""Measures of the agreement between clusters and classes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from sklearn.metrics.cluster import contingency_matrix
 
 
 class ClusterMetrics(NamedTuple):
-    """Agreement of one clustering with the classes; 1 is the best of each but the entropy."""
+    """The agreement of one clustering with the classes. The best value of `entropy` is 0, that of every other metric is 1."""
 
     nmi: float
-    """Normalised mutual information, arithmetic mean."""
+    """Normalised mutual information, by the arithmetic mean of both entropies."""
     ami: float
-    """Adjusted for chance ("aNMI")."""
+    """Adjusted mutual information: NMI corrected for chance ("aNMI" in the paper)."""
     ari: float
     """Adjusted Rand index."""
     hungarian: float
-    """Accuracy when each class is matched with the one cluster that suits best; at most C clusters count."""
+    """Accuracy under the best one-to-one matching of classes and clusters. At most as many clusters count as there are classes."""
     purity: float
-    """Share of a cluster's images that are of its most frequent class, mean over the clusters in use."""
+    """Share of a cluster's images that belong to its most frequent class, mean over the non-empty clusters."""
     entropy: float
-    """Of the classes in a cluster, in nats, mean over the clusters in use: from 0, of pure ones, to the logarithm of their number."""
+    """Entropy of the classes in a cluster, in nats, mean over the non-empty clusters; at most the logarithm of the number of classes."""
 
 
 def cluster_metrics(classes: np.ndarray, clusters: np.ndarray) -> ClusterMetrics:
-    """Compares `clusters` [N] with `classes` [N]."""
+    """Returns the agreement of `clusters` with `classes`, both integers [N]."""
     counts = contingency_matrix(classes, clusters)
     rows, columns = linear_sum_assignment(counts, maximize=True)
     return ClusterMetrics(
@@ -43,16 +43,25 @@ def cluster_metrics(classes: np.ndarray, clusters: np.ndarray) -> ClusterMetrics
 
 
 ENTROPY_BINS = 24
+"""The number of bins of `entropy_histogram`."""
 
 
 def entropy_histogram(classes: np.ndarray, clusters: np.ndarray) -> list[int]:
-    """Clusters in use by the entropy of the classes [N] in them: counts in ENTROPY_BINS bins from 0 to the logarithm of the number of
-    classes, of random clusters nearly all in the last."""
+    """Returns how many non-empty clusters have which entropy of their classes.
+
+    Args:
+        classes: integers [N].
+        clusters: integers [N].
+
+    Returns:
+        Counts in ENTROPY_BINS equal bins from 0 to the logarithm of the number of classes. Clusters drawn at random lie nearly all in the
+        last bin.
+    """
     entropies = _entropies(contingency_matrix(classes, clusters))
     highest = max(float(np.log(len(np.unique(classes)))), 1e-9)
     return np.histogram(np.minimum(entropies, highest), bins=ENTROPY_BINS, range=(0.0, highest))[0].tolist()
 
 
 def _entropies(counts: np.ndarray) -> np.ndarray:
-    """Of the classes in each cluster, in nats [K in use], from the contingency matrix."""
+    """Returns the entropy of the classes in each cluster, in nats, [K], from the contingency matrix [C, K] of non-empty clusters."""
     return entr(counts / counts.sum(axis=0)).sum(axis=0)

@@ -17,7 +17,19 @@ def knn_accuracy(
     k: int = 10,
     temperature: float = 0.1,
 ) -> float:
-    """Share of `queries` [M, D] whose class the k nearest of `bank` [N, D] vote for: see `knn_classes`."""
+    """Returns the accuracy, in [0, 1], of a weighted kNN classifier (`knn_classes`) on held-out embeddings.
+
+    Args:
+        bank: the embeddings [N, D] of the training images, which vote.
+        bank_classes: integers [N], from 0.
+        queries: the embeddings [M, D] whose classes are predicted.
+        classes: integers [M], from 0.
+        k: number of neighbours.
+        temperature: temperature of the votes.
+
+    Raises:
+        ValueError: `k` is not positive.
+    """
     num_classes = int(max(bank_classes.max(), classes.max())) + 1
     found = knn_classes(bank, bank_classes, queries, num_classes=num_classes, k=k, temperature=temperature)
     return int((found == classes).sum()) / len(queries)
@@ -33,21 +45,25 @@ def knn_classes(
     temperature: float = 0.1,
     bank_rows: int = _BANK_ROWS,
 ) -> np.ndarray:
-    """The classes int64 [M] that the k nearest of `bank` [N, D] give to `queries` [M, D].
+    """Returns the class of each of `queries` by a weighted vote of its k nearest neighbours.
 
-    Cosine similarity of L2-normalised embeddings; the vote of a neighbour weighs exp(similarity / temperature): k = 10 and .1 are
-    the paper's protocol. Where fewer than k are there, all vote. Beyond its arguments and its result it holds 1000 queries and a block of
-    the bank with their squares and similarities, and the votes of these queries: about 16 (1000 + bank_rows) D + 8000 bank_rows +
-    8000 (num_classes + 5 k) bytes, at D = 4096 and a thousand classes 400 MB, however large N and M are.
+    The similarity is the cosine. The vote of a neighbour weighs exp(similarity / temperature). The defaults k = 10 and .1 are the paper's
+    protocol. A bank of fewer than k rows votes as a whole.
+
+    Memory does not grow with N or M: about 16 (1000 + bank_rows) D + 8000 bank_rows + 8000 (num_classes + 5 k) bytes beyond the arguments
+    and the result, which is 400 MB for D = 4096 and a thousand classes.
 
     Args:
-        bank: the embeddings [N, D] among which neighbours are searched.
+        bank: the embeddings [N, D] of the training images, which vote.
         bank_classes: integers [N] from 0 to num_classes - 1.
         queries: the embeddings [M, D] whose classes are predicted.
-        num_classes: C.
-        k: neighbours.
-        temperature: of the votes.
-        bank_rows: rows of the bank that are compared at a time, which changes memory and not the result.
+        num_classes: number of classes C.
+        k: number of neighbours.
+        temperature: temperature of the votes.
+        bank_rows: rows of the bank that are compared at a time. It changes the memory, not the result.
+
+    Returns:
+        Classes int64 [M].
 
     Raises:
         ValueError: `k` or `bank_rows` is not positive.
@@ -59,7 +75,7 @@ def knn_classes(
     for start in range(0, len(queries), _QUERY_ROWS):
         rows = slice(start, start + _QUERY_ROWS)
         similarity, nearest = _nearest(_normalised(queries[rows]), bank, k, bank_rows)
-        # a vote for each neighbour, by (query, class)
+        # One bin for each (query, class) sums the votes of all queries in a single call.
         ballots = np.arange(len(nearest))[:, np.newaxis] * num_classes + bank_classes[nearest]
         weights = np.exp(similarity / temperature)
         votes = np.bincount(ballots.ravel(), weights.ravel(), minlength=len(nearest) * num_classes)
@@ -68,13 +84,17 @@ def knn_classes(
 
 
 def _nearest(queries: tf.Tensor, bank: np.ndarray, k: int, bank_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities float32 and places int64 in the bank, both [q, min(k, N)], the nearest first; of equal ones the first."""
+    """Returns the nearest rows of the bank for each of `queries` [Q, D], normalised.
+
+    Returns:
+        Similarities float32 and bank indices int64, both [Q, min(k, N)], the nearest first. Ties go to the lower index.
+    """
     similarity = tf.zeros([len(queries), 0])
     nearest = tf.zeros([len(queries), 0], tf.int64)
     for start in range(0, len(bank), bank_rows):
         block = tf.matmul(queries, _normalised(bank[start : start + bank_rows]), transpose_b=True)
         values, places = tf.math.top_k(block, k=min(k, block.shape[1]))
-        # those of before come first, as they do in the bank: top_k keeps the order of equal ones
+        # `top_k` keeps the order of equal values: earlier rows of the bank must come first.
         values = tf.concat([similarity, values], axis=1)
         places = tf.concat([nearest, tf.cast(places, tf.int64) + start], axis=1)
         similarity, order = tf.math.top_k(values, k=min(k, values.shape[1]))
@@ -82,5 +102,6 @@ def _nearest(queries: tf.Tensor, bank: np.ndarray, k: int, bank_rows: int) -> tu
     return similarity.numpy(), nearest.numpy()
 
 
-def _normalised(vectors: np.ndarray) -> tf.Tensor:
-    return tf.math.l2_normalize(tf.constant(vectors, tf.float32), axis=1)
+def _normalised(rows: np.ndarray) -> tf.Tensor:
+    """Returns `rows` [N, D] as float32, each row divided by its L2 norm."""
+    return tf.math.l2_normalize(tf.constant(rows, tf.float32), axis=1)

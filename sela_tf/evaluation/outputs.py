@@ -1,4 +1,4 @@
-"""A network's embedding and its heads' clusters, from one pass over the images."""
+"""The outputs of a network on a set of images: its embedding and the clusters of its heads, from one pass."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from sela_tf.models.inference import BatchedInference
 from sela_tf.models.layer_names import EMBEDDING
 
 
-class Look(NamedTuple):
-    """A network in inference mode on the clean views of M images."""
+class NetworkOutputs(NamedTuple):
+    """The outputs of a network in inference mode on the clean views of M images."""
 
     embedding: np.ndarray
-    """float32 [M, D]; [M, 0] where it was not asked for."""
+    """Embedding float32 [M, D]; [M, 0] where it was not kept."""
     clusters: np.ndarray
-    """int64 [T, M], the plain argmax of each head."""
+    """Plain argmax of each head's logits, int64 [T, M]."""
     confidence: np.ndarray
-    """float32 [T, M], each head's probability of that cluster."""
+    """Softmax probability of that cluster, float32 [T, M]."""
     corrected: np.ndarray
-    """int64 [T, M], the argmax of lam log p + potentials; the plain one without potentials."""
+    """Argmax of lam log p + potentials, int64 [T, M]; the same as `clusters` without potentials."""
 
     @property
     def num_images(self) -> int:
-        """M."""
+        """The number of images M."""
         return self.clusters.shape[1]
 
-    def without_embedding(self) -> Look:
-        """The clusters alone, which take little memory."""
+    def without_embedding(self) -> NetworkOutputs:
+        """Returns the outputs of the heads alone, which take little memory."""
         return self._replace(embedding=np.empty((self.num_images, 0), np.float32))
 
 
-def look(
+def network_outputs(
     model: keras.Model,
     images: ImageSet,
     *,
@@ -48,33 +48,37 @@ def look(
     embedding: bool = True,
     potentials: np.ndarray | None = None,
     lam: float = 1.0,
-) -> Look:
-    """Runs the network once over `images`; the logits [B, T, K] of a batch go no further than the batch.
+) -> NetworkOutputs:
+    """Runs the network once over `images` and keeps embedding and clusters.
+
+    The logits [B, T, K] of a batch are reduced to clusters at once, so memory does not grow with the number of clusters K.
 
     Args:
-        model: of `build_model`, with one MultiHead layer; no variable of it changes.
-        images: M of them.
-        size: (height, width) that the network sees; () of vectors.
-        strategy: that the model was built under; None for one device.
+        model: a network of `build_model`, with one MultiHead layer; none of its variables changes.
+        images: M images.
+        size: (height, width) that the network sees; () for vectors.
+        strategy: strategy that the model was built under; None for one device.
         embedding: keep the embedding, too.
-        potentials: [T, K], log alpha of each head's transport.
-        lam: of that transport.
+        potentials: potentials [T, K] of each head's transport; None for clusters without correction.
+        lam: lambda of that transport.
     """
     heads = find_multi_head(model)
     kept = [model.get_layer(EMBEDDING).output] if embedding else []
-    said = _Said(potentials, lam, dtype="float32", name="clusters_of_heads")(heads.output)
-    output = keras.layers.Concatenate(dtype="float32", name="embedding_and_clusters")([*kept, said]) if kept else said
+    head_outputs = _HeadOutputs(potentials, lam, dtype="float32", name="clusters_of_heads")(heads.output)
+    output = (
+        keras.layers.Concatenate(dtype="float32", name="embedding_and_clusters")([*kept, head_outputs]) if kept else head_outputs
+    )
     inference = BatchedInference(cut_at(model, output), strategy)
     found = inference.collect(inference_batches(images, size=size, batch_size=EVALUATION_BATCH), len(images))
     values, numbers = np.split(found, [found.shape[1] - 3 * heads.num_heads], axis=1)
     clusters, confidence, corrected = (part.T for part in np.split(numbers, 3, axis=1))
-    return Look(values, clusters.astype(np.int64), confidence.copy(), corrected.astype(np.int64))
+    return NetworkOutputs(values, clusters.astype(np.int64), confidence.copy(), corrected.astype(np.int64))
 
 
-class _Said(keras.layers.Layer):
-    """Logits [B, T, K] to [B, 3 T]: plain cluster, its probability, and corrected cluster of each head.
+class _HeadOutputs(keras.layers.Layer):
+    """A layer from logits [B, T, K] to [B, 3 T]: plain cluster, its probability, and corrected cluster of each head.
 
-    All are float32, which holds whole numbers up to 2**24 exactly.
+    All values are float32, which holds integers up to 2**24 exactly.
     """
 
     def __init__(self, potentials: np.ndarray | None, lam: float, **kwargs):

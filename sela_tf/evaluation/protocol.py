@@ -1,4 +1,4 @@
-"""The images that a run is evaluated on, decided from the size of its sets alone."""
+"""The evaluation protocol: which images a run is evaluated on, decided by the sizes of its sets alone."""
 
 from __future__ import annotations
 
@@ -9,80 +9,118 @@ import numpy as np
 from sela_tf.data.image_set import ImageSet
 
 SAMPLED_ABOVE = 100_000
-"""Training images; with more of them, "auto" samples."""
+"""The number of training images above which "auto" means "sampled"."""
 SAMPLED_TRAINING, SAMPLED_HELD_OUT = 50_000, 10_000
 _ITERATIONS, _SAMPLED_ITERATIONS = 500, 100
 _TRAINING_KEY, _HELD_OUT_KEY = 1, 2
 
-LEFT_OUT = "evaluation was left out (--evaluate=none)"
+LEFT_OUT = "evaluation was left out (`evaluate=none`)"
+"""The reason that results.json gives for metrics that are null because no evaluation was wanted."""
 
 
 class EvaluationProtocol(NamedTuple):
-    """The images that every figure is taken on, the same for a trained and an untrained network, and the linear probe's limit."""
+    """The choice of the images that every metric is taken on, and the limit of the linear probe's solver.
+
+    The choice is the same for the trained and the untrained network, so that their metrics can be compared.
+    """
 
     kind: str
-    """full, sampled or none."""
+    """Kind of the evaluation: "full", "sampled" or "none"."""
     num_training: int
-    """N, of the whole set."""
+    """Number of images N of the whole training set."""
     num_held_out: int
-    """M, of the whole set."""
+    """Number of images M of the whole held-out set."""
     training_sample: np.ndarray | None = None
-    """int64, increasing indices below N; None for all."""
+    """Indices of the chosen training images, int64, increasing, below N; None for all."""
     held_out_sample: np.ndarray | None = None
-    """int64, increasing indices below M; None for all."""
+    """Indices of the chosen held-out images, int64, increasing, below M; None for all."""
     max_iterations: int = _ITERATIONS
-    """The limit of the logistic regression's solver, which stops there, converged or not."""
+    """Limit of the logistic regression's solver, which stops there whether it converged or not."""
 
     @property
     def training_size(self) -> int:
-        """Training images that are looked at; 0 where nothing is."""
+        """The number of training images that are evaluated on; 0 without evaluation."""
         return _size(self.kind, self.num_training, self.training_sample)
 
     @property
     def held_out_size(self) -> int:
-        """Held-out images that are looked at; 0 where nothing is."""
+        """The number of held-out images that are evaluated on; 0 without evaluation."""
         return _size(self.kind, self.num_held_out, self.held_out_sample)
 
     @property
     def training_words(self) -> str:
-        """The training images, as the protocol line names them."""
+        """The training images in words, for the protocol line of results.json."""
         return _words("all ", self.num_training, "training", self.training_sample)
 
     @property
     def held_out_words(self) -> str:
-        """The held-out images, as the protocol line names them."""
+        """The held-out images in words, for the protocol line of results.json."""
         return _words("", self.num_held_out, "held-out", self.held_out_sample)
 
     @property
     def solver_words(self) -> str:
-        """The limit of iterations, where it is not that of an evaluation in full."""
+        """The limit of the solver's iterations in words; empty where it is that of a full evaluation."""
         return f", at most {self.max_iterations} iterations," if self.kind == "sampled" else ""
 
     @property
     def labels_words(self) -> str:
-        """The images whose labels were compared with the classes, in words, where that is not all of them."""
+        """The images whose labels are compared with the classes, in words; empty where these are all training images."""
         if self.training_sample is None:
             return ""
         return " Agreement of the labels with the classes, during training and after it: on these training images."
 
     def training(self, images: ImageSet) -> ImageSet:
-        """The training images that are looked at."""
+        """Returns the chosen ones of the training images."""
         return images if self.training_sample is None else images.take(self.training_sample)
 
     def held_out(self, images: ImageSet) -> ImageSet:
-        """The held-out images that are looked at."""
+        """Returns the chosen ones of the held-out images."""
         return images if self.held_out_sample is None else images.take(self.held_out_sample)
 
 
-def evaluation_protocol(evaluate: str, num_training: int, num_held_out: int, *, seed: int = 0) -> EvaluationProtocol:
-    """The protocol that a setting stands for.
+class EvaluationImages(NamedTuple):
+    """The images that a network is evaluated on, as a protocol chose them."""
+
+    training: ImageSet
+    """Training images: the bank of the kNN, and what the linear probe is fitted to."""
+    held_out: ImageSet
+    """Held-out images, which the metrics are taken on."""
+    size: tuple[int, ...]
+    """(height, width) that the network sees; () for vectors."""
+    protocol: EvaluationProtocol
+    """The protocol that chose the images."""
+
+    @property
+    def have_classes(self) -> bool:
+        """True if both sets have class labels, so that kNN and linear probe can be scored."""
+        return self.training.classes is not None and self.held_out.classes is not None
+
+
+def evaluation_images(
+    training: ImageSet, held_out: ImageSet, size: tuple[int, ...], protocol: EvaluationProtocol | None = None
+) -> EvaluationImages:
+    """Returns the images that `protocol` chooses from two whole sets.
 
     Args:
-        evaluate: full for all images; sampled for at most SAMPLED_TRAINING training and SAMPLED_HELD_OUT held-out images and a probe of
-            fewer iterations; auto for sampled above SAMPLED_ABOVE training images, else full; none for no evaluation at all.
-        num_training: N.
-        num_held_out: M.
-        seed: of the samples.
+        training: all training images.
+        held_out: all held-out images.
+        size: (height, width) that the network sees; () for vectors.
+        protocol: the choice; None for all images.
+    """
+    if protocol is None:
+        protocol = evaluation_protocol("full", len(training), len(held_out))
+    return EvaluationImages(protocol.training(training), protocol.held_out(held_out), size, protocol)
+
+
+def evaluation_protocol(evaluate: str, num_training: int, num_held_out: int, *, seed: int = 0) -> EvaluationProtocol:
+    """Returns the protocol that the setting `evaluate` stands for.
+
+    Args:
+        evaluate: "full" for all images; "sampled" for at most SAMPLED_TRAINING training and SAMPLED_HELD_OUT held-out images and a linear
+            probe of fewer iterations; "auto" for "sampled" above SAMPLED_ABOVE training images, else "full"; "none" for no evaluation.
+        num_training: number of training images N.
+        num_held_out: number of held-out images M.
+        seed: seed of the samples.
 
     Raises:
         ValueError: there is no such protocol.
@@ -104,16 +142,19 @@ def evaluation_protocol(evaluate: str, num_training: int, num_held_out: int, *, 
 
 
 def _sample(count: int, at_most: int, key: list[int]) -> np.ndarray | None:
+    """Returns `at_most` increasing indices below `count`, drawn at random; None if that is all of them."""
     return None if count <= at_most else np.sort(np.random.default_rng(key).permutation(count)[:at_most])
 
 
 def _size(kind: str, count: int, sample: np.ndarray | None) -> int:
+    """Returns the number of images that are evaluated on, of a set of `count`."""
     if kind == "none":
         return 0
     return count if sample is None else len(sample)
 
 
 def _words(all_of_them: str, count: int, name: str, sample: np.ndarray | None) -> str:
+    """Returns the images of a set in words, with `all_of_them` before the number where there is no sample."""
     if sample is None:
         return f"{all_of_them}{count} {name} images"
     return f"{len(sample)} of {count} {name} images, drawn at random"

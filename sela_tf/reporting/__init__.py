@@ -1,1 +1,1 @@
-"""What a run shows of itself: pictures, and the numbers behind them."""
+"""The presentation of a run: its pictures, its tables, and the numbers behind them."""

@@ -1,4 +1,4 @@
-"""Tables of figures as text."""
+"""A table as Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its columns aligned for whoever reads it in a terminal."""
+    """Returns a Markdown table whose columns are also aligned in a terminal, without a final newline."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

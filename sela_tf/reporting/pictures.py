@@ -1,4 +1,4 @@
-"""Pictures of a run, by matplotlib; it is imported when something is drawn."""
+"""The pictures of a run, drawn by matplotlib, which is imported only when something is drawn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sela_tf.reporting.history import NUM_MEMBERS_SHOWN, objective
+from sela_tf.reporting.gallery import NUM_MEMBERS_SHOWN
+from sela_tf.reporting.history import objective_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,12 @@ _HEAD_COLOURS = (_BLUE, _ORANGE, _GREEN, "#8e4b9e", "#b8342f", "#6b5b2e", "#2a8c
 
 
 def draw_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Six panels that say at once whether training went well; `report` is what report.json holds."""
+    """Draws six panels that show whether training went well.
+
+    Args:
+        report: the contents of report.json.
+        path: path of the png file.
+    """
     figure = _figure(15, 8.6)
     axes = figure.subplots(2, 3)
     count = len(report["warnings"])
@@ -33,17 +39,17 @@ def draw_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     _draw_changes(axes[0, 2], report)
     _draw_sizes(axes[1, 0], report)
     _draw_entropies(axes[1, 1], report)
-    _draw_figures(axes[1, 2], report)
+    _draw_metrics(axes[1, 2], report)
     figure.savefig(path, dpi=110)
 
 
 def draw_gallery(title: str, rows: Sequence[tuple[str, np.ndarray]], path: str | os.PathLike[str]) -> None:
-    """One row of images for each cluster.
+    """Draws a row of images for each cluster.
 
     Args:
-        title: of the picture.
-        rows: a line about the cluster, and images [n, H, W, C] in [0, 255], n from 0 to NUM_MEMBERS_SHOWN.
-        path: of a png file.
+        title: title of the picture.
+        rows: for each cluster a line about it, and images [n, H, W, C] in [0, 255] with n from 0 to NUM_MEMBERS_SHOWN.
+        path: path of the png file.
     """
     height = 1.3 * len(rows) + 0.5
     figure = _figure(NUM_MEMBERS_SHOWN, height, layout=None)
@@ -62,7 +68,8 @@ def draw_gallery(title: str, rows: Sequence[tuple[str, np.ndarray]], path: str |
 
 
 def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    # neither pyplot nor its windows and state, which belong to the caller
+    """Returns a new figure of a size in inches."""
+    # Pyplot is avoided, because its windows and its state belong to the program that calls this library.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -72,6 +79,7 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
 
 
 def _plain(axis: Axes, title: str, x: str, y: str) -> None:
+    """Sets the title and the labels of a panel, in the style that all panels share."""
     axis.set_title(title, fontsize=10, loc="left")
     axis.set_xlabel(x, fontsize=9)
     axis.set_ylabel(y, fontsize=9)
@@ -80,18 +88,20 @@ def _plain(axis: Axes, title: str, x: str, y: str) -> None:
 
 
 def _mark_relabellings(axis: Axes, report: Mapping[str, Any]) -> None:
+    """Draws a vertical line at each step with a relabelling."""
     steps = sorted({row["step"] for head in report["relabellings"] for row in head if row["kind"] == "relabel"})
     for step in steps:
         axis.axvline(step, color=_GRAY, linewidth=0.6, alpha=0.5, zorder=0)
 
 
 def _draw_loss(axis: Axes, report: Mapping[str, Any]) -> None:
+    """Draws the training loss and each head's objective over steps."""
     _plain(axis, "training loss, and E(p, q) through both steps", "optimizer step (lines: relabellings)", "nats")
     _mark_relabellings(axis, report)
     if report["loss"]:
         axis.plot(*zip(*report["loss"], strict=True), color=_GRAY, linewidth=1, label="training loss, augmented views")
     for head, relabellings in enumerate(report["relabellings"]):
-        steps, values = objective(relabellings)
+        steps, values = objective_curve(relabellings)
         label = "E(p, q): SGD, then down at a relabelling" if head == 0 else None
         axis.plot(steps, values, color=_HEAD_COLOURS[head % len(_HEAD_COLOURS)], marker=".", linewidth=1.2, label=label)
     chance = math.log(report["num_clusters"])
@@ -101,6 +111,7 @@ def _draw_loss(axis: Axes, report: Mapping[str, Any]) -> None:
 
 
 def _draw_agreement(axis: Axes, report: Mapping[str, Any]) -> None:
+    """Draws the accuracy of the kNN monitor and each head's NMI over steps."""
     _plain(axis, "agreement with the classes (not used in training)", "optimizer step (lines: relabellings)", "")
     _mark_relabellings(axis, report)
     drawn = False
@@ -124,6 +135,7 @@ def _draw_agreement(axis: Axes, report: Mapping[str, Any]) -> None:
 
 
 def _draw_changes(axis: Axes, report: Mapping[str, Any]) -> None:
+    """Draws the share of labels that each relabelling changed, by head."""
     _plain(axis, "labels that a relabelling changed", "optimizer step", "share of the images")
     for head, relabellings in enumerate(report["relabellings"]):
         points = [(row["step"], row["changed"]) for row in relabellings if "changed" in row]
@@ -135,14 +147,15 @@ def _draw_changes(axis: Axes, report: Mapping[str, Any]) -> None:
 
 
 def _draw_sizes(axis: Axes, report: Mapping[str, Any]) -> None:
+    """Draws the sizes of the clusters, the largest first: those of the labels, and those of the network's argmax."""
     _plain(axis, "images a cluster, the largest first", "rank of the cluster", "training images")
     for head, sizes in enumerate(report["cluster_sizes"]):
         colour = _HEAD_COLOURS[head % len(_HEAD_COLOURS)]
-        # of several heads these are the same where they are balanced
+        # All heads have the same curve where their labels are balanced, so it has one colour.
         axis.step(range(len(sizes["labels"])), sizes["labels"], where="mid", color="black", label="labels" if head == 0 else None)
         if not sizes["network"]:
             continue
-        # of a sample, drawn as if it were all images
+        # The sizes in a sample are scaled to all images, to be comparable with those of the labels.
         plain = np.array(sizes["network"]) * sum(sizes["labels"]) / sum(sizes["network"])
         words = f"the network's plain argmax{', of a sample' * (sum(sizes['network']) < sum(sizes['labels']))}"
         style = {"color": colour, "linestyle": "--", "linewidth": 0.9, "alpha": 0.8}
@@ -152,6 +165,7 @@ def _draw_sizes(axis: Axes, report: Mapping[str, Any]) -> None:
 
 
 def _draw_entropies(axis: Axes, report: Mapping[str, Any]) -> None:
+    """Draws, for each relabelling of head 0, the histogram of the clusters' class entropies and their mean."""
     rows = [row for row in report["relabellings"][0] if "entropy_histogram" in row]
     _plain(axis, "entropy of the classes in a cluster, head 0", "relabelling (first: random labels)", "nats")
     if not rows:
@@ -162,8 +176,7 @@ def _draw_entropies(axis: Axes, report: Mapping[str, Any]) -> None:
     highest = math.log(report["num_classes"])
     counts = np.array([row["entropy_histogram"] for row in rows], np.float64).T
     shares = counts / counts.sum(axis=0)
-    # the last column is the finished run's
-    # the random labels of the start are all in one cell: the root keeps the others visible
+    # The random labels of the start fall into one cell. A square root keeps the other cells visible.
     image = axis.imshow(
         shares, origin="lower", aspect="auto", cmap="Blues", extent=(-0.5, len(rows) - 0.5, 0, highest), norm=PowerNorm(0.5, 0, 1)
     )
@@ -175,7 +188,8 @@ def _draw_entropies(axis: Axes, report: Mapping[str, Any]) -> None:
     _legend(axis, loc="lower left")
 
 
-def _draw_figures(axis: Axes, report: Mapping[str, Any]) -> None:
+def _draw_metrics(axis: Axes, report: Mapping[str, Any]) -> None:
+    """Draws the table of metrics: trained, untrained and chance."""
     axis.set_axis_off()
     axis.set_title("held-out images", fontsize=10, loc="left")
     columns = ["trained", "untrained", "chance"]
@@ -197,10 +211,11 @@ def _draw_figures(axis: Axes, report: Mapping[str, Any]) -> None:
 
 
 def _legend(axis: Axes, **options: Any) -> None:
+    """Adds a legend in the style that all panels share."""
     axis.legend(fontsize=8, facecolor="white", framealpha=0.9, edgecolor="none", **options)
 
 
 def _say(axis: Axes, words: str) -> None:
-    """In a panel that has nothing else to show."""
+    """Writes `words` into the middle of a panel that has nothing else to show."""
     axis.set_axis_off()
     axis.text(0.5, 0.5, words, ha="center", va="center", color=_GRAY, transform=axis.transAxes)

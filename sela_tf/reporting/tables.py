@@ -1,4 +1,4 @@
-"""The table of a run's figures beside those of the untrained network and of chance."""
+"""The table of a run's results beside those of the untrained network and of chance."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The results beside the untrained network and chance, for a terminal."""
+def results_table(results: Mapping[str, Any]) -> str:
+    """Returns the table of results.json for a terminal; without metrics, the reason why there are none.
+
+    Args:
+        results: the contents of results.json.
+    """
     columns = ["trained", "untrained", "chance"]
     names = {
         "knn": "kNN accuracy",
@@ -54,4 +58,5 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _number(values: Sequence[float], head: int) -> str:
+    """Returns the value of a head, or the only value where it is the same for all heads."""
     return f"{values[min(head, len(values) - 1)]:.3f}"

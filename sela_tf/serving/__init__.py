@@ -1,1 +1,1 @@
-"""What a trained network says of images: exported for TF Serving, or written to a file of labels."""
+"""A trained network in use: exported for TensorFlow Serving, or applied to images whose labels are written to a file."""

@@ -1,4 +1,4 @@
-"""Whether an exported model answers as the network that it was made of, and how fast."""
+"""A check that an exported model gives the outputs of its network, which also measures its speed."""
 
 from __future__ import annotations
 
@@ -23,25 +23,28 @@ from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.serving import stand_alone
 
 NUM_IMAGES = max(stand_alone.BATCHES)
+"""The largest number of images that a check uses."""
 
 
 class MismatchError(ValueError):
-    """The exported model does not answer as the network does."""
+    """An exported model whose outputs are not those of its network."""
 
 
-class Checked(NamedTuple):
-    """Of a model that answers as the network does."""
+class CheckResult(NamedTuple):
+    """The measurements of an exported model that passed its check."""
 
     num_images: int
+    """Number of different images that the model was called with."""
     tolerance: float
+    """Largest difference that was allowed."""
     differences: dict[str, float]
-    """The largest of each output: of embedding in units of the network's largest value, of probability and margin as they are, of
-    cluster the share of images and heads where it differs, which is allowed where the two best are as close as the tolerance."""
+    """Largest difference by output. The embedding's is relative to the network's largest value; those of probability and margin are
+    absolute; the cluster's is the share of images and heads that differ, which may do so where the margin is within the tolerance."""
     seconds: dict[str, dict[str, list[float]]]
-    """Of single calls, by signature and batch."""
+    """Seconds of single calls, by signature and batch size."""
 
     def rows(self) -> list[list[str]]:
-        """signature, batch, median and 95th percentile in ms, images/s: of a table."""
+        """Returns the rows of a table: signature, batch size, median and 95th percentile in ms, images per second."""
         return [
             [
                 signature,
@@ -63,19 +66,19 @@ def check_saved_model(
     potentials: np.ndarray | None = None,
     lam: float = 1.0,
     seconds: float = 0.5,
-) -> Checked:
-    """Runs every signature in a process that knows nothing of sela_tf, and holds the answers to the network's own.
+) -> CheckResult:
+    """Calls every signature in a process without sela_tf and Keras, and compares the answers with the network's outputs.
 
     Args:
-        saved_model: the directory.
-        model: that it was made of.
-        images: some, of which the first NUM_IMAGES are used; encoded as png for the signatures that take files.
-        potentials: that it was made with.
-        lam: likewise.
-        seconds: that the calls of one signature with one size of a batch are timed.
+        saved_model: directory of the exported model.
+        model: the network that was exported.
+        images: images, of which the first NUM_IMAGES are used, encoded as png for the signatures that take files.
+        potentials: potentials [T, K] that were exported with the network, if any.
+        lam: lambda of their transport.
+        seconds: seconds that the calls of one signature with one batch size are timed.
 
     Raises:
-        MismatchError: something differs by more than the tolerance: 1e-4, or 2e-2 in half precision.
+        MismatchError: the model cannot be run, or an output differs by more than the tolerance: 1e-4, or 2e-2 in half precision.
     """
     images = images.take(np.arange(min(NUM_IMAGES, len(images))))
     repeated = np.arange(NUM_IMAGES) % len(images)
@@ -85,18 +88,22 @@ def check_saved_model(
         command = [sys.executable, "-I", stand_alone.__file__, str(saved_model), directory, str(seconds)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            # the line that names the error; an explanation over several may follow
+            # The error is named by a line like "ValueError: …", which an explanation over several lines may follow.
             named = [line for line in done.stderr.splitlines() if re.match(r"[\w.]+: ", line)]
             raise MismatchError(f"the exported model cannot be run: {named[-1] if named else done.stderr[-500:]}")
         with np.load(pathlib.Path(directory, "answers.npz")) as archive:
             answers = dict(archive)
         timings = json.loads(pathlib.Path(directory, "timings.json").read_text())
     tolerance = 1e-4 if model.get_layer(EMBEDDING).compute_dtype == "float32" else 2e-2
-    return Checked(len(images), tolerance, _compare(answers, expected, tolerance), timings)
+    return CheckResult(len(images), tolerance, _compare(answers, expected, tolerance), timings)
 
 
 def _expected(model: keras.Model, images: ImageSet, potentials: np.ndarray | None, lam: float) -> dict[str, np.ndarray]:
-    """Of each image, what the network says of the view that training evaluates; the head's part in double precision."""
+    """Returns the network's outputs for the clean views of M images, by name; those of the heads computed in double precision.
+
+    Returns:
+        "embedding" float32 [M, D]; "cluster" int64, "probability" and "margin" float64, [M, T].
+    """
     network = cut_at(model, EMBEDDING, model.output)
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for views, indices in inference_batches(images, size=tuple(model.input.shape[1:-1]), batch_size=NUM_IMAGES):
@@ -111,6 +118,7 @@ def _expected(model: keras.Model, images: ImageSet, potentials: np.ndarray | Non
 
 
 def _write_requests(directory: pathlib.Path, model: keras.Model, images: ImageSet, repeated: np.ndarray) -> None:
+    """Writes the requests that `stand_alone` reads: the images in the order of the indices `repeated`."""
     if images.is_vectors:
         np.save(directory / "pixels.npy", images.arrays.pixels[repeated])
         return
@@ -124,18 +132,22 @@ def _write_requests(directory: pathlib.Path, model: keras.Model, images: ImageSe
         for i in repeated:
             writer.write(encoded[i])
     if len({image.shape for image in pixels}) > 1:
-        # one request holds images of one size
+        # The images of one request must have the same size.
         pixels = [clean_view(image, (height, width)).numpy() for image in pixels]
     np.save(directory / "pixels.npy", np.stack([pixels[i] for i in repeated]).astype(np.float32))
 
 
 def _compare(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> dict[str, float]:
-    """The largest difference of each output, over all signatures and batches.
+    """Returns the largest difference of each output over all signatures and batches.
+
+    Args:
+        answers: outputs by SIGNATURE/BATCH/OUTPUT, as `stand_alone` writes them.
+        expected: outputs of the network for the same images.
+        tolerance: the largest difference allowed.
 
     Raises:
-        MismatchError: one is too large, or a bad image is not answered as one.
+        MismatchError: a difference is too large, or a bad input is not answered as one.
     """
-    scale = {"embedding": max(float(np.abs(expected["embedding"]).max()), 1e-12)}
     largest = dict.fromkeys(expected, 0.0)
     for signature in dict.fromkeys(key.split("/")[0] for key in answers):
         for size in (*map(str, stand_alone.BATCHES), "bad"):
@@ -150,16 +162,31 @@ def _compare(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray], to
                 raise MismatchError(
                     f"{signature}, batch {size}: {int((found['valid'] != good).sum())} images are valid or not by mistake"
                 )
-            for name, values in expected.items():
-                wanted, given = values[: len(good)][good], found[name][good]
-                if name == "cluster":
-                    different = (wanted != given) & (expected["margin"][: len(good)][good] > tolerance)
-                    difference, allowed = float((wanted != given).mean()), float("inf") if not different.any() else 0.0
-                else:
-                    difference, allowed = float(np.abs(wanted - given).max()) / scale.get(name, 1.0), tolerance
+            for name in expected:
+                difference, allowed = _difference(name, found, expected, good, tolerance)
                 if not difference <= allowed:
                     raise MismatchError(
                         f"{signature}, batch {size}: {name} differs from the network's by {difference:.2g}, and {allowed:g} is allowed"
                     )
                 largest[name] = max(largest[name], difference)
     return largest
+
+
+def _difference(
+    name: str, found: dict[str, np.ndarray], expected: dict[str, np.ndarray], good: np.ndarray, tolerance: float
+) -> tuple[float, float]:
+    """Returns (the difference of the output `name` in the units of `CheckResult.differences`, the difference allowed).
+
+    Args:
+        name: "embedding", "cluster", "probability" or "margin".
+        found: outputs of a batch of the exported model.
+        expected: outputs of the network, which begin with the same images.
+        good: bool [B], the rows that hold images.
+        tolerance: the largest difference allowed of a value.
+    """
+    wanted, given = expected[name][: len(good)][good], found[name][good]
+    if name == "cluster":
+        different = (wanted != given) & (expected["margin"][: len(good)][good] > tolerance)
+        return float((wanted != given).mean()), float("inf") if not different.any() else 0.0
+    scale = max(float(np.abs(expected["embedding"]).max()), 1e-12) if name == "embedding" else 1.0
+    return float(np.abs(wanted - given).max()) / scale, tolerance

@@ -1,4 +1,4 @@
-"""A file of labels, written block by block: Parquet, CSV or npz, there whole or not at all."""
+"""A writer of files of labels (Parquet, CSV or npz), block by block and atomically."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ import pyarrow.parquet
 from sela_tf.files.atomic import whole_file
 
 Columns = Mapping[str, np.ndarray]
-"""Arrays [B], or [B, D] of vectors, by the names of the columns."""
+"""The columns of a block of B rows by their names: arrays [B], or [B, D] for vectors."""
 
 
 class LabelWriter:
-    """Takes blocks of columns, always the same ones; used as a context, in which an error leaves the old file, or none.
+    """A writer of blocks of columns, the same columns in every block.
 
-    Vectors are one list column in Parquet, `embedding_0` … in CSV, a matrix in npz. npz is kept in memory until the end.
+    It is a context manager: the file appears at the end of the context. After an error the file is as before, or absent.
+
+    A column of vectors `embedding` is one list column in Parquet, columns `embedding_0`, `embedding_1`, … in CSV, and a matrix in npz. An
+    npz file is kept in memory until the end.
 
     Args:
-        path: its suffix is the format.
+        path: path of the file; its suffix is the format.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -40,10 +43,10 @@ class LabelWriter:
         return self
 
     def write(self, columns: Columns) -> None:
-        """One block.
+        """Writes one block.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         if self.path.suffix == ".npz":
             self._blocks.append(columns)
@@ -72,7 +75,7 @@ class LabelWriter:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """An error says which file it is about."""
+        """Adds the path to the message of an OSError."""
         try:
             yield
         except OSError as error:
@@ -80,10 +83,11 @@ class LabelWriter:
 
 
 def _record_batch(columns: Columns, *, flat: bool) -> pa.RecordBatch:
+    """Returns a block as Arrow; `flat` gives each value of a vector its own column."""
     arrays: dict[str, pa.Array] = {}
     for name, values in columns.items():
         if values.ndim == 1:
-            # what is not known is missing, not NaN
+            # NaN stands for what is not known, which files express by a missing value.
             arrays[name] = pa.array(values, mask=np.isnan(values) if values.dtype.kind == "f" else None)
         elif flat:
             arrays |= {f"{name}_{i}": pa.array(np.ascontiguousarray(values[:, i])) for i in range(values.shape[1])}

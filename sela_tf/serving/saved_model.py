@@ -18,28 +18,28 @@ from sela_tf.data.records import IMAGE_KEY
 from sela_tf.files.atomic import whole_directory
 from sela_tf.models.build import cut_at
 from sela_tf.models.layer_names import EMBEDDING
-from sela_tf.serving.predictions import opinions
+from sela_tf.serving.predictions import predictions
 from sela_tf.serving.warm_up import write_warm_up_requests
 
 Answers = dict[str, tf.Tensor]
-"""embedding float32 [B, D]; cluster int64, probability and margin float32 [B, T]; valid bool [B]. Of an input that is not valid the
-cluster is -1, and the other numbers are zero."""
+"""The outputs of every signature: "embedding" float32 [B, D]; "cluster" int64, "probability" and "margin" float32 [B, T]; "valid" bool
+[B]. For an input that is not valid, the cluster is -1 and the other numbers are 0."""
 
 _PARALLEL = 16
-"""Images that are decoded at a time, if there are threads for them."""
-_AS_IT_IS = tf.data.Options()
-"""To optimise a data set and to tune its threads costs more than a batch takes."""
-_AS_IT_IS.autotune.enabled = False
-_AS_IT_IS.experimental_optimization.apply_default_optimizations = False
+"""The number of images that are decoded in parallel, if there are as many threads."""
+_NOT_OPTIMISED = tf.data.Options()
+"""The options of the data set within a call. Optimising it and tuning its threads would take longer than a batch."""
+_NOT_OPTIMISED.autotune.enabled = False
+_NOT_OPTIMISED.experimental_optimization.apply_default_optimizations = False
 
 
 class ServedModel(tf.Module):
-    """What any kind of input is answered with: the network, and the potentials of its last transport.
+    """The part of a served model that is the same for every kind of input: the network, and the potentials of its last transport.
 
     Args:
-        model: one input [B, …] to logits [B, T, K], with a layer "embedding".
-        potentials: [T, K], to correct for the prior (see `opinions`); None for the network's plain opinion.
-        lam: of that transport.
+        model: a network from one input [B, …] to logits [B, T, K], with a layer "embedding".
+        potentials: potentials [T, K], which correct for the prior (`predictions`); None for the network's plain argmax.
+        lam: lambda of that transport.
     """
 
     def __init__(self, model: keras.Model, potentials: np.ndarray | None = None, lam: float = 1.0):
@@ -49,16 +49,21 @@ class ServedModel(tf.Module):
         self._lam = float(lam)
 
     def signatures(self) -> dict[str, Callable[..., Answers]]:
-        """By the names that clients ask for."""
+        """Returns the functions that are exported, by the names of their signatures."""
         raise NotImplementedError
 
     def answers(self, inputs: tf.Tensor, valid: tf.Tensor) -> Answers:
-        """Of inputs [B, …] as the network takes them, of which some (bool [B]) may not be valid."""
-        # TensorFlow's fused convolutions fail on an empty batch, which is given one row that nobody sees
+        """Returns the answers for inputs [B, …] in the form that the network takes.
+
+        Args:
+            inputs: inputs [B, …]; rows that are not valid may hold anything finite.
+            valid: bool [B], which rows are valid.
+        """
+        # TensorFlow's fused convolutions fail on an empty batch, so an empty one gets a row whose output is cut off.
         count = tf.shape(inputs)[0]
         some = tf.cond(count > 0, lambda: inputs, lambda: tf.zeros([1, *inputs.shape[1:]], inputs.dtype))
         embedding, logits = self.network(tf.ensure_shape(some, inputs.shape), training=False)
-        found = {"embedding": tf.cast(embedding, tf.float32), **opinions(logits, self.potentials, lam=self._lam)._asdict()}
+        found = {"embedding": tf.cast(embedding, tf.float32), **predictions(logits, self.potentials, lam=self._lam)._asdict()}
         blank = {"cluster": -1}
         masked = {
             name: tf.where(valid[:, tf.newaxis], values[:count], tf.constant(blank.get(name, 0), values.dtype))
@@ -68,12 +73,12 @@ class ServedModel(tf.Module):
 
 
 class ServedImages(ServedModel):
-    """Images of any size, as encoded files, in a tf.Example or as pixels; seen as training's evaluation sees them.
+    """A served model of images of any size: encoded files, tf.Examples or pixels. The network sees the clean view of evaluation.
 
     Args:
-        model: images [B, H, W, C] in [0, 255], C of 1 or 3, to logits [B, T, K].
-        potentials: likewise.
-        lam: likewise.
+        model: a network from images [B, H, W, C] in [0, 255], with 1 or 3 channels C, to logits [B, T, K].
+        potentials: potentials [T, K]; None for the network's plain argmax.
+        lam: lambda of their transport.
     """
 
     def __init__(self, model: keras.Model, potentials: np.ndarray | None = None, lam: float = 1.0):
@@ -86,25 +91,25 @@ class ServedImages(ServedModel):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def encoded(self, image_bytes: tf.Tensor) -> Answers:
-        """Of jpeg, png, gif or bmp files; what is no such image is not valid."""
+        """Returns the answers for encoded jpeg, png, gif or bmp files, strings [B]. Anything else is not valid."""
 
         def view(data: tf.Tensor) -> tf.Tensor:
             return clean_view(decode_image(data, self._channels), self._size)
 
-        # an empty string is no image: what is too large, or would be decoded wrongly, is not decoded
+        # An empty string is no image, so a file that is too large, or would be decoded wrongly, is not decoded.
         image_bytes = tf.where(readable(image_bytes), image_bytes, "")
         return self.answers(*_each(image_bytes, view, [*self._size, self._channels]))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
     def examples(self, examples: tf.Tensor) -> Answers:
-        """Of serialized tf.Examples that hold such a file."""
+        """Returns the answers for serialized tf.Examples [B] that hold such a file under "image/encoded"."""
         feature = {IMAGE_KEY: tf.io.FixedLenFeature([], tf.string)}
         image_bytes, _ = _each(examples, lambda example: tf.io.parse_single_example(example, feature)[IMAGE_KEY], [])
         return self.encoded(image_bytes)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, None], tf.float32, name="images")])
     def __call__(self, images: tf.Tensor) -> Answers:
-        """Of [B, h, w, C] in [0, 255], C from 1 to 4; what holds a NaN or an infinity is not valid."""
+        """Returns the answers for images [B, h, w, C] in [0, 255] with 1 to 4 channels. One with NaN or infinity is not valid."""
         known = tf.debugging.Assert((tf.shape(images)[-1] >= 1) & (tf.shape(images)[-1] <= 4), ["1 to 4 channels, not", images])
         with tf.control_dependencies([known]):
             valid = tf.reduce_all(tf.math.is_finite(images), axis=[1, 2, 3])
@@ -114,12 +119,12 @@ class ServedImages(ServedModel):
 
 
 class ServedVectors(ServedModel):
-    """Vectors that stand for images.
+    """A served model of vectors that stand for images.
 
     Args:
-        model: vectors [B, D] to logits [B, T, K].
-        potentials: likewise.
-        lam: likewise.
+        model: a network from vectors [B, D] to logits [B, T, K].
+        potentials: potentials [T, K]; None for the network's plain argmax.
+        lam: lambda of their transport.
     """
 
     def __init__(self, model: keras.Model, potentials: np.ndarray | None = None, lam: float = 1.0):
@@ -131,17 +136,25 @@ class ServedVectors(ServedModel):
         return {"serving_default": self.__call__}
 
     def _call(self, vectors: tf.Tensor) -> Answers:
-        """Of [B, D]; what holds a NaN or an infinity is not valid."""
+        """Returns the answers for vectors [B, D]. One with NaN or infinity is not valid."""
         valid = tf.reduce_all(tf.math.is_finite(vectors), axis=1)
         return self.answers(tf.where(valid[:, tf.newaxis], vectors, 0.0), valid)
 
 
 def _each(items: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], shape: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """The values [B, *shape] of `function` for the items [B], and whether it has one, bool [B]; there is zero, or "", where it fails.
+    """Applies `function` to each item, and survives its errors.
 
-    In a graph nothing catches an error but a data set, which leaves out the element that made it. It is one for the whole batch,
-    because one for each item takes forty times as long; and what `function` does is best little, because a data set prepares it anew
-    in every call.
+    A TensorFlow graph has no way to catch an error other than a data set, which drops the element that caused it. One data set serves the
+    whole batch, because one for each item takes forty times as long. `function` should be small, because a data set traces its graph
+    anew in every call.
+
+    Args:
+        items: items [B].
+        function: a function from an item to a tensor of `shape`.
+        shape: shape of its result.
+
+    Returns:
+        (values [B, *shape], 0 or "" where `function` failed; bool [B], True where it succeeded).
     """
 
     def numbered(index: tf.Tensor, item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -149,10 +162,10 @@ def _each(items: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], shape: S
 
     count = tf.shape(items, tf.int64)[0]
     found = tf.data.Dataset.from_tensor_slices(items).enumerate().map(numbered, num_parallel_calls=_PARALLEL).ignore_errors()
-    # one batch of all of them; and since an empty batch cannot be taken out of a data set, with a last row that is cut off
+    # All elements are taken as one batch. A last row, cut off below, is added because a data set gives no empty batch.
     dtype = found.element_spec[1].dtype
     last = tf.data.Dataset.from_tensors((count, tf.zeros(shape, dtype)))
-    places, values = found.concatenate(last).batch(count + 1).with_options(_AS_IT_IS).get_single_element()
+    places, values = found.concatenate(last).batch(count + 1).with_options(_NOT_OPTIMISED).get_single_element()
     places = places[:, tf.newaxis]
     filled = tf.tensor_scatter_nd_update(tf.zeros([count + 1, *shape], dtype), places, values)[:-1]
     valid = tf.scatter_nd(places, tf.ones_like(places[:, 0]), [count + 1])[:-1] > 0
@@ -168,22 +181,25 @@ def export_saved_model(
     warm_up: bool = False,
     check: Callable[[pathlib.Path], None] | None = None,
 ) -> None:
-    """Writes one SavedModel into the new directory `path`: whole, or not at all.
+    """Writes one SavedModel into the new directory `path`, whole or not at all.
 
-    Its signatures are `serving_default` (image_bytes: files), `examples` (serialized tf.Examples with the key "image/encoded") and
-    `images` (float32 [B, h, w, C] in [0, 255]); what is loaded is itself callable as the latter. Of a network over vectors there is only
-    `serving_default` (vectors: float32 [B, D]). All give `Answers`.
+    The SavedModel needs neither sela_tf nor Keras. Its signatures are `serving_default` (image_bytes: encoded files, strings [B]),
+    `examples` (serialized tf.Examples [B] with the key "image/encoded") and `images` (float32 [B, h, w, C] in [0, 255]). The loaded object
+    is callable like `images`. A network over vectors has only `serving_default` (vectors: float32 [B, D]). All signatures return
+    `Answers`.
 
     Args:
-        model: images [B, H, W, C], or vectors [B, D], to logits [B, T, K], with a layer "embedding", as `sela_tf.load_run` gives it.
-        path: of the directory; TensorFlow Serving wants a number as its name.
-        potentials: [T, K], to correct for the prior; None for the network's plain opinion.
-        lam: of the transport that they are of.
-        warm_up: add requests for TensorFlow Serving to run before it reports that it is ready; needs tensorflow-serving-api.
-        check: called with the unfinished directory when it is complete; what it raises keeps `path` from being made.
+        model: a network from images [B, H, W, C], or vectors [B, D], to logits [B, T, K], with a layer "embedding", as `sela_tf.load_run`
+            returns it.
+        path: path of the directory; TensorFlow Serving needs a number as its name.
+        potentials: potentials [T, K], which correct for the prior; None for the network's plain argmax.
+        lam: lambda of the transport that the potentials belong to.
+        warm_up: add requests that TensorFlow Serving runs before it reports that it is ready; needs tensorflow-serving-api.
+        check: called with the complete, not yet renamed directory. If it raises, `path` is not made.
 
     Raises:
-        FileExistsError: `path` is there already.
+        FileExistsError: `path` exists.
+        ImportError: tensorflow-serving-api is needed and missing.
     """
     served = (ServedImages if len(model.input.shape) == 4 else ServedVectors)(model, potentials, lam)
     path = pathlib.Path(path)
@@ -192,7 +208,7 @@ def export_saved_model(
     path.parent.mkdir(parents=True, exist_ok=True)
     # TensorFlow Serving loads every directory whose name is a number.
     with whole_directory(path, unfinished=path.with_name(f".unfinished-{path.name}-{os.getpid()}")) as unfinished:
-        # no debug information: it holds where in the sources of this machine each operation was made
+        # Debug information would hold paths of this machine's sources.
         options = tf.saved_model.SaveOptions(save_debug_info=False)
         tf.saved_model.save(served, str(unfinished), signatures=served.signatures(), options=options)
         if warm_up:
@@ -202,14 +218,14 @@ def export_saved_model(
 
 
 class Signature(NamedTuple):
-    """Of a SavedModel on disk, by the names that clients use."""
+    """A signature of a SavedModel on disk: its inputs and outputs by the names that clients use."""
 
     inputs: dict[str, tf.TensorSpec]
     outputs: dict[str, tf.TensorSpec]
 
 
 def read_signatures(path: pathlib.Path) -> dict[str, Signature]:
-    """Those of the SavedModel in the directory `path`."""
+    """Returns the signatures of the SavedModel in the directory `path`, by name."""
     saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
 
     def specs(tensors: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
@@ -219,7 +235,7 @@ def read_signatures(path: pathlib.Path) -> dict[str, Signature]:
         }
 
     found = saved.meta_graphs[0].signature_def
-    # TensorFlow adds one of its own, __saved_model_init_op
+    # TensorFlow adds a signature of its own, __saved_model_init_op.
     return {
         name: Signature(specs(each.inputs), specs(each.outputs))
         for name, each in sorted(found.items())

@@ -1,11 +1,10 @@
-"""Runs a SavedModel as a server would: in a process of its own, from which neither sela_tf nor Keras can be imported.
+"""A script that runs a SavedModel as a server would: in its own process, in which neither sela_tf nor Keras can be imported.
 
     python -I stand_alone.py SAVED_MODEL DIRECTORY SECONDS
 
-DIRECTORY holds files.tfrecord, encoded images, and pixels.npy, the same images float32 [N, h, w, C]; or the latter alone, vectors [N, D].
-Written into it are answers.npz, the outputs as SIGNATURE/BATCH/OUTPUT, and timings.json, seconds of at least five calls and of so many as
-fit into SECONDS.
-As a script it imports nothing of the library.
+DIRECTORY holds files.tfrecord, encoded images, and pixels.npy, the same images as float32 [N, h, w, C]; or only pixels.npy with vectors
+float32 [N, D]. The script writes answers.npz, the outputs under the names SIGNATURE/BATCH/OUTPUT, and timings.json, the seconds of each
+call: at least five calls, and more until SECONDS are over.
 """
 
 from __future__ import annotations
@@ -27,13 +26,20 @@ import numpy as np
 import tensorflow as tf
 
 BATCHES = (1, 8, 64)
+"""The batch sizes that every signature is called with."""
 BAD_ROW = 3
-"""Of a batch of eight, asked for once more with something there that is no image: SIGNATURE/bad/OUTPUT."""
+"""The row of a batch of eight that is replaced by something that is no image, in one more call: SIGNATURE/bad/OUTPUT."""
 _LEAST_CALLS, _MOST_CALLS = 5, 200
 
 
 def run(saved_model: str, directory: pathlib.Path, seconds: float) -> None:
-    """Every signature at every size of a batch."""
+    """Calls every signature with every batch size, and writes answers.npz and timings.json.
+
+    Args:
+        saved_model: path of the SavedModel.
+        directory: directory of the requests and of the results.
+        seconds: seconds that the calls of one signature with one batch size are timed.
+    """
     served = tf.saved_model.load(saved_model)
     pixels = np.load(directory / "pixels.npy")
     nothing = np.full_like(pixels[0], np.nan)
@@ -64,7 +70,7 @@ def run(saved_model: str, directory: pathlib.Path, seconds: float) -> None:
 
 
 def _client(function: Callable[..., dict[str, tf.Tensor]], name: str) -> Callable[[Any], dict[str, np.ndarray]]:
-    """Asks a signature about rows of its input `name`, as arrays in and arrays out."""
+    """Returns a function that calls a signature with rows for its input `name`, and gives its outputs as arrays."""
 
     def ask(rows: Any) -> dict[str, np.ndarray]:
         return {output: value.numpy() for output, value in function(**{name: tf.constant(rows)}).items()}
@@ -73,11 +79,13 @@ def _client(function: Callable[..., dict[str, tf.Tensor]], name: str) -> Callabl
 
 
 def _example(data: bytes) -> bytes:
+    """Returns a serialized tf.Example that holds an encoded image."""
     feature = {"image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))}
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
 
 
 def _seconds(ask: Callable[[Any], Any], rows: Any, seconds: float) -> list[float]:
+    """Returns the seconds of each call with `rows`, of five to 200 calls."""
     taken: list[float] = []
     while len(taken) < _LEAST_CALLS or (sum(taken) < seconds and len(taken) < _MOST_CALLS):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Requests that TensorFlow Serving runs on loading a model, so that no client waits for what happens on first use."""
+"""Warm-up requests, which TensorFlow Serving runs when it loads a model, so that no client waits for work done on first use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ _BATCHES = (1, 8)
 
 
 def write_warm_up_requests(saved_model: pathlib.Path, image_shape: Sequence[int], *, image_key: str) -> None:
-    """A request of one image and one of eight for each signature, on images [height, width, C], or vectors [D], of noise.
+    """Writes one request of one image and one of eight for each signature into the SavedModel. The images are noise.
+
+    Args:
+        saved_model: directory of the SavedModel.
+        image_shape: shape of an image, (height, width, C), or of a vector, (D,).
+        image_key: key of the encoded image in a tf.Example.
 
     Raises:
         ImportError: tensorflow-serving-api is not installed.
@@ -44,5 +49,6 @@ def write_warm_up_requests(saved_model: pathlib.Path, image_shape: Sequence[int]
 
 
 def _example(key: str, data: bytes) -> bytes:
+    """Returns a serialized tf.Example with `data` under `key`."""
     feature = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))}
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()

@@ -8,15 +8,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.evaluation.figures import (
-    Looks,
+from sela_tf.evaluation.metrics import (
+    EvaluationOutputs,
     evaluate_chance,
     evaluate_labels,
-    evaluate_looks,
     evaluate_network,
-    look_at_both,
-    no_figures,
+    evaluate_outputs,
+    evaluation_outputs,
+    no_metrics,
 )
+from sela_tf.evaluation.protocol import evaluation_images
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import Data, protocol_of
 from sela_tf.training.initial_state import description_of, first_network
@@ -27,11 +28,11 @@ class Verdict(NamedTuple):
 
     figures: dict[str, dict[str, Any]]
     """ "trained", "untrained", "chance" and "training_labels" of results.json."""
-    looks: Looks | None
+    outputs: EvaluationOutputs | None
     """The trained network's, without embeddings, for the report; None where nothing was evaluated."""
 
 
-def look_at_run(
+def outputs_of_run(
     config: SelaConfig,
     data: Data,
     model: keras.Model,
@@ -39,16 +40,14 @@ def look_at_run(
     potentials: np.ndarray,
     lam: float,
     strategy: tf.distribute.Strategy | None = None,
-) -> Looks | None:
+) -> EvaluationOutputs | None:
     """A trained network on the images that it is judged by, the arguments being those of `judge`; None where it is not to be judged."""
     protocol = protocol_of(config, data)
     if protocol.kind == "none":
         return None
-    return look_at_both(
+    return evaluation_outputs(
         model,
-        protocol.training(data.train),
-        protocol.held_out(data.held_out),
-        size=data.size,
+        evaluation_images(data.train, data.held_out, data.size, protocol),
         strategy=strategy,
         potentials=potentials,
         lam=lam,
@@ -78,23 +77,22 @@ def judge(
         strategy: that the model was built under.
     """
     protocol = protocol_of(config, data)
-    looks = look_at_run(config, data, model, potentials=potentials, lam=lam, strategy=strategy)
-    if looks is None:
-        return Verdict({name: no_figures() for name in ("trained", "untrained", "chance", "training_labels")}, None)
-    train, held_out = protocol.training(data.train), protocol.held_out(data.held_out)
-    trained = evaluate_looks(looks, train.classes, held_out.classes, num_clusters=config.num_clusters, protocol=protocol)
+    outputs = outputs_of_run(config, data, model, potentials=potentials, lam=lam, strategy=strategy)
+    if outputs is None:
+        return Verdict({name: no_metrics() for name in ("trained", "untrained", "chance", "training_labels")}, None)
+    images = evaluation_images(data.train, data.held_out, data.size, protocol)
+    train, held_out = images.training, images.held_out
+    trained = evaluate_outputs(outputs, images, num_clusters=config.num_clusters)
     # Memory holds the embeddings of one network at a time.
-    looks = looks.without_embeddings()
+    outputs = outputs.without_embeddings()
     untrained = first_network(config, description_of(config, data), strategy or tf.distribute.get_strategy())
     sampled = labels if protocol.training_sample is None else labels[:, protocol.training_sample]
     return Verdict(
         {
             "trained": trained,
-            "untrained": evaluate_network(
-                untrained, train, held_out, size=data.size, strategy=strategy, settle=True, protocol=protocol
-            ),
+            "untrained": evaluate_network(untrained, images, strategy=strategy, settle=True),
             "chance": evaluate_chance(None if train.classes is None else held_out.classes, config.num_clusters, seed=config.seed),
             "training_labels": evaluate_labels(sampled, train.classes),
         },
-        looks,
+        outputs,
     )

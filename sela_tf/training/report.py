@@ -11,9 +11,10 @@ import numpy as np
 
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.evaluation.figures import Looks
+from sela_tf.evaluation.metrics import EvaluationOutputs
 from sela_tf.files.atomic import whole_file, write_whole
-from sela_tf.reporting.history import Galleries, course, gallery
+from sela_tf.reporting.gallery import GallerySource, choose_gallery
+from sela_tf.reporting.history import training_history
 from sela_tf.reporting.pictures import draw_gallery, draw_report
 from sela_tf.runs.names import GALLERIES, PICTURE, REPORT
 from sela_tf.runs.workdir import Workdir
@@ -22,7 +23,12 @@ from sela_tf.training.images import Data, protocol_of, shape_in_words
 
 
 def write_report(
-    directory: Workdir, config: SelaConfig, data: Data, labels: np.ndarray, results: Mapping[str, Any], looks: Looks | None
+    directory: Workdir,
+    config: SelaConfig,
+    data: Data,
+    labels: np.ndarray,
+    results: Mapping[str, Any],
+    outputs: EvaluationOutputs | None,
 ) -> None:
     """Draws the run; vectors have no galleries.
 
@@ -32,12 +38,12 @@ def write_report(
         data: of the run.
         labels: integers [T, N], of the final transport.
         results: what results.json holds, or will.
-        looks: the network at the images that it was evaluated on; None where it was not, and what needs it is left out.
+        outputs: of the network on the images that it was evaluated on; None where it was not, and what needs it is left out.
     """
     num_heads, num_clusters = config.num_heads, config.num_clusters
     rows = directory.rows()
-    shown = _gallery(config, data, labels[0], looks)
-    plain = [None] * num_heads if looks is None or looks.training is None else looks.training.clusters
+    shown = _gallery(config, data, labels[0], outputs)
+    plain = [None] * num_heads if outputs is None or outputs.training is None else outputs.training.clusters
     report = {
         "title": (
             f"{data.train.name}: {len(data.train)} images, {shape_in_words(data)}, {config.backbone}, "
@@ -47,7 +53,7 @@ def write_report(
         "warnings": [row["message"] for row in rows if row["kind"] == "warning"],
         "num_clusters": num_clusters,
         "num_classes": None if data.train.classes is None else len(np.unique(data.train.classes)),
-        **course(rows, num_heads=num_heads),
+        **training_history(rows, num_heads=num_heads),
         "cluster_sizes": [
             {"labels": _sizes(head, num_clusters), "network": [] if own is None else _sizes(own, num_clusters)}
             for head, own in zip(labels, plain, strict=True)
@@ -65,22 +71,24 @@ def write_report(
     write_whole(directory.path / REPORT, json.dumps(report, indent=1) + "\n")
 
 
-def _gallery(config: SelaConfig, data: Data, labels: np.ndarray, looks: Looks | None) -> dict[str, list[dict[str, Any]]]:
+def _gallery(
+    config: SelaConfig, data: Data, labels: np.ndarray, outputs: EvaluationOutputs | None
+) -> dict[str, list[dict[str, Any]]]:
     """The galleries of head 0, whose labels [N] are given; empty where the network was shown nothing."""
-    if looks is None or looks.training is None:
+    if outputs is None or outputs.training is None:
         return {"best": [], "random": []}
     protocol = protocol_of(config, data)
-    source = Galleries(
+    source = GallerySource(
         labels,
         config.num_clusters,
         data.train.classes,
         data.train.class_names,
-        confidence=looks.training.confidence[0],
-        held_out_clusters=looks.held_out.corrected[0],
+        confidence=outputs.training.confidence[0],
+        held_out_clusters=outputs.held_out.corrected[0],
         training_sample=protocol.training_sample,
         held_out_sample=protocol.held_out_sample,
     )
-    return gallery(source, seed=config.seed)
+    return choose_gallery(source, seed=config.seed)
 
 
 def _draw_galleries(directory: Workdir, data: Data, shown: Mapping[str, Any]) -> None:

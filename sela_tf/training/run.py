@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sela_tf.cli.signals import signals_noted
-from sela_tf.evaluation.figures import Looks
+from sela_tf.evaluation.metrics import EvaluationOutputs
 from sela_tf.runs import checkpoint
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.network import describe_older_run, load_run, save_network
@@ -18,7 +18,7 @@ from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import check_before_loading, prepare_devices
-from sela_tf.training.evaluation import judge, look_at_run
+from sela_tf.training.evaluation import judge, outputs_of_run
 from sela_tf.training.experiment import Experiment, check_same_images
 from sela_tf.training.loop import TrainingLoop
 from sela_tf.training.monitoring import log_first_labels
@@ -58,15 +58,15 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: t
         directory.start(step)
         if directory.has_results:
             # Only the report is missing.
-            results, looks = directory.read_results(), _look_again(experiment, directory)
+            results, outputs = directory.read_results(), _outputs_again(experiment, directory)
         else:
             _train(experiment, directory, step)
             weights = save_network(directory.path, experiment.model, experiment.description, step=experiment.last_step)
             final = _last_transport(experiment, directory, weights)
-            results, looks = _judge(experiment, final)
+            results, outputs = _judge(experiment, final)
             directory.write_results(results)
         if config.report:
-            _draw(experiment, directory, results, looks)
+            _draw(experiment, directory, results, outputs)
     finally:
         directory.close()
     return results
@@ -144,7 +144,7 @@ def _last_transport(experiment: Experiment, directory: Workdir, weights: str) ->
     return final
 
 
-def _judge(experiment: Experiment, final: list[HeadLabels]) -> tuple[dict[str, Any], Looks | None]:
+def _judge(experiment: Experiment, final: list[HeadLabels]) -> tuple[dict[str, Any], EvaluationOutputs | None]:
     """(the verdict, as results.json holds it; what the trained network made of the images)."""
     config, data, labels = experiment.config, experiment.data, experiment.labels
     verdict = judge(
@@ -168,10 +168,10 @@ def _judge(experiment: Experiment, final: list[HeadLabels]) -> tuple[dict[str, A
             "variance": data.variance.tolist(),
         },
     }
-    return results, verdict.looks
+    return results, verdict.outputs
 
 
-def _look_again(experiment: Experiment, directory: Workdir) -> Looks | None:
+def _outputs_again(experiment: Experiment, directory: Workdir) -> EvaluationOutputs | None:
     """The finished network at the images of its verdict; the label table gets the labels of the last transport."""
     labels = experiment.labels
     kept = read_labels(directory.path, (labels.num_heads, labels.num_clusters))
@@ -180,7 +180,7 @@ def _look_again(experiment: Experiment, directory: Workdir) -> Looks | None:
     # The network is read as it was written: the newest checkpoint that is whole may be an earlier one.
     with experiment.strategy.scope():
         network = load_run(directory.path)
-    return look_at_run(
+    return outputs_of_run(
         experiment.config,
         experiment.data,
         network,
@@ -190,9 +190,9 @@ def _look_again(experiment: Experiment, directory: Workdir) -> Looks | None:
     )
 
 
-def _draw(experiment: Experiment, directory: Workdir, results: dict[str, Any], looks: Looks | None) -> None:
+def _draw(experiment: Experiment, directory: Workdir, results: dict[str, Any], outputs: EvaluationOutputs | None) -> None:
     try:
-        write_report(directory, experiment.config, experiment.data, experiment.labels.labels, results, looks)
+        write_report(directory, experiment.config, experiment.data, experiment.labels.labels, results, outputs)
     except Exception as error:
         # Whatever goes wrong with a picture, the training is done and must not be lost.
         print(f"WARNING: the report could not be drawn: {type(error).__name__}: {error}", flush=True)

@@ -1,0 +1,171 @@
+"""The metrics of a run: those of a network, of its labels, and of chance."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
+from sela_tf.data.pipeline import inference_batches
+from sela_tf.evaluation.clustering import ClusterMetrics, cluster_metrics
+from sela_tf.evaluation.knn import knn_accuracy
+from sela_tf.evaluation.linear_probe import linear_probe_accuracy
+from sela_tf.evaluation.outputs import NetworkOutputs, network_outputs
+from sela_tf.evaluation.protocol import LEFT_OUT, EvaluationImages
+from sela_tf.models.heads import find_multi_head
+from sela_tf.models.inference import BatchedInference
+
+KNN_NEIGHBOURS = 10
+
+
+_NO_CLASSES = "the images have no class labels"
+
+
+_NO_EVAL_CLASSES = "the held-out images have no class labels"
+
+
+class EvaluationOutputs(NamedTuple):
+    """The outputs of a network on the images that it is evaluated on."""
+
+    training: NetworkOutputs | None
+    """Outputs on the training images; None where neither the kNN nor the report needs them."""
+    held_out: NetworkOutputs
+    """Outputs on the held-out images."""
+
+    def without_embeddings(self) -> EvaluationOutputs:
+        """Returns the outputs of the heads alone, which take little memory."""
+        training = None if self.training is None else self.training.without_embedding()
+        return EvaluationOutputs(training, self.held_out.without_embedding())
+
+
+def evaluation_outputs(
+    model: keras.Model,
+    images: EvaluationImages,
+    *,
+    strategy: tf.distribute.Strategy | None = None,
+    potentials: np.ndarray | None = None,
+    lam: float = 1.0,
+    always_training: bool = False,
+) -> EvaluationOutputs:
+    """Runs a network once over each set. Embeddings are kept where there are classes to judge them by.
+
+    Args:
+        model: a network of `build_model`.
+        images: the images to evaluate on. The training images are used if there are classes, or with `always_training`.
+        strategy: strategy that the model was built under; None for one device.
+        potentials: potentials [T, K] of the last transport, for the corrected clusters.
+        lam: lambda of that transport.
+        always_training: use the training images in any case.
+    """
+    outputs_on = functools.partial(
+        network_outputs,
+        model,
+        size=images.size,
+        strategy=strategy,
+        embedding=images.have_classes,
+        potentials=potentials,
+        lam=lam,
+    )
+    training = outputs_on(images.training) if images.have_classes or always_training else None
+    return EvaluationOutputs(training, outputs_on(images.held_out))
+
+
+def evaluate_network(
+    model: keras.Model, images: EvaluationImages, *, strategy: tf.distribute.Strategy | None = None, settle: bool = False
+) -> dict[str, Any]:
+    """Runs a network over the images and returns its metrics (`evaluate_outputs`).
+
+    Args:
+        model: a network of `build_model`.
+        images: the images to evaluate on.
+        strategy: strategy that the model was built under; None for one device.
+        settle: first fill the moving statistics of batch normalisation from the training images, as a network before its first step needs.
+    """
+    train, size = images.training, images.size
+    if settle:
+        BatchedInference(model, strategy).settle(inference_batches(train, size=size, batch_size=EVALUATION_BATCH))
+    outputs = evaluation_outputs(model, images, strategy=strategy)
+    return evaluate_outputs(outputs, images, num_clusters=find_multi_head(model).num_clusters, settled=settle)
+
+
+def evaluate_outputs(
+    outputs: EvaluationOutputs, images: EvaluationImages, *, num_clusters: int, settled: bool = False
+) -> dict[str, Any]:
+    """Returns the metrics of a network on the held-out images, from its outputs.
+
+    Args:
+        outputs: the network's outputs on `images`.
+        images: the images, for their classes and their protocol.
+        num_clusters: number of clusters K.
+        settled: the moving statistics were filled first, which the protocol line then says.
+
+    Returns:
+        "knn" and "linear_probe", accuracies of the embedding; the metrics of `evaluate_labels` of each head's plain argmax; "protocol", a
+        text. Where classes are missing, all that needs them is None, and "reason" says why.
+    """
+    view = "clean view, inference mode" + (", moving statistics of 50 batches" if settled else "")
+    train_classes, classes, protocol = images.training.classes, images.held_out.classes, images.protocol
+    clusters = outputs.held_out.clusters
+    if train_classes is None or classes is None or outputs.training is None:
+        reason = _NO_CLASSES if train_classes is None else _NO_EVAL_CLASSES
+        words = f"{protocol.held_out_words}, {view}. clusters_used: plain argmax of each head, K = {num_clusters}."
+        return {"knn": None, "linear_probe": None, **evaluate_labels(clusters, None), "reason": reason, "protocol": words}
+    bank, features = outputs.training.embedding, outputs.held_out.embedding
+    return {
+        "knn": knn_accuracy(bank, train_classes, features, classes, k=KNN_NEIGHBOURS),
+        "linear_probe": linear_probe_accuracy(bank, train_classes, features, classes, max_iterations=protocol.max_iterations),
+        **evaluate_labels(clusters, classes),
+        "protocol": (
+            f"{protocol.held_out_words}, {view}. "
+            f"knn: k = {KNN_NEIGHBOURS}, cosine, votes weighted exp(similarity / .1), among {protocol.training_words}. "
+            f"linear_probe: scikit-learn's logistic regression{protocol.solver_words} on the standardised embedding of "
+            f"{bank.shape[1]} values. "
+            f"nmi, ami, ari, hungarian, purity, entropy: plain argmax of each head, K = {num_clusters}.{protocol.labels_words}"
+        ),
+    }
+
+
+def no_metrics() -> dict[str, Any]:
+    """Returns the keys of `evaluate_outputs`, each None, with the reason: no evaluation was wanted."""
+    empty = dict.fromkeys(("knn", "linear_probe", *ClusterMetrics._fields, "clusters_used"))
+    return {**empty, "reason": LEFT_OUT, "protocol": f"{LEFT_OUT}."}
+
+
+def evaluate_labels(labels: np.ndarray, classes: np.ndarray | None) -> dict[str, Any]:
+    """Returns the agreement of each head's labels with the classes, and the number of clusters in use.
+
+    Args:
+        labels: integers [T, N].
+        classes: integers [N]; None where there are none.
+
+    Returns:
+        Lists [T] under the names of `ClusterMetrics` and "clusters_used". Without classes the former are None, and "reason" says why.
+    """
+    used = {"clusters_used": [len(np.unique(head)) for head in labels]}
+    if classes is None:
+        return {**dict.fromkeys(ClusterMetrics._fields), **used, "reason": _NO_CLASSES}
+    metrics = [cluster_metrics(classes, head) for head in labels]
+    return {**{name: [getattr(head, name) for head in metrics] for name in ClusterMetrics._fields}, **used}
+
+
+def evaluate_chance(classes: np.ndarray | None, num_clusters: int, *, seed: int) -> dict[str, Any]:
+    """Returns the metrics of chance: the largest class's share as accuracy, and the agreement of equally large random clusters.
+
+    Args:
+        classes: integers [N] of the held-out images; None where there are none, and then all metrics are None.
+        num_clusters: number of clusters K.
+        seed: seed of the random clusters.
+    """
+    if classes is None:
+        return {"knn": None, "linear_probe": None, **dict.fromkeys(ClusterMetrics._fields), "reason": _NO_CLASSES}
+    clusters = np.random.default_rng(seed).permutation(np.arange(len(classes)) % num_clusters)
+    share = float(np.bincount(classes).max() / len(classes))
+    return {
+        "knn": share,
+        "linear_probe": share,
+        **{name: [value] for name, value in cluster_metrics(classes, clusters)._asdict().items()},
+    }
