@@ -127,7 +127,7 @@ class TestFolder:
         png = bytearray((folder / "cats" / "a.png").read_bytes())
         png[60] ^= 0xFF
         (folder / "dogs" / "flipped.png").write_bytes(png)
-        message = r"4 of 9 images cannot be read: cats/cut.jpg \(a damaged or cut jpeg\); dogs/empty.png .*--skip_bad_images"
+        message = r"4 of 9 images cannot be read: cats/cut.jpg \(a damaged or cut jpeg\); dogs/empty.png .*`skip_bad_images=True`"
         with pytest.raises(SourceError, match=message):
             load_source(f"folder:{folder}")
         splits = load_source(f"folder:{folder}", SourceOptions(skip_bad_images=True))
@@ -232,7 +232,7 @@ class TestSplitsAndChannels:
         names = hold_out(files, 0.5)[1].names
         fewer = files.take(np.arange(1, len(files)))
         assert set(hold_out(fewer, 0.5)[1].names) == set(names) - {files.names[0]}
-        with pytest.raises(SourceError, match="--eval_fraction=1e-09 leaves 1797"):
+        with pytest.raises(SourceError, match="`eval_fraction=1e-09` leaves 1797"):
             hold_out(digits, 1e-9)
 
     def test_match_input(self, rng):

@@ -134,7 +134,7 @@ class TestSources:
 
         with pytest.raises(
             SourceError,
-            match=r"record 0 has 0 values of bytes_list under 'image/encoded', not one \(it has img, y\): say where it is with --image_key",
+            match=r"record 0 has 0 values of bytes_list under 'image/encoded', not one \(it has img, y\): say where it is with `image_key`",
         ):
             ingested(f"tfrecords:{tmp_path}/?/*", tmp_path / "wrong")
         (tmp_path / "a" / "one.tfrecord").write_bytes((tmp_path / "a" / "one.tfrecord").read_bytes()[:-5])

@@ -115,15 +115,15 @@ class TestArtifact:
         (root / "cut.png").write_bytes((root / "05.png").read_bytes()[:-20])
         with pytest.raises(SourceError, match="cut.png"):
             ingested(f"folder:{root}", tmp_path / "records")
-        with pytest.raises(ConfigError, match="--beam_pipeline_args=--runner=Nonsense: "):
+        with pytest.raises(ConfigError, match="`beam_pipeline_args=--runner=Nonsense`: "):
             ingested(f"folder:{root}", tmp_path / "records", beam_pipeline_args=("--runner=Nonsense",))
         with pytest.raises(
-            ConfigError, match="--beam_pipeline_args=--direct_num_workers=abc: argument --direct_num_workers: invalid"
+            ConfigError, match="`beam_pipeline_args=--direct_num_workers=abc`: argument --direct_num_workers: invalid"
         ):
             ingested(f"folder:{root}", tmp_path / "records", beam_pipeline_args=("--direct_num_workers=abc",))
         with pytest.raises(ConfigError, match="holds what is to be ingested"):
             ingested(f"tfrecords:{tmp_path}/records/Split-train/*", tmp_path / "records")
-        with pytest.raises(ConfigError, match=f"holds examples of --dataset=folder:{root}: name another directory"):
+        with pytest.raises(ConfigError, match=f"holds examples of `dataset=folder:{root}`: name another directory"):
             ingested("digits", tmp_path / "records")
         assert files_of(tmp_path / "records") == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "records"]
@@ -141,7 +141,7 @@ class TestBadInput:
         root = twelve_pictures(tmp_path, rng)
         (root / "05.png").write_bytes((root / "05.png").read_bytes()[:-20])
         with pytest.raises(
-            SourceError, match=r"1 of 12 images cannot be read: 05.png \(.*Leave|leave them out with --skip_bad_images"
+            SourceError, match=r"1 of 12 images cannot be read: 05.png \(.*Leave|leave them out with `skip_bad_images=True`"
         ):
             ingested(f"folder:{root}", tmp_path / "records")
         assert not (tmp_path / "records" / "manifest.json").exists()
@@ -214,13 +214,13 @@ class TestBadInput:
         root.mkdir()
         for i in range(3):
             (root / f"{i:02d}.png").write_bytes(encoded(picture(rng), "PNG"))
-        with pytest.raises(SourceError, match="--eval_fraction=0.001 leaves 3 of 3"):
+        with pytest.raises(SourceError, match="`eval_fraction=0.001` leaves 3 of 3"):
             ingested(f"folder:{root}", tmp_path / "records", eval_fraction=0.001)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"dataset": ""}, "--dataset is missing"),
+            ({"dataset": ""}, "`dataset` is missing"),
             ({"examples": ""}, "--examples is missing"),
             ({"dataset": "records:/x"}, "need not be ingested"),
             ({"dataset": "features:x.npy"}, "need not be ingested"),

@@ -120,7 +120,7 @@ class TestRunLabels:
         np.testing.assert_array_equal(read_run_labels(tmp_path / "labels.npz", images, 2, 4), labels)
         with pytest.raises(SourceError, match="labels 23 other images than the 22"):
             read_run_labels(tmp_path / "labels.npz", images.take(np.arange(22)), 2, 4)
-        with pytest.raises(SourceError, match="give --num_heads=2 --num_clusters=4"):
+        with pytest.raises(SourceError, match="give `num_heads=2` `num_clusters=4`"):
             read_run_labels(tmp_path / "labels.npz", images, 2, 5)
 
     def test_by_name_in_any_order(self, rng, tmp_path):

@@ -348,6 +348,10 @@ class TestWording:
     def test_settings_become_flags_and_nothing_else_does(self, message, words):
         assert in_flags(message, self.flags) == words
 
+    def test_a_caller_has_other_names(self):
+        error = ConfigError("`workdir=/a` holds another run; `seed` was 0").renamed(workdir="model")
+        assert str(error) == "`model=/a` holds another run; `seed` was 0"
+
     def test_no_room_below_the_command_line_writes_flags(self):
         """A message of the library is right for those who call it from Python, too."""
         names = {field.name for kind in (SelaConfig, LabelConfig, ProbeConfig, ExportConfig) for field in dataclasses.fields(kind)}

@@ -67,7 +67,7 @@ class TestDigitsIdxNpz:
         assert len(np.unique(images.images, axis=0)) == 40
         assert len(load_source("synthetic").train) == 4096
         for count in ("0", "many", "-3", str(2**31)):
-            with pytest.raises(SourceError, match=f"synthetic:{count}: synthetic:N makes N images, from 1"):
+            with pytest.raises(SourceError, match=f"synthetic:{count}`: synthetic:N makes N images, from 1"):
                 load_source(f"synthetic:{count}")
 
     def test_memory_limits_synthetic_images_before_they_are_made(self, monkeypatch):
@@ -75,10 +75,10 @@ class TestDigitsIdxNpz:
         assert len(load_source("synthetic:5", SourceOptions(memory_limit=5 * 64 * 64 * 3)).train) == 5
         monkeypatch.setattr(np.random, "default_rng", None)
         for name, limit in (("synthetic:1281167", 4 * 2**30), ("synthetic:6", 5 * 64 * 64 * 3)):
-            with pytest.raises(SourceError, match=f"{name}: its decoded images take more than .* --memory_limit"):
+            with pytest.raises(SourceError, match=f"{name}`: its decoded images take more than .* `memory_limit="):
                 load_source(name, SourceOptions(memory_limit=limit))
         assert len(outline_source("synthetic:1281167", SourceOptions(memory_limit=2**34)).splits.train) == 1_281_167
-        with pytest.raises(SourceError, match="synthetic:1281167: its decoded images take more than"):
+        with pytest.raises(SourceError, match="synthetic:1281167`: its decoded images take more than"):
             outline_source("synthetic:1281167")
 
     def test_synthetic_images_are_the_same_in_any_number_of_parts(self, monkeypatch):
@@ -128,5 +128,5 @@ class TestDigitsIdxNpz:
                 load_source(f"npz:{tmp_path / name}.npz")
 
     def test_memory_limit(self):
-        with pytest.raises(SourceError, match="--memory_limit"):
+        with pytest.raises(SourceError, match="`memory_limit="):
             load_source("digits", SourceOptions(memory_limit=1000))

@@ -84,7 +84,7 @@ class TestTfds:
     def test_many_sizes_and_limits(self, data_dir):
         with pytest.raises(SourceError, match="many sizes.*records:DIR"):
             load_source("many", SourceOptions(data_dir=str(data_dir)))
-        with pytest.raises(SourceError, match="--memory_limit"):
+        with pytest.raises(SourceError, match="`memory_limit="):
             load_source("shapes", SourceOptions(data_dir=str(data_dir), memory_limit=500))
 
     def test_unknown_and_unprepared(self, tmp_path):

@@ -79,7 +79,7 @@ def self_label(settings: SelfLabellingSettings, config: SelaConfig) -> dict[str,
     try:
         results = run(config, workdir)
     except ConfigError as error:
-        raise ConfigError(str(error).replace("--workdir=", "--scratch=" if settings.scratch else "--model=")) from error
+        raise error.renamed(workdir="scratch" if settings.scratch else "model") from error
     if workdir != model / RUN:
         _replace(workdir, model / RUN)
     _export(settings, model)

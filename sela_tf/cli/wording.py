@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container
 
-_SETTING = re.compile(r"`(?P<name>\w+)(?:=(?P<value>[^`]*))?`")
+from sela_tf.settings.fields import reworded
 
 
 def in_flags(message: str, flags: Container[str]) -> str:
@@ -19,15 +18,14 @@ def in_flags(message: str, flags: Container[str]) -> str:
         flags: the names of the command's flags.
     """
 
-    def flag(found: re.Match[str]) -> str:
-        name, value = found["name"], found["value"]
+    def flag(name: str, value: str | None) -> str | None:
         if name not in flags:
-            return found[0]
+            return None
         if value is None or value == "True":
             return f"--{name}"
         return f"--no{name}" if value == "False" else f"--{name}={value}"
 
-    return _SETTING.sub(flag, message)
+    return reworded(message, flag)
 
 
 def on_one_line(message: str) -> str:

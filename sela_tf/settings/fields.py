@@ -4,7 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+_SETTING = re.compile(r"`(?P<name>\w+)(?P<value>=[^`]*)?`")
+
+
+def reworded(message: str, word: Callable[[str, str | None], str | None]) -> str:
+    """Returns a message with its settings, which stand in backticks, written in another way.
+
+    Args:
+        message: text such as "`num_heads` must be at least 1. Received: `num_heads=0`".
+        word: gets the name and the value (None where there is none) of each; returns its new text, or None to leave it.
+    """
+
+    def new(found: re.Match[str]) -> str:
+        value = found["value"]
+        text = word(found["name"], None if value is None else value[1:])
+        return found[0] if text is None else text
+
+    return _SETTING.sub(new, message)
 
 
 class ConfigError(ValueError):
@@ -12,6 +32,14 @@ class ConfigError(ValueError):
 
     Settings stand in backticks, as in "`num_heads` must be at least 1. Received: `num_heads=0`"; the command line writes them as flags.
     """
+
+    def renamed(self, **names: str) -> ConfigError:
+        """Returns the error with settings called as its caller calls them: `renamed(workdir="model")`."""
+
+        def word(name: str, value: str | None) -> str | None:
+            return f"`{names[name]}{'' if value is None else f'={value}'}`" if name in names else None
+
+        return ConfigError(reworded(str(self), word))
 
 
 class Bound(NamedTuple):

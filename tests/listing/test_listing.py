@@ -35,10 +35,10 @@ class TestListing:
     def test_a_second_start_decodes_nothing_and_finds_the_same(self, folder, tmp_path, decoded):
         options = {"skip_bad_images": True, "cache_dir": str(tmp_path / "cache")}
         told: list[str] = []
-        first = load_source(f"folder:{folder}", **options, tell=told.append)
+        first = load_source(f"folder:{folder}", SourceOptions(**options), tell=told.append)
         assert len(decoded) == 13
         assert told == [f"reading and checking 16 of the 16 files of {str(folder)!r}"]
-        second = load_source(f"folder:{folder}", **options, tell=told.append)
+        second = load_source(f"folder:{folder}", SourceOptions(**options), tell=told.append)
         assert len(decoded) == 13
         assert len(told) == 1
         assert described(first) == described(second)
@@ -123,7 +123,7 @@ class TestListing:
         files = list_folder(str(folder), walk(str(folder), name="f"), cache_dir=str(tmp_path / "file" / "cache"), tell=told.append)
         assert files == list_folder(str(folder), walk(str(folder), name="f"))
         assert re.fullmatch(
-            r"--cache_dir=\S+/file/cache cannot be written \(Not a directory\): the files .* again next time", told[1]
+            r"`cache_dir=\S+/file/cache` cannot be written \(Not a directory\): the files .* again next time", told[1]
         )
         assert len(told) == 2
 
