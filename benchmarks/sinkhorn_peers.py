@@ -229,10 +229,11 @@ class Reads:
     """Counts what sela_tf's passes read."""
 
     def __init__(self):
-        from sela_tf.transport.rows import Kernel, Rows
+        from sela_tf.transport.rows import Rows
+        from sela_tf.transport.stored_rows import StoredRows
 
         self.entries = self.bytes = 0.0
-        for owner, name in ((Rows, "measure"), (Rows, "absorb"), (Rows, "labels"), (Rows, "map_slices"), (Kernel, "measure")):
+        for owner, name in ((Rows, "measure"), (Rows, "absorb"), (Rows, "labels"), (Rows, "map_slices"), (StoredRows, "measure")):
             setattr(owner, name, self._counted(getattr(owner, name)))
 
     def _counted(self, function: Callable) -> Callable:

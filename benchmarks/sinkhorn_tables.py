@@ -154,7 +154,7 @@ def rounding(options: argparse.Namespace) -> str:
             log_probs = problem.log_probs()
             potentials = sela_tf.sinkhorn(log_probs, lam=LAM, num_threads=1).potentials
             run = functools.partial(balanced_labels, log_probs, potentials, lam=LAM)
-            gaps.append(run().gap)
+            gaps.append(run().rounding_gap)
             seconds.append(_median_seconds(run, repeats=3))
         own, more, yardstick = float(np.median(seconds)), "> " * ("cut" in solve), solve.get("cut", solve.get("seconds"))
         row = [f"{own:.3g}", f"{np.median(gaps):.1e}", f"{more}{yardstick:.3g}", f"{more}{yardstick / own:.0f}"]

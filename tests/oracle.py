@@ -1,4 +1,4 @@
-"""What the library is held to: the formulas in float64 NumPy, as plain as they can be written."""
+"""The transport in plain float64 NumPy, which tests compare the library with, and problems to compare on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from scipy.special import logsumexp
 
 
 def sinkhorn(log_probs: np.ndarray, lam: float, tolerance: float = 1e-9, max_iterations: int = 200_000) -> np.ndarray:
-    """Potentials [K], mean zero, of the transport, by plain Sinkhorn-Knopp in the log domain."""
+    """Returns the potentials of the transport onto equal clusters, float64 [K] of mean zero, by plain Sinkhorn in the log domain."""
     scores = lam * log_probs.astype(np.float64)
     num_clusters = scores.shape[1]
     v = np.zeros(num_clusters)
@@ -21,18 +21,18 @@ def sinkhorn(log_probs: np.ndarray, lam: float, tolerance: float = 1e-9, max_ite
 
 
 def marginals(scores: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """mean_i softmax(scores_i + v), [K]."""
+    """Returns the clusters' shares mean_i softmax(scores_i + v), float64 [K]."""
     shifted = scores + v
     return np.exp(shifted - logsumexp(shifted, axis=1, keepdims=True)).mean(axis=0)
 
 
 def dual(scores: np.ndarray, v: np.ndarray) -> float:
-    """The concave function of the potentials whose maximum is the transport: mean v - mean_i log sum_k exp(scores_ik + v_k)."""
+    """Returns the dual value mean v - mean_i log sum_k exp(scores_ik + v_k), which is largest at the transport's potentials."""
     return float(v.mean() - logsumexp(scores + v, axis=1).mean())
 
 
 def log_probs(rng: np.random.Generator, num_rows: int, num_clusters: int, *, spread: float = 1.0) -> np.ndarray:
-    """Log-probabilities like a network's: clusters of unequal popularity around centres. float32 [N, K]."""
+    """Returns log-probabilities like a network's, float32 [N, K]: clusters of unequal popularity around centres."""
     centres = rng.normal(size=(num_clusters, 8))
     points = centres[rng.zipf(1.5, num_rows) % num_clusters] + rng.normal(size=(num_rows, 8))
     logits = spread * (points @ centres.T * 0.15 + 0.3 * rng.normal(size=num_clusters))
@@ -40,19 +40,20 @@ def log_probs(rng: np.random.Generator, num_rows: int, num_clusters: int, *, spr
 
 
 def zeros_but(value: float, where: tuple) -> np.ndarray:
-    """float32 [6, 3], all 0 but for one value at some places."""
+    """Returns float32 [6, 3], all 0 except for one value at some places."""
     log_probs = np.zeros((6, 3), np.float32)
     log_probs[where] = value
     return log_probs
 
 
 def _one_hot(rng: np.random.Generator, num_rows: int, shares: np.ndarray) -> np.ndarray:
-    """Rows that are certain of one cluster, to 1e-30."""
+    """Returns rows that are certain of one cluster, to 1e-30, float32 [N, K]; `shares` [K] are the clusters' shares of them."""
     chosen = rng.choice(len(shares), num_rows, p=shares)
     return np.where(chosen[:, np.newaxis] == np.arange(len(shares)), 0, np.log(1e-30)).astype(np.float32)
 
 
 def hard_problem(name: str, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Returns the log-probabilities and lam of one of the problems `HARD`."""
     usual = log_probs(rng, 2048, 32)
     return {
         "all rows equal": lambda: (np.full((2048, 32), -np.log(32), np.float32), 25.0),
@@ -81,3 +82,4 @@ HARD = [
     "all rows equal", "one-hot, balanced", "one-hot on an eighth", "one-hot, random sizes", "starved", "lam 0.001", "lam 1", "lam 100",
     "lam 1000", "duplicates", "duplicates, lam 1000", "K = N", "K = N, one-hot", "prime", "half forbidden", "rows not normalised",
 ]  # fmt: skip
+"""The names of problems on which solvers fail: massive ties, certain rows, forbidden clusters, extreme lam."""

@@ -1,4 +1,4 @@
-"""The transport and the rounding together, as training calls them, and the files of known labels."""
+"""Tests of the transport and the rounding together, as training calls them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _objective(log_probs: np.ndarray, labels: np.ndarray) -> float:
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**31), num_clusters=st.sampled_from([2, 7, 12]), change=st.floats(0.01, 3))
 def test_the_objective_falls_at_every_relabelling(seed, num_clusters, change):
-    """Whatever the network has become since: the labels of before were feasible, and the new ones are the best."""
+    """The new labels are never worse than the old ones, which were feasible, whatever the network has become."""
     rng = np.random.default_rng(seed)
     log_probs = oracle.log_probs(rng, 500, num_clusters)
     labels = rng.permutation(np.arange(500) % num_clusters)
@@ -43,12 +43,12 @@ def test_marginals_become_whole_sizes(rng):
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**31), held=st.integers(1, 300), prior=st.sampled_from(["uniform", "zipf", "gaussian"]))
-def test_known_labels_are_kept_and_count(seed, held, prior):
+@given(seed=st.integers(0, 2**31), num_known=st.integers(1, 300), prior=st.sampled_from(["uniform", "zipf", "gaussian"]))
+def test_known_labels_are_kept_and_count(seed, num_known, prior):
     rng = np.random.default_rng(seed)
     log_probs = oracle.log_probs(rng, 400, 5)
     known = np.full(400, -1)
-    known[rng.permutation(400)[:held]] = np.arange(held) % 5
+    known[rng.permutation(400)[:num_known]] = np.arange(num_known) % 5
     try:
         assigned = assign_labels(log_probs, marginals=prior, known=known)
     except ValueError as error:
@@ -69,7 +69,7 @@ def test_labels_are_balanced_even_where_the_transport_failed(rng):
 
 
 def test_a_share_that_known_labels_fill_to_the_last_image_is_rounded_up(rng):
-    """21 images, 10.5 of each of two clusters, and 11 known of the one that would get 10."""
+    """Two clusters have shares of 10.5 images each, and 11 labels are known of the one that would be rounded to 10."""
     known = np.repeat([1, -1], [11, 10])
     assigned = assign_labels(oracle.log_probs(rng, 21, 2), marginals=np.array([1.0, 1.0]), known=known)
     np.testing.assert_array_equal(assigned.sizes, [10, 11])
@@ -78,7 +78,7 @@ def test_a_share_that_known_labels_fill_to_the_last_image_is_rounded_up(rng):
 
 @pytest.mark.parametrize("marginals", ["uniform", "zipf:0.5"])
 def test_rows_that_hardly_differ_are_rounded_from_colder_transports(rng, monkeypatch, marginals):
-    """As a network makes them that sees little difference between images: the soft transport is balanced, its argmax far from it."""
+    """A network that sees little difference between images has a balanced soft transport, whose argmax is far from balance."""
     log_probs = (0.05 * rng.normal(size=(600, 1)) @ rng.normal(size=(1, 12)) + 1e-4 * rng.normal(size=(600, 12))).astype(np.float32)
     known = np.full(600, -1)
     known[:5] = [3, 3, 1, 0, 11]

@@ -1,4 +1,4 @@
-"""The memory that a label pass holds, and that labels do not depend on how it holds it."""
+"""Tests of the memory that a label pass takes; labels do not depend on the form that log-probabilities are kept in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fixtures import ROOT
 
 import sela_tf
 from sela_tf.transport.assignment import assign_labels, plan_memory
-from sela_tf.transport.newton import BYTES_LISTED
+from sela_tf.transport.newton import BYTES_PER_CANDIDATE
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -24,7 +24,7 @@ def logits(rng, num_rows: int, num_clusters: int, *, scale: float) -> sela_tf.Li
 
 def test_the_most_precise_way_that_fits_is_taken():
     entries = 1000 * 1024
-    lists = 8 * BYTES_LISTED * 1000
+    lists = 8 * BYTES_PER_CANDIDATE * 1000
     for limit, source in (
         (6 * entries, "float32"),
         (6 * entries - 1, "float16"),
@@ -38,8 +38,8 @@ def test_the_most_precise_way_that_fits_is_taken():
 
 
 @pytest.mark.parametrize("scale", [0.01, 2.0], ids=["untrained", "trained"])
-def test_labels_are_the_same_however_log_probabilities_are_held(rng, scale):
-    """float32, float16, and computed from features; beyond 2**20 entries the rounding itself may stop .1/lam short of the best."""
+def test_labels_are_the_same_in_every_form_of_log_probabilities(rng, scale):
+    """The forms are float32, float16 and computed from features. The problem is small enough for labels that are the optimum."""
     problem = logits(rng, 1500, 24, scale=scale)
     entries = 1500 * 24
     float32 = assign_labels(problem, memory_limit=6 * entries)
@@ -62,7 +62,7 @@ def test_half_precision_forbids_no_cluster(rng):
 
 
 def test_stored_rows_and_lists_keep_within_the_limit(rng, monkeypatch):
-    """Rows are stored only if they fit; lists get as many entries as there is room for, and the solve converges all the same."""
+    """Rows are stored only if they fit, and lists get the candidates that there is room for; the solve converges all the same."""
     from sela_tf.transport import newton as module
     from sela_tf.transport import rows as rows_module
 
@@ -78,19 +78,19 @@ def test_stored_rows_and_lists_keep_within_the_limit(rng, monkeypatch):
     monkeypatch.setattr(module, "_collect", collecting)
     monkeypatch.setattr(rows_module.Rows, "absorb", lambda *args: absorbed.append(args) or absorb(*args))
     free = sinkhorn(problem)
-    most, room = max(listed), 3000 * 3 * BYTES_LISTED
-    assert most * BYTES_LISTED > room
+    most, room = max(listed), 3000 * 3 * BYTES_PER_CANDIDATE
+    assert most * BYTES_PER_CANDIDATE > room
     listed.clear()
     absorbed.clear()
     bound = sinkhorn(problem, memory_limit=room)
-    assert max(listed, default=0) * BYTES_LISTED <= 1.1 * room
+    assert max(listed, default=0) * BYTES_PER_CANDIDATE <= 1.1 * room
     assert not absorbed
     assert bound.converged
     assert (bound.labels == free.labels).mean() > 0.995
 
 
 def test_rows_are_stored_anew_in_float32_only_if_they_fit(rng, monkeypatch):
-    """Where half precision has no room for a step, the solve goes on in single precision, or without stored rows."""
+    """A solve whose steps are too long for half precision goes on in single precision, or without stored rows."""
     from sela_tf.transport import rows as rows_module
     from sela_tf.transport import solve as module
 
@@ -98,10 +98,12 @@ def test_rows_are_stored_anew_in_float32_only_if_they_fit(rng, monkeypatch):
     stored, absorb = [], rows_module.Rows.absorb
     monkeypatch.setattr(rows_module.Rows, "absorb", lambda *args: stored.append(args[-1].name) or absorb(*args))
     monkeypatch.setattr(module, "newton", lambda *args, **options: None)
-    # a stretch that ends after its first pass is what half precision looks like that sees no error
-    iterate = module._iterate
+    # Half precision that sees no error ends a run of Sinkhorn after its first pass.
+    run_sinkhorn = module._run_sinkhorn
     monkeypatch.setattr(
-        module, "_iterate", lambda rows, now, target, tolerance, most, storage: iterate(rows, now, target, tolerance, 1, storage)
+        module,
+        "_run_sinkhorn",
+        lambda rows, now, target, tolerance, most, storage: run_sinkhorn(rows, now, target, tolerance, 1, storage),
     )
     for limit, expected in ((None, {"float16", "float32"}), (2 * problem.size, {"float16"})):
         stored.clear()

@@ -1,4 +1,4 @@
-"""Cluster sizes other than equal ones."""
+"""Tests of clusters of unequal sizes."""
 
 from __future__ import annotations
 

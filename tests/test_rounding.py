@@ -1,4 +1,4 @@
-"""Exactly balanced labels against scipy's assignment, and against their own bound where that would take too long."""
+"""Tests of exactly balanced labels: against scipy's assignment, and against their own bound where that would take too long."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from sela_tf.transport import rounding as module
-from sela_tf.transport import scan
+from sela_tf.transport import scan, shortest_paths
 from sela_tf.transport.linear_logits import ComputedLogits, LinearLogits
 from sela_tf.transport.rounding import balanced_labels
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
-def _optimum(log_probs: np.ndarray, sizes: np.ndarray | None = None, held: np.ndarray | None = None) -> float | None:
-    """The largest sum of log p, by assignment to repeated columns; None if there is none above -inf."""
+def _optimum(log_probs: np.ndarray, sizes: np.ndarray | None = None, known: np.ndarray | None = None) -> float | None:
+    """Returns the largest sum of log p, by scipy's assignment to repeated columns; None if no labels are allowed."""
     num_rows, num_clusters = log_probs.shape
     scores = log_probs.astype(np.float64)
-    if held is not None:
-        scores[(held >= 0)[:, np.newaxis] & (held[:, np.newaxis] != np.arange(num_clusters))] = -np.inf
+    if known is not None:
+        scores[(known >= 0)[:, np.newaxis] & (known[:, np.newaxis] != np.arange(num_clusters))] = -np.inf
     if sizes is not None:
         places = scores[:, np.repeat(np.arange(num_clusters), sizes)]
-    else:  # floor(N/K) places, and one that is left to a dummy row in all but N mod K clusters
+    else:  # Each cluster has floor(N/K) places, and one more, which a dummy row takes in all but N mod K clusters.
         floor, extras = divmod(num_rows, num_clusters)
         places = np.concatenate([np.repeat(scores, floor, axis=1), scores], axis=1)
         dummies = np.full((num_clusters - extras, places.shape[1]), -np.inf)
@@ -54,22 +54,22 @@ def _check_feasible(result, num_rows: int, num_clusters: int, sizes: np.ndarray 
         np.testing.assert_array_equal(result.sizes, sizes)
 
 
-def _check_optimal(log_probs: np.ndarray, potentials: np.ndarray, lam: float, sizes=None, held=None) -> None:
-    """Feasible and optimal, or refused because nothing is feasible."""
-    best = _optimum(log_probs, sizes, held)
+def _check_optimal(log_probs: np.ndarray, potentials: np.ndarray, lam: float, sizes=None, known=None) -> None:
+    """Checks that labels are feasible and optimal, or refused because nothing is feasible."""
+    best = _optimum(log_probs, sizes, known)
     if best is None:
         with pytest.raises(ValueError, match="cannot be placed"):
-            balanced_labels(log_probs, potentials, lam=lam, sizes=sizes, held=held)
+            balanced_labels(log_probs, potentials, lam=lam, sizes=sizes, known=known)
         return
-    result = balanced_labels(log_probs, potentials, lam=lam, sizes=sizes, held=held)
+    result = balanced_labels(log_probs, potentials, lam=lam, sizes=sizes, known=known)
     _check_feasible(result, *log_probs.shape, sizes)
-    if held is not None:
-        np.testing.assert_array_equal(result.labels[held >= 0], held[held >= 0])
+    if known is not None:
+        np.testing.assert_array_equal(result.labels[known >= 0], known[known >= 0])
     scale = max(1.0, abs(best))
     loss = best - _objective(log_probs, result.labels)
     assert loss <= 1e-9 * scale
-    assert result.gap >= -1e-9
-    assert loss - 1e-9 * scale <= result.gap * len(log_probs) <= 1e-8 * scale
+    assert result.rounding_gap >= -1e-9
+    assert loss - 1e-9 * scale <= result.rounding_gap * len(log_probs) <= 1e-8 * scale
 
 
 _KINDS = {
@@ -91,20 +91,20 @@ _KINDS = {
 
 @st.composite
 def _problems(draw):
-    """(log_probs, potentials, lam, sizes, held), from easy to infeasible."""
+    """Draws (log_probs, potentials, lam, sizes, known), from easy to infeasible."""
     rng = np.random.default_rng(draw(st.integers(0, 2**31)))
     num_rows, num_clusters = draw(st.integers(1, 80)), draw(st.integers(1, 12))
     log_probs = _KINDS[draw(st.sampled_from(sorted(_KINDS)))](rng, num_rows, num_clusters)
     potentials = draw(st.sampled_from([0.0, 1e-3, 1.0, 1e3, 1e12])) * rng.normal(size=num_clusters)
-    sizes = held = None
+    sizes = known = None
     if draw(st.booleans()):
         sizes = rng.multinomial(num_rows, rng.dirichlet(np.full(num_clusters, draw(st.sampled_from([0.3, 3.0])))))
     if draw(st.booleans()):
         places = np.repeat(np.arange(num_clusters), num_rows // num_clusters if sizes is None else sizes)
-        held, count = np.full(num_rows, -1), rng.integers(0, len(places) + 1)
-        held[rng.choice(num_rows, count, replace=False)] = rng.choice(places, count, replace=False)
-        held[~np.isfinite(log_probs[np.arange(num_rows), held])] = -1
-    return log_probs, potentials, draw(st.sampled_from([0.01, 1.0, 25.0, 1e3])), sizes, held
+        known, count = np.full(num_rows, -1), rng.integers(0, len(places) + 1)
+        known[rng.choice(num_rows, count, replace=False)] = rng.choice(places, count, replace=False)
+        known[~np.isfinite(log_probs[np.arange(num_rows), known])] = -1
+    return log_probs, potentials, draw(st.sampled_from([0.01, 1.0, 25.0, 1e3])), sizes, known
 
 
 @settings(max_examples=250, deadline=None)
@@ -115,28 +115,28 @@ def test_feasible_and_optimal(problem):
 
 @settings(max_examples=120, deadline=None)
 @given(_problems())
-def test_optimal_when_choices_are_left_out_and_blocks_and_samples_are_small(problem):
-    """What only large problems need, on problems that scipy can check."""
+def test_optimal_when_candidates_are_left_out_and_blocks_and_samples_are_small(problem):
+    """The code that only large problems reach runs on problems that scipy can check."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"_MANY_CHOICES": 0, "_MAX_CHOICES": 2.0, "_FEW_ROWS": 2}.items():
-            patch.setattr(module, name, value)
+        for name, value in {"_MANY_CANDIDATES": 0, "_MAX_CANDIDATES": 2.0, "_FEW_ROWS": 2}.items():
+            patch.setattr(shortest_paths, name, value)
         patch.setattr(scan, "_BLOCK_SIZE", 40)
         _check_optimal(*problem)
 
 
 def test_magnitudes_that_stand_for_minus_infinity_leave_the_gap_exact():
-    """One row and three clusters, of which any may stay empty: potentials of 1e30 would follow from equal shares."""
+    """A row and three clusters, any of which may stay empty: equal shares would lead to potentials of 1e30."""
     log_probs = np.array([[-1.8328997, -1e30, -1e30]], np.float32)
     for few_rows in (2, 32):
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in {"_MANY_CHOICES": 0, "_MAX_CHOICES": 2.0, "_FEW_ROWS": few_rows}.items():
-                patch.setattr(module, name, value)
+            for name, value in {"_MANY_CANDIDATES": 0, "_MAX_CANDIDATES": 2.0, "_FEW_ROWS": few_rows}.items():
+                patch.setattr(shortest_paths, name, value)
             patch.setattr(scan, "_BLOCK_SIZE", 40)
             _check_optimal(log_probs, np.zeros(3), 0.01)
 
 
 def _check_no_cycle_gains(log_probs: np.ndarray, labels: np.ndarray) -> None:
-    """Labels are optimal if and only if no cycle of moves gains: K + 1 nodes, quick where an assignment is not.
+    """Checks that no cycle of moves gains, which means that labels are optimal; K + 1 nodes make it quicker than an assignment.
 
     The last node stands for the places that are left at ceil(N/K): a cluster that gives up its extra row leaves one there.
     """
@@ -147,8 +147,8 @@ def _check_no_cycle_gains(log_probs: np.ndarray, labels: np.ndarray) -> None:
         members = scores[labels == cluster]
         costs[cluster, :-1] = (members[:, [cluster]] - members).min(axis=0)
     sizes = np.bincount(labels, minlength=num_clusters)
-    costs[:-1, -1] = np.where(sizes == num_rows // num_clusters, 0.0, np.inf)  # may end up with one row more
-    costs[-1, :-1] = np.where(sizes > num_rows // num_clusters, 0.0, np.inf)  # with one fewer
+    costs[:-1, -1] = np.where(sizes == num_rows // num_clusters, 0.0, np.inf)  # These may end up with one row more.
+    costs[-1, :-1] = np.where(sizes > num_rows // num_clusters, 0.0, np.inf)  # These may end up with one row fewer.
     for middle in range(num_clusters + 1):
         costs = np.minimum(costs, costs[:, [middle]] + costs[middle])
     assert np.diagonal(costs).min() >= -1e-9
@@ -172,7 +172,7 @@ def test_optimal_whatever_the_potentials(rng, num_rows, num_clusters):
     result = balanced_labels(log_probs, transport.potentials, lam=25.0)
     _check_feasible(result, num_rows, num_clusters)
     _check_no_cycle_gains(log_probs, result.labels)
-    assert 0.0 <= result.gap < 1e-9
+    assert 0.0 <= result.rounding_gap < 1e-9
     assert (result.labels != transport.labels).mean() < 0.1
     for potentials in (np.zeros(num_clusters), 25.0 * rng.normal(size=num_clusters)):
         again = balanced_labels(log_probs, potentials, lam=25.0)
@@ -188,18 +188,18 @@ def test_nearly_optimal_beyond_the_exact_size(rng, monkeypatch):
             result = balanced_labels(log_probs, potentials, lam=lam)
             _check_feasible(result, num_rows, num_clusters)
             loss = best - _objective(log_probs, result.labels)
-            assert -1e-9 <= loss <= num_rows * result.gap
+            assert -1e-9 <= loss <= num_rows * result.rounding_gap
             assert loss <= 1e-4 * abs(best)
 
 
 @pytest.mark.parametrize("kind", sorted(set(_KINDS) - {"float64", "tiny differences", "masked", "forbidden"}))
 def test_large_and_tied(rng, kind):
-    """Beyond what scipy can do the bound is the oracle: it was shown above to be one."""
+    """The gap is small where scipy would take too long; tests above show that it is an upper bound."""
     log_probs = _KINDS[kind](rng, 30_001, 64)
     for potentials in (sinkhorn(log_probs, max_iterations=200).potentials, np.zeros(64)):
         result = balanced_labels(log_probs, potentials, lam=25.0)
         _check_feasible(result, 30_001, 64)
-        assert -1e-9 <= result.gap <= 1e-4 * max(1.0, abs(_objective(log_probs, result.labels) / 30_001))
+        assert -1e-9 <= result.rounding_gap <= 1e-4 * max(1.0, abs(_objective(log_probs, result.labels) / 30_001))
 
 
 @pytest.mark.parametrize("potentials", ["none", "random", "of a solve that failed"])
@@ -213,7 +213,7 @@ def test_bad_potentials(rng, potentials):
     }[potentials]
     result = balanced_labels(log_probs, vector, lam=25.0)
     _check_feasible(result, 20_000, 100)
-    assert 0.0 <= result.gap < 1e-3
+    assert 0.0 <= result.rounding_gap < 1e-3
 
 
 def test_memory_stays_below_the_matrix(rng):
@@ -226,15 +226,15 @@ def test_memory_stays_below_the_matrix(rng):
     assert peak < log_probs.nbytes
 
 
-@pytest.mark.parametrize(("num_rows", "mended"), [(1003, False), (1003, True), (30_001, False), (30_001, True)])
-def test_logits_that_are_computed(rng, tmp_path, num_rows, mended):
-    """From features in a file: as good as from the matrix, which is never made."""
+@pytest.mark.parametrize(("num_rows", "restarted"), [(1003, False), (1003, True), (30_001, False), (30_001, True)])
+def test_logits_that_are_computed(rng, tmp_path, num_rows, restarted):
+    """Labels from features in a file are as good as those from the matrix, which is never made."""
     features = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", np.float32, (num_rows, 8))
     features[:] = rng.normal(size=(num_rows, 8))
     kernel, bias = rng.normal(size=(8, 64)).astype(np.float32), rng.normal(size=64).astype(np.float32)
     computed, matrix = LinearLogits(features, kernel, bias), features @ kernel + bias
-    potentials = np.zeros(64) if mended else sinkhorn(computed).potentials
-    balanced_labels(computed, potentials, lam=25.0)  # what it imports is not its memory
+    potentials = np.zeros(64) if restarted else sinkhorn(computed).potentials
+    balanced_labels(computed, potentials, lam=25.0)  # Imports of the first call do not count as memory.
     tracemalloc.start()
     result = balanced_labels(computed, potentials, lam=25.0)
     peak = tracemalloc.get_traced_memory()[1]
@@ -242,8 +242,8 @@ def test_logits_that_are_computed(rng, tmp_path, num_rows, mended):
     _check_feasible(result, num_rows, 64)
     expected = balanced_labels(matrix, potentials, lam=25.0)
     loss = (_objective(matrix, expected.labels) - _objective(matrix, result.labels)) / num_rows
-    assert abs(loss) <= max(result.gap, expected.gap) + 1e-6
-    if num_rows > 30_000 and not mended:
+    assert abs(loss) <= max(result.rounding_gap, expected.rounding_gap) + 1e-6
+    if num_rows > 30_000 and not restarted:
         assert peak < matrix.nbytes
     few = ComputedLogits(computed.checked())[::7]
     assert isinstance(few, ComputedLogits), "not computed before it is asked for"
@@ -279,8 +279,8 @@ def test_takes_tensors_other_precisions_and_strides_and_changes_nothing(rng):
     for dtype in (tf.bfloat16, tf.float16):
         rounded = tf.cast(log_probs, dtype)
         _check_optimal(np.asarray(rounded), potentials, 25.0)
-    sizes, held = np.array([300, 0, 0, 0, 0, 0, 0]), np.zeros(300, np.int32)
-    before = [log_probs.copy(), potentials.copy(), sizes.copy(), held.copy()]
-    balanced_labels(log_probs, potentials, lam=25.0, sizes=sizes, held=held)
-    for now, then in zip((log_probs, potentials, sizes, held), before, strict=True):
+    sizes, known = np.array([300, 0, 0, 0, 0, 0, 0]), np.zeros(300, np.int32)
+    before = [log_probs.copy(), potentials.copy(), sizes.copy(), known.copy()]
+    balanced_labels(log_probs, potentials, lam=25.0, sizes=sizes, known=known)
+    for now, then in zip((log_probs, potentials, sizes, known), before, strict=True):
         np.testing.assert_array_equal(now, then)

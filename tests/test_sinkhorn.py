@@ -1,4 +1,4 @@
-"""The transport against a float64 log-domain oracle, and against what it promises."""
+"""Tests of the transport: against a float64 oracle in the log domain, and of each promise of its docstring."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_clusters_are_nearly_balanced(rng):
 
 
 def test_strong_lambda_reaches_the_exact_transport(rng):
-    """At lambda 1000 the labels' objective comes close to that of scipy's assignment, which is the unregularised optimum."""
+    """At lambda 1000 the plan's objective comes close to the unregularised optimum, that of scipy's assignment."""
     num_rows, num_clusters = 120, 6
     log_probs = oracle.log_probs(rng, num_rows, num_clusters)
     columns = np.repeat(np.arange(num_clusters), num_rows // num_clusters)
@@ -68,15 +68,15 @@ def test_a_number_added_to_a_row_changes_nothing_and_columns_may_be_permuted(see
     log_probs = oracle.log_probs(rng, 256, 8)
     result = sinkhorn(log_probs)
     shifted = sinkhorn(log_probs + np.float32(shift) * rng.random((256, 1)).astype(np.float32))
-    assert (shifted.labels == result.labels).mean() > 0.98  # float32 rounds the shifted rows
+    assert (shifted.labels == result.labels).mean() > 0.98  # Float32 rounds the shifted rows.
     order = rng.permutation(8)
     permuted = sinkhorn(log_probs[:, order])
-    assert (order[permuted.labels] == result.labels).mean() > 0.98  # sums in another order, and as many passes as it takes
+    assert (order[permuted.labels] == result.labels).mean() > 0.98  # Sums in another order round differently.
 
 
 @pytest.mark.parametrize("scale", [30.0, 1000.0])
 def test_underflow_does_not_matter(rng, scale):
-    """P^lam is 0 almost everywhere in float32, and in float64 too; a third of the clusters win no row at first."""
+    """P^lam is 0 almost everywhere, in float32 and in float64, and a third of the clusters win no row at first."""
     log_probs = oracle.log_probs(rng, 1000, 16, spread=scale / 4)
     log_probs[:, :5] -= np.float32(scale)
     result = sinkhorn(log_probs, lam=25.0, max_iterations=50_000)
@@ -178,13 +178,13 @@ def test_refuses_bad_arguments_by_name(arguments):
 
 @pytest.mark.parametrize("name", oracle.HARD)
 def test_hard_problems_converge_to_the_float64_optimum(rng, name):
-    """The marginals, in float64 at the potentials returned, are right, so the dual is at its maximum."""
+    """The marginals at the potentials returned, computed in float64, are right, so that the dual is at its maximum."""
     log_probs, lam = oracle.hard_problem(name, rng)
     result = sinkhorn(log_probs, lam=lam)
     num_clusters = log_probs.shape[1]
     mass = oracle.marginals(lam * log_probs.astype(np.float64), result.potentials.astype(np.float64))
     assert result.converged
-    assert np.abs(mass - 1 / num_clusters).sum() <= 1.2e-3  # float32 potentials of thousands resolve 1e-4
+    assert np.abs(mass - 1 / num_clusters).sum() <= 1.2e-3  # Float32 potentials of thousands resolve 1e-4.
     assert abs(np.abs(mass - 1 / num_clusters).sum() - result.marginal_error) <= 2e-4
     assert np.isfinite(result.potentials).all()
 
@@ -203,19 +203,19 @@ def test_a_solve_cut_short_says_so_and_has_not_gone_astray(rng, name, passes):
 
 
 def test_marginals_that_cannot_be_met_are_a_reported_outcome(rng):
-    """Four fifths of the rows may not go to the second of two clusters."""
+    """Four fifths of the rows may not go to the second of two clusters, which is to have half."""
     log_probs = rng.normal(size=(1000, 2)).astype(np.float32)
     log_probs[:800, 1] = -np.inf
     result = sinkhorn(log_probs)
     assert not result.converged
-    assert result.num_iterations < 2000  # of 10,000: potentials have run away
+    assert result.num_iterations < 2000  # Not 10,000: the solve ends when potentials run away.
     assert result.marginal_error == pytest.approx(0.6, abs=1e-3)
     assert np.isfinite(result.potentials).all()
     assert (result.labels[800:] == 1).all()
 
 
 def test_certificate(rng):
-    """primal and dual as float64 finds them, and the dual bounds what any plan of these marginals attains."""
+    """Primal and dual agree with float64, and the dual bounds the objective of a plan with these marginals."""
     log_probs = oracle.log_probs(rng, 600, 12)
     result = sinkhorn(log_probs, tolerance=1e-5)
     q = result.plan(log_probs).q * 600
@@ -224,7 +224,7 @@ def test_certificate(rng):
     assert result.dual == pytest.approx(
         -oracle.dual(25.0 * log_probs.astype(np.float64), result.potentials.astype(np.float64)) / 25.0, abs=1e-5
     )
-    assert abs(result.gap) < 1e-5
+    assert abs(result.duality_gap) < 1e-5
     columns = np.repeat(np.arange(12), 50)
     rows, places = linear_sum_assignment(-log_probs[:, columns])
     loose = sinkhorn(log_probs, max_iterations=2)
@@ -264,7 +264,7 @@ def test_a_large_solve_says_what_it_takes(rng, monkeypatch, capsys):
     assert "sinkhorn: 500 x 8; 0.0 GB of stored rows; about" in capsys.readouterr().err
 
 
-def test_known_labels_are_held_and_count(rng):
+def test_known_labels_are_kept_and_count(rng):
     log_probs = oracle.log_probs(rng, 2000, 8)
     known = np.full(2000, -1)
     known[:200] = rng.integers(0, 4, 200)

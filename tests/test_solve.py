@@ -1,4 +1,4 @@
-"""The parts of the solve: what is compiled, what proposes, and what gives proposals up."""
+"""Tests of the parts of the solve: the compiled passes, the accelerators, and the safeguards against bad proposals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_threads_share_no_ynnpack_call(rng, monkeypatch, num_clusters):
         rows, v = Rows(source, lam=1.0, num_threads=2), np.zeros(num_clusters)
         rows.absorb(v, rows.measure(v).log_rows, tf.float16).measure(v)
         rows.labels(v)
-    assert {function.__name__ for function, _ in called} == {"measure", "absorb", "kernel_mass", "argmax"}
+    assert {function.__name__ for function, _ in called} == {"measure", "absorb", "stored_mass", "argmax"}
     for function, arguments in called:
         assert "ynn" not in function.function.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo"), function.__name__
 
@@ -51,8 +51,8 @@ def test_padding_is_not_seen(rng):
 
 
 @pytest.mark.parametrize("storage", ["float16", "float32", "none"])
-def test_the_core_alone_reaches_the_same_optimum(rng, storage, monkeypatch):
-    """Newton's method is an accelerator: without it Anderson's iteration gets there."""
+def test_anderson_alone_reaches_the_same_optimum(rng, storage, monkeypatch):
+    """Without Newton's method, Anderson-accelerated Sinkhorn reaches the optimum."""
     monkeypatch.setattr(solve, "newton", lambda *_args, **_options: None)
     log_probs = oracle.log_probs(rng, 3000, 48)
     result = sinkhorn(log_probs, lam=50.0, storage=storage, tolerance=2e-4)
@@ -81,7 +81,7 @@ def test_annealing_spares_passes_where_potentials_have_far_to_go(rng, monkeypatc
 
 def test_single_precision_takes_over_where_half_has_no_room(rng):
     log_probs, lam = oracle.hard_problem("prime", rng)
-    assert sinkhorn(log_probs, lam=lam).num_iterations < 26  # 31 in half precision
+    assert sinkhorn(log_probs, lam=lam).num_iterations < 26  # It takes 31 in half precision.
 
 
 def test_rows_that_do_not_count_are_in_no_sum(rng):
@@ -98,7 +98,7 @@ def test_rows_that_do_not_count_are_in_no_sum(rng):
 
 
 def test_newton_lists_grow_with_the_clusters(rng):
-    """Five candidates a row do not reach far enough here, and the core would take 77 passes."""
+    """Five candidates a row are too few here: without more, Anderson-accelerated Sinkhorn would take 77 passes."""
     log_probs = oracle.log_probs(rng, 4000, 512, spread=8.0)
     result = sinkhorn(log_probs)
     assert result.converged
@@ -106,14 +106,14 @@ def test_newton_lists_grow_with_the_clusters(rng):
 
 
 def test_an_acceleration_that_lowers_the_dual_is_given_up(rng, monkeypatch):
-    """Plain steps remain, every other pass."""
+    """The iteration converges with the plain steps that remain, one every other pass."""
     rows, v, log_rows, target = _first_look(oracle.log_probs(rng, 1000, 16), lam=2.0)
     measure = rows.absorb(v, log_rows, tf.float32).measure
-    plain = acceleration.anderson(measure, v, target, tolerance=1e-4, max_passes=200)
+    plain = acceleration.anderson(measure, v, target, tolerance=1e-4, max_iterations=200)
     monkeypatch.setattr(acceleration, "_correction", lambda points, *_: 3 * np.random.default_rng(0).normal(size=len(points[0])))
-    spoiled = acceleration.anderson(measure, v, target, tolerance=1e-4, max_passes=200)
+    spoiled = acceleration.anderson(measure, v, target, tolerance=1e-4, max_iterations=200)
     assert max(plain.error, spoiled.error) <= 1e-4
-    assert spoiled.num_passes > plain.num_passes
+    assert spoiled.num_iterations > plain.num_iterations
 
 
 def _first_look(log_probs, lam):
@@ -123,7 +123,7 @@ def _first_look(log_probs, lam):
 
 
 def test_a_proposal_that_lowers_the_dual_is_given_up(rng, monkeypatch):
-    """Whatever an accelerator proposes, the solve converges."""
+    """The solve converges whatever an accelerator proposes."""
     monkeypatch.setattr(solve, "newton", lambda _rows, v, *_args, **_options: v + 50 * np.random.default_rng(0).normal(size=len(v)))
     log_probs = oracle.log_probs(rng, 1000, 16)
     result = sinkhorn(log_probs)
@@ -132,7 +132,7 @@ def test_a_proposal_that_lowers_the_dual_is_given_up(rng, monkeypatch):
 
 
 def test_a_coarse_start_spares_passes(rng, monkeypatch):
-    """From far off, a share of the rows leads to near the solution."""
+    """A start on a share of the rows saves passes where zero potentials are far off."""
     log_probs = oracle.log_probs(rng, 140_000, 32, spread=0.02) - 0.2 * (np.arange(32) < 20).astype(np.float32)
     with_start = sinkhorn(log_probs)
     monkeypatch.setattr(solve, "_COARSE_ENTRIES", 2**40)

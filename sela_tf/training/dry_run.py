@@ -28,7 +28,7 @@ from sela_tf.training.images import Data, shape_in_words
 from sela_tf.training.loop import step_function
 from sela_tf.transport.assignment import Assignment, MemoryPlan, assign_labels, plan_memory
 from sela_tf.transport.linear_logits import LinearLogits
-from sela_tf.transport.newton import BYTES_LISTED
+from sela_tf.transport.newton import BYTES_PER_CANDIDATE
 from sela_tf.transport.sinkhorn import usual_storage
 from sela_tf.transport.solve import BYTES_STORED
 
@@ -219,7 +219,7 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
     held = {"libraries": libraries, "images": images, "labels": table, "network, gradients and momentum": network}
     entries = counts.train * config.num_clusters
     stored = BYTES_STORED[usual_storage(config.transport_tolerance)] * entries if plan.source != "computed" else 0
-    listed = min(plan.rest, min(_LISTED, config.num_clusters) * BYTES_LISTED * counts.train)
+    listed = min(plan.rest, min(_LISTED, config.num_clusters) * BYTES_PER_CANDIDATE * counts.train)
     head_inputs = 4 * int(model.get_layer(HEADS).input.shape[-1]) * counts.train
     embedding, classes = int(model.get_layer(EMBEDDING).output.shape[-1]), _num_classes(data)
     looked_at = 4 * (protocol.training_size + protocol.held_out_size) * (embedding + 3 * config.num_heads)

@@ -1,1 +1,1 @@
-"""Optimal transport of images onto equally large clusters; knows nothing of data or models."""
+"""Optimal transport of images onto clusters of given sizes. These modules know nothing of data sets or networks."""

@@ -1,12 +1,15 @@
-"""Anderson acceleration of Sinkhorn's fixed point, the dependable core of the solve.
+"""Anderson acceleration of Sinkhorn's fixed-point iteration: `anderson`, the method that the solve falls back on.
 
-Sinkhorn's step v <- v + f(v), f_k = log t_k - log m_k(v), ascends the concave dual D(v) = <t, v> - mean_i log sum_k exp(s_ik + v_k)
-whose gradient is t - m(v). Anderson (1965; type II, as in Walker and Ni 2011) looks at the last steps: with their differences
-dF, dX [K, h] it goes to v + f - (dX + dF) gamma, gamma the least-squares solution of dF gamma = f, in the norm in which the
-Hessian of D is about the identity where rows are hard: weights m. It costs K h^2 operations, nothing beside a pass.
+Sinkhorn's step v <- v + f(v), f_k = log t_k - log m_k(v), ascends the concave dual D(v) = <t, v> - mean_i log sum_k exp(s_ik + v_k),
+whose gradient is t - m(v). Anderson acceleration uses the last h steps f and the points v that they were taken at. With their
+differences dF, dX [K, h] it goes to v + f - (dX + dF) gamma, where gamma is the least-squares solution of dF gamma = f. The norm is
+weighted by m, in which the Hessian of D is about the identity where rows are hard. This costs K h^2 operations, little beside a pass.
 
-Safeguard: an accelerated point whose dual value fell is given up for the plain step from the last good one, with an empty memory.
-Plain steps never lower the dual, so the worst case is Sinkhorn's own convergence.
+An accelerated point whose dual value fell is given up for the plain step from the last good point, and the memory is emptied. Plain
+steps never lower the dual, so that the worst case is Sinkhorn's own convergence.
+
+References: D. G. Anderson, Iterative procedures for nonlinear integral equations, J. ACM 1965; H. F. Walker and P. Ni, Anderson
+acceleration for fixed-point iterations, SIAM J. Numer. Anal. 2011 (type II).
 """
 
 from __future__ import annotations
@@ -17,24 +20,25 @@ from typing import NamedTuple
 import numpy as np
 
 _MEMORY = 10
-# Of the least-squares problem, relative to its trace: differences of float32 marginals carry noise.
+# The ridge of the least-squares problem, relative to its trace: differences of float32 marginals carry noise.
 _RIDGE = 1e-10
-# A cluster that has vanished from a stored kernel would ask for an infinite step.
+# A cluster that has vanished from stored rows would ask for an infinite step.
 _LONGEST_STEP = 10.0
-# Duals of float32 passes are this exact; a smaller fall is no fall.
+# Duals of float32 passes have errors of this size; a smaller fall means nothing.
 _DUAL_NOISE = 1e-6
 
 
 class Progress(NamedTuple):
-    """Where the iteration stopped."""
+    """The state in which the iteration stopped."""
 
     potentials: np.ndarray
-    """float64 [K]."""
+    """The potentials, float64 [K]."""
     error: float
-    """L1 error of the marginals at them."""
-    num_passes: int
+    """The L1 error of the marginals, measured at the potentials; where `drifted`, at the potentials one step before."""
+    num_iterations: int
+    """The number of passes taken."""
     drifted: bool = False
-    """Whether the room ended it."""
+    """True if the iteration stopped because the potentials had drifted as far as they may."""
 
 
 def anderson(
@@ -43,31 +47,32 @@ def anderson(
     target: np.ndarray,
     *,
     tolerance: float,
-    max_passes: int,
-    room: float = np.inf,
+    max_iterations: int,
+    max_drift: float = np.inf,
 ) -> Progress:
     """Raises the dual from `potentials` until |m - t|_1 <= tolerance.
 
     Args:
-        measure: one pass: potentials [K] to (m [K], mean log row sum up to a constant).
+        measure: the pass, a function from potentials [K] to (m [K], the mean log-sum-exp of the rows up to a constant).
         potentials: float64 [K], where to start.
-        target: t [K], positive, sums to 1.
-        tolerance: L1 error at which to stop.
-        max_passes: passes after which to stop.
-        room: what potentials may move apart; at a step beyond, the iteration stops, at the part of the step that is within.
+        target: t, float64 [K], positive, sums to 1.
+        tolerance: the L1 error at which to stop.
+        max_iterations: the number of passes after which to stop.
+        max_drift: the most that one potential may move against another. The iteration stops at a step that goes beyond, at the part
+            of the step that does not.
     """
     v, best = potentials, Progress(potentials, np.inf, 0)
     steps: list[np.ndarray] = []
     points: list[np.ndarray] = []
     good = (v, np.zeros_like(v), -np.inf)
-    for num_passes in range(1, max_passes + 1):
+    for num_iterations in range(1, max_iterations + 1):
         mass, mean_log_row = measure(v)
         error = float(np.abs(mass - target).sum())
         dual = float(target @ v) - mean_log_row
         step = np.log(target) - np.log(np.maximum(mass, np.finfo(np.float32).tiny))
         step = np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
         if error < best.error:
-            best = Progress(v, error, num_passes)
+            best = Progress(v, error, num_iterations)
         if error <= tolerance:
             break
         if dual < good[2] - _DUAL_NOISE and len(points):
@@ -79,14 +84,14 @@ def anderson(
             points, steps = [*points, v][-_MEMORY - 1 :], [*steps, step][-_MEMORY - 1 :]
             v = v + step - _correction(points, steps, np.sqrt(mass))
         v = v - v @ target
-        part = within(good[0] - potentials, v - good[0], room)
+        part = part_within(good[0] - potentials, v - good[0], max_drift)
         if part < 1:
-            return Progress(good[0] + part * (v - good[0]), error, num_passes, drifted=True)
-    return best._replace(num_passes=num_passes)
+            return Progress(good[0] + part * (v - good[0]), error, num_iterations, drifted=True)
+    return best._replace(num_iterations=num_iterations)
 
 
 def _correction(points: list[np.ndarray], steps: list[np.ndarray], weights: np.ndarray) -> np.ndarray | float:
-    """(dX + dF) gamma."""
+    """Returns (dX + dF) gamma, float64 [K], for the last points and steps, in the norm weighted by `weights` [K]; 0 at first."""
     if len(points) == 1:
         return 0.0
     df = np.diff(steps, axis=0)
@@ -97,12 +102,18 @@ def _correction(points: list[np.ndarray], steps: list[np.ndarray], weights: np.n
     return gamma @ (np.diff(points, axis=0) + df)
 
 
-def within(moved: np.ndarray, step: np.ndarray, room: float) -> float:
-    """The largest part of `step`, at most 1, after which no two potentials have moved apart by more than `room`."""
+def part_within(moved: np.ndarray, step: np.ndarray, max_drift: float) -> float:
+    """Returns the largest part of a step, in [0, 1], after which no potential has moved by more than `max_drift` against another.
+
+    Args:
+        moved: float64 [K], how far the potentials have moved before the step.
+        step: float64 [K].
+        max_drift: the largest difference between two potentials' moves.
+    """
     short, long = 0.0, 1.0
-    if np.ptp(moved + step) <= room:
+    if np.ptp(moved + step) <= max_drift:
         return long
     for _ in range(20):
         middle = (short + long) / 2
-        short, long = (middle, long) if np.ptp(moved + middle * step) <= room else (short, middle)
+        short, long = (middle, long) if np.ptp(moved + middle * step) <= max_drift else (short, middle)
     return short

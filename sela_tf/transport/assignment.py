@@ -1,4 +1,4 @@
-"""What a training run calls: the transport, then the rounding to clusters of exactly the right sizes."""
+"""The labels of a training run: `assign_labels`, a transport whose labels are rounded to clusters of exactly the right sizes."""
 
 from __future__ import annotations
 
@@ -9,76 +9,85 @@ import tensorflow as tf
 
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, rounded_sizes
-from sela_tf.transport.newton import BYTES_LISTED
+from sela_tf.transport.newton import BYTES_PER_CANDIDATE
 from sela_tf.transport.rounding import balanced_labels
 from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn, usual_storage
 from sela_tf.transport.solve import BYTES_STORED
 
-# Of the rows, that would have to leave their cluster: where they are more than the first, as with networks that see hardly any difference
-# between images (.35 with an AlexNet after 200 steps, whose rounding took five minutes and takes five seconds so), colder transports
-# lead nearer to the unregularised one, until they are less than the second. Networks that learn leave .1 at the start and .01 soon.
+# Where more than the first share of the rows would have to leave their cluster, transports at larger lam (colder ones) come first, until it
+# is less than the second share. This happens with networks that see hardly any difference between images: an AlexNet after 200 steps has a
+# share of .35, and its rounding takes five seconds in this way, five minutes without. Networks that learn have .1 at the start and .01 soon.
 _MANY_TO_MOVE, _FEW_TO_MOVE = 0.2, 0.1
-_COLDER, _MOST_COLDER, _COLD_TOLERANCE, _COLD_ITERATIONS = 4.0, 4, 1e-2, 200
+_COLDER, _MAX_COLDER, _COLD_TOLERANCE, _COLD_ITERATIONS = 4.0, 4, 1e-2, 200
 _SOURCE_BYTES = {"float32": 4, "float16": 2, "computed": 0}
-# Entries of each row that Newton's lists need room for, lest a sharp problem be left to hundreds of passes.
-_LISTED_OF_A_ROW = 8
+# Newton's lists need room for this many candidates a row; with fewer, a sharp problem would be left to hundreds of passes.
+_CANDIDATES_PER_ROW = 8
 
 
 class Assignment(NamedTuple):
-    """Labels of N rows and how they came about: of a transport, rounded to exact sizes or not, or of any other way to label."""
+    """Labels of N rows, with a report of the transport and the rounding that made them, where there was one."""
 
     labels: np.ndarray
-    """int64 [N]."""
+    """The cluster of each row, int64 [N]."""
     potentials: np.ndarray
-    """float32 [K], of the transport; zeros where there was none."""
+    """The potentials of the transport, float32 [K]; zeros where there was none."""
     lam: float = 1.0
-    """The factor of log p where the potentials are added."""
+    """The factor of log p to which the potentials are added: the inverse strength of the entropic regularisation."""
     converged: bool = True
-    """The transport reached its tolerance."""
+    """True if the transport reached its tolerance."""
     num_iterations: int | None = None
+    """The number of passes over the log-probabilities; None where there was no transport."""
     marginal_error: float | None = None
+    """The L1 error of the clusters' shares in the transport, in [0, 2]; None where there was no transport."""
     rounding_gap: float | None = None
-    """The most that `labels` may lose against the best ones of their sizes, in mean log p an image; None where labels were not rounded."""
+    """An upper bound on what `labels` lose against the best labels of their sizes, in mean log p an image; None where labels were not
+    rounded to exact sizes."""
 
     @property
     def sizes(self) -> np.ndarray:
-        """int64 [K], images of each cluster."""
+        """The number of images of each cluster, int64 [K]."""
         return np.bincount(self.labels, minlength=len(self.potentials))
 
     @property
     def exactly_balanced(self) -> bool:
-        """Labels were rounded to the sizes asked for, and are the best of these whether the transport converged or not."""
+        """True if labels were rounded to the sizes asked for; they are the best of these whether the transport converged or not."""
         return self.rounding_gap is not None
 
 
 class MemoryPlan(NamedTuple):
-    """The way in which the log-probabilities of one head are held during its transport."""
+    """The form in which the log-probabilities of one head are kept in memory during its transport."""
 
     source: str
-    """float32, float16 (less the row's largest), or computed: from features, at every reading."""
+    """The form: `float32`, `float16` (less the row's largest), or `computed` from the features at every reading."""
     rest: float
-    """Bytes that are left for stored rows and lists."""
+    """The bytes that are left for stored rows and candidate lists."""
 
     def source_bytes(self, num_rows: int, num_clusters: int) -> int:
-        """Bytes that the log-probabilities themselves take."""
+        """Returns the bytes that the log-probabilities themselves take."""
         return _SOURCE_BYTES[self.source] * num_rows * num_clusters
 
 
 def plan_memory(num_rows: int, num_clusters: int, memory_limit: float, *, tolerance: float = 1e-3) -> MemoryPlan:
-    """The most precise way to hold N x K log-probabilities within `memory_limit` bytes, lists and stored rows included.
+    """Chooses the most precise form of N x K log-probabilities for which `memory_limit` bytes suffice.
 
-    float32 is taken if rows stored as the tolerance asks for fit besides; float16 if these do, or a few list entries for each row. A fixed
-    limit picks the same way on every machine.
+    It is float32 if the rows that the transport stores fit too; else float16 if these rows, or candidate lists of a few entries a row,
+    fit too; else computed. The choice depends on nothing else, so that it is the same on every machine.
+
+    Args:
+        num_rows: N.
+        num_clusters: K.
+        memory_limit: the bytes for log-probabilities, stored rows and candidate lists together.
+        tolerance: the tolerance of the transport, which decides the number format of stored rows.
     """
     entries = num_rows * num_clusters
     stored = BYTES_STORED[usual_storage(tolerance)] * entries
-    for source, besides in (
+    for source, needed in (
         ("float32", stored),
-        ("float16", min(stored, _LISTED_OF_A_ROW * BYTES_LISTED * num_rows)),
+        ("float16", min(stored, _CANDIDATES_PER_ROW * BYTES_PER_CANDIDATE * num_rows)),
         ("computed", 0),
     ):
         taken = _SOURCE_BYTES[source] * entries
-        if taken + besides <= memory_limit:
+        if taken + needed <= memory_limit:
             break
     return MemoryPlan(source, memory_limit - taken)
 
@@ -96,26 +105,26 @@ def assign_labels(
     memory_limit: float | None = None,
     verbose: bool = False,
 ) -> Assignment:
-    """`sinkhorn`, then `balanced_labels` from its potentials; the arguments are theirs but for the following.
+    """Labels N images with clusters of exactly the right sizes: `sinkhorn`, then `balanced_labels` from its potentials.
 
-    Uniform marginals give sizes floor(N/K) and ceil(N/K), also over which clusters get the larger one; others are rounded to whole
-    images by largest remainder.
+    Uniform marginals give sizes floor(N/K) and ceil(N/K), whichever is best for each cluster. Other shares are rounded to whole images
+    by largest remainder.
 
     Args:
-        log_probs: [N, K], or `LinearLogits`.
-        lam: inverse of the entropic regularisation.
-        tolerance: L1 error of the marginals.
-        max_iterations: passes after which the transport is given up.
-        initial_potentials: [K], a warm start.
-        marginals: the clusters' shares.
-        known: integers [N], -1 where the label is not known.
-        exact_balance: round to exact sizes; otherwise labels are the transport's plain argmax, as the reference's are.
-        memory_limit: bytes that stored rows and lists may take, together with the log-probabilities of `LinearLogits`, which are then
-            stored while they fit, see `plan_memory`. None sets no limit, and computes `LinearLogits` at every reading.
-        verbose: say on stderr what a large solve will take.
+        log_probs: [N, K], log p(y|x) or logits; or `LinearLogits`.
+        lam: the inverse strength of the entropic regularisation.
+        tolerance: the L1 error of the clusters' shares at which the transport ends.
+        max_iterations: the number of passes over the log-probabilities after which the transport ends without having converged.
+        initial_potentials: [K], the potentials of an earlier transport as a warm start; zeros if None.
+        marginals: the clusters' shares: "uniform", K positive numbers, or a named prior, "zipf" or "gaussian".
+        known: integers [N], the cluster of the rows whose label is known and -1 elsewhere. Those rows keep it.
+        exact_balance: True to round to exact sizes; False for the transport's plain argmax, as in the reference.
+        memory_limit: the bytes that stored rows and candidate lists may take, together with the log-probabilities of `LinearLogits`, which
+            are kept in memory if they fit, as `plan_memory` decides. None sets no limit, and computes `LinearLogits` at every reading.
+        verbose: True to print to stderr the memory and time that a large solve will take.
 
     Raises:
-        ValueError: as these two.
+        ValueError: an argument is refused by `sinkhorn` or `balanced_labels`.
     """
     rest = memory_limit
     if isinstance(log_probs, LinearLogits) and memory_limit is not None:
@@ -138,27 +147,35 @@ def assign_labels(
     found = Assignment(solved.labels, solved.potentials, solved.lam, solved.converged, solved.num_iterations, solved.marginal_error)
     if not exact_balance:
         return found
-    sizes = None
-    if not (isinstance(marginals, str) and marginals == "uniform"):
-        sizes = rounded_sizes(solved.marginals, len(solved.labels))
-        if known is not None:
-            known = np.asarray(known)
-            held = np.bincount(known[known >= 0], minlength=len(sizes))
-            # a share that the known labels fill to the last image may have been rounded down
-            sizes = np.maximum(sizes, held)
-            while sizes.sum() > len(solved.labels):
-                sizes[np.argmax(sizes - held)] -= 1
+    known = None if known is None else np.asarray(known)
+    is_uniform = isinstance(marginals, str) and marginals == "uniform"
+    sizes = None if is_uniform else _whole_sizes(solved.marginals, known, len(solved.labels))
     potentials = _rounding_potentials(log_probs, solved, known, rest)
-    rounded = balanced_labels(log_probs, potentials, lam=lam, sizes=sizes, held=known)
-    return found._replace(labels=rounded.labels, rounding_gap=rounded.gap)
+    rounded = balanced_labels(log_probs, potentials, lam=lam, sizes=sizes, known=known)
+    return found._replace(labels=rounded.labels, rounding_gap=rounded.rounding_gap)
+
+
+def _whole_sizes(shares: np.ndarray, known: np.ndarray | None, num_rows: int) -> np.ndarray:
+    """Returns whole sizes int64 [K] of sum N: `shares` [K] of the rows by largest remainder, but none below its number of known labels."""
+    sizes = rounded_sizes(shares, num_rows)
+    if known is not None:
+        num_known = np.bincount(known[known >= 0], minlength=len(sizes))
+        # A share that the known labels fill to the last image may have been rounded down.
+        sizes = np.maximum(sizes, num_known)
+        while sizes.sum() > num_rows:
+            sizes[np.argmax(sizes - num_known)] -= 1
+    return sizes
 
 
 def _rounding_potentials(
     log_probs: np.ndarray | tf.Tensor | LinearLogits, solved: SinkhornResult, known: np.ndarray | None, memory_limit: float | None
 ) -> np.ndarray:
-    """[K], those of `solved`, or where its argmax is far from balance those of colder transports, brought to its lam."""
+    """Returns potentials float32 [K] for the rounding, in units of `solved.lam`.
+
+    They are those of `solved`, or, where its argmax is far from balance, those of transports at larger lam.
+    """
     potentials, labels, lam = solved.potentials, solved.labels, solved.lam
-    for round_number in range(_MOST_COLDER):
+    for round_number in range(_MAX_COLDER):
         sizes = np.bincount(labels, minlength=len(potentials))
         to_move = np.maximum(sizes - np.ceil(len(labels) * solved.marginals), 0).sum() / len(labels)
         if to_move <= (_FEW_TO_MOVE if round_number else _MANY_TO_MOVE):

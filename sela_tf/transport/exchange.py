@@ -1,8 +1,8 @@
-"""Exchanges of rows between clusters, for the rounding: shortest paths of moves, and as many of them at once as fit.
+"""The moves of rows between clusters, for the rounding: shortest paths of moves, and as many of them at once as fit.
 
-Moving row i from its cluster a to b costs r_ib = (log p_ia + u_a) - (log p_ib + u_b) >= 0. With d_k the length of the shortest path
-of moves from an over-full cluster to k, raising u_k by min(d_k, D) keeps every r >= 0 and makes the paths to all under-full clusters
-within D free; a maximum flow over the free moves uses as many of them as fit.
+Moving row i from its cluster a to b costs r_ib = (log p_ia + u_a) - (log p_ib + u_b) >= 0. Let d_k be the length of the shortest path
+of moves from a cluster that is too large to k. Raising u_k by min(d_k, D) keeps every r >= 0, and makes the paths to all clusters that
+are too small and within D free. A maximum flow over the free moves then uses as many of them as fit.
 """
 
 from __future__ import annotations
@@ -13,15 +13,33 @@ from scipy.sparse.csgraph import dijkstra, maximum_flow
 
 
 class Moves:
-    """The moves that rows with several choices have: the choices sorted by cluster, what they cost, and the rows' labels.
+    """The moves that rows with several candidates have, their costs, and the rows' labels.
 
-    `row` and `column` [E] are the choices, `cost` [E] what it takes to move the row there from its label; inf for the label.
+    Attributes:
+        rows: int64 [R], the rows with several candidates, as the caller numbers them.
+        label: int64 [R], their labels.
+        row: int64 [E], the row of each candidate as a position in `rows`. Candidates are sorted by cluster.
+        column: int64 [E], the cluster of each candidate.
+        cost: float64 [E], the cost of moving the row there from its label; infinity for the label itself.
+        first: int64 [R], the first candidate of each row where candidates are sorted by row.
+        count: int64 [R], the number of candidates of each row.
+        place: int64 [E], for candidates sorted by row, the position among those sorted by cluster.
+        own: int64 [R], the position of each row's label among the candidates sorted by cluster.
     """
 
     def __init__(
         self, row: np.ndarray, column: np.ndarray, value: np.ndarray, labels: np.ndarray, u: np.ndarray, slack: float
     ) -> None:
-        """Takes choices sorted by row. Changes `labels` of the rows that are more than `slack` short of their best choice."""
+        """Takes candidates sorted by row, and labels rows anew that are more than `slack` below their best candidate.
+
+        Args:
+            row: int64 [E], the rows of the candidates, increasing.
+            column: int64 [E], their clusters.
+            value: float64 [E], their log-probabilities.
+            labels: int64 [N], the labels of all rows; changed in place.
+            u: float64 [K], the potentials.
+            slack: the distance from its best candidate that a row may keep.
+        """
         self.first = np.flatnonzero(np.diff(row, prepend=-1))
         self.rows, self.count = row[self.first], np.diff(self.first, append=len(row))
         row = np.repeat(np.arange(len(self.rows)), self.count)
@@ -29,7 +47,7 @@ class Moves:
         best = np.maximum.reduceat(score, self.first) if len(row) else score
         best_value, goals = np.empty(len(best)), np.flatnonzero(score >= best[row])
         best_value[row[goals]] = value[goals]
-        # relative to the best value: what rows have in common may be large
+        # Scores are relative to the best value, because what all values of a row have in common may be large.
         score = value - best_value[row] + u[column]
         best = np.maximum.reduceat(score, self.first) if len(row) else score
         labelled = np.flatnonzero(column == labels[self.rows][row])
@@ -41,7 +59,7 @@ class Moves:
         labels[self.rows[row[goals]]] = column[goals]
 
         order = np.argsort(column.astype(np.min_scalar_type(len(u))), kind="stable")
-        self.place = np.empty_like(order)  # of a choice, sorted by row, among those sorted by cluster
+        self.place = np.empty_like(order)
         self.place[order] = np.arange(len(order))
         self.row, self.column, self.cost = row[order], column[order], (own[row] - score)[order]
         self.label, self.own = labels[self.rows], np.empty_like(self.rows)
@@ -50,24 +68,33 @@ class Moves:
         self.cost[labelled] = np.inf
 
     def balance(
-        self, u: np.ndarray, excess: np.ndarray, slack: float, reach: float, step: float, complete: bool
+        self, u: np.ndarray, excess: np.ndarray, slack: float, max_drift: float, first_limit: float, complete: bool
     ) -> tuple[np.ndarray, bool]:
-        """Moves rows until no cluster has any `excess`, or the potentials have moved apart by `reach`: (u, whether any moved).
+        """Moves rows until no cluster has too many, or the potentials have drifted apart by `max_drift`.
 
-        `excess` changes in place. Paths up to `step` are tried first, and longer ones if there are none.
+        Args:
+            u: float64 [K], the potentials.
+            excess: int64 [K], the rows that each cluster has beyond its target; changed in place.
+            slack: the distance from its best candidate that a row may keep.
+            max_drift: the change of one potential against another up to which the candidates are those that matter.
+            first_limit: the length of the paths that are tried first; longer ones are tried if there are none.
+            complete: True if no candidates were left out.
+
+        Returns:
+            The new potentials, and True if any row moved.
         """
         risen, moved, start, ulps = np.zeros(len(u)), 0, np.ptp(u), 1.0
         while (excess > 0).any():
-            # With some of the choices unseen, distances are to be trusted only while most of those seen are left.
-            room = max(0.0, reach - np.ptp(risen)) if complete or moved < len(self.rows) / 8 else 0.0
-            limit = min(step, room)
+            # Where candidates were left out, distances are to be trusted only while most of the others have not been used.
+            drift_left = max(0.0, max_drift - np.ptp(risen)) if complete or moved < len(self.rows) / 8 else 0.0
+            limit = min(first_limit, drift_left)
             near = np.flatnonzero(self.cost <= limit + slack)
             row, column = self.row[near], self.column[near]
             source = self.label[row]
             distance = _distances(source, column, np.maximum(self.cost[near], 0.0), np.flatnonzero(excess > 0), len(u), limit)
             arrived = distance[(excess < 0) & (distance <= limit)]
-            if not len(arrived) and limit < room:
-                step *= 4
+            if not len(arrived) and limit < drift_left:
+                first_limit *= 4
                 continue
             farthest = arrived.max() if len(arrived) else limit
             if farthest == np.inf:
@@ -89,33 +116,42 @@ class Moves:
         return u, moved > 0
 
     def shortfalls(self) -> np.ndarray:
-        """How far each row is below its best choice."""
+        """Returns the distance of each row from its best candidate, float64 [R], at least 0."""
         shortfalls, gains = np.zeros(len(self.rows)), np.flatnonzero(self.cost < 0)
         np.maximum.at(shortfalls, self.row[gains], -self.cost[gains])
         return shortfalls
 
     def _move(self, rows: np.ndarray, goals: np.ndarray) -> None:
-        """Makes `goals` the labels of `rows`, and has the costs of their choices count from there."""
+        """Makes the clusters `goals` the labels of `rows`, positions in `self.rows`, and updates the costs of their candidates."""
         count = self.count[rows]
         ends = np.cumsum(count)
-        choices = self.place[np.repeat(self.first[rows] - ends + count, count) + np.arange(ends[-1])]
-        chosen = choices[self.column[choices] == np.repeat(goals, count)]
+        candidates = self.place[np.repeat(self.first[rows] - ends + count, count) + np.arange(ends[-1])]
+        chosen = candidates[self.column[candidates] == np.repeat(goals, count)]
         cost = self.cost[chosen]
-        self.cost[choices] -= np.repeat(cost, count)
+        self.cost[candidates] -= np.repeat(cost, count)
         self.cost[self.own[rows]] = -cost
         self.cost[chosen] = np.inf
         self.own[rows], self.label[rows] = chosen, goals
 
 
 def resolution(magnitude: float) -> float:
-    """Costs that differ by less are equal."""
+    """Returns the difference below which costs count as equal, for potentials of this magnitude: 64 units in the last place."""
     return float(2.0**-46 * magnitude)
 
 
 def _distances(
     source: np.ndarray, column: np.ndarray, cost: np.ndarray, starts: np.ndarray, num_nodes: int, limit: float
 ) -> np.ndarray:
-    """[num_nodes], the shortest path from any of `starts`, inf beyond `limit`."""
+    """Returns the length of the shortest path from any of `starts` to each node, float64 [num_nodes].
+
+    Args:
+        source: int64 [E], the node that each edge leaves.
+        column: int64 [E], the node that it enters.
+        cost: float64 [E], its length, at least 0.
+        starts: int64 [S], the nodes at distance 0.
+        num_nodes: the number of nodes.
+        limit: the length beyond which paths are not followed; the distance is infinite there.
+    """
     order = np.argsort(source.astype(np.min_scalar_type(num_nodes)), kind="stable")
     begin = np.append(0, np.cumsum(np.bincount(source, minlength=num_nodes)))
     graph = csr_matrix((cost[order], column[order], begin), shape=(num_nodes, num_nodes))
@@ -123,9 +159,18 @@ def _distances(
 
 
 def _flow(row: np.ndarray, source: np.ndarray, column: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Given moves of `row` from `source` to `column`: (rows, where they go), so that `excess` shrinks as much as it can.
+    """Chooses among free moves, by a maximum flow, so that the excess shrinks as much as it can.
 
-    Rows with the same label and the same choices are one node of the graph: massive ties are few nodes.
+    Rows with the same label and the same candidates are one node of the graph, so that massive ties make few nodes.
+
+    Args:
+        row: int64 [E], the row that a move takes.
+        source: int64 [E], the cluster that it leaves, the row's label.
+        column: int64 [E], the cluster that it enters.
+        excess: int64 [K], the rows that each cluster has beyond its target.
+
+    Returns:
+        The rows that move, and the clusters that they go to, int64 each.
     """
     num_clusters = len(excess)
     salt = np.random.default_rng(0).integers(2**63, size=(2, num_clusters), dtype=np.uint64)

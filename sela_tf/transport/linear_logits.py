@@ -1,4 +1,4 @@
-"""Logits of a linear head, computed when they are needed: N x K numbers are never stored."""
+"""The logits of a linear head, computed from features where they are needed, so that N x K numbers need not be stored."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _BLOCK_ROWS = 8192
 
 
 class LinearLogits(NamedTuple):
-    """Logits that are computed when they are needed: `features @ kernel + bias`, so that N x K numbers are never stored."""
+    """The logits [N, K] of a linear head, `features @ kernel + bias`, computed block by block where they are needed."""
 
     features: np.ndarray | tf.Tensor
-    """[N, D]; anything that can be sliced, such as an np.memmap of a file larger than memory."""
+    """The features [N, D]: an array, a tensor, or anything that can be sliced, such as an np.memmap of a file larger than memory."""
     kernel: np.ndarray | tf.Tensor
-    """[D, K]."""
+    """The weights of the head, [D, K]."""
     bias: np.ndarray | tf.Tensor
-    """[K]."""
+    """The bias of the head, [K]."""
 
     def checked(self) -> LinearLogits:
-        """Itself, with kernel and bias as float32 tensors.
+        """Returns the same logits, with kernel and bias as float32 tensors.
 
         Raises:
-            ValueError: shapes that do not belong together, no rows, or a kernel or bias that is not finite.
+            ValueError: the shapes do not belong together, there are no rows, or the kernel or bias is not finite.
         """
         kernel, bias = float32_tensor(self.kernel), float32_tensor(self.bias)
         shape = tuple(self.features.shape)
@@ -41,30 +41,33 @@ class LinearLogits(NamedTuple):
         return self._replace(kernel=kernel, bias=bias)
 
     def blocks(self) -> Iterator[tuple[slice, tf.Tensor]]:
-        """The logits float32 [n, K] of consecutive slices of the rows, computed as they are asked for."""
+        """Yields consecutive slices of the rows with their logits, float32 [n, K]."""
         kernel, bias = float32_tensor(self.kernel), float32_tensor(self.bias)
         for start in range(0, int(self.features.shape[0]), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
             yield rows, tf.matmul(float32_tensor(self.features[rows]), kernel) + bias
 
     def log_probs(self) -> np.ndarray:
-        """Log softmax, float32 [N, K], all of it in memory."""
+        """Returns the log-probabilities, the log softmax of the logits, float32 [N, K]."""
         found = self._empty(np.float32)
         for rows, logits in self.blocks():
             found[rows] = tf.nn.log_softmax(logits)
         return found
 
     def half_precision(self) -> np.ndarray:
-        """Logits less the largest of their row, float16 [N, K], in memory: as precise near the largest as float32 is around 1000."""
+        """Returns the logits less the largest of their row, float16 [N, K].
+
+        Near the largest they are as precise as float32 is around 1000. Values beyond the range of float16 become its lowest value.
+        """
         found = self._empty(np.float16)
         for rows, logits in self.blocks():
             below = logits - tf.reduce_max(logits, axis=1, keepdims=True)
-            # beyond the range of float16 lies -inf, which would forbid the cluster
+            # Without the bound they would become -inf, which forbids the cluster.
             found[rows] = tf.cast(tf.maximum(below, float(np.finfo(np.float16).min)), tf.float16)
         return found
 
     def mean_log_probs(self, *labels: np.ndarray) -> list[float]:
-        """The mean of log softmax at each of some labellings, integers [N]: less E(p, q) of the paper's eq. 3."""
+        """Returns the mean log-probability of each of several labellings, integers [N]: -E(p, q) of the paper's eq. 3 (arXiv 1911.05371)."""
         found = [np.empty(len(each), np.float32) for each in labels]
         for rows, logits in self.blocks():
             log_probs = tf.nn.log_softmax(logits).numpy()
@@ -73,13 +76,14 @@ class LinearLogits(NamedTuple):
         return [float(values.mean(dtype=np.float64)) for values in found]
 
     def _empty(self, dtype: type) -> np.ndarray:
+        """Returns an array [N, K] that is not filled."""
         return np.empty((int(self.features.shape[0]), int(self.kernel.shape[1])), dtype)
 
 
 class ComputedLogits:
-    """`LinearLogits` for those who read arrays: a slice of rows is computed when it is taken, in float32.
+    """The logits of `LinearLogits` as an array [N, K] whose slices of rows are computed when they are taken, in float32.
 
-    A slice with a step is taken lazily again, until `astype` asks for its numbers.
+    A slice with a step is itself computed only when `astype` is called.
     """
 
     dtype, ndim = np.dtype(np.float32), 2
@@ -103,10 +107,10 @@ class ComputedLogits:
         return np.asarray(some, np.float32) @ self._kernel + self._bias
 
     def astype(self, dtype: type) -> np.ndarray:
-        """All of it."""
+        """Returns all logits, [N, K], as an array of `dtype`."""
         return self[0 : len(self)].astype(dtype)
 
 
 def float32_tensor(values: Any) -> tf.Tensor:
-    """As a tensor."""
+    """Returns values as a float32 tensor."""
     return tf.cast(tf.convert_to_tensor(values), tf.float32)

@@ -1,4 +1,4 @@
-"""How large clusters shall be: equal, given, or of a named prior whose largest share goes to the cluster that is largest now."""
+"""The clusters' shares of the rows, the marginals of the transport: equal, given as numbers, or those of a named prior."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ from statistics import NormalDist
 import numpy as np
 
 Marginals = str | Sequence[float] | np.ndarray
-"""`uniform`; K positive numbers, in the clusters' order; or a prior by name, with its parameter after a colon if not the usual one:
+"""The clusters' shares: `uniform`, K positive numbers in the clusters' order, or a prior by name.
 
-`zipf` (1): shares as 1, 1/2, 1/3, …, to the power of the parameter.
-`gaussian` (0.1): shares as the quantiles of a normal distribution of mean 1 and this standard deviation (SeLaVi, arXiv 2006.13662).
+A prior's parameter may follow its name after a colon, as in `zipf:0.5`. The priors and their usual parameters are:
 
-A prior's shares are given out by rank, the largest to the cluster of the largest mass under the network's present opinion. (SeLaVi's
-code gives the largest to the smallest.)
+- `zipf` (1): shares proportional to 1, 1/2, 1/3, …, to the power of the parameter.
+- `gaussian` (0.1): shares proportional to quantiles of a normal distribution of mean 1 and this standard deviation (SeLaVi, Asano et al.
+  2020, arXiv 2006.13662).
+
+A prior's shares are given out by rank: the largest goes to the cluster of the largest mass under the present network. (SeLaVi's code
+gives the largest to the smallest.)
 """
 
 _PARAMETERS = {"zipf": 1.0, "gaussian": 0.1}
-# Of a row: what a cluster is still given that its known labels fill.
+# A cluster that its known labels fill is still given this part of a row, because targets have to be positive.
 _LEFTOVER = 1e-3
+# The smallest quantile that is used: one below 0 is no size.
+_SMALLEST_QUANTILE = 0.1
 
 
 def check_marginals(marginals: Marginals, num_clusters: int) -> np.ndarray:
-    """Shares float64 [K] that sum to 1; those of a prior from the largest to the smallest.
+    """Returns the shares, float64 [K], which sum to 1; those of a prior are ordered from the largest to the smallest.
 
     Raises:
-        ValueError: not K positive numbers, or an unknown prior or a parameter out of range.
+        ValueError: `marginals` are not K positive numbers, or name no prior, or one with a parameter out of range.
     """
     if isinstance(marginals, str):
         return _prior(marginals, num_clusters)
@@ -38,24 +43,24 @@ def check_marginals(marginals: Marginals, num_clusters: int) -> np.ndarray:
 
 
 def is_prior(marginals: Marginals) -> bool:
-    """Whether it depends on the present masses which cluster gets which share."""
+    """Returns True for a named prior, whose shares are given out by the clusters' present masses."""
     return isinstance(marginals, str) and marginals != "uniform"
 
 
-def held_and_target(
+def shares_and_target(
     marginals: Marginals, known: np.ndarray | None, num_rows: int, num_clusters: int, masses: Callable[[], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(shares of all rows, shares of the rows whose label is not known), both float64 [K] and of sum 1.
+    """Returns the clusters' shares of all rows, and their shares of the rows whose label is not known, float64 [K] each, of sum 1.
 
     Args:
-        marginals: see `Marginals`.
+        marginals: the shares asked for, as described at `Marginals`.
         known: integers [N], -1 where the label is not known; or None.
         num_rows: N.
         num_clusters: K.
-        masses: the clusters' present shares [K], asked for only where a prior needs them.
+        masses: a function that returns the clusters' present masses [K]; called only for a prior.
 
     Raises:
-        ValueError: as `check_marginals`; or more labels are known of a cluster than it has room for.
+        ValueError: `marginals` are refused by `check_marginals`, or more labels of a cluster are known than its share has room for.
     """
     shares = check_marginals(marginals, num_clusters)
     if is_prior(marginals):
@@ -65,12 +70,12 @@ def held_and_target(
         shares = ranked
     if known is None:
         return shares, shares
-    held = np.bincount(known[known >= 0], minlength=num_clusters)
-    free = num_rows * shares - held
+    num_known = np.bincount(known[known >= 0], minlength=num_clusters)
+    free = num_rows * shares - num_known
     if free.min() <= -1:
         k = int(free.argmin())
         raise ValueError(
-            f"`known` has {held[k]} labels of cluster {k}, whose share by `marginals` is {num_rows * shares[k]:.1f} of {num_rows} rows: "
+            f"`known` has {num_known[k]} labels of cluster {k}, whose share by `marginals` is {num_rows * shares[k]:.1f} of {num_rows} rows: "
             "give it a larger share, or fewer labels"
         )
     free = np.maximum(free, _LEFTOVER)
@@ -78,7 +83,7 @@ def held_and_target(
 
 
 def rounded_sizes(shares: np.ndarray, num_rows: int) -> np.ndarray:
-    """int64 [K], `shares` of `num_rows` rows rounded by largest remainder."""
+    """Returns whole sizes int64 [K] of sum `num_rows`: `shares` [K] of the rows, rounded by largest remainder."""
     exact = shares * num_rows
     sizes = np.floor(exact).astype(np.int64)
     sizes[np.argsort(sizes - exact, kind="stable")[: num_rows - sizes.sum()]] += 1
@@ -86,6 +91,11 @@ def rounded_sizes(shares: np.ndarray, num_rows: int) -> np.ndarray:
 
 
 def _prior(name: str, num_clusters: int) -> np.ndarray:
+    """Returns the shares of a named prior, float64 [K], from the largest to the smallest.
+
+    Raises:
+        ValueError: the name or its parameter is not one of those described at `Marginals`.
+    """
     if name == "uniform":
         return np.full(num_clusters, 1 / num_clusters)
     kind, colon, text = name.partition(":")
@@ -101,7 +111,6 @@ def _prior(name: str, num_clusters: int) -> np.ndarray:
     if kind == "zipf":
         shares = np.arange(1, num_clusters + 1) ** -parameter
     else:
-        # a quantile below 0 is no size: a tenth of the mean is the smallest
         quantiles = [NormalDist().inv_cdf(1 - (k + 0.5) / num_clusters) for k in range(num_clusters)]
-        shares = np.maximum(1 + parameter * np.array(quantiles), 0.1)
+        shares = np.maximum(1 + parameter * np.array(quantiles), _SMALLEST_QUANTILE)
     return shares / shares.sum()

@@ -1,10 +1,12 @@
-"""The passes, compiled by XLA: one chunk of rows in, a sum of K numbers out.
+"""The passes over the log-probabilities, compiled by XLA: a chunk of rows goes in, sums of K numbers come out.
 
-With scores s_i = lam * log p_i and potentials v, the exact pass computes sum_i w_i softmax(s_i + v) [K], the stored one the same from
-exp(s_i + v0) / z_i at earlier potentials v0. Each goes over blocks of rows that stay in the cache, so that a chunk is read from memory
-once. `rows` is (log_probs [n, K],) or (features [n, D], kernel [D, K], bias [K]); `weights` [n] is 0 for rows that are not to count;
-rows from `num_rows` on only pad. XLA drops assertions in silence: what can be wrong with the rows shows as a log-sum-exp that is not
-finite, which the caller looks at.
+With scores s_i = lam * log p_i and potentials v, an exact pass computes sum_i w_i softmax(s_i + v) [K]. A stored pass computes the same
+from exp(s_i + v0) / z_i, which was stored at earlier potentials v0. Each pass goes over blocks of rows that stay in the cache, so that a
+chunk is read from memory once.
+
+The arguments `rows` are (log_probs [n, K],) or (features [n, D], kernel [D, K], bias [K]); `weights` [n] are 0 for rows that do not
+count; rows from `num_rows` on only pad the chunk. XLA drops assertions in silence: values that are wrong show as a log-sum-exp that is
+not finite, which the caller checks.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-KERNEL_SCALE = 2.0**15
-"""The sum of a stored row. Half precision goes from 2^-24 to 65504; this leaves exp(-27) of a row."""
+STORED_ROW_SUM = 2.0**15
+"""The sum of a stored row. Half precision goes from 2^-24 to 65504, so that entries down to exp(-27) of their row are kept."""
 
 
 class Compiled:
@@ -32,7 +34,7 @@ class Compiled:
         return self.concrete(*arguments)(*arguments)
 
     def concrete(self, *arguments: Any) -> Any:
-        """The `tf.types.experimental.ConcreteFunction` for these."""
+        """Returns the `tf.types.experimental.ConcreteFunction` for these arguments, compiled now if it was not before."""
         flat = tf.nest.flatten(arguments)
         signature = tuple((*value.shape, value.dtype) if tf.is_tensor(value) else value for value in flat)
         if signature not in self._by_signature:
@@ -41,17 +43,18 @@ class Compiled:
 
     @property
     def num_signatures(self) -> int:
+        """The number of signatures that it was compiled for."""
         return len(self._by_signature)
 
 
 def _shifted_blocks(rows: tuple[tf.Tensor, ...], block_rows: int, lam: tf.Tensor, v: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What gives s_i + v [block_rows, K] of a numbered block of a chunk's rows: (log_probs,) or (features, kernel, bias).
+    """Returns a function from the number of a block of a chunk's rows to its shifted scores s_i + v [block_rows, K].
 
-    Its last operation is the multiplication, because XLA gives sums and maxima of 2^15 entries or more of most else to YNNPACK, in a
+    Its last operation is the multiplication. XLA gives sums and maxima of 2^15 entries or more of most other operations to YNNPACK, in a
     way that is not safe for threads that share an executable: `YnnFusionThunk` of TensorFlow 2.21 makes its subgraph at the first
-    call of each thread and keeps the constants of all in one vector.
+    call of each thread and keeps the constants of all threads in one vector.
     """
-    # outside the loop: a reshape inside makes XLA copy the chunk, at three times the time of a pass
+    # The reshape is outside the loop, because inside it makes XLA copy the chunk, at three times the time of a pass.
     blocks, per_lam = tf.reshape(rows[0], [-1, block_rows, rows[0].shape[1]]), v / lam
     if len(rows) == 1:
         return lambda block: lam * (tf.cast(blocks[block], lam.dtype) + per_lam)
@@ -62,7 +65,7 @@ def _shifted_blocks(rows: tuple[tf.Tensor, ...], block_rows: int, lam: tf.Tensor
 def measure(
     rows: tuple[tf.Tensor, ...], weights: tf.Tensor, num_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """(sum_i w_i softmax_i [K], log-sum-exp of each row [n]); rows from `num_rows` on only pad."""
+    """Makes an exact pass over a chunk: returns (sum_i w_i softmax_i [K], the log-sum-exp of each row [n]) in the dtype of `v`."""
     shifted_block, num_blocks = _shifted_blocks(rows, block_rows, lam, v), weights.shape[0] // block_rows
     visited = (num_rows + block_rows - 1) // block_rows
     log_rows = tf.TensorArray(v.dtype, size=num_blocks, element_shape=[block_rows])
@@ -85,7 +88,10 @@ def measure(
 def log_mass(
     rows: tuple[tf.Tensor, ...], weights: tf.Tensor, log_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Log sum_i w_i softmax_i as (maximum [K], sum relative to it [K]), for clusters whose sum underflows."""
+    """Returns log sum_i w_i softmax_i as (its largest term [K], the sum relative to that [K]), for clusters whose sum underflows.
+
+    `log_rows` [n] are the rows' log-sum-exp as measured at `v`.
+    """
     shifted_block, num_blocks = _shifted_blocks(rows, block_rows, lam, v), weights.shape[0] // block_rows
     w = tf.reshape(tf.cast(weights, v.dtype), [num_blocks, block_rows, 1])
     per_row = tf.reshape(log_rows, [num_blocks, block_rows, 1])
@@ -106,16 +112,30 @@ def log_mass(
 def absorb(
     rows: tuple[tf.Tensor, ...], weights: tf.Tensor, log_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, dtype: tf.DType
 ) -> tf.Tensor:
-    """exp(s_i + v) / z_i [n, K], rows of sum `KERNEL_SCALE`; rows of weight 0 are 0."""
+    """Absorbs the potentials into the rows: returns exp(s_i + v) / z_i, `dtype` [n, K], scaled to rows of sum `STORED_ROW_SUM`.
+
+    `log_rows` [n] are the log z_i as measured at `v`. Rows of weight 0 are 0. "Absorption" is the term of B. Schmitzer, Stabilized sparse
+    scaling algorithms for entropy regularized transport problems, SIAM J. Sci. Comput. 2019.
+    """
     scores = lam * tf.cast(rows[0] if len(rows) == 1 else tf.cast(rows[0], rows[1].dtype) @ rows[1] + rows[2], lam.dtype)
     kernel = tf.exp(scores + v - log_rows[:, tf.newaxis])
-    return tf.cast(tf.where(weights[:, tf.newaxis] > 0, kernel, 0.0) * KERNEL_SCALE, dtype)
+    return tf.cast(tf.where(weights[:, tf.newaxis] > 0, kernel, 0.0) * STORED_ROW_SUM, dtype)
 
 
 @Compiled
-def kernel_mass(kernel: tf.Tensor, num_rows: tf.Tensor, scaling: tf.Tensor, block_rows: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """(sum_i kernel_i / <kernel_i, scaling> [K], sum_i log <kernel_i, scaling>) of one chunk, read once."""
-    blocks = tf.reshape(kernel, [-1, block_rows, kernel.shape[1]])
+def stored_mass(stored: tf.Tensor, num_rows: tf.Tensor, scaling: tf.Tensor, block_rows: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Makes a stored pass over a chunk, which is read once.
+
+    Args:
+        stored: [n, K], as returned by `absorb`.
+        num_rows: the number of rows that are not padding.
+        scaling: float32 [K], exp(v - v0) up to a factor.
+        block_rows: the number of rows in a block.
+
+    Returns:
+        sum_i stored_i / <stored_i, scaling>, float32 [K], and sum_i log <stored_i, scaling> / STORED_ROW_SUM, float32.
+    """
+    blocks = tf.reshape(stored, [-1, block_rows, stored.shape[1]])
     visited = (num_rows + block_rows - 1) // block_rows
 
     def add_block(block: tf.Tensor, mass: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -123,7 +143,7 @@ def kernel_mass(kernel: tf.Tensor, num_rows: tf.Tensor, scaling: tf.Tensor, bloc
         row_sum = tf.linalg.matvec(entries, scaling)
         counts = row_sum > 0
         mass += tf.reduce_sum(entries * tf.where(counts, 1.0 / row_sum, 0.0)[:, tf.newaxis], axis=0)
-        return block + 1, mass, total + tf.reduce_sum(tf.where(counts, tf.math.log(row_sum / KERNEL_SCALE), 0.0))
+        return block + 1, mass, total + tf.reduce_sum(tf.where(counts, tf.math.log(row_sum / STORED_ROW_SUM), 0.0))
 
     _, mass, total = tf.while_loop(lambda block, *_: block < visited, add_block, [0, tf.zeros_like(scaling), tf.zeros([])])
     return mass, total
@@ -131,7 +151,7 @@ def kernel_mass(kernel: tf.Tensor, num_rows: tf.Tensor, scaling: tf.Tensor, bloc
 
 @Compiled
 def argmax(rows: tuple[tf.Tensor, ...], num_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int) -> tf.Tensor:
-    """argmax_k (s_ik + v_k), int64 [n]."""
+    """Returns the labels of a chunk's rows, argmax_k (s_ik + v_k), int64 [n]."""
     shifted_block, num_blocks = _shifted_blocks(rows, block_rows, lam, v), rows[0].shape[0] // block_rows
     visited = (num_rows + block_rows - 1) // block_rows
     labels = tf.TensorArray(tf.int64, size=num_blocks, element_shape=[block_rows])

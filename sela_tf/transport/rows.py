@@ -1,18 +1,16 @@
-"""N rows in chunks: what is summed over all of them, by the compiled passes, and is K numbers when it comes back.
+"""N rows of scores in chunks: `Rows`, whose passes return sums of K numbers over all rows.
 
-All chunks of a solve have one shape, so that XLA compiles once; they are shared between threads, and summed in their order whatever
-thread or device computed them, so the result does not depend on their number. A chunk is where a shard of another machine would go:
-only the K sums cross. Its rows may lie in a tensor, in a file larger than memory, or be computed from features.
+All chunks of a solve have one shape, so that XLA compiles once. Chunks are shared between threads, and their sums are added up in the
+order of the chunks, so that the result does not depend on the number of threads. The rows may lie in a tensor, in a file larger than
+memory, or be computed from features. Only sums of K numbers leave a chunk: chunks could lie on other machines.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,19 +18,22 @@ import tensorflow as tf
 
 from sela_tf.transport import passes
 from sela_tf.transport.linear_logits import LinearLogits, float32_tensor
+from sela_tf.transport.stored_rows import StoredRows
+from sela_tf.transport.threads import map_in_threads
 
-# Entries of a chunk: calling a compiled function costs 0.1 ms, reading this many takes twenty times as long.
+# Calling a compiled function costs 0.1 ms; reading a chunk of this many entries takes twenty times as long.
 _CHUNK_ENTRIES = 2**22
-# Entries that NumPy is given at once.
+# NumPy is given this many entries at once.
 _SLICE_ENTRIES = 2**20
 # Below this many entries a second thread costs more than it saves.
 _ENTRIES_TO_SHARE = 2**20
-# Entries, and most rows, of a block that stays in the cache while it is used: (exact pass, stored rows, labels), and of features. Where
-# XLA has more than one thread it would share larger blocks of the latter two between them, and take three times as long; the limits of
-# the others keep sums and maxima from YNNPACK (passes.py). What a graphics card works on at once is the whole chunk.
-_BLOCKS = ((2**15, 128), (2**12, 16), (2**11, 16))
+# The largest numbers of entries and of rows in a block, which is to stay in the cache: in an exact pass, in a stored pass, and for labels.
+# In larger blocks of the first two kinds XLA would call YNNPACK for sums and maxima, which threads cannot share (passes.py).
+_EXACT_BLOCK, _STORED_BLOCK, _LABEL_BLOCK = (2**15, 128), (2**12, 16), (2**11, 16)
+# The same for rows computed from features, in an exact pass and for labels. Where XLA has more than one thread it would split larger
+# blocks of these, and larger ones for labels, between its threads, and take three times as long.
 _LINEAR_BLOCK = (2**19, 256)
-# Column sums below this have lost digits to underflow, or all of them.
+# Column sums below this have lost digits to underflow, or have become 0.
 _SMALLEST_MASS = 1e-30
 # Beyond such potentials or row sums, float32 no longer resolves a score to 1e-3.
 _FLOAT32_RANGE = 4000.0
@@ -41,34 +42,39 @@ _Result = TypeVar("_Result")
 
 
 class Measurement(NamedTuple):
-    """What one exact pass says about potentials."""
+    """The result of one exact pass at potentials v."""
 
     log_mass: np.ndarray
-    """float64 [K], log m_k."""
+    """The logarithms of the clusters' masses m_k = mean_i softmax(s_i + v)_k over the rows that count, float64 [K]."""
     log_rows: np.ndarray
-    """float32 (float64 where need be) [N], log sum_k exp(s_ik + v_k)."""
+    """The log-sum-exp of each row, log sum_k exp(s_ik + v_k), float32 [N]; float64 where float32 is too coarse."""
     mean_log_row: float
-    """The weighted mean of `log_rows`."""
+    """The mean of `log_rows` over the rows that count."""
 
 
 class _Chunk(NamedTuple):
+    """The rows of one call of a compiled pass."""
+
     start: int
-    """Of the first row."""
+    """The index of the first row."""
     new: slice
-    """Rows, counted from `start`, that no earlier chunk has."""
+    """The rows, counted from `start`, that no earlier chunk has."""
     rows: tuple[tf.Tensor, ...]
+    """The argument `rows` of the passes: (log_probs,) or (features, kernel, bias)."""
     weights: tf.Tensor
+    """The weights of the rows in sums, float32 [n]: 1, or 0 for rows that do not count, overlap or padding."""
     num_rows: tf.Tensor
+    """The number of rows that are not padding, int32."""
 
 
 class Rows:
-    """N rows of scores lam * log p, in chunks.
+    """N rows of scores s_i = lam * log p_i, in chunks.
 
     Args:
         source: log-probabilities or logits [N, K], a tensor or anything that slices to an array; or `LinearLogits`.
-        lam: what scores are log-probabilities times.
-        counted: bool [N], False where a row is left out of the sums; None for all.
-        num_threads: threads that chunks are shared between; None for as many as there are processors.
+        lam: the factor between log-probabilities and scores.
+        counted: bool [N], False where a row is left out of the sums; None to count all.
+        num_threads: the number of threads that chunks are shared between; None for as many as there are processors.
     """
 
     def __init__(self, source: Any, *, lam: float, counted: np.ndarray | None = None, num_threads: int | None = None):
@@ -81,43 +87,44 @@ class Rows:
         self.num_counted = self.num_rows if counted is None else int(counted.sum())
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.dtype = tf.float32
-        exact, stored, labels = _BLOCKS
-        # powers of two, so that one number of rows a chunk suits all
-        self._block_rows, self._kernel_block_rows, self._label_block_rows = (
-            min(most, 2 ** max(0, (block // self.num_clusters).bit_length() - 1))
-            for block, most in ((_LINEAR_BLOCK, stored, _LINEAR_BLOCK) if self.is_linear else (exact, stored, labels))
+        # The numbers of rows in a block are powers of two, so that one number of rows in a chunk is a multiple of all three.
+        self._exact_block_rows, self._stored_block_rows, self._label_block_rows = (
+            min(most, 2 ** max(0, (entries // self.num_clusters).bit_length() - 1))
+            for entries, most in (
+                (_LINEAR_BLOCK, _STORED_BLOCK, _LINEAR_BLOCK) if self.is_linear else (_EXACT_BLOCK, _STORED_BLOCK, _LABEL_BLOCK)
+            )
         )
         entries = self.num_rows * self.num_clusters
         if entries <= _ENTRIES_TO_SHARE:
-            # one chunk of eight sizes an octave, the rest of it padded, so that XLA compiles for few shapes
-            blocks = -(-self.num_rows // self._block_rows)
-            step = max(1, 2 ** (blocks.bit_length() - 4))
-            self._chunk_rows = -(-blocks // step) * step * self._block_rows
+            # A single chunk is padded to one of eight sizes an octave, so that XLA compiles for few shapes.
+            blocks = -(-self.num_rows // self._exact_block_rows)
+            unit = max(1, 2 ** (blocks.bit_length() - 4))
+            self._chunk_rows = -(-blocks // unit) * unit * self._exact_block_rows
         else:
             count = 2 * -(-entries // (2 * _CHUNK_ENTRIES))
-            self._chunk_rows = -(-self.num_rows // (count * self._block_rows)) * self._block_rows
-        # the last chunk overlaps the one before rather than be padded, which would copy it: it does not count those rows
+            self._chunk_rows = -(-self.num_rows // (count * self._exact_block_rows)) * self._exact_block_rows
+        # The last chunk overlaps the one before, whose rows it does not count: padding would copy it.
         last = max(0, self.num_rows - self._chunk_rows)
         self._starts = [*range(0, last, self._chunk_rows), last]
-        if tf.config.list_logical_devices("GPU"):
-            self._block_rows = self._kernel_block_rows = self._label_block_rows = self._chunk_rows
+        if tf.config.list_logical_devices("GPU"):  # A graphics card works on a whole chunk at once.
+            self._exact_block_rows = self._stored_block_rows = self._label_block_rows = self._chunk_rows
 
     def measure(self, potentials: np.ndarray) -> Measurement:
-        """One exact pass.
+        """Makes an exact pass at `potentials`, float64 [K]; goes on in float64 from where float32 is too coarse.
 
         Raises:
-            ValueError: a row has NaN or +inf, or a row or column nothing but -inf; it names the first.
+            ValueError: a row has NaN or +inf, or a row or column is all -inf. The message names the first.
         """
         lam, v = tf.constant(self.lam, self.dtype), tf.constant(potentials, self.dtype)
 
-        def one(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray]:
-            mass, log_rows = passes.measure(chunk.rows, chunk.weights, chunk.num_rows, lam, v, self._block_rows)
+        def measure_chunk(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray]:
+            mass, log_rows = passes.measure(chunk.rows, chunk.weights, chunk.num_rows, lam, v, self._exact_block_rows)
             return mass.numpy(), log_rows.numpy()[chunk.new]
 
-        masses, per_row = zip(*self._map(one), strict=True)
+        masses, per_row = zip(*self._map_chunks(measure_chunk), strict=True)
         log_rows = np.concatenate(per_row)
         if not np.isfinite(log_rows).all():
-            raise ValueError(self._complaint(np.flatnonzero(~np.isfinite(log_rows))))
+            raise ValueError(self._describe_bad_row(np.flatnonzero(~np.isfinite(log_rows))))
         if self.dtype == tf.float32 and max(np.abs(log_rows).max(), np.ptp(potentials)) > _FLOAT32_RANGE:
             self.dtype = tf.float64
             return self.measure(potentials)
@@ -136,75 +143,90 @@ class Rows:
         return Measurement(log_mass - np.log(self.num_counted), log_rows, float(weighted.mean(dtype=np.float64)))
 
     def _log_mass(self, lam: tf.Tensor, v: tf.Tensor, log_rows: np.ndarray) -> np.ndarray:
-        """Log sum_i w_i softmax_i, float64 [K], however small."""
+        """Returns log sum_i w_i softmax_i, float64 [K], also where the sum itself underflows.
 
-        def one(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray]:
-            highest, total = passes.log_mass(chunk.rows, chunk.weights, self._of(log_rows, chunk), lam, v, self._block_rows)
+        `log_rows` [N] are as measured at the potentials `v`.
+        """
+
+        def sum_chunk(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray]:
+            log_row = self._part_of_chunk(log_rows, chunk)
+            highest, total = passes.log_mass(chunk.rows, chunk.weights, log_row, lam, v, self._exact_block_rows)
             return highest.numpy(), total.numpy()
 
         with np.errstate(divide="ignore"):
-            # on one thread: it has sums that are not safe to share (passes.py)
-            logs = [highest.astype(np.float64) + np.log(total) for highest, total in self._map(one, num_threads=1)]
+            # This pass has sums that threads cannot share (passes.py).
+            logs = [highest.astype(np.float64) + np.log(total) for highest, total in self._map_chunks(sum_chunk, num_threads=1)]
         return np.logaddexp.reduce(logs, axis=0)
 
-    def absorb(self, potentials: np.ndarray, log_rows: np.ndarray, storage: tf.DType) -> Kernel:
-        """exp(s_i + potentials) / z_i, stored for passes that take no exponential. `log_rows`: as measured at `potentials`."""
+    def absorb(self, potentials: np.ndarray, log_rows: np.ndarray, storage: tf.DType) -> StoredRows:
+        """Stores exp(s_i + v0) / z_i for passes that take no exponential.
+
+        Args:
+            potentials: v0, float64 [K].
+            log_rows: log z_i, float [N], as measured at `potentials`.
+            storage: the dtype that is stored, float16 or float32.
+        """
         lam, v = tf.constant(self.lam, self.dtype), tf.constant(potentials, self.dtype)
 
-        def one(chunk: _Chunk) -> tuple[tf.Tensor, tf.Tensor]:
-            return passes.absorb(chunk.rows, chunk.weights, self._of(log_rows, chunk), lam, v, storage), chunk.num_rows
+        def absorb_chunk(chunk: _Chunk) -> tuple[tf.Tensor, tf.Tensor]:
+            return passes.absorb(chunk.rows, chunk.weights, self._part_of_chunk(log_rows, chunk), lam, v, storage), chunk.num_rows
 
-        return Kernel(self, potentials, self._map(one), self._kernel_block_rows)
+        chunks = self._map_chunks(absorb_chunk)
+        return StoredRows(chunks, potentials, self._stored_block_rows, num_counted=self.num_counted, num_threads=self.num_threads)
 
     def labels(self, potentials: np.ndarray) -> np.ndarray:
-        """argmax_k (s_ik + potentials_k), int64 [N]."""
+        """Returns the labels of all rows, argmax_k (s_ik + potentials_k), int64 [N]."""
         lam, v = tf.constant(self.lam, self.dtype), tf.constant(potentials, self.dtype)
 
-        def one(chunk: _Chunk) -> np.ndarray:
+        def label_chunk(chunk: _Chunk) -> np.ndarray:
             return passes.argmax(chunk.rows, chunk.num_rows, lam, v, self._label_block_rows).numpy()[chunk.new]
 
-        return np.concatenate(self._map(one))
+        return np.concatenate(self._map_chunks(label_chunk))
 
     def scores(self, rows: slice | np.ndarray) -> np.ndarray:
-        """Scores [n, K] of some rows, in NumPy."""
+        """Returns the scores of some rows, a slice or indices, as a NumPy array [n, K], float32 or float64 as the passes."""
         dtype = self.dtype.as_numpy_dtype
         some = _as_array(self._table[rows] if isinstance(rows, slice) else _take(self._table, rows))
         if self.is_linear:
             some = _as_array(float32_tensor(some) @ self._parameters[0] + self._parameters[1])
         return np.multiply(some, dtype(self.lam), dtype=dtype)
 
-    def sample(self, share: int) -> Rows:
-        """Every `share`-th of the rows, copied."""
-        some = np.arange(share // 2, self.num_rows, share)
+    def sample(self, stride: int) -> Rows:
+        """Returns every `stride`-th row, copied."""
+        some = np.arange(stride // 2, self.num_rows, stride)
         table = _take(self._table, some)
         counted = None if self.counted is None else self.counted[some]
         source = LinearLogits(table, *self._parameters) if self.is_linear else table
         return Rows(source, lam=self.lam, counted=counted, num_threads=self.num_threads)
 
-    def at(self, lam: float) -> Rows:
-        """The same rows under another lam."""
+    def with_lam(self, lam: float) -> Rows:
+        """Returns the same rows with another lam; nothing is copied."""
         other = copy.copy(self)
         other.lam = lam
         return other
 
-    def seconds_of_a_pass(self) -> float:
-        """An estimate, from one chunk."""
+    def estimate_pass_seconds(self) -> float:
+        """Estimates the seconds that an exact pass takes, from one chunk."""
         zeros = tf.zeros([self.num_clusters])
-        for _ in range(2):  # the first call compiles
+        for _ in range(2):  # The first call compiles.
             chunk, start = self._chunk(0), time.perf_counter()
-            passes.measure(chunk.rows, chunk.weights, chunk.num_rows, tf.constant(self.lam), zeros, self._block_rows)[0].numpy()
+            passes.measure(chunk.rows, chunk.weights, chunk.num_rows, tf.constant(self.lam), zeros, self._exact_block_rows)[
+                0
+            ].numpy()
         return (time.perf_counter() - start) * len(self._starts) / min(self.num_threads, len(self._starts))
 
     def map_slices(self, function: Callable[[slice], _Result]) -> list[_Result]:
-        """`function` of consecutive slices of the rows, in order, shared between threads."""
+        """Returns the results of `function` for consecutive slices of the rows, in their order; threads share the slices."""
         rows = max(1, _SLICE_ENTRIES // self.num_clusters)
         slices = [slice(start, min(start + rows, self.num_rows)) for start in range(0, self.num_rows, rows)]
-        return _share(function, slices, self.num_threads)
+        return map_in_threads(function, slices, self.num_threads)
 
-    def _map(self, function: Callable[[_Chunk], _Result], num_threads: int | None = None) -> list[_Result]:
-        return _share(lambda start: function(self._chunk(start)), self._starts, num_threads or self.num_threads)
+    def _map_chunks(self, function: Callable[[_Chunk], _Result], num_threads: int | None = None) -> list[_Result]:
+        """Returns the results of `function` for all chunks, in their order; threads share the chunks."""
+        return map_in_threads(lambda start: function(self._chunk(start)), self._starts, num_threads or self.num_threads)
 
     def _chunk(self, start: int) -> _Chunk:
+        """Makes the chunk whose first row is `start`."""
         stop = min(start + self._chunk_rows, self.num_rows)
         missing = self._chunk_rows - (stop - start)
         table = tf.convert_to_tensor(self._table[start:stop])
@@ -222,13 +244,13 @@ class Rows:
             tf.constant(stop - start),
         )
 
-    def _of(self, per_row: np.ndarray, chunk: _Chunk) -> tf.Tensor:
-        """The part of a number per row that belongs to a chunk, padded as its rows are."""
+    def _part_of_chunk(self, per_row: np.ndarray, chunk: _Chunk) -> tf.Tensor:
+        """Returns the part of an array [N] that belongs to a chunk, [n], padded as the chunk's rows are."""
         part = per_row[chunk.start : chunk.start + self._chunk_rows]
         return tf.constant(np.pad(part, (0, self._chunk_rows - len(part))), self.dtype)
 
-    def _complaint(self, wrong_rows: np.ndarray) -> str:
-        """What is wrong with the first of these rows, for the person who has to find it."""
+    def _describe_bad_row(self, wrong_rows: np.ndarray) -> str:
+        """Returns a message that says what is wrong with the first of these rows, and how many there are."""
         row = int(wrong_rows[0])
         values = np.asarray(self._table[row : row + 1])[0].astype(np.float64)
         name = "features" if self.is_linear else "log_probs"
@@ -249,47 +271,13 @@ class Rows:
         )
 
 
-class Kernel:
-    """Rows as they were absorbed at some potentials; a pass takes a multiplication and an addition for each of two sums."""
-
-    def __init__(self, rows: Rows, absorbed: np.ndarray, chunks: list[tuple[tf.Tensor, tf.Tensor]], block_rows: int):
-        self.absorbed = absorbed
-        self._num_counted, self._num_threads = rows.num_counted, rows.num_threads
-        self._chunks, self._block_rows = chunks, block_rows
-
-    def measure(self, potentials: np.ndarray) -> tuple[np.ndarray, float]:
-        """(m [K] float64, mean change of the rows' log-sum-exp since they were absorbed)."""
-        moved = potentials - self.absorbed
-        centre = 0.5 * (moved.max() + moved.min())
-        scaling = tf.constant(np.exp(moved - centre), tf.float32)
-
-        def one(chunk: tuple[tf.Tensor, tf.Tensor]) -> tuple[np.ndarray, np.float32]:
-            mass, change = passes.kernel_mass(*chunk, scaling, self._block_rows)
-            return mass.numpy(), change.numpy()
-
-        masses, changes = zip(*_share(one, self._chunks, self._num_threads), strict=True)
-        mass = np.sum(masses, axis=0, dtype=np.float64) * scaling.numpy()
-        return mass / self._num_counted, float(np.sum(changes, dtype=np.float64)) / self._num_counted + centre
-
-
 def _as_array(values: Any) -> np.ndarray:
-    """As NumPy sees it, where possible without a copy."""
+    """Returns values as a NumPy array, where possible without a copy."""
     if tf.is_tensor(values) and values.dtype != tf.bfloat16 and "CPU" in values.device:
         return np.asarray(memoryview(values))
     return np.asarray(values)
 
 
 def _take(table: Any, rows: np.ndarray) -> Any:
+    """Returns some rows of a table, by index: a tensor of a tensor, otherwise an array."""
     return tf.gather(table, rows) if tf.is_tensor(table) else np.asarray(table[rows])
-
-
-@functools.cache
-def _threads(num_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(num_threads, thread_name_prefix="sinkhorn")
-
-
-def _share(function: Callable[[Any], _Result], items: Sequence[Any], num_threads: int) -> list[_Result]:
-    """XLA on a CPU runs a loop on one thread, and lets go of Python's lock meanwhile: threads take a chunk each."""
-    if num_threads == 1 or len(items) == 1:
-        return [function(item) for item in items]
-    return list(_threads(num_threads).map(function, items))

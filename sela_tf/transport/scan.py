@@ -1,30 +1,61 @@
-"""The choices that rows have within a horizon, for the rounding: all of its reading of the matrix that is not of a sample."""
+"""The scan of the rounding: one reading of the log-probabilities that finds each row's candidates, the clusters near its best one."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
 from sela_tf.transport.linear_logits import ComputedLogits
 
-# Elements in a block of rows: few enough to stay in the cache while they are added, compared and searched.
+# A block of rows has at most this many elements, so that it stays in the cache while it is added to, compared and searched.
 _BLOCK_SIZE = 2**18
+
+
+class Candidates(NamedTuple):
+    """Pairs of a row and a cluster that it may go to, sorted by row, for the rows that have several."""
+
+    row: np.ndarray
+    """The rows, int64 [E]."""
+    column: np.ndarray
+    """The clusters, int64 [E]."""
+    value: np.ndarray
+    """The log-probabilities of the pairs, float64 [E]."""
+    complete: bool
+    """True if these are all pairs within the cutoff; False if some were left out at random."""
+    largest: float
+    """The largest magnitude of a row's best score, from which rounding errors are bounded."""
 
 
 def scan(
     log_probs: np.ndarray | ComputedLogits,
     u: np.ndarray,
-    horizon: float,
+    cutoff: float,
     slack: float,
-    held: np.ndarray,
+    known: np.ndarray,
     labels: np.ndarray,
-    max_choices: float,
+    max_candidates: float,
     dtype: type,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool, float]:
-    """Finds the clusters within `horizon` of each row's best.
+) -> Candidates:
+    """Finds the clusters within `cutoff` of each row's best one.
 
-    Rows with one such cluster get its label, of the others the choices come back: row, column, log_probs there, whether these are
-    all, and the magnitude of the largest maximum of a row.
+    Rows with one such cluster are labelled with it, and rows whose label is known are passed over; the candidates of all other rows
+    are returned.
+
+    Args:
+        log_probs: [N, K].
+        u: float64 [K], the potentials that are added to `log_probs`.
+        cutoff: the distance from the row's best score up to which a cluster is a candidate, in units of `log_probs`.
+        slack: the distance up to which clusters count as tied with the best.
+        known: int64 [N], the label of rows where it is known, -1 elsewhere.
+        labels: int64 [N], the present labels or -1; changed in place.
+        max_candidates: the average number of candidates a row beyond which some are left out.
+        dtype: float32 or float64, in which scores are added and compared.
+        rng: the source of the random numbers by which candidates are left out.
+
+    Raises:
+        ValueError: `log_probs` has NaN or +inf, or a sum with a potential overflows float64.
     """
     (num_rows, num_clusters), largest, complete, found = log_probs.shape, 0.0, True, []
     block_rows = max(1, min(num_rows, _BLOCK_SIZE // num_clusters))
@@ -35,21 +66,20 @@ def scan(
         scores, near = np.add(rows, u, out=scores_buffer[: len(rows)]), near_buffer[: len(rows)]
         top = scores.max(axis=1)
         if not top.max() < np.inf:
-            _refuse(rows, start, dtype)
-        fixed = (held[block] >= 0) | (top == -np.inf)
-        largest = max(largest, np.abs(top[~fixed]).max(initial=0.0))
-        np.greater_equal(scores, np.maximum(top - horizon, np.finfo(dtype).min)[:, np.newaxis], out=near)
-        near[fixed] = False
+            _check_block(rows, start, dtype)
+        passed_over = (known[block] >= 0) | (top == -np.inf)
+        largest = max(largest, np.abs(top[~passed_over]).max(initial=0.0))
+        np.greater_equal(scores, np.maximum(top - cutoff, np.finfo(dtype).min)[:, np.newaxis], out=near)
+        near[passed_over] = False
         index = np.flatnonzero(near)
-        if len(index) > max_choices * len(rows):
+        if len(index) > max_candidates * len(rows):
             complete = False
             shift = rng.integers(noise.size - scores.size + 1)
-            _thin(
-                near, scores >= (top - slack)[:, np.newaxis], max_choices, noise[shift : shift + scores.size].reshape(scores.shape)
-            )
+            tied = scores >= (top - slack)[:, np.newaxis]
+            _leave_out(near, tied, max_candidates, noise[shift : shift + scores.size].reshape(scores.shape))
             for keep in (scores.argmax(axis=1), labels[block]):
                 near[np.arange(len(rows)), keep] |= keep >= 0
-            near[fixed] = False
+            near[passed_over] = False
             index = np.flatnonzero(near)
         row, column = np.divmod(index, num_clusters)
         several = np.bincount(row, minlength=1)[row] > 1
@@ -57,25 +87,44 @@ def scan(
         row, column = row[several], column[several]
         found.append((start + row, column, rows[row, column].astype(np.float64)))
     row, column, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return row, column, value, complete, float(largest)
+    return Candidates(row, column, value, complete, float(largest))
 
 
-def _thin(near: np.ndarray, tied: np.ndarray, max_choices: float, noise: np.ndarray) -> None:
-    """Of massive ties, keeps two for each row at random: pairs of clusters still have many. Of the rest a part if need be."""
+def _leave_out(near: np.ndarray, tied: np.ndarray, max_candidates: float, noise: np.ndarray) -> None:
+    """Thins the candidates of a block at random, in place.
+
+    Two of a row's tied clusters are enough: over all rows, each pair of clusters is still joined by many. Of the other candidates,
+    half of `max_candidates` a row are kept, on average.
+
+    Args:
+        near: bool [n, K], the candidates; changed in place.
+        tied: bool [n, K], the clusters that are as good as the row's best; changed in place.
+        max_candidates: the average number of candidates a row.
+        noise: float32 [n, K], uniform in [0, 1).
+    """
     tied &= near
     near &= ~tied
     count = np.count_nonzero(near)
-    if count > max_choices / 2 * len(near):
-        near &= noise * np.float32(count) < max_choices / 2 * len(near)
-    lots, which = np.where(tied, noise, -1), np.arange(len(near))
+    if count > max_candidates / 2 * len(near):
+        near &= noise * np.float32(count) < max_candidates / 2 * len(near)
+    lots, rows = np.where(tied, noise, -1), np.arange(len(near))
     for _ in range(2):
-        shown = lots.argmax(axis=1)
-        near[which, shown] |= tied[which, shown]
-        lots[which, shown] = -1
+        drawn = lots.argmax(axis=1)
+        near[rows, drawn] |= tied[rows, drawn]
+        lots[rows, drawn] = -1
 
 
-def _refuse(rows: np.ndarray, start: int, dtype: type) -> None:
-    """Raises unless it was the sum with the potentials that overflowed, in float32."""
+def _check_block(rows: np.ndarray, start: int, dtype: type) -> None:
+    """Checks why a score of a block is not finite; returns if the sum with a potential overflowed float32, as float64 may hold it.
+
+    Args:
+        rows: [n, K], the block's log-probabilities.
+        start: the index of its first row.
+        dtype: the type that scores were added in.
+
+    Raises:
+        ValueError: a value is NaN or +inf, or the sum overflowed float64.
+    """
     wrong = np.argwhere(np.isnan(rows) | (rows == np.inf))
     if len(wrong):
         row, column = wrong[0]

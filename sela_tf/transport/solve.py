@@ -1,8 +1,11 @@
-"""The solve: passes measure how far the clusters' masses are from what they shall be, proposals say where to go next.
+"""The solve: `solve` finds the potentials at which the clusters have their target masses.
 
-An exact pass measures. Where rows are sharp, Newton's method on a few candidates a row proposes the next potentials; otherwise, and
-wherever it fails, Anderson-accelerated Sinkhorn does, on rows stored at the present potentials until these have drifted too far from
-them. A proposal that an exact pass finds to lower the dual is given up for a plain Sinkhorn step, which cannot.
+An exact pass measures the masses. Where rows are sharp, Newton's method on candidate lists (newton.py) proposes the next potentials.
+Otherwise, and where Newton's proposals fail, Anderson-accelerated Sinkhorn (acceleration.py) does, on rows stored at the present
+potentials, until the potentials have drifted too far from these. A proposal that lowers the dual, as an exact pass finds, is given up
+for a plain Sinkhorn step, which never lowers it.
+
+An iteration is a pass over all rows, exact or stored.
 """
 
 from __future__ import annotations
@@ -10,93 +13,43 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.transport.acceleration import Progress, anderson, within
-from sela_tf.transport.newton import BYTES_LISTED, newton
+from sela_tf.transport.acceleration import Progress, anderson, part_within
+from sela_tf.transport.newton import BYTES_PER_CANDIDATE, newton
 from sela_tf.transport.rows import Measurement, Rows
 
-# What potentials may move apart before stored rows are made anew: what was flushed to zero then still weighs less than 1e-4 of its
-# row. Half precision reaches down to exp(-27) of a row, single precision to exp(-97).
-MOST_DRIFT = {"float16": 16.0, "float32": 60.0, "none": np.inf}
+# Stored rows are made anew when one potential has drifted by this much against another: entries that were flushed to zero then still
+# weigh less than 1e-4 of their row. Half precision reaches down to exp(-27) of a row, single precision to exp(-97).
+MAX_DRIFT = {"float16": 16.0, "float32": 60.0, "none": np.inf}
 BYTES_STORED = {"float16": 2, "float32": 4, "none": 0}
-"""Bytes of an entry of the matrix in rows that are stored."""
-# Logarithm of a mass that only the exact pass can see.
+"""The bytes of an entry of the stored rows, for each value of `storage`."""
+# Only an exact pass can see a mass whose logarithm is below this.
 _UNDERFLOW = -60.0
-# Stored rows are not exact: what has converged on them shall have something to spare.
-_SPARE = 0.9
-_MOST_NEWTON_ROUNDS = 40
-# Stretches of the core, each until its potentials have drifted, before the problem is first solved at a smaller lam.
+# Stored rows are rounded, so that the error on them has to be this much smaller than the tolerance.
+_STORED_TOLERANCE = 0.9
+_MAX_NEWTON_ROUNDS = 40
+# After so many runs of Anderson-accelerated Sinkhorn, each until its potentials have drifted, the problem is first solved at a smaller lam.
 _PATIENCE = 6
-_ANNEALING, _MOST_ANNEALINGS = 8.0, 4
-# Potentials that float32 does not resolve to 1.
-_FARTHEST = 1e7
-# A cold start from zero potentials this wrong is better made on a share of the rows.
+_ANNEALING_FACTOR, _MAX_ANNEALINGS = 8.0, 4
+# Beyond this, float32 does not resolve potentials to 1.
+_MAX_POTENTIAL = 1e7
+# A solve of many rows whose zero potentials have at least this error starts on a share of the rows.
 _COARSE_ERROR = 0.5
-_COARSE_SHARE = 16
+_COARSE_STRIDE = 16
 _COARSE_TOLERANCE = 1e-2
 _COARSE_ENTRIES = 2**22
-
-
-def solve(
-    rows: Rows,
-    start: np.ndarray,
-    target: np.ndarray,
-    tolerance: float,
-    max_passes: int,
-    storage: str,
-    memory_limit: float | None = None,
-    annealings: int = _MOST_ANNEALINGS,
-) -> tuple[State, int]:
-    """(where the solve ended, passes over all rows); stored rows and Newton's lists take at most `memory_limit` bytes each."""
-    most_listed = None if memory_limit is None else int(memory_limit / BYTES_LISTED)
-    v, passes, rounds, stretches, stride = _rounded(start), 0, 0, 0, 1.0
-    best: State | None = None  # the last that was not given up: the dual only rises
-    plain = False
-    while True:
-        if best is not None and np.abs(v).max() > _FARTHEST:
-            # no potentials will do: clusters are forbidden to too many rows
-            return best, passes
-        now = State(v, rows.measure(v), target)
-        passes += 1
-        if best is not None and now.dual < best.dual and not plain:
-            # a proposal that was none: back, to the plain step that cannot fail, and no more of Newton's
-            now, rounds, plain, stride = best, _MOST_NEWTON_ROUNDS, True, 1.0
-        else:
-            plain = now.log_mass.min() < _UNDERFLOW or passes + 1 >= max_passes
-        best = now
-        if now.error <= tolerance or passes >= max_passes:
-            return now, passes
-        if rounds < _MOST_NEWTON_ROUNDS:
-            rounds += 1
-            proposal = newton(rows, now.potentials, now.measured.log_rows, target, tolerance=tolerance / 4, most_listed=most_listed)
-            if proposal is not None:
-                v, plain = _rounded(proposal), False
-                continue
-            rounds = _MOST_NEWTON_ROUNDS
-        if plain:
-            v = _rounded(now.potentials + np.log(target) - now.measured.log_mass)
-            continue
-        stretches += 1
-        if stretches == _PATIENCE and annealings:
-            # potentials have far to go: most of the way is quicker in a smoother problem, whose potentials are in proportion
-            smoother, room = rows.at(rows.lam / _ANNEALING), max_passes - passes - 1
-            near = now.potentials / _ANNEALING
-            end, taken = solve(
-                smoother, near, target, max(_COARSE_TOLERANCE, tolerance), room, storage, memory_limit, annealings - 1
-            )
-            v, passes, rounds = _rounded(end.potentials * _ANNEALING), passes + taken, 0
-            continue
-        stretch = _iterate(rows, now, target, _SPARE * tolerance, max_passes - passes - 1, storage)
-        passes += stretch.num_passes
-        # where stretch after stretch ends by drifting, twice as far is tried each time
-        v = _rounded(now.potentials + stride * (stretch.potentials - now.potentials))
-        stride = 2 * stride if stretch.drifted and stretches > _PATIENCE else 1.0
-        if stretch.num_passes == 1 and storage == "float16":
-            # half precision has no room for one step, or sees no error where there is one
-            storage = "float32" if fits("float32", rows, memory_limit) else "none"
+_COARSE_ITERATIONS = 200
 
 
 class State:
-    """Potentials and what an exact pass said of them."""
+    """Potentials, and what an exact pass measured at them.
+
+    Attributes:
+        potentials: float64 [K].
+        measured: the result of the pass.
+        log_mass: the logarithms of the clusters' masses, float64 [K].
+        error: the L1 error of the marginals.
+        dual: the dual value, in units of scores.
+    """
 
     def __init__(self, potentials: np.ndarray, measured: Measurement, target: np.ndarray):
         self.potentials, self.measured, self.log_mass = potentials, measured, measured.log_mass
@@ -104,8 +57,89 @@ class State:
         self.dual = float(target @ potentials) - measured.mean_log_row
 
 
-def _iterate(rows: Rows, now: State, target: np.ndarray, tolerance: float, max_passes: int, storage: str) -> Progress:
-    """The core, on rows stored at the present potentials, until done or drifted."""
+def solve(
+    rows: Rows,
+    start: np.ndarray,
+    target: np.ndarray,
+    tolerance: float,
+    max_iterations: int,
+    storage: str,
+    memory_limit: float | None = None,
+    annealings: int = _MAX_ANNEALINGS,
+) -> tuple[State, int]:
+    """Finds the potentials at which the clusters' masses are `target`.
+
+    Args:
+        rows: the N rows of scores.
+        start: float64 [K], the potentials to start from.
+        target: t, float64 [K], positive, sums to 1.
+        tolerance: the L1 error of the marginals at which to stop.
+        max_iterations: the number of passes over all rows after which to stop.
+        storage: the number format of stored rows: float16, float32 or none.
+        memory_limit: the bytes that stored rows may take, and as many that candidate lists may; None for no limit.
+        annealings: how many times, one inside the other, the problem may first be solved at a smaller lam.
+
+    Returns:
+        The state in which the solve ended, and the number of passes over all rows that it took.
+    """
+    max_candidates = None if memory_limit is None else int(memory_limit / BYTES_PER_CANDIDATE)
+    v, num_iterations, newton_rounds, sinkhorn_runs, stride = _rounded(start), 0, 0, 0, 1.0
+    best: State | None = None  # The last state that was not given up has the largest dual.
+    plain = False
+    while True:
+        if best is not None and np.abs(v).max() > _MAX_POTENTIAL:
+            # No potentials have these marginals: clusters are forbidden to too many rows.
+            return best, num_iterations
+        now = State(v, rows.measure(v), target)
+        num_iterations += 1
+        if best is not None and now.dual < best.dual and not plain:
+            # The proposal was bad. A plain step from the last good state cannot fail, and Newton's method is not tried again.
+            now, newton_rounds, plain, stride = best, _MAX_NEWTON_ROUNDS, True, 1.0
+        else:
+            plain = now.log_mass.min() < _UNDERFLOW or num_iterations + 1 >= max_iterations
+        best = now
+        if now.error <= tolerance or num_iterations >= max_iterations:
+            return now, num_iterations
+        if newton_rounds < _MAX_NEWTON_ROUNDS:
+            newton_rounds += 1
+            log_rows = now.measured.log_rows
+            proposal = newton(rows, now.potentials, log_rows, target, tolerance=tolerance / 4, max_candidates=max_candidates)
+            if proposal is not None:
+                v, plain = _rounded(proposal), False
+                continue
+            newton_rounds = _MAX_NEWTON_ROUNDS
+        if plain:
+            v = _rounded(now.potentials + np.log(target) - now.measured.log_mass)
+            continue
+        sinkhorn_runs += 1
+        if sinkhorn_runs == _PATIENCE and annealings:
+            # The potentials have far to go. Most of the way is quicker at a smaller lam, where potentials are in proportion to lam.
+            smoother, iterations_left = rows.with_lam(rows.lam / _ANNEALING_FACTOR), max_iterations - num_iterations - 1
+            near, coarse_tolerance = now.potentials / _ANNEALING_FACTOR, max(_COARSE_TOLERANCE, tolerance)
+            end, taken = solve(smoother, near, target, coarse_tolerance, iterations_left, storage, memory_limit, annealings - 1)
+            v, num_iterations, newton_rounds = _rounded(end.potentials * _ANNEALING_FACTOR), num_iterations + taken, 0
+            continue
+        run = _run_sinkhorn(rows, now, target, _STORED_TOLERANCE * tolerance, max_iterations - num_iterations - 1, storage)
+        num_iterations += run.num_iterations
+        # Where run after run ends by drifting, twice as far is tried each time.
+        v = _rounded(now.potentials + stride * (run.potentials - now.potentials))
+        stride = 2 * stride if run.drifted and sinkhorn_runs > _PATIENCE else 1.0
+        if run.num_iterations == 1 and storage == "float16":
+            # A single step drifts too far for half precision, or half precision sees no error where there is one.
+            storage = "float32" if fits("float32", rows, memory_limit) else "none"
+
+
+def _run_sinkhorn(rows: Rows, now: State, target: np.ndarray, tolerance: float, max_iterations: int, storage: str) -> Progress:
+    """Runs Anderson-accelerated Sinkhorn on rows stored at the present potentials, until it has converged or drifted.
+
+    Args:
+        rows: the N rows of scores.
+        now: the present state.
+        target: t, float64 [K].
+        tolerance: the L1 error of the marginals at which to stop.
+        max_iterations: the number of passes after which to stop.
+        storage: the number format of the stored rows; with "none" passes are exact.
+    """
     v = now.potentials
     if storage == "none":
 
@@ -114,30 +148,34 @@ def _iterate(rows: Rows, now: State, target: np.ndarray, tolerance: float, max_p
             return np.exp(measured.log_mass), measured.mean_log_row
     else:
         measure = rows.absorb(v, now.measured.log_rows, tf.as_dtype(storage)).measure
-    room = MOST_DRIFT[storage]
-    # the step that the exact measurement asks for needs no pass to be known
+    max_drift = 0.5 * MAX_DRIFT[storage]
+    # The first step follows from the exact measurement and needs no pass. It may take half of the drift, the iteration the rest.
     step = np.log(target) - now.log_mass
-    first = v + within(np.zeros_like(v), step, 0.5 * room) * step
-    return anderson(measure, first, target, tolerance=tolerance, max_passes=max_passes, room=0.5 * room)
+    first = v + part_within(np.zeros_like(v), step, max_drift) * step
+    return anderson(measure, first, target, tolerance=tolerance, max_iterations=max_iterations, max_drift=max_drift)
 
 
 def _rounded(potentials: np.ndarray) -> np.ndarray:
-    """Mean zero and as float32 holds them, so that what is measured is what is returned."""
+    """Returns potentials of mean zero that float32 holds exactly, float64 [K]: those measured are those returned."""
     return (potentials - potentials.mean()).astype(np.float32).astype(np.float64)
 
 
 def fits(storage: str, rows: Rows, memory_limit: float | None) -> bool:
-    """Rows stored so take no more than `memory_limit` bytes; None for no limit."""
+    """Returns True if rows stored in this format take no more than `memory_limit` bytes; None is no limit."""
     return memory_limit is None or BYTES_STORED[storage] * rows.num_rows * rows.num_clusters <= memory_limit
 
 
 def coarse_start(rows: Rows, target: np.ndarray, tolerance: float, storage: str, memory_limit: float | None = None) -> np.ndarray:
-    """Zeros, or where these are far off the solution for a share of the rows."""
+    """Returns potentials float64 [K] to start from: zeros, or the solution for a share of the rows where zeros are far off.
+
+    The arguments are those of `solve`.
+    """
     zeros = np.zeros(rows.num_clusters)
-    share = min(_COARSE_SHARE, rows.num_rows // (4 * rows.num_clusters))
-    if rows.num_rows * rows.num_clusters < _COARSE_ENTRIES or share < 2:
+    stride = min(_COARSE_STRIDE, rows.num_rows // (4 * rows.num_clusters))
+    if rows.num_rows * rows.num_clusters < _COARSE_ENTRIES or stride < 2:
         return zeros
-    some = rows.sample(share)
+    some = rows.sample(stride)
     if some.num_counted < 4 * rows.num_clusters or State(zeros, some.measure(zeros), target).error < _COARSE_ERROR:
         return zeros
-    return solve(some, zeros, target, max(_COARSE_TOLERANCE, tolerance), 200, storage, memory_limit)[0].potentials
+    coarse_tolerance = max(_COARSE_TOLERANCE, tolerance)
+    return solve(some, zeros, target, coarse_tolerance, _COARSE_ITERATIONS, storage, memory_limit)[0].potentials

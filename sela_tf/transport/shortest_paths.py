@@ -1,0 +1,248 @@
+"""The transport without entropy, by successive shortest paths on a few candidates a row.
+
+Any potentials u [K] bound the objective (weak duality): for labels whose clusters have the sizes n_k,
+
+    sum_i log p_{i, label_i}  <=  sum_i max_k (log p_ik + u_k) - sum_k n_k u_k,
+
+with equality if every row has its argmax and every cluster its size. At u = potentials / lam of a Sinkhorn transport the first
+holds and the second nearly does. Each round of a search scans the log-probabilities for the candidates of every row (scan.py), and
+moves rows along shortest paths from clusters that are too large to those that are too small (exchange.py), until all sizes are right.
+
+Where either floor(N/K) or ceil(N/K) will do there is one more cluster, the pool, and a token for every cluster that may have either
+size. The token is in the pool or fills a place in its cluster: all clusters want ceil(N/K), and the pool wants one token for each
+cluster that is to get it. So the choice of sizes is part of the same transport.
+
+References: Ahuja, Magnanti and Orlin, Network Flows (1993), section 9.7 (successive shortest paths with reduced costs).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sela_tf.transport.exchange import Moves, resolution
+from sela_tf.transport.linear_logits import ComputedLogits
+from sela_tf.transport.row_sample import anneal, move_cost, sample_rows
+from sela_tf.transport.scan import Candidates, scan
+
+# A row may end up this far below its best cluster where the optimum is not asked for. This takes a fifth of the rounds and costs 1e-5 of
+# the objective: a tenth of the temperature of the Sinkhorn plan, and no more than a twentieth of what lies between the best cluster and
+# the next in half of the rows.
+_SLACK_TEMPERATURES, _SLACK_MARGINS = 0.1, 0.05
+# The first cutoff: moves that cost up to 1.5 temperatures are collected, or the cheapest 1.5 for each row; others only if need be.
+_CUTOFF_TEMPERATURES, _CUTOFF_MOVES = 1.5, 1.5
+# If there are more candidates than this for each row, and more than this in all, only some are collected.
+_MAX_CANDIDATES, _MANY_CANDIDATES = 4.0, 2**18
+# After so many scans everything is collected, whatever it takes.
+_PATIENCE = 50
+# Potentials are bad if more rows have to move than this share of N and this many sqrt(N K): good ones leave 0.3 sqrt(N K). New ones are
+# found on every seventh row, from potentials that are found in the same way, down to 32 rows for each cluster.
+_BAD_SHARE, _BAD_ROOTS = 0.05, 0.5
+_SUBSAMPLE, _FEW_ROWS = 7, 32
+# Distances beyond this need the range of float64.
+_FLOAT32_CUTOFF = 1e30
+
+
+class ExactTransport(NamedTuple):
+    """The result of a search for the best labels of given sizes."""
+
+    labels: np.ndarray
+    """The clusters of the free rows, int64 [N]; -1 where the label is known, or where no cluster has a place for the row."""
+    u: np.ndarray
+    """The dual potentials, float64 [K], in units of the log-probabilities."""
+    gap: float
+    """The duality gap: an upper bound on what the labels lose against the best ones, summed over the rows."""
+    num_unplaced: int
+    """The number of rows that no cluster with a free place may take; 0 for a solution."""
+
+
+class AllowedSizes:
+    """The numbers of free rows that clusters may have: between `lower` and `upper`, which differ by at most one.
+
+    Attributes:
+        lower: int64 [K], the smallest sizes.
+        flexible: int64 [F], the clusters that may have one row more.
+        num_extras: the number of clusters that are to have one row more.
+        tokens: int64 [T], the clusters that have a token: the flexible ones, where there is a choice among them, otherwise none.
+        targets: int64 [K], or [K + 1] with the pool: the sizes to be met, tokens included.
+        shares: float64 [K], about the shares of the free rows that clusters will get.
+    """
+
+    def __init__(self, lower: np.ndarray, upper: np.ndarray, num_free: int) -> None:
+        """Takes the limits, int64 [K] each, for `num_free` rows."""
+        self.lower, self._num_free = lower, max(1, num_free)
+        self.flexible, self.num_extras = np.flatnonzero(upper > lower), int(num_free - lower.sum())
+        self.shares = (lower + (upper > lower) * (self.num_extras / max(1, len(self.flexible)))) / self._num_free
+        if 0 < self.num_extras < len(self.flexible):
+            self.tokens, self.targets = self.flexible, np.append(upper, self.num_extras)
+        else:
+            self.tokens, self.targets = self.flexible[:0], upper if self.num_extras else lower
+
+    def price(self, u: np.ndarray) -> float:
+        """Returns the least <n, u> over the allowed sizes n, for each free row: what the dual bound subtracts."""
+        return float(self.lower @ u + np.sort(u[self.flexible])[: self.num_extras].sum()) / self._num_free
+
+    def with_pool(self, u: np.ndarray) -> np.ndarray:
+        """Returns `u` [K], followed by the potential at which the pool takes the tokens of the smallest u, if there is a pool."""
+        if not len(self.tokens):
+            return u
+        return np.append(u, np.partition(u[self.tokens], self.num_extras - 1)[self.num_extras - 1])
+
+
+def solve_exactly(
+    log_probs: np.ndarray | ComputedLogits,
+    u: np.ndarray,
+    sizes: AllowedSizes,
+    known: np.ndarray,
+    temperature: float,
+    *,
+    exact: bool,
+) -> ExactTransport:
+    """Solves the transport without entropy: the labels of the free rows with the largest sum of log p and allowed sizes.
+
+    Args:
+        log_probs: [N, K].
+        u: float64 [K], the potentials to start from.
+        sizes: the allowed sizes.
+        known: int64 [N], the label of rows where it is known, -1 where a row is free.
+        temperature: 1 / lam of the entropic transport that `u` comes from, the scale of the moves that are needed.
+        exact: True for the optimum to the precision of float64; False to leave rows a little short of their best cluster.
+    """
+    search, number = _Search(log_probs, u, sizes, known, temperature, exact=exact), 0
+    while (found := search.run_round(number)) is None:
+        number += 1
+    return found
+
+
+class _Search:
+    """The state of a search: potentials, labels, and how widely the next scan looks for candidates."""
+
+    def __init__(
+        self,
+        log_probs: np.ndarray | ComputedLogits,
+        u: np.ndarray,
+        sizes: AllowedSizes,
+        known: np.ndarray,
+        temperature: float,
+        *,
+        exact: bool,
+    ) -> None:
+        """Takes the arguments of `solve_exactly`."""
+        self.log_probs, self.sizes, self.known, self.temperature = log_probs, sizes, known, temperature
+        self.num_rows, self.num_clusters = log_probs.shape
+        self.u = sizes.with_pool(u)
+        self.labels = np.full(self.num_rows + len(sizes.tokens), -1)
+        self.rng = np.random.default_rng(0)
+        self.dtype: type = np.float32 if log_probs.dtype.itemsize <= 4 else np.float64
+        self.slack = 0.0
+        margin = move_cost(log_probs, np.zeros(self.num_clusters), 0.5)
+        if not exact:
+            self.slack = min(_SLACK_TEMPERATURES * temperature, _SLACK_MARGINS * margin)
+        nearest = move_cost(log_probs, self.u[: self.num_clusters], _CUTOFF_MOVES, self.slack)
+        self.cutoff = self.min_cutoff = max(min(_CUTOFF_TEMPERATURES * temperature, nearest), 4 * self.slack)
+        self.moves_per_row, self.max_candidates = 0.1, max(_MAX_CANDIDATES, _MANY_CANDIDATES / self.num_rows)
+        self.restarted = False
+        self.num_bad = _BAD_SHARE * self.num_rows + (0.0 if exact else _BAD_ROOTS * np.sqrt(log_probs.size))
+
+    def run_round(self, number: int) -> ExactTransport | None:
+        """Runs a round, the `number`-th from 0: a scan and the moves that it allows. Returns None while the search is to go on."""
+        self.u = self.u - np.median(self.u)
+        self.cutoff = max(self.cutoff, 4 * resolution(np.ptp(self.u))) if number < _PATIENCE else np.inf
+        candidates = self._scan()
+        eps = 8 * float(np.finfo(self.dtype).eps)
+        # Rounding in the scan may have hidden candidates that are this close to the cutoff.
+        doubt = eps * (candidates.largest + float(np.abs(self.u).max()))
+        max_drift = self.cutoff * (1 - eps) - doubt
+        if self.dtype == np.float32 and not (max_drift >= self.cutoff / 2 and (candidates.complete or doubt <= self.slack)):
+            self.dtype = np.float64
+            return None
+        moves = self._moves(candidates)
+        excess = np.bincount(self.labels[self.labels >= 0], minlength=len(self.sizes.targets)) - self.sizes.targets
+        if self._has_bad_potentials(excess, candidates.complete or number > 0):
+            self._restart()
+            return None
+        before = self.u
+        self.u, moved = moves.balance(self.u, excess, self.slack, max(max_drift, 0.0), self.cutoff / 8, candidates.complete)
+        self.labels[moves.rows] = moves.label
+        if not excess.any() and (candidates.complete or (self.u == before).all()):
+            gap = float(moves.shortfalls().sum()) + (0.0 if candidates.complete else self.num_rows * doubt)
+            return self._result(gap, 0)
+        # The rows that are missing now have no place at all, or no moves can make one.
+        if excess.any() and (not (excess > 0).any() or (self.cutoff == np.inf and candidates.complete)):
+            return self._result(np.inf, int(-excess[excess < 0].sum()))
+        self._adapt(number, moved, candidates.complete)
+        return None
+
+    def _scan(self) -> Candidates:
+        """Returns the candidates within the cutoff, and labels the rows that have only one."""
+        if self.cutoff > _FLOAT32_CUTOFF:
+            self.dtype = np.float64
+        u, labels = self.u[: self.num_clusters], self.labels[: self.num_rows]
+        return scan(self.log_probs, u, self.cutoff, self.slack, self.known, labels, self.max_candidates, self.dtype, self.rng)
+
+    def _moves(self, candidates: Candidates) -> Moves:
+        """Returns the moves of rows between their candidates, and of tokens between their cluster and the pool."""
+        tokens = self.sizes.tokens
+        pool = np.full(len(tokens), self.num_clusters)
+        return Moves(
+            np.concatenate([candidates.row, np.repeat(self.num_rows + np.arange(len(tokens)), 2)]),
+            np.concatenate([candidates.column, np.stack([tokens, pool], axis=1).ravel()]),
+            np.concatenate([candidates.value, np.zeros(2 * len(tokens))]),
+            self.labels,
+            self.u,
+            self.slack,
+        )
+
+    def _has_bad_potentials(self, excess: np.ndarray, trusted: bool) -> bool:
+        """Returns True where so many rows have to move that new potentials are quicker, once in a search.
+
+        Args:
+            excess: int64 [K] or [K + 1], rows that clusters have beyond their target.
+            trusted: True if the excess is worth a judgement: all candidates are known, or earlier rounds have moved rows.
+        """
+        to_move = excess[excess > 0].sum()
+        if self.restarted or not to_move:
+            return False
+        return bool((to_move > self.num_bad and trusted) or resolution(np.ptp(self.u)) > 1e-9 * self.cutoff)
+
+    def _restart(self) -> None:
+        """Starts again from potentials that owe nothing to those given."""
+        self.restarted = True
+        self.u = self.sizes.with_pool(_potentials_from_nothing(self.log_probs, self.sizes, self.known, self.temperature))
+        self.labels[:] = -1
+
+    def _adapt(self, number: int, moved: bool, complete: bool) -> None:
+        """Sets how widely the next scan looks: nearer where rows moved, otherwise farther and with fewer candidates left out."""
+        if moved:
+            self.cutoff, self.moves_per_row = max(self.cutoff / 4, self.min_cutoff), max(self.moves_per_row / 4, 0.1)
+        else:
+            self.moves_per_row *= 4
+            # Few of these may be left out: the paths that they open may be far cheaper than those that remain.
+            self.max_candidates = max(self.max_candidates, 4 * self.moves_per_row)
+            needed = move_cost(self.log_probs, self.u[: self.num_clusters], self.moves_per_row, self.slack)
+            self.cutoff = max(4 * self.cutoff, needed)
+        if not complete and (self.cutoff == np.inf or number % 4 == 3):
+            self.max_candidates *= 2
+
+    def _result(self, gap: float, num_unplaced: int) -> ExactTransport:
+        """Returns the present labels and potentials, without tokens and pool."""
+        return ExactTransport(self.labels[: self.num_rows], self.u[: self.num_clusters], gap, num_unplaced)
+
+
+def _potentials_from_nothing(
+    log_probs: np.ndarray | ComputedLogits, sizes: AllowedSizes, known: np.ndarray, temperature: float
+) -> np.ndarray:
+    """Returns potentials float64 [K] near the solution, found on a share of the rows; zeros if these give the better dual bound."""
+    num_clusters = len(sizes.shares)
+    zeros = np.zeros(num_clusters)
+    if len(log_probs) < _FEW_ROWS * num_clusters:
+        u = anneal(sample_rows(log_probs, max(2**18 // num_clusters, 2 * num_clusters)), sizes.shares, temperature)
+    else:
+        rows, known = log_probs[::_SUBSAMPLE], known[::_SUBSAMPLE]
+        num_free = int((known < 0).sum())
+        lower = np.floor(sizes.shares * num_free).astype(np.int64)
+        u = solve_exactly(rows, zeros.copy(), AllowedSizes(lower, lower + 1, num_free), known, temperature, exact=False).u
+    # Magnitudes of 1e30 that stand for -inf may have led astray.
+    sample = sample_rows(log_probs, 512)
+    return min((u, zeros), key=lambda u: (sample + u).max(axis=1).sum() - len(sample) * (sizes.price(u) - resolution(np.ptp(u))))
