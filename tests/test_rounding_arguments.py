@@ -26,15 +26,15 @@ def test_few_rows_and_one_cluster():
     assert result.labels[1] != 1
 
 
-def test_held_rows_count(rng):
+def test_known_rows_count(rng):
     log_probs = oracle.log_probs(rng, 90, 4)
-    held = np.full(90, -1)
-    held[:23] = 3  # a cluster that is thereby full, at ceil(90 / 4)
-    result = balanced_labels(log_probs, np.zeros(4), lam=25.0, held=held)
+    known = np.full(90, -1)
+    known[:23] = 3  # a cluster that is thereby full, at ceil(90 / 4)
+    result = balanced_labels(log_probs, np.zeros(4), lam=25.0, known=known)
     assert result.sizes[3] == 23
     assert (result.labels[:23] == 3).all()
     assert (result.labels[23:] != 3).all()
-    everything = balanced_labels(log_probs, np.zeros(4), lam=25.0, held=result.labels)
+    everything = balanced_labels(log_probs, np.zeros(4), lam=25.0, known=result.labels)
     np.testing.assert_array_equal(everything.labels, result.labels)
 
 
