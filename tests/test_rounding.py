@@ -340,11 +340,11 @@ def test_known_labels_count(rng):
         ({"known": [0.0] * 6}, "`known`.*float64"),
         ({"known": [0, 1, 2, 3, -1, -1]}, "`known`.*-1 to 3"),
         ({"known": [0, 1, 2, -2, -1, -1]}, "`known`.*-2 to 2"),
-        ({"known": [1, 1, 1, -1, -1, -1]}, "`known`.*3 rows known in cluster 1, which has 2 places"),
-        ({"known": [0, 0, 1, -1, -1, -1], "sizes": [1, 1, 4]}, "`known`.*2 rows known in cluster 0, which has 1 places"),
+        ({"known": [1, 1, 1, -1, -1, -1]}, "`known`.*3 labels of cluster 1, which has 2 places"),
+        ({"known": [0, 0, 1, -1, -1, -1], "sizes": [1, 1, 4]}, "`known`.*2 labels of cluster 0, which has 1 places"),
         (
             {"log_probs": np.zeros((7, 3), np.float32), "known": [0, 0, 0, 1, 1, 1, -1]},
-            "`known` must leave all but 1 clusters at a size of 2.*3 rows known in 2 clusters",
+            "`known` must leave all but 1 clusters at a size of 2.*3 labels of each of 2 clusters",
         ),
     ],
 )
