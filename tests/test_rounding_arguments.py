@@ -26,10 +26,10 @@ def test_few_rows_and_one_cluster():
     assert result.labels[1] != 1
 
 
-def test_known_rows_count(rng):
+def test_known_labels_count(rng):
     log_probs = oracle.log_probs(rng, 90, 4)
     known = np.full(90, -1)
-    known[:23] = 3  # a cluster that is thereby full, at ceil(90 / 4)
+    known[:23] = 3  # This fills the cluster, at ceil(90 / 4).
     result = balanced_labels(log_probs, np.zeros(4), lam=25.0, known=known)
     assert result.sizes[3] == 23
     assert (result.labels[:23] == 3).all()
@@ -64,11 +64,11 @@ def test_known_rows_count(rng):
         ({"known": [0.0] * 6}, "`known`.*float64"),
         ({"known": [0, 1, 2, 3, -1, -1]}, "`known`.*-1 to 3"),
         ({"known": [0, 1, 2, -2, -1, -1]}, "`known`.*-2 to 2"),
-        ({"known": [1, 1, 1, -1, -1, -1]}, "`known`.*3 rows known in cluster 1, which has 2 places"),
-        ({"known": [0, 0, 1, -1, -1, -1], "sizes": [1, 1, 4]}, "`known`.*2 rows known in cluster 0, which has 1 places"),
+        ({"known": [1, 1, 1, -1, -1, -1]}, "`known`.*3 labels of cluster 1, which has 2 places"),
+        ({"known": [0, 0, 1, -1, -1, -1], "sizes": [1, 1, 4]}, "`known`.*2 labels of cluster 0, which has 1 places"),
         (
             {"log_probs": np.zeros((7, 3), np.float32), "known": [0, 0, 0, 1, 1, 1, -1]},
-            "`known` must leave all but 1 clusters at a size of 2.*3 rows known in 2 clusters",
+            "`known` must leave all but 1 clusters at a size of 2.*3 labels of each of 2 clusters",
         ),
     ],
 )
@@ -79,8 +79,8 @@ def test_refuses_by_name(arguments, message):
         balanced_labels(arguments.pop("log_probs"), arguments.pop("potentials"), **arguments)
 
 
-def test_of_massive_ties_few_choices_are_kept():
-    """2^18 equal choices, of which two a row will do: what makes ties as fast as anything else."""
+def test_few_candidates_of_massive_ties_are_kept():
+    """Two of each row's 64 equal candidates are kept, which makes ties as fast as other problems."""
     free = np.full(4096, -1)
     scanned = scan.scan(
         np.zeros((4096, 64), np.float32), np.zeros(64), 1.0, 0.0, free, free.copy(), 4.0, np.float32, np.random.default_rng(0)

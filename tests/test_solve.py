@@ -52,7 +52,7 @@ def test_padding_is_not_seen(rng):
 
 @pytest.mark.parametrize("storage", ["float16", "float32", "none"])
 def test_anderson_alone_reaches_the_same_optimum(rng, storage, monkeypatch):
-    """Without Newton's method, Anderson-accelerated Sinkhorn reaches the optimum."""
+    """Anderson-accelerated Sinkhorn reaches the optimum without Newton's method."""
     monkeypatch.setattr(solve, "newton", lambda *_args, **_options: None)
     log_probs = oracle.log_probs(rng, 3000, 48)
     result = sinkhorn(log_probs, lam=50.0, storage=storage, tolerance=2e-4)

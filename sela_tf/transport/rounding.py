@@ -140,12 +140,12 @@ def _size_limits(sizes: np.ndarray | None, num_known: np.ndarray, num_rows: int)
     full = np.flatnonzero(num_known > upper)
     if len(full):
         raise ValueError(
-            f"`known` must not exceed a cluster's size. Received: {num_known[full[0]]} rows known in cluster {full[0]}, "
+            f"`known` must not exceed a cluster's size. Received: {num_known[full[0]]} labels of cluster {full[0]}, "
             f"which has {upper[full[0]]} places ({len(full)} such)"
         )
     if lower.sum() > num_rows:
         raise ValueError(
             f"`known` must leave all but {num_rows % num_clusters} clusters at a size of {upper[0] - 1}. "
-            f"Received: {upper[0]} rows known in {int((num_known == upper).sum())} clusters"
+            f"Received: {upper[0]} labels of each of {int((num_known == upper).sum())} clusters"
         )
     return lower - num_known, upper - num_known

@@ -30,11 +30,11 @@ from sela_tf.transport.scan import Candidates, scan
 # the objective: a tenth of the temperature of the Sinkhorn plan, and no more than a twentieth of what lies between the best cluster and
 # the next in half of the rows.
 _SLACK_TEMPERATURES, _SLACK_MARGINS = 0.1, 0.05
-# The first cutoff: moves that cost up to 1.5 temperatures are collected, or the cheapest 1.5 for each row; others only if need be.
+# The first cutoff: moves that cost up to 1.5 temperatures are collected, or the cheapest 1.5 for each row; others only where these lead nowhere.
 _CUTOFF_TEMPERATURES, _CUTOFF_MOVES = 1.5, 1.5
 # If there are more candidates than this for each row, and more than this in all, only some are collected.
 _MAX_CANDIDATES, _MANY_CANDIDATES = 4.0, 2**18
-# After so many scans everything is collected, whatever it takes.
+# After this number of scans all moves are collected, at any cost.
 _PATIENCE = 50
 # Potentials are bad if more rows have to move than this share of N and this many sqrt(N K): good ones leave 0.3 sqrt(N K). New ones are
 # found on every seventh row, from potentials that are found in the same way, down to 32 rows for each cluster.
@@ -116,7 +116,20 @@ def solve_exactly(
 
 
 class _Search:
-    """The state of a search: potentials, labels, and how widely the next scan looks for candidates."""
+    """The state of a search: potentials, labels, and how widely the next scan looks for candidates.
+
+    Attributes:
+        u: float64 [K], or [K + 1] with the pool: the potentials, in units of the log-probabilities.
+        labels: int64 [N + T], the labels of the rows and the places of the tokens; -1 where there is none yet.
+        dtype: the dtype of the scan; float64 from where float32 is too coarse.
+        slack: the distance from its best cluster that a row may keep.
+        cutoff: the distance from its best cluster up to which a cluster is a row's candidate.
+        min_cutoff: the smallest cutoff that a scan is made with.
+        moves_per_row: the average number of moves that the next larger cutoff is to allow.
+        max_candidates: the average number of candidates a row beyond which some are left out.
+        restarted: True once the potentials that were given have been replaced.
+        num_bad: the number of rows that have to move beyond which potentials are bad.
+    """
 
     def __init__(
         self,
@@ -195,11 +208,11 @@ class _Search:
         )
 
     def _has_bad_potentials(self, excess: np.ndarray, trusted: bool) -> bool:
-        """Returns True where so many rows have to move that new potentials are quicker, once in a search.
+        """Returns True, once in a search, if new potentials are quicker than moving all rows that have to move.
 
         Args:
             excess: int64 [K] or [K + 1], rows that clusters have beyond their target.
-            trusted: True if the excess is worth a judgement: all candidates are known, or earlier rounds have moved rows.
+            trusted: True if the excess is worth a judgement: no candidates were left out, or this is not the first round.
         """
         to_move = excess[excess > 0].sum()
         if self.restarted or not to_move:

@@ -27,7 +27,7 @@ _UNDERFLOW = -60.0
 # Stored rows are rounded, so that the error on them has to be this much smaller than the tolerance.
 _STORED_TOLERANCE = 0.9
 _MAX_NEWTON_ROUNDS = 40
-# After so many runs of Anderson-accelerated Sinkhorn, each until its potentials have drifted, the problem is first solved at a smaller lam.
+# After this number of runs of Anderson-accelerated Sinkhorn, each until its potentials have drifted, the problem is first solved at a smaller lam.
 _PATIENCE = 6
 _ANNEALING_FACTOR, _MAX_ANNEALINGS = 8.0, 4
 # Beyond this, float32 does not resolve potentials to 1.
