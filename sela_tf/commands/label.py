@@ -41,7 +41,7 @@ _SHOWN = 5
 
 
 class _Labelling(NamedTuple):
-    """The means by which features become labels."""
+    """The means by which inputs of the heads become labels."""
 
     heads: MultiHead
     """Heads of the network."""
@@ -144,8 +144,8 @@ def _blocks(model: keras.Model, splits: list[Split], settings: LabelConfig) -> I
         for split in splits:
             size, start = tuple(model.input.shape[1:-1]), 0
             for images, _ in inference_batches(split.images, size=size, batch_size=settings.batch_size, in_order=True):
-                embedding, features = (tf.cast(values, tf.float32).numpy() for values in forward(images))
-                yield Block(split, start, embedding, features)
+                embedding, head_inputs = (tf.cast(values, tf.float32).numpy() for values in forward(images))
+                yield Block(split, start, embedding, head_inputs)
                 start += len(embedding)
                 bar.update(len(embedding))
 
@@ -159,7 +159,7 @@ def _balanced(
     *,
     lam: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Solves the transport of each head on the stored features.
+    """Solves the transport of each head on the stored inputs of the heads.
 
     Returns:
         (clusters [N, T], exactly balanced; potentials [T, K]).
@@ -167,7 +167,7 @@ def _balanced(
     solved = []
     for head in range(heads.num_heads):
         assignment = assign_labels(
-            LinearLogits(stored.features, heads.head_kernel(head), heads.head_bias(head)),
+            LinearLogits(stored.head_inputs, heads.head_kernel(head), heads.head_bias(head)),
             lam=lam,
             tolerance=config.transport_tolerance,
             max_iterations=config.transport_max_iterations,
@@ -210,7 +210,7 @@ def _columns(block: Block, labelling: _Labelling) -> dict[str, np.ndarray]:
     """Returns the columns of the file for a block, except the embedding."""
     heads, scores, clusters = labelling.heads, labelling.scores, labelling.clusters
     predicted = predictions(
-        heads(block.features),
+        heads(block.head_inputs),
         labelling.potentials,
         lam=labelling.lam,
         clusters=None if clusters is None else clusters[block.places],
@@ -221,7 +221,7 @@ def _columns(block: Block, labelling: _Labelling) -> dict[str, np.ndarray]:
         columns["name"] = np.array(images.names[rows])
     else:
         columns["index"] = images.rows[rows]
-    columns["split"] = np.full(len(block.features), block.split.name)
+    columns["split"] = np.full(len(block.head_inputs), block.split.name)
     if images.classes is not None:
         numbers, names = images.classes[rows], images.class_names
         columns["class"] = numbers if names is None else np.array(names)[numbers]

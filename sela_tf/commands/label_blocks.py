@@ -33,8 +33,8 @@ class Block(NamedTuple):
     """Index of the first of these images within the split."""
     embedding: np.ndarray
     """Embedding float32 [B, D]."""
-    features: np.ndarray
-    """Input of the heads, float32 [B, F]."""
+    head_inputs: np.ndarray
+    """Inputs of the heads, float32 [B, F]."""
 
     @property
     def rows(self) -> slice:
@@ -52,8 +52,8 @@ class StoredOutputs(NamedTuple):
 
     embedding: np.ndarray
     """Embedding float32 [N, D]."""
-    features: np.ndarray
-    """Input of the heads, float32 [N, F]."""
+    head_inputs: np.ndarray
+    """Inputs of the heads, float32 [N, F]."""
 
 
 def store_blocks(blocks: Iterable[Block], directory: pathlib.Path, num_images: int, widths: Sequence[int]) -> StoredOutputs:
@@ -63,7 +63,7 @@ def store_blocks(blocks: Iterable[Block], directory: pathlib.Path, num_images: i
         blocks: the blocks of all images.
         directory: an empty directory.
         num_images: number of images N.
-        widths: (D, F), widths of the embedding and of the input of the heads.
+        widths: (D, F), widths of the embedding and of the inputs of the heads.
 
     Raises:
         ConfigError: the disk has too little space.
@@ -79,7 +79,7 @@ def store_blocks(blocks: Iterable[Block], directory: pathlib.Path, num_images: i
     stored = StoredOutputs(*files)
     for block in blocks:
         stored.embedding[block.places] = block.embedding
-        stored.features[block.places] = block.features
+        stored.head_inputs[block.places] = block.head_inputs
     return stored
 
 
@@ -89,4 +89,4 @@ def stored_blocks(stored: StoredOutputs, splits: Sequence[Split], batch_size: in
         for start in range(0, len(split.images), batch_size):
             stop = min(start + batch_size, len(split.images))
             places = slice(split.offset + start, split.offset + stop)
-            yield Block(split, start, np.array(stored.embedding[places]), np.array(stored.features[places]))
+            yield Block(split, start, np.array(stored.embedding[places]), np.array(stored.head_inputs[places]))

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features."""
+"""Weighted k-nearest-neighbour classification of embeddings."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ _QUERY_ROWS, _BANK_ROWS = 1000, 4096
 
 
 def knn_accuracy(
-    train_features: np.ndarray,
-    train_classes: np.ndarray,
-    features: np.ndarray,
+    bank: np.ndarray,
+    bank_classes: np.ndarray,
+    queries: np.ndarray,
     classes: np.ndarray,
     *,
     k: int = 10,
     temperature: float = 0.1,
 ) -> float:
-    """Returns the accuracy, in [0, 1], of a weighted kNN classifier (`knn_classes`) on held-out features.
+    """Returns the accuracy, in [0, 1], of a weighted kNN classifier (`knn_classes`) on held-out embeddings.
 
     Args:
-        train_features: the bank [N, D].
-        train_classes: integers [N], from 0.
-        features: held-out features [M, D].
+        bank: embeddings [N, D] among which neighbours are searched.
+        bank_classes: integers [N], from 0.
+        queries: held-out embeddings [M, D].
         classes: integers [M], from 0.
         k: number of neighbours.
         temperature: temperature of the votes.
@@ -30,22 +30,22 @@ def knn_accuracy(
     Raises:
         ValueError: `k` is not positive.
     """
-    num_classes = int(max(train_classes.max(), classes.max())) + 1
-    found = knn_classes(train_features, train_classes, features, num_classes=num_classes, k=k, temperature=temperature)
-    return int((found == classes).sum()) / len(features)
+    num_classes = int(max(bank_classes.max(), classes.max())) + 1
+    found = knn_classes(bank, bank_classes, queries, num_classes=num_classes, k=k, temperature=temperature)
+    return int((found == classes).sum()) / len(queries)
 
 
 def knn_classes(
-    train_features: np.ndarray,
-    train_classes: np.ndarray,
-    features: np.ndarray,
+    bank: np.ndarray,
+    bank_classes: np.ndarray,
+    queries: np.ndarray,
     *,
     num_classes: int,
     k: int = 10,
     temperature: float = 0.1,
     bank_rows: int = _BANK_ROWS,
 ) -> np.ndarray:
-    """Returns the class of each of `features` by a weighted vote of its k nearest neighbours.
+    """Returns the class of each of `queries` by a weighted vote of its k nearest neighbours.
 
     The similarity is the cosine. The vote of a neighbour weighs exp(similarity / temperature). The defaults k = 10 and .1 are the paper's
     protocol. A bank of fewer than k rows votes as a whole.
@@ -54,9 +54,9 @@ def knn_classes(
     and the result, which is 400 MB for D = 4096 and a thousand classes.
 
     Args:
-        train_features: the bank [N, D].
-        train_classes: integers [N] from 0 to num_classes - 1.
-        features: queries [M, D].
+        bank: embeddings [N, D] among which neighbours are searched.
+        bank_classes: integers [N] from 0 to num_classes - 1.
+        queries: embeddings [M, D] to classify.
         num_classes: number of classes C.
         k: number of neighbours.
         temperature: temperature of the votes.
@@ -71,12 +71,12 @@ def knn_classes(
     for name, value in (("k", k), ("bank_rows", bank_rows)):
         if not value >= 1:
             raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
-    found = np.empty(len(features), np.int64)
-    for start in range(0, len(features), _QUERY_ROWS):
+    found = np.empty(len(queries), np.int64)
+    for start in range(0, len(queries), _QUERY_ROWS):
         rows = slice(start, start + _QUERY_ROWS)
-        similarity, nearest = _nearest(_normalised(features[rows]), train_features, k, bank_rows)
+        similarity, nearest = _nearest(_normalised(queries[rows]), bank, k, bank_rows)
         # One bin for each (query, class) sums the votes of all queries in a single call.
-        ballots = np.arange(len(nearest))[:, np.newaxis] * num_classes + train_classes[nearest]
+        ballots = np.arange(len(nearest))[:, np.newaxis] * num_classes + bank_classes[nearest]
         weights = np.exp(similarity / temperature)
         votes = np.bincount(ballots.ravel(), weights.ravel(), minlength=len(nearest) * num_classes)
         found[rows] = votes.reshape(-1, num_classes).argmax(axis=1)
@@ -102,6 +102,6 @@ def _nearest(queries: tf.Tensor, bank: np.ndarray, k: int, bank_rows: int) -> tu
     return similarity.numpy(), nearest.numpy()
 
 
-def _normalised(features: np.ndarray) -> tf.Tensor:
-    """Returns `features` [N, D] as float32, each row divided by its L2 norm."""
-    return tf.math.l2_normalize(tf.constant(features, tf.float32), axis=1)
+def _normalised(vectors: np.ndarray) -> tf.Tensor:
+    """Returns `vectors` [N, D] as float32, each row divided by its L2 norm."""
+    return tf.math.l2_normalize(tf.constant(vectors, tf.float32), axis=1)
