@@ -172,13 +172,13 @@ def test_runs_that_differ_in_more_than_the_seed_have_no_mean(tmp_path):
         (tmp_path / name / "flags.cfg").write_text(flags.to_flagfile(config))
     a, b, c = (str(tmp_path / name) for name in "abc")
     prober.check_same_settings([a, b])
-    with pytest.raises(ConfigError, match=f"--width is 0 in {a} and 8 in {c}"):
+    with pytest.raises(ConfigError, match=f"`width` is 0 in {a} and 8 in {c}"):
         prober.check_same_settings([a, b, c])
 
 
 def test_divergence_is_named(digits):
     schedule = ProbeSchedule(1, 64, Augmentation(1.0, 0, 0, 0, 0, 0, 0))
-    with pytest.raises(ValueError, match="probes diverged: .* know nothing have 2.3. Lower --learning_rate"):
+    with pytest.raises(ValueError, match="probes diverged: .* know nothing have 2.3. Lower `learning_rate`"):
         sgd_probes(ProbeTask(network(), ["stage3"], *digits, (8, 8), 9600), optimizer=CoupledSGD(1e30), schedule=schedule)
 
 

@@ -34,7 +34,7 @@ class Block(NamedTuple):
     embedding: np.ndarray
     """Embedding float32 [B, D]."""
     head_inputs: np.ndarray
-    """Input of the heads, float32 [B, F]."""
+    """Inputs of the heads, float32 [B, F]."""
 
     @property
     def rows(self) -> slice:
@@ -53,7 +53,7 @@ class StoredOutputs(NamedTuple):
     embedding: np.ndarray
     """Embedding float32 [N, D]."""
     head_inputs: np.ndarray
-    """Input of the heads, float32 [N, F]."""
+    """Inputs of the heads, float32 [N, F]."""
 
 
 def store_blocks(blocks: Iterable[Block], directory: pathlib.Path, num_images: int, widths: Sequence[int]) -> StoredOutputs:
@@ -63,7 +63,7 @@ def store_blocks(blocks: Iterable[Block], directory: pathlib.Path, num_images: i
         blocks: the blocks of all images.
         directory: an empty directory.
         num_images: number of images N.
-        widths: (D, F), widths of the embedding and of the input of the heads.
+        widths: (D, F), widths of the embedding and of the inputs of the heads.
 
     Raises:
         ConfigError: the disk has too little space.

@@ -20,9 +20,9 @@ def knn_accuracy(
     """Returns the accuracy, in [0, 1], of a weighted kNN classifier (`knn_classes`) on held-out embeddings.
 
     Args:
-        bank: the embeddings [N, D] of the training images, which vote.
+        bank: embeddings [N, D] among which neighbours are searched.
         bank_classes: integers [N], from 0.
-        queries: the embeddings [M, D] whose classes are predicted.
+        queries: held-out embeddings [M, D].
         classes: integers [M], from 0.
         k: number of neighbours.
         temperature: temperature of the votes.
@@ -54,9 +54,9 @@ def knn_classes(
     and the result, which is 400 MB for D = 4096 and a thousand classes.
 
     Args:
-        bank: the embeddings [N, D] of the training images, which vote.
+        bank: embeddings [N, D] among which neighbours are searched.
         bank_classes: integers [N] from 0 to num_classes - 1.
-        queries: the embeddings [M, D] whose classes are predicted.
+        queries: embeddings [M, D] to classify.
         num_classes: number of classes C.
         k: number of neighbours.
         temperature: temperature of the votes.
@@ -102,6 +102,6 @@ def _nearest(queries: tf.Tensor, bank: np.ndarray, k: int, bank_rows: int) -> tu
     return similarity.numpy(), nearest.numpy()
 
 
-def _normalised(rows: np.ndarray) -> tf.Tensor:
-    """Returns `rows` [N, D] as float32, each row divided by its L2 norm."""
-    return tf.math.l2_normalize(tf.constant(rows, tf.float32), axis=1)
+def _normalised(vectors: np.ndarray) -> tf.Tensor:
+    """Returns `vectors` [N, D] as float32, each row divided by its L2 norm."""
+    return tf.math.l2_normalize(tf.constant(vectors, tf.float32), axis=1)

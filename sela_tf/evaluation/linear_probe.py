@@ -1,4 +1,4 @@
-"""The accuracy of a linear classifier on frozen features."""
+"""The accuracy of a linear classifier on the outputs of a frozen network."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ _VALUES_AT_ONCE = 2**23
 
 
 def linear_probe_accuracy(
-    train_features: np.ndarray, train_classes: np.ndarray, features: np.ndarray, classes: np.ndarray, *, max_iterations: int = 500
+    train_inputs: np.ndarray, train_classes: np.ndarray, inputs: np.ndarray, classes: np.ndarray, *, max_iterations: int = 500
 ) -> float:
-    """Returns the accuracy, in [0, 1], of scikit-learn's logistic regression on held-out features.
+    """Returns the accuracy, in [0, 1], of scikit-learn's logistic regression on held-out inputs.
 
-    Features are standardised by the mean and variance of `train_features`. Memory: one copy of the training features, float32 if they are
+    Inputs are standardised by the mean and variance of `train_inputs`. Memory: one copy of the training inputs, float32 if they are
     float32, and a few matrices [N, C] for the C classes.
 
     Args:
-        train_features: features [N, D] that the classifier is fitted to.
+        train_inputs: inputs [N, D] that the classifier is fitted to.
         train_classes: integers [N].
-        features: held-out features [M, D].
+        inputs: held-out inputs [M, D].
         classes: integers [M].
         max_iterations: limit of the solver, which stops there whether it converged or not.
     """
     scaler = StandardScaler()
     # The scaler computes in float64, and so copies what it is given: blocks keep that copy small.
-    rows = max(1, _VALUES_AT_ONCE // train_features.shape[1])
-    for start in range(0, len(train_features), rows):
-        scaler.partial_fit(train_features[start : start + rows])
+    rows = max(1, _VALUES_AT_ONCE // train_inputs.shape[1])
+    for start in range(0, len(train_inputs), rows):
+        scaler.partial_fit(train_inputs[start : start + rows])
     probe = LogisticRegression(max_iter=max_iterations)
     with warnings.catch_warnings():
         # The protocol is this number of iterations, converged or not.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        probe.fit(scaler.transform(train_features), train_classes)
-    return float(probe.score(scaler.transform(features), classes))
+        probe.fit(scaler.transform(train_inputs), train_classes)
+    return float(probe.score(scaler.transform(inputs), classes))

@@ -114,17 +114,17 @@ def evaluate_outputs(
         reason = _NO_CLASSES if train_classes is None else _NO_EVAL_CLASSES
         words = f"{protocol.held_out_words}, {view}. clusters_used: plain argmax of each head, K = {num_clusters}."
         return {"knn": None, "linear_probe": None, **evaluate_labels(clusters, None), "reason": reason, "protocol": words}
-    bank, features = outputs.training.embedding, outputs.held_out.embedding
+    bank, queries = outputs.training.embedding, outputs.held_out.embedding
     return {
-        "knn": knn_accuracy(bank, train_classes, features, classes, k=KNN_NEIGHBOURS),
-        "linear_probe": linear_probe_accuracy(bank, train_classes, features, classes, max_iterations=protocol.max_iterations),
+        "knn": knn_accuracy(bank, train_classes, queries, classes, k=KNN_NEIGHBOURS),
+        "linear_probe": linear_probe_accuracy(bank, train_classes, queries, classes, max_iterations=protocol.max_iterations),
         **evaluate_labels(clusters, classes),
         "protocol": (
             f"{protocol.held_out_words}, {view}. "
             f"knn: k = {KNN_NEIGHBOURS}, cosine, votes weighted exp(similarity / .1), among {protocol.training_words}. "
             f"linear_probe: scikit-learn's logistic regression{protocol.solver_words} on the standardised embedding of "
             f"{bank.shape[1]} values. "
-            f"nmi, ami, ari, hungarian, purity, entropy: plain argmax of each head, K = {num_clusters}.{protocol.labels_words}"
+            f"{', '.join(ClusterMetrics._fields)}: plain argmax of each head, K = {num_clusters}.{protocol.labels_words}"
         ),
     }
 

@@ -38,7 +38,7 @@ class ProbeSchedule(NamedTuple):
 
 
 def pooled(output: tf.Tensor, *, at_most: int, name: str) -> tf.Tensor:
-    """Returns the features that a probe sees of a stage's output.
+    """Returns the inputs that a probe sees of a stage's output.
 
     A map is max-pooled and flattened. The maps of AlexNet at 224 x 224 are pooled as in the reference, to 9600 or 9216 values. Other maps
     are pooled by equal windows to the finest grid within `at_most` values.
@@ -49,7 +49,7 @@ def pooled(output: tf.Tensor, *, at_most: int, name: str) -> tf.Tensor:
         name: prefix of the names of the new layers. Names that Keras makes up may be in the network already.
 
     Returns:
-        Symbolic features [B, D]; `output` itself if it is no map.
+        Symbolic inputs [B, D]; `output` itself if it is no map.
     """
     if len(output.shape) == 2:
         return output
@@ -83,8 +83,8 @@ class ProbeTask(NamedTuple):
     strategy: tf.distribute.Strategy | None = None
     """Strategy that the model was built under; None for one device."""
 
-    def features(self, stage: str) -> tf.Tensor:
-        """Returns the symbolic features [B, D] that the probe after `stage` sees."""
+    def probe_inputs(self, stage: str) -> tf.Tensor:
+        """Returns the inputs of the probe after `stage`, symbolic [B, D]."""
         return pooled(self.model.get_layer(stage).output, at_most=self.at_most, name=f"probed_{stage}")
 
     @property
@@ -98,9 +98,9 @@ class ProbeTask(NamedTuple):
 
 
 def logistic_probes(task: ProbeTask, *, max_iterations: int = 500) -> dict[str, float]:
-    """Fits scikit-learn's logistic regression to the clean views' features of each stage.
+    """Fits scikit-learn's logistic regression to each stage's output for the clean views.
 
-    Stages are processed one after another: memory holds the features [N, D] of one stage and a copy of them, at most about `task.at_most`
+    Stages are processed one after another: memory holds the inputs [N, D] of one probe and a copy of them, at most about `task.at_most`
     values an image.
 
     Args:
@@ -115,13 +115,13 @@ def logistic_probes(task: ProbeTask, *, max_iterations: int = 500) -> dict[str, 
     """
     accuracies = {}
     for stage in task.stages:
-        inference = BatchedInference(cut_at(task.model, task.features(stage)), task.strategy)
-        bank, features = (
+        inference = BatchedInference(cut_at(task.model, task.probe_inputs(stage)), task.strategy)
+        train_inputs, inputs = (
             inference.collect(inference_batches(images, size=task.size, batch_size=EVALUATION_BATCH), len(images))
             for images in (task.train, task.held_out)
         )
         accuracies[stage] = linear_probe_accuracy(
-            bank, _classes(task.train), features, _classes(task.held_out), max_iterations=max_iterations
+            train_inputs, _classes(task.train), inputs, _classes(task.held_out), max_iterations=max_iterations
         )
     return accuracies
 
@@ -172,7 +172,7 @@ def _probe_model(task: ProbeTask, num_classes: int) -> tuple[keras.Model, dict[s
     """Returns the frozen network with a probe after each stage, and the symbolic logits [B, C] by the number of the stage."""
     # A layer of the network has the stage's name already, so probes are named by number.
     inputs = keras.Input(task.model.input.shape[1:])
-    frozen = keras.Model(task.model.input, {str(i): task.features(stage) for i, stage in enumerate(task.stages)})
+    frozen = keras.Model(task.model.input, {str(i): task.probe_inputs(stage) for i, stage in enumerate(task.stages)})
     outputs = _InInferenceMode(frozen)(inputs)
     # Keras may sort the names, so the order is that of the stages here.
     logits = {number: _probe(outputs[number], num_classes, number) for number in map(str, range(len(task.stages)))}
@@ -236,11 +236,11 @@ class _InInferenceMode(keras.layers.Layer):
         return self.network(inputs, training=False)
 
 
-def _probe(features: tf.Tensor, num_classes: int, number: str) -> tf.Tensor:
-    """Returns the symbolic logits [B, C] of a new probe on symbolic features [B, D]."""
+def _probe(inputs: tf.Tensor, num_classes: int, number: str) -> tf.Tensor:
+    """Returns the symbolic logits [B, C] of a new probe on symbolic inputs [B, D]."""
     normalised = keras.layers.BatchNormalization(
         center=False, scale=False, momentum=0.9, epsilon=1e-5, dtype="float32", name=f"probe{number}_bn"
-    )(features)
+    )(inputs)
     initializer = keras.initializers.RandomNormal(stddev=0.01)
     return keras.layers.Dense(num_classes, kernel_initializer=initializer, dtype="float32", name=f"probe{number}")(normalised)
 
