@@ -133,7 +133,7 @@ def evaluate_looks(
             f"knn: k = {KNN_NEIGHBOURS}, cosine, votes weighted exp(similarity / .1), among {protocol.training_words}. "
             f"linear_probe: scikit-learn's logistic regression{protocol.solver_words} on the standardised embedding of "
             f"{bank.shape[1]} values. "
-            f"nmi, ami, ari, hungarian, purity, entropy: plain argmax of each head, K = {num_clusters}.{protocol.labels_words}"
+            f"{', '.join(ClusterMetrics._fields)}: plain argmax of each head, K = {num_clusters}.{protocol.labels_words}"
         ),
     }
 

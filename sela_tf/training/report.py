@@ -15,6 +15,7 @@ from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.figures import Looks
 from sela_tf.files.atomic import write_whole
 from sela_tf.reporting.history import Galleries, course, gallery
+from sela_tf.reporting.metric_labels import REPORT_LABELS
 from sela_tf.reporting.pictures import draw_gallery, draw_report
 from sela_tf.runs.names import GALLERIES, PICTURE, REPORT
 from sela_tf.runs.workdir import Workdir
@@ -119,8 +120,7 @@ def _sizes(clusters: np.ndarray, num_clusters: int) -> list[int]:
 
 def _figures(column: Mapping[str, Any]) -> dict[str, float | None]:
     """Of several heads the mean."""
-    keys = ("knn", "linear_probe", "nmi", "ami", "ari", "hungarian")
-    return {key: None if column[key] is None else float(np.mean(column[key])) for key in keys}
+    return {key: None if column[key] is None else float(np.mean(column[key])) for key in REPORT_LABELS}
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
