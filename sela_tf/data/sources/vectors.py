@@ -12,7 +12,7 @@ from sela_tf.data.sources.arrays import read_archive
 from sela_tf.data.stores import Arrays
 
 
-def load_features(path: pathlib.Path, *, name: str, memory_limit: int) -> Splits:
+def load_vectors(path: pathlib.Path, *, name: str, memory_limit: int) -> Splits:
     """A matrix [N, D] of an .npy file; or of an .npz file `features`, and where there are any `classes`, `eval_features`,
     `eval_classes`.
 
