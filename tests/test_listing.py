@@ -255,7 +255,7 @@ class TestRefusedBeforeDecoding:
         ({"batch_size": 13, "num_clusters": 4}, "--batch_size=13 exceeds the {} training images"),
         ({"rotation": True}, "--rotation turns images, which must be square, not {}"),
         ({"backbone": "alexnet"}, "images of {} are too small for alexnet, which takes 63 pixels"),
-        ({"backbone": "mlp"}, "--backbone=mlp takes vectors"),
+        ({"backbone": "mlp"}, "`backbone=mlp` takes vectors"),
     )
 
     @pytest.mark.parametrize(("settings", "message"), CASES)
