@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.experiment_rows import ROWS_OF, SEEDS, TABLES, TRANSFER, Peer, Row
 from sela_tf.commands.probe import mean_and_interval
 from sela_tf.reporting.markdown import markdown
+from sela_tf.reporting.metric_labels import CLUSTER_LABELS
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results"
 PAGE, ROWS = RESULTS.with_suffix(".md"), RESULTS / "rows"
@@ -31,7 +32,7 @@ def figures(row: dict[str, Any], column: str) -> dict[str, float]:
     found = {f"kNN, k = {k}": value for k, value in probes["knn"].items()}
     found |= {f"linear, {stage}": value for stage, value in probes["linear_probe"].items()}
     if column in row:
-        found |= {name.upper(): float(np.mean(row[column][name])) for name in ("nmi", "ami", "ari")}
+        found |= {CLUSTER_LABELS[name]: float(np.mean(row[column][name])) for name in ("nmi", "ami", "ari")}
     for clusters in probes.get("kmeans", {}).values():
         found["NMI, k-means"] = clusters["nmi"][0]
     if column == "trained":

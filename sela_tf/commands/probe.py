@@ -29,6 +29,7 @@ from sela_tf.models.build import stage_names
 from sela_tf.models.inference import BatchedInference
 from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.reporting.markdown import markdown
+from sela_tf.reporting.metric_labels import CLUSTER_LABELS, METRICS
 from sela_tf.runs.names import PROBES
 from sela_tf.runs.network import load_run, read_description
 from sela_tf.runs.workdir import read_config
@@ -40,11 +41,6 @@ from sela_tf.training.devices import prepare_devices
 from sela_tf.training.images import Data, load_data
 from sela_tf.training.initial_state import first_network
 from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
-
-_CLUSTERING = {
-    "nmi": "NMI, mean of heads", "ami": "AMI", "ari": "ARI", "hungarian": "Hungarian accuracy", "purity": "mean purity",
-    "entropy": "mean entropy, nats",
-}  # fmt: skip
 
 
 def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -274,15 +270,18 @@ def probes_table(runs: Sequence[Mapping[str, Any]]) -> str:
     """
     columns = [name for name in ("trained", "untrained") if name in runs[0]]
     rows = [["held-out images", *columns]]
-    for kind, label in (("knn", "kNN, k = {}"), ("linear_probe", "linear probe, {}")):
+    for kind, label in (
+        ("knn", f"{METRICS['knn'].short_label}, k = {{}}"),
+        ("linear_probe", f"{METRICS['linear_probe'].label}, {{}}"),
+    ):
         for key in runs[0]["trained"][kind]:
             rows.append([label.format(key), *(mean_and_interval([run[column][kind][key] for run in runs]) for column in columns)])
-    for key, label in _CLUSTERING.items():
+    for key, label in CLUSTER_LABELS.items():
         means = [[float(np.mean(run[column]["clustering"][key])) for run in runs] for column in columns]
-        rows.append([label, *map(mean_and_interval, means)])
+        rows.append([f"{label}, mean of heads" if key == "nmi" else label, *map(mean_and_interval, means)])
     for k in runs[0]["trained"]["kmeans"]:
         numbers = [[run[column]["kmeans"][k]["nmi"][0] for run in runs] for column in columns]
-        rows.append([f"NMI, k-means on the embedding, {k} clusters", *map(mean_and_interval, numbers)])
+        rows.append([f"{CLUSTER_LABELS['nmi']}, k-means on the embedding, {k} clusters", *map(mean_and_interval, numbers)])
     return markdown(rows[0], rows[1:])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from sela_tf.reporting.gallery import NUM_MEMBERS_SHOWN
 from sela_tf.reporting.history import objective_curve
+from sela_tf.reporting.metric_labels import REPORT_LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,11 +195,10 @@ def _draw_metrics(axis: Axes, report: Mapping[str, Any]) -> None:
     axis.set_title("held-out images", fontsize=10, loc="left")
     columns = ["trained", "untrained", "chance"]
     cells = []
-    names = {"knn": "kNN", "linear_probe": "linear probe", "nmi": "NMI", "ami": "AMI", "ari": "ARI", "hungarian": "Hungarian acc."}
-    for key, name in names.items():
+    for key, label in REPORT_LABELS.items():
         values = [report["figures"][column].get(key) for column in columns]
         if values[0] is not None:
-            cells.append([name, *("" if value is None else f"{value:.3f}" for value in values)])
+            cells.append([label, *("" if value is None else f"{value:.3f}" for value in values)])
     if not cells:
         _say(axis, report["no_figures"] or "no class labels, so no accuracies")
         return

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sela_tf.reporting.metric_labels import METRICS
+
 
 def results_table(results: Mapping[str, Any]) -> str:
     """Returns the table of results.json for a terminal; without metrics, the reason why there are none.
@@ -14,16 +16,6 @@ def results_table(results: Mapping[str, Any]) -> str:
         results: the contents of results.json.
     """
     columns = ["trained", "untrained", "chance"]
-    names = {
-        "knn": "kNN accuracy",
-        "linear_probe": "linear probe",
-        "nmi": "NMI",
-        "ami": "AMI",
-        "ari": "ARI",
-        "hungarian": "Hungarian accuracy",
-        "purity": "mean purity",
-        "entropy": "mean entropy, nats",
-    }
     if results["trained"]["clusters_used"] is None:
         return f"{results['trained']['reason'].capitalize()}."
     heads = len(results["trained"]["clusters_used"])
@@ -34,13 +26,13 @@ def results_table(results: Mapping[str, Any]) -> str:
             f"Clusters in use on the held-out images, a head: {used} of {results['config']['num_clusters']}."
         )
     rows = [["held-out images", *columns]]
-    for key, name in names.items():
+    for key, (label, _) in METRICS.items():
         values = [results[column][key] for column in columns]
         if isinstance(values[0], list):
             for head in range(heads):
-                rows.append([f"{name}, head {head}" if heads > 1 else name, *(_number(value, head) for value in values)])
+                rows.append([f"{label}, head {head}" if heads > 1 else label, *(_number(value, head) for value in values)])
         else:
-            rows.append([name, *(_number([value], 0) for value in values)])
+            rows.append([label, *(_number([value], 0) for value in values)])
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join(cell.ljust(widths[0]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row)) for row in rows]
     return "\n".join(

@@ -53,18 +53,18 @@ def class_agreement(config: SelaConfig, data: Data) -> ClassAgreement | None:
 def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback]:
     """Returns the monitor of the kNN accuracy at each epoch's end; none where there are no classes or no figures are wanted."""
     protocol = protocol_of(config, data)
-    queries = protocol.held_out(data.held_out)
-    if data.train.classes is None or queries.classes is None or not config.monitor_examples or protocol.kind == "none":
+    held_out = protocol.held_out(data.held_out)
+    if data.train.classes is None or held_out.classes is None or not config.monitor_examples or protocol.kind == "none":
         return []
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(data.train))[: config.monitor_examples])
-    bank = data.train.take(chosen)
+    train = data.train.take(chosen)
     return [
         KNNMonitor(
             EMBEDDING,
-            train_batches=inference_batches(bank, size=data.size, batch_size=LABEL_PASS_BATCH),
+            train_batches=inference_batches(train, size=data.size, batch_size=LABEL_PASS_BATCH),
             train_classes=data.train.classes[chosen],
-            eval_batches=inference_batches(queries, size=data.size, batch_size=LABEL_PASS_BATCH),
-            eval_classes=queries.classes,
+            eval_batches=inference_batches(held_out, size=data.size, batch_size=LABEL_PASS_BATCH),
+            eval_classes=held_out.classes,
         )
     ]
 

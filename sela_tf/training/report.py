@@ -15,6 +15,7 @@ from sela_tf.evaluation.metrics import EvaluationOutputs
 from sela_tf.files.atomic import whole_file, write_whole
 from sela_tf.reporting.gallery import GallerySource, choose_gallery
 from sela_tf.reporting.history import training_history
+from sela_tf.reporting.metric_labels import REPORT_LABELS
 from sela_tf.reporting.pictures import draw_gallery, draw_report
 from sela_tf.runs.names import GALLERIES, PICTURE, REPORT
 from sela_tf.runs.workdir import Workdir
@@ -126,8 +127,7 @@ def _sizes(clusters: np.ndarray, num_clusters: int) -> list[int]:
 
 def _figures(column: Mapping[str, Any]) -> dict[str, float | None]:
     """Returns the figures of a column, the mean where there are several heads."""
-    keys = ("knn", "linear_probe", "nmi", "ami", "ari", "hungarian")
-    return {key: None if column[key] is None else float(np.mean(column[key])) for key in keys}
+    return {key: None if column[key] is None else float(np.mean(column[key])) for key in REPORT_LABELS}
 
 
 def _verdict(results: Mapping[str, Any]) -> str:

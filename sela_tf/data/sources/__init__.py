@@ -20,10 +20,10 @@ from sela_tf.data.sources.arrays import (
     outline_synthetic,
     synthetic_count,
 )
-from sela_tf.data.sources.features import load_features
 from sela_tf.data.sources.folder import load_folder, outline_folder
 from sela_tf.data.sources.records import load_records
 from sela_tf.data.sources.tfds import load_tfds, outline_tfds
+from sela_tf.data.sources.vectors import load_vectors
 
 __all__ = ["Outline", "SourceOptions", "existing_path", "load_source", "outline_source", "synthetic_count"]
 
@@ -86,7 +86,7 @@ def load_source(
     elif kind == "npz":
         splits = load_npz(pathlib.Path(path), source=source)
     elif kind == "features":
-        splits = load_features(pathlib.Path(path), source=source, memory_limit=options.memory_limit)
+        splits = load_vectors(pathlib.Path(path), source=source, memory_limit=options.memory_limit)
     elif dataset == "digits":
         splits = load_digits(source)
     elif count is not None:

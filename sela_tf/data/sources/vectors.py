@@ -12,7 +12,7 @@ from sela_tf.data.sources.arrays import read_archive
 from sela_tf.data.stores import Arrays
 
 
-def load_features(path: pathlib.Path, *, source: SourceName, memory_limit: int) -> Splits:
+def load_vectors(path: pathlib.Path, *, source: SourceName, memory_limit: int) -> Splits:
     """Loads vectors as float32 `[N, D]`.
 
     Args:
