@@ -1,0 +1,82 @@
+"""Files and directories are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import tensorflow as tf
+
+from sela_tf.files.atomic import whole_directory, whole_file, write_whole
+from sela_tf.files.remote import whole_remote_file
+
+
+class TestWholeFile:
+    def test_takes_its_name_at_the_end(self, tmp_path):
+        path = tmp_path / "a.json"
+        path.write_text("old")
+        with whole_file(path) as unfinished:
+            assert unfinished == tmp_path / ".unfinished-a.json"
+            unfinished.write_text("new")
+            assert path.read_text() == "old"
+        assert path.read_text() == "new"
+        assert os.listdir(tmp_path) == ["a.json"]
+
+    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+    def test_an_exception_leaves_the_old_one(self, tmp_path, error):
+        write_whole(tmp_path / "a", "old")
+
+        def fail() -> None:
+            with whole_file(tmp_path / "a") as unfinished:
+                unfinished.write_text("half")
+                raise error
+
+        with pytest.raises(error):
+            fail()
+        assert (tmp_path / "a").read_text() == "old"
+        assert os.listdir(tmp_path) == ["a"]
+
+    def test_an_exception_before_anything_is_written_is_not_hidden(self, tmp_path):
+        with pytest.raises(ValueError, match="early"), whole_file(tmp_path / "no" / "a"):
+            raise ValueError("early")
+
+
+class TestWholeDirectory:
+    def test_takes_its_name_at_the_end(self, tmp_path):
+        with whole_directory(tmp_path / "a", unfinished=tmp_path / ".a-1") as unfinished:
+            (unfinished / "file").write_text("x")
+            assert os.listdir(tmp_path) == [".a-1"]
+        assert os.listdir(tmp_path) == ["a"]
+        assert (tmp_path / "a" / "file").read_text() == "x"
+
+    def test_an_exception_removes_it(self, tmp_path):
+        def fail() -> None:
+            with whole_directory(tmp_path / "a") as unfinished:
+                (unfinished / "file").write_text("x")
+                raise ValueError("late")
+
+        with pytest.raises(ValueError, match="late"):
+            fail()
+        assert os.listdir(tmp_path) == []
+
+
+class TestWholeRemoteFile:
+    def test_on_another_file_system(self):
+        path = "ram://files/a.json"
+        for text in ("old", "new"):
+            with whole_remote_file(path) as unfinished:
+                assert unfinished == "ram://files/.unfinished-a.json"
+                with tf.io.gfile.GFile(unfinished, "w") as file:
+                    file.write(text)
+
+        def fail() -> None:
+            with whole_remote_file(path) as unfinished:
+                with tf.io.gfile.GFile(unfinished, "w") as file:
+                    file.write("half")
+                raise ValueError("late")
+
+        with pytest.raises(ValueError, match="late"):
+            fail()
+        with tf.io.gfile.GFile(path) as file:
+            assert file.read() == "new"
+        assert tf.io.gfile.listdir("ram://files") == ["a.json"]
