@@ -35,7 +35,7 @@ _SMALL = {
         "width": "8",
         "num_heads": "1",
         "num_clusters": "4",
-        "batch_size": "8",
+        "batch_size": "32",
         "num_relabellings": "2",
     },
     "components.data_ingestion": {"beam_pipeline_args": "--runner=FnApiRunner,--direct_running_mode=in_memory"},
