@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 FLAGS ?=
 
-.PHONY: demo pipeline test test-slow lint format system-deps lock wheel clean help
+.PHONY: demo pipeline test test-slow lint format reference system-deps lock wheel clean help
 
 help:
 	@sed -n '1s/^# //p' Makefile
-	@echo 'make pipeline, test-slow, lint, format, system-deps, lock, wheel, clean: see BUILD.md'
+	@echo 'make pipeline, test-slow, lint, format, reference, system-deps, lock, wheel, clean: see BUILD.md'
 
 demo: $(VENV)/.core
 	$(BIN)/python -m sela_tf.train --flagfile=configs/digits.cfg --workdir=runs/digits $(FLAGS)
@@ -32,6 +32,10 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/reference.md, from the code.
+reference: $(VENV)/.dev
+	$(BIN)/python -m tools.make_reference
 
 # Fashion-MNIST, as idx files under /usr/share/datasets. Debian and Ubuntu only, and only root can.
 system-deps:

@@ -93,23 +93,29 @@ def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProces
 
 _DOORS = """
 import contextlib, importlib, io, json, sys
-main = importlib.import_module(sys.argv[1]).main
-for argv in json.load(sys.stdin):
+for module, *argv in json.load(sys.stdin):
+    main = importlib.import_module(module).main
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([sys.argv[1], *argv])
+        code = main([module, *argv])
     print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
 """
 
 
 def run_doors(commands: Sequence[Sequence[str]], module: str = "sela_tf.train") -> list[Door]:
-    """Several commands, one after another, in one process of their own: TensorFlow is loaded once."""
+    """Several commands of a module, one after another, in one process of their own."""
+    return run_modules([[module, *command] for command in commands])
+
+
+def run_modules(commands: Sequence[Sequence[str]], *, cwd: pathlib.Path = ROOT) -> list[Door]:
+    """Commands that begin with their module, one after another, in one process of their own: TensorFlow is loaded once."""
     process = subprocess.run(
-        [sys.executable, "-c", _DOORS, module],
+        [sys.executable, "-c", _DOORS],
         input=json.dumps(commands),
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         timeout=600,
         check=False,
     )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -321,16 +319,3 @@ class TestLinearProbe:
         is_one_line(cut, "Split-eval/data_tfrecord-00000-of-00002.gz is missing", door=door)
         assert whole.returncode == 0, whole.stderr  # a share is held out, as everywhere
         is_one_line(foreign, "holds no finished model", door=door)
-
-
-@pytest.mark.slow
-def test_the_example_of_the_documentation(tmp_path):
-    """The components as functions."""
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "components.md").read_text(), re.DOTALL)
-    (tmp_path / "example.py").write_text(example)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "example.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "True"
-    assert {path.name for path in tmp_path.iterdir()} >= {"examples", "model", "labels", "metrics", "evaluation", "blessing"}

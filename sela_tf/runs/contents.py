@@ -1,0 +1,90 @@
+"""Descriptions of what the files of a run hold, for docs/reference.md, which tools/make_reference.py makes from them."""
+
+from __future__ import annotations
+
+from sela_tf.runs.names import (
+    CHECKPOINTS,
+    FLAGS,
+    GALLERIES,
+    LABELS,
+    LOCK,
+    METRICS,
+    NETWORK,
+    PICTURE,
+    PROBES,
+    REPORT,
+    RESULTS,
+    TENSORBOARD,
+    TIMINGS,
+    WEIGHTS,
+)
+
+RUN_DIRECTORY = {
+    FLAGS: "The settings of the run, as a flagfile: the first file that is written.",
+    CHECKPOINTS: "The state of the training at the end of its newest epochs. The same command continues from the newest one.",
+    METRICS: "The course of the training, a JSON object a line: numbers that a repetition gives again.",
+    TIMINGS: "The same for seconds and images a second, which differ from run to run.",
+    TENSORBOARD: "The same course for TensorBoard, with histograms.",
+    NETWORK: "The network in words: its layers, the shape of its images, and the digest of its weights. Written right after training.",
+    WEIGHTS: "The weights of the network. `sela_tf.load_run(DIR)` builds the `keras.Model` from both files.",
+    LABELS: "The cluster of every training image under each head, and the potentials that label new images.",
+    RESULTS: "The figures of the trained network beside the untrained one and chance. It exists when the training is finished.",
+    PICTURE: "One picture: the course of the training, and the figures.",
+    GALLERIES: "Pictures of the members of clusters, of training and of held-out images.",
+    REPORT: "The numbers behind both.",
+    PROBES: "What `python -m sela_tf.probe` found.",
+    LOCK: "The process that writes the run at present.",
+}
+"""The files and directories of a run, in the order in which they appear."""
+
+LABEL_ARRAYS = {
+    "labels": "Integers [T, N]: the cluster of each training image under each head, by the last transport.",
+    "training_labels": "Integers [T, N]: the labels of the last relabelling within training, by which the last steps learned.",
+    "potentials": "float32 [T, K]: the potentials of the last transport.",
+    "lam": "float32: lambda of that transport. A new image belongs to the argmax of lam log p + potentials.",
+    "converged": "bool [T]: the transport of the head reached its tolerance.",
+    "num_changes": "Integers [T, N]: the number of relabellings that changed the label.",
+    "num_relabellings": "Integers [T]: the number of relabellings of the head.",
+    "data_fingerprint": "Text: a digest of the training images, by which other images are refused.",
+    "source_rows": "Integers [N]: the row of each training image in its source.",
+    "step": "Integer: the number of steps that the network had taken.",
+    "weights_sha256": f"Text: the digest of {WEIGHTS} that made the labels.",
+    "names": "Text [N]: the path of each image below its folder; only of sources whose images have names.",
+}
+"""The arrays of labels.npz, of T heads, K clusters and N training images."""
+
+RESULT_KEYS = {
+    "trained": "Figures of the trained network on the held-out images.",
+    "untrained": "The same of the network before its first step, its moving statistics taken from training images.",
+    "chance": "The same of no knowledge: the share of the largest class, and equally large clusters at random.",
+    "training_labels": "Agreement of the labels of the last transport with the classes of the training images.",
+    "transport": "`converged`, `marginal_error` and `num_iterations` of the last transport: lists of T values.",
+    "config": "The settings of the run: the flags by name.",
+    "data": "`num_training_images`, `num_held_out_images`, `image_shape`, and `mean` and `variance` of the channels.",
+}
+"""The keys of results.json."""
+
+FIGURE_KEYS = {
+    "knn": "Share of the held-out images whose class k nearest training images vote for: k = 10, cosine, weighted.",
+    "linear_probe": "Share of the held-out images whose class a logistic regression on the embedding finds.",
+    "nmi": "Normalised mutual information of clusters and classes: a list with a value for each head, as the following.",
+    "ami": "Mutual information adjusted for chance, which gives random clusters 0.",
+    "ari": "Rand index adjusted for chance.",
+    "hungarian": "Accuracy of the best assignment of one cluster to each class.",
+    "purity": "Share of a cluster's most frequent class, the mean over the clusters in use.",
+    "entropy": "Entropy of the classes in a cluster in nats, the mean over the clusters in use.",
+    "clusters_used": "Number of clusters that have an image.",
+    "protocol": "How the figures were taken, in words.",
+    "reason": "Why figures are null; only where they are.",
+}
+"""The keys of each of the first four objects of results.json."""
+
+METRIC_ROWS = {
+    "first_labels": "At the start, for each head: how the random labels agree with the classes.",
+    "relabel": "At each relabelling, for each head: the transport, the objective E(p, q) before and after it, the share of labels that "
+    "changed, the sizes of the clusters, and the agreement with the classes, where they are known.",
+    "train": "Every `log_every_steps` steps: `loss` and `learning_rate`.",
+    "epoch": "At the end of each epoch: the mean `loss`, `knn` where classes are known, and the state of the clusters.",
+    "warning": "A finding of the doctor: `diagnosis`, and a `message` that says what to change.",
+}
+"""The kinds of rows of metrics.jsonl. Each row has `kind` and `step`."""
