@@ -111,7 +111,7 @@ def _run_here(pipeline: Callable[[], Any], root: str) -> int:
 
 
 class _Steps(io.TextIOBase):
-    """Of all that kfp writes, what the steps themselves say, under their names; everything goes into the log."""
+    """A stream that shows the lines of the steps, under their names, out of all that kfp writes; everything goes into the log."""
 
     def __init__(self, terminal: TextIO, log: TextIO):
         self._terminal, self._log = terminal, log

@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 
 PAGES = [ROOT / "README.md", ROOT / "BUILD.md", *sorted((ROOT / "docs").glob("*.md"))]
 _REASON = re.compile(r"<!-- not run: (.+?) -->")
+_CHANGE = re.compile(r"<!-- change: (?:new file (?P<new>\S+)|(?P<path>\S+), after: (?P<after>.+)) -->")
 _INDENT = "    "
 _DONE_OTHERWISE = {
     ". .venv/bin/activate": "the test's own Python stands for the environment",
@@ -68,6 +69,41 @@ class Block(NamedTuple):
         return f"{self.page}:{self.line}"
 
 
+class Change(NamedTuple):
+    """A change of the code that a page describes: a new file, or lines that are added to one."""
+
+    path: str
+    after: str
+    """The text of the line after which the lines are added; "" for a new file."""
+    text: str
+
+    def apply(self, root: pathlib.Path) -> None:
+        """Makes the change in a copy of the code."""
+        path = root / self.path
+        if not self.after:
+            path.write_text(self.text + "\n")
+            return
+        before = path.read_text()
+        assert before.count(self.after) == 1, f"{self.path}: {self.after}"
+        # A line that is not wrapped may go on after its opening bracket.
+        end = "" if before.partition(self.after)[2].startswith("\n") else "\n"
+        path.write_text(before.replace(self.after, f"{self.after}\n{self.text}{end}"))
+
+
+def changes(page: pathlib.Path) -> dict[str, list[Change]]:
+    """The changes that a page describes, by the title of their section."""
+    found: dict[str, list[Change]] = {}
+    lines = page.read_text().split("\n")
+    for i, line in enumerate(lines):
+        change = _CHANGE.fullmatch(line.strip())
+        if change:
+            title = next(each for each in reversed(lines[:i]) if each.startswith("#"))
+            end = next(j for j in range(i + 2, len(lines)) if lines[j].startswith("```"))
+            text = "\n".join(lines[i + 2 : end])
+            found.setdefault(title, []).append(Change(change["new"] or change["path"], change["after"] or "", text))
+    return found
+
+
 def blocks(page: pathlib.Path) -> list[Block]:
     """The blocks of a page, in order."""
     lines = page.read_text().split("\n")
@@ -85,6 +121,8 @@ def blocks(page: pathlib.Path) -> list[Block]:
             i += 1
             continue
         reason = _REASON.fullmatch(before.strip())
+        if _CHANGE.fullmatch(before.strip()):
+            kind = "change"
         found.append(
             Block(page.relative_to(ROOT).as_posix(), start + 1, kind, "\n".join(text).strip("\n"), reason[1] if reason else "")
         )

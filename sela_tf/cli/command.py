@@ -22,6 +22,7 @@ from sela_tf.compat.keras_registration import other_backend
 from sela_tf.compat.quiet import stderr_kept_back
 from sela_tf.data.errors import source_error_behind
 from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -122,7 +123,9 @@ class Command:
             traceback.print_exception(error)
         behind = source_error_behind(error)
         message = str(behind) if behind is not None else str(getattr(error, "message", error))
-        print(f"{self.name}: error: {on_one_line(in_flags(message, values))}", file=sys.stderr)
+        # Commands that read a finished run also name the settings of its training.
+        names = {*values, *(field.name for field in dataclasses.fields(SelaConfig))}
+        print(f"{self.name}: error: {on_one_line(in_flags(message, names))}", file=sys.stderr)
         return 2
 
 

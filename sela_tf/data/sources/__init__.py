@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import tensorflow as tf
 
@@ -25,10 +25,7 @@ from sela_tf.data.sources.records import load_records
 from sela_tf.data.sources.tfds import load_tfds, outline_tfds
 from sela_tf.data.sources.vectors import load_vectors
 
-__all__ = ["Outline", "SourceOptions", "existing_path", "load_source", "outline_source", "synthetic_count"]
-
-_IN_MEMORY = ("digits", "idx", "npz", "features")
-"""Kinds of sources that are loaded as they are, so that there is nothing to outline."""
+__all__ = ["SOURCES", "Outline", "SourceOptions", "existing_path", "load_source", "outline_source", "synthetic_count"]
 
 
 class SourceOptions(NamedTuple):
@@ -51,6 +48,108 @@ class SourceOptions(NamedTuple):
 _DEFAULTS = SourceOptions()
 
 
+class Outline(NamedTuple):
+    """The outline of a source: what is known of it before any image is decoded."""
+
+    splits: Splits
+    """Image sets against which settings can be checked. Nothing can be trained on them."""
+    sizes_are_known: bool = True
+    """True if a set without `image_size` has images of several sizes; False if their sizes are not known yet."""
+
+
+class Request(NamedTuple):
+    """A data set that is asked for, as the loader of its kind gets it."""
+
+    source: SourceName
+    """The data set as it was asked for, for messages."""
+    path: str
+    """The existing path or URL behind the colon, where the kind takes one; else all that stands there."""
+    options: SourceOptions
+    tell: Callable[[str], None] | None = None
+    """A function that is called with lines about work that takes long; None for silence."""
+
+
+class Source(NamedTuple):
+    """A kind of source: the word before the colon of the setting `dataset`, and the functions that read it."""
+
+    load: Callable[[Request], Splits]
+    outline: Callable[[Request], Outline | None] | None = None
+    """Outlines the source without decoding images; None for a kind that is loaded as it is, so that there is nothing to outline."""
+    path: Literal["", "file", "directory"] = ""
+    """The kind of path behind the colon; "" if there is none."""
+    takes_urls: bool = False
+    """The path may be a URL of a file system that TensorFlow knows."""
+
+
+def _outline_folder(request: Request) -> Outline | None:
+    options = request.options
+    try:
+        splits = outline_folder(request.path, source=request.source, cache_dir=options.cache_dir)
+    except SourceError:  # Loading the folder gives a better message, because it finds all that is wrong.
+        return None
+    return Outline(splits, sizes_are_known=not options.skip_bad_images)
+
+
+def _outline_tfds(request: Request) -> Outline:
+    splits = outline_tfds(request.source, data_dir=request.options.data_dir, download=request.options.download)
+    return Outline(splits, sizes_are_known=splits.train.image_size is not None)
+
+
+SOURCES = {
+    "digits": Source(lambda r: load_digits(r.source)),
+    "idx": Source(lambda r: load_idx(pathlib.Path(r.path), source=r.source), path="directory"),
+    "npz": Source(lambda r: load_npz(pathlib.Path(r.path), source=r.source), path="file"),
+    "features": Source(
+        lambda r: load_vectors(pathlib.Path(r.path), source=r.source, memory_limit=r.options.memory_limit), path="file"
+    ),
+    "folder": Source(
+        lambda r: load_folder(
+            r.path, source=r.source, skip_bad_images=r.options.skip_bad_images, cache_dir=r.options.cache_dir, tell=r.tell
+        ),
+        outline=_outline_folder,
+        path="directory",
+        takes_urls=True,
+    ),
+    "records": Source(
+        lambda r: load_records(r.path, source=r.source, memory_limit=r.options.memory_limit),
+        outline=lambda r: Outline(load_records(r.path, source=r.source, memory_limit=0)),
+        path="directory",
+        takes_urls=True,
+    ),
+    "synthetic": Source(
+        lambda r: load_synthetic(_count(r), source=r.source, memory_limit=r.options.memory_limit),
+        outline=lambda r: Outline(outline_synthetic(_count(r), source=r.source, memory_limit=r.options.memory_limit)),
+    ),
+}
+"""The kinds of sources, by the word before the colon. Everything else is the name of a TFDS data set."""
+
+_TFDS = Source(
+    lambda r: load_tfds(r.source, data_dir=r.options.data_dir, download=r.options.download, memory_limit=r.options.memory_limit),
+    outline=_outline_tfds,
+)
+
+
+def _count(request: Request) -> int:
+    """Returns the number of images of "synthetic" or "synthetic:N"."""
+    return synthetic_count(request.source.name) or 0
+
+
+def _requested(dataset: str, options: SourceOptions, setting: str, tell: Callable[[str], None] | None) -> tuple[Source, Request]:
+    """Returns the kind of a data set, and the request for its loader.
+
+    Raises:
+        SourceError: The kind takes a path, and there is no such file or directory.
+    """
+    source = SourceName(dataset, setting)
+    kind, _, rest = dataset.partition(":")
+    found = SOURCES.get(kind, _TFDS)
+    # "digits" takes nothing behind a colon: such a name can only be one of TFDS.
+    if dataset.startswith("digits:"):
+        found = _TFDS
+    path = existing_path(str(source), kind, rest) if found.path else rest
+    return found, Request(source, path, options, tell)
+
+
 def load_source(
     dataset: str,
     options: SourceOptions = _DEFAULTS,
@@ -71,41 +170,12 @@ def load_source(
     Raises:
         SourceError: The data set is unknown, empty, damaged or too large.
     """
-    source = SourceName(dataset, setting)
-    name = str(source)
-    kind, _, rest = dataset.partition(":")
-    count = synthetic_count(dataset)
-    if kind in ("idx", "folder", "npz", "features", "records"):
-        path = existing_path(name, kind, rest)
-    if kind == "folder":
-        splits = load_folder(path, source=source, skip_bad_images=options.skip_bad_images, cache_dir=options.cache_dir, tell=tell)
-    elif kind == "records":
-        splits = load_records(path, source=source, memory_limit=options.memory_limit)
-    elif kind == "idx":
-        splits = load_idx(pathlib.Path(path), source=source)
-    elif kind == "npz":
-        splits = load_npz(pathlib.Path(path), source=source)
-    elif kind == "features":
-        splits = load_vectors(pathlib.Path(path), source=source, memory_limit=options.memory_limit)
-    elif dataset == "digits":
-        splits = load_digits(source)
-    elif count is not None:
-        splits = load_synthetic(count, source=source, memory_limit=options.memory_limit)
-    else:
-        splits = load_tfds(source, data_dir=options.data_dir, download=options.download, memory_limit=options.memory_limit)
+    source, request = _requested(dataset, options, setting, tell)
+    splits = source.load(request)
     for part in (splits.train, splits.eval):
         if part is not None and part.images is not None:
-            check_memory(name, part.images.nbytes, options.memory_limit)
+            check_memory(str(request.source), part.images.nbytes, options.memory_limit)
     return splits if options.use_classes else _without_classes(splits)
-
-
-class Outline(NamedTuple):
-    """The outline of a source: what is known of it before any image is decoded."""
-
-    splits: Splits
-    """Image sets against which settings can be checked. Nothing can be trained on them."""
-    sizes_are_known: bool = True
-    """True if a set without `image_size` has images of several sizes; False if their sizes are not known yet."""
 
 
 def outline_source(dataset: str, options: SourceOptions = _DEFAULTS, *, setting: str = "dataset") -> Outline | None:
@@ -124,26 +194,10 @@ def outline_source(dataset: str, options: SourceOptions = _DEFAULTS, *, setting:
     Raises:
         SourceError: The data set does not exist.
     """
-    source = SourceName(dataset, setting)
-    name = str(source)
-    kind, _, rest = dataset.partition(":")
-    count = synthetic_count(dataset)
-    if kind in _IN_MEMORY:
+    source, request = _requested(dataset, options, setting, None)
+    outline = None if source.outline is None else source.outline(request)
+    if outline is None:
         return None
-    if kind == "folder":
-        path = existing_path(name, kind, rest)
-        try:
-            splits = outline_folder(path, source=source, cache_dir=options.cache_dir)
-        except SourceError:  # Loading the folder gives a better message, because it finds all that is wrong.
-            return None
-        outline = Outline(splits, sizes_are_known=not options.skip_bad_images)
-    elif kind == "records":
-        outline = Outline(load_records(existing_path(name, kind, rest), source=source, memory_limit=0))
-    elif count is not None:
-        outline = Outline(outline_synthetic(count, source=source, memory_limit=options.memory_limit))
-    else:
-        splits = outline_tfds(source, data_dir=options.data_dir, download=options.download)
-        outline = Outline(splits, sizes_are_known=splits.train.image_size is not None)
     return outline if options.use_classes else outline._replace(splits=_without_classes(outline.splits))
 
 
@@ -159,17 +213,18 @@ def existing_path(name: str, kind: str, rest: str) -> str:
 
     Args:
         name: The name of the data set, for messages.
-        kind: The kind of the source, such as "folder": "npz" and "features" are files, all others directories.
+        kind: The kind of the source, such as "folder"; one that is not in `SOURCES` is a directory.
         rest: The part of the data set's name behind the colon.
 
     Raises:
         SourceError: No path is given, nothing exists there, or it is a file instead of a directory or the reverse.
     """
-    is_file = kind in ("npz", "features")
+    known = SOURCES.get(kind)
+    is_file = known is not None and known.path == "file"
     if not rest:
         raise SourceError(f"{name}: say which {'file' if is_file else 'directory'}, as in {kind}:PATH")
     path = rest if "://" in rest else str(pathlib.Path(rest).expanduser())
-    if "://" in rest and kind not in ("folder", "records"):
+    if "://" in rest and not (known is not None and known.takes_urls):
         raise SourceError(f"{name}: only folder: and records: may be URLs. Copy it to a local disk")
     if not tf.io.gfile.exists(path):
         raise SourceError(f"{name}: there is no {'file' if is_file else 'directory'} {path!r}")
