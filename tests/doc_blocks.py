@@ -160,7 +160,7 @@ def run_commands(commands: Sequence[str], directory: pathlib.Path) -> Iterator[t
     waiting: list[tuple[str, list[str]]] = []
     for command in [*commands, ""]:
         if command.startswith("python -m "):
-            waiting.append((command, _module(command)))
+            waiting.append((command, module_and_arguments(command)))
             continue
         if waiting:
             doors = run_modules([argv for _, argv in waiting], cwd=directory)
@@ -186,8 +186,8 @@ def fill_in(text: str) -> str:
     return text
 
 
-def _module(command: str) -> list[str]:
-    """Module and arguments of a command."""
+def module_and_arguments(command: str) -> list[str]:
+    """The module of a command, and its arguments with those that make it small."""
     module, *arguments = shlex.split(fill_in(command))[2:]
     package = (ROOT / module.replace(".", "/")).is_dir()
     return [f"{module}.__main__" if package else module, *arguments, *_small(module, command)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import importlib.util
 import json
 import os
@@ -13,12 +14,13 @@ import sys
 import numpy as np
 import pytest
 from absl import flags as absl_flags
-from doc_blocks import PAGES, Block, blocks, can_be_run, fill_in, make_directory, run_commands
+from doc_blocks import PAGES, Block, blocks, can_be_run, fill_in, make_directory, module_and_arguments, run_commands
 from fixtures import ROOT
 
 from sela_tf.cli import flags
 from sela_tf.evaluation.metrics import evaluate_chance
 from sela_tf.runs import contents
+from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 
 README = ROOT / "README.md"
@@ -46,6 +48,24 @@ class TestBlocks:
         left = [block for found in BLOCKS.values() for block in found if block.reason]
         print("Blocks that are not run:", *(f"{block}: {block.reason}" for block in left), sep="\n")
         assert [block.text.split()[:2] for block in left if block.page == "README.md"] == [["make", "test"]]
+
+    def test_commands_have_flags_and_values_that_are_accepted(self, monkeypatch, capsys):
+        """Each command up to where TensorFlow would be loaded."""
+
+        def stop() -> None:
+            raise ConfigError("accepted")
+
+        monkeypatch.setattr("sela_tf.cli.command.load_tensorflow", stop)
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        monkeypatch.chdir(ROOT)
+        for page in BLOCKS:
+            commands = [(block, command) for block in to_run(page, python=False) for command in block.commands]
+            for block, command in commands:
+                if command.startswith("python -m "):
+                    # the settings of a run are there only when its commands are run
+                    argv = [word for word in module_and_arguments(command) if not word.startswith("--flagfile=tmp/")]
+                    importlib.import_module(argv[0]).main([*argv, *(["--dataset=digits"] if "flags.cfg" in command else [])])
+                    assert capsys.readouterr().err.endswith(": error: accepted\n"), f"{block}: {command}"
 
     def test_collector(self, tmp_path, monkeypatch):
         text = "A\n\n    a \\\n      b  # c\n\n    d\n\n- item\n\n<!-- not run: x -->\n```sh\ne\n```\n\n```python\nf\n```\n"

@@ -6,7 +6,7 @@ OLDEST, NEWEST = (3, 11), (3, 13)
 
 
 def complaint(version, has_venv):
-    """What is wrong with this interpreter, or None."""
+    """The complaint about an interpreter and the way out, or None where it will do."""
     name = "%s is Python %d.%d" % (sys.executable, version[0], version[1])
     if not OLDEST <= tuple(version[:2]) <= NEWEST:
         age = "old" if tuple(version[:2]) < OLDEST else "new"
