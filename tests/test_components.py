@@ -290,9 +290,9 @@ class TestLinearProbe:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"model": ""}, "--model is missing"),
-            ({"min_knn": 1.5}, "--min_knn must be"),
-            ({"max_drop": -0.1}, "--max_drop must be"),
+            ({"model": ""}, "`model` is missing"),
+            ({"min_knn": 1.5}, "min_knn.* must be"),
+            ({"max_drop": -0.1}, "max_drop.* must be"),
         ],
     )
     def test_settings(self, changes, message):

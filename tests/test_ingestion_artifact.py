@@ -194,7 +194,7 @@ class TestBadInput:
             (write("packed", example(), options="ZLIB"), {}, "or packed otherwise than by gzip"),
             (write("two", example(files=2)), {}, "2 values of bytes_list under 'image/encoded', not one"),
             (write("float", example(1.5)), {}, "0 values of int64_list under 'image/class/label'"),
-            (write("unnamed", example(1)), {"label_key": "y"}, "0 values of int64_list under 'y'.*--label_key"),
+            (write("unnamed", example(1)), {"label_key": "y"}, "0 values of int64_list under 'y'.*`label_key`"),
             (write("empty"), {}, "no image in it"),
         ):
             with pytest.raises(SourceError, match=message):
@@ -221,13 +221,13 @@ class TestBadInput:
         ("changes", "message"),
         [
             ({"dataset": ""}, "`dataset` is missing"),
-            ({"examples": ""}, "--examples is missing"),
+            ({"examples": ""}, "`examples` is missing"),
             ({"dataset": "records:/x"}, "need not be ingested"),
             ({"dataset": "features:x.npy"}, "need not be ingested"),
             ({"dataset": "folder:/a/b", "examples": "/a/b/records"}, "lies in the folder that is ingested"),
-            ({"image_key": "x"}, "--image_key and --label_key are for tfrecords:GLOB"),
-            ({"images_per_shard": 0}, "--images_per_shard must be at least 1"),
-            ({"eval_fraction": 1.0}, "--eval_fraction must be above 0 and below 1"),
+            ({"image_key": "x"}, "`image_key` and `label_key` are for tfrecords:GLOB"),
+            ({"images_per_shard": 0}, "images_per_shard.* must be at least 1"),
+            ({"eval_fraction": 1.0}, "eval_fraction.* must be above 0 and below 1"),
         ],
     )
     def test_settings(self, changes, message):
