@@ -31,7 +31,7 @@ def op_determinism_is_left_off():
 
 @pytest.fixture(scope="session", autouse=True)
 def caches_of_tests_are_apart(tmp_path_factory):
-    """Also those of commands that tests start."""
+    """Caches lie in a directory of the test session, also those of commands that tests start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -69,7 +69,7 @@ def values(rng) -> np.ndarray:
 
 
 class Door(NamedTuple):
-    """What a command left behind."""
+    """The outcome of a command: its exit status and what it printed."""
 
     returncode: int
     stdout: str
@@ -119,7 +119,7 @@ def run_doors(commands: Sequence[Sequence[str]], module: str = "sela_tf.train") 
 
 
 def run_door(*args: str, **kwargs) -> subprocess.CompletedProcess[str]:
-    """python -m sela_tf.train as a user's shell would run it."""
+    """Runs `python -m sela_tf.train` as a user's shell would."""
     command = [sys.executable, "-m", "sela_tf.train", *args]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False, **kwargs)
 

@@ -1,4 +1,4 @@
-"""What the library is held to: the formulas in float64 NumPy, as plain as they can be written."""
+"""The formulas that the library is held to, in float64 NumPy, as plain as they can be written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sinkhorn(log_probs: np.ndarray, lam: float, tolerance: float = 1e-9, max_ite
 
 
 def marginals(scores: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """mean_i softmax(scores_i + v), [K]."""
+    """The mass of each cluster, mean_i softmax(scores_i + v), [K]."""
     shifted = scores + v
     return np.exp(shifted - logsumexp(shifted, axis=1, keepdims=True)).mean(axis=0)
 
@@ -40,7 +40,7 @@ def log_probs(rng: np.random.Generator, num_rows: int, num_clusters: int, *, spr
 
 
 def zeros_but(value: float, where: tuple) -> np.ndarray:
-    """float32 [6, 3], all 0 but for one value at some places."""
+    """Log-probabilities float32 [6, 3], all 0 but for one value at some places."""
     log_probs = np.zeros((6, 3), np.float32)
     log_probs[where] = value
     return log_probs

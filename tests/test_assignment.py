@@ -78,7 +78,7 @@ def test_a_share_that_known_labels_fill_to_the_last_image_is_rounded_up(rng):
 
 @pytest.mark.parametrize("marginals", ["uniform", "zipf:0.5"])
 def test_rows_that_hardly_differ_are_rounded_from_colder_transports(rng, monkeypatch, marginals):
-    """As a network makes them that sees little difference between images: the soft transport is balanced, its argmax far from it."""
+    """Logits of a network that sees little difference between images: the soft transport is balanced, its argmax far from it."""
     log_probs = (0.05 * rng.normal(size=(600, 1)) @ rng.normal(size=(1, 12)) + 1e-4 * rng.normal(size=(600, 12))).astype(np.float32)
     known = np.full(600, -1)
     known[:5] = [3, 3, 1, 0, 11]

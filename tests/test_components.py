@@ -33,7 +33,7 @@ TRAINING = [flag for flag in SMALL if not flag.startswith("--dataset")]
 
 
 class Made(NamedTuple):
-    """What the two components made of the digits."""
+    """The artifacts that the two components made of the digits, and what the components said."""
 
     root: pathlib.Path
     training: tuple[int, str, str]
@@ -47,7 +47,7 @@ TRAIN_TO, PROBE_TO = ("examples", "model", "labels", "metrics"), ("examples", "m
 
 
 def write_digits(directory: pathlib.Path, *, classes: bool = True, held_out: bool = True) -> None:
-    """As ingestion does, without Beam."""
+    """Writes the digits as ingestion does, without Beam."""
     source = load_source("digits").train
     sets = dict(zip(("train", "eval"), hold_out(source, 0.25), strict=True)) if held_out else {"train": source}
     shards = {}
@@ -164,7 +164,7 @@ class TestSelfLabelling:
         assert times(made.root / "model") == before
 
     def test_directories_that_lie_in_one_another(self, made, tmp_path):
-        """Before anything is done."""
+        """Such directories are refused before anything is done."""
         (tmp_path / "link").symlink_to(made.root / "model")
         before = times(made.root)
         labels = [flag for flag in made.places(*TRAIN_TO) if not flag.startswith("--labels")]

@@ -87,12 +87,13 @@ def test_two_devices():
 def test_replicas_share_turned_views_alike(tmp_path):
     """The batches are made for as many devices as there are."""
     program = (
-        "import sys; from sela_tf import experiment, flags, parts, trainer; from absl import flags as absl_flags\n"
-        "values = absl_flags.FlagValues(); flags.define(values, trainer.SelaConfig); flags.parse(values, sys.argv[:-1])\n"
+        "import sys; from absl import flags as absl_flags; from sela_tf.cli import flags\n"
+        "from sela_tf.settings.training import SelaConfig; from sela_tf.training import experiment, images, run\n"
+        "values = absl_flags.FlagValues(); flags.define(values, SelaConfig); flags.parse(values, sys.argv[:-1])\n"
         "def views(*args, replicas, **steps):\n"
-        "    print('replicas', replicas); return parts.training_views(*args, replicas=replicas, **steps)\n"
+        "    print('replicas', replicas); return images.training_views(*args, replicas=replicas, **steps)\n"
         "experiment.training_views = views\n"
-        "trainer.run(flags.settings(values, trainer.SelaConfig), sys.argv[-1])\n"
+        "run.run(flags.settings(values, SelaConfig), sys.argv[-1])\n"
     )
     arguments = [*SMALL, "--epochs=1", "--rotation", "--rotation_share=0.25", "--logical_cpus=2", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-c", program, *arguments], check=True, cwd=ROOT, capture_output=True, text=True)
@@ -166,7 +167,7 @@ else:
 
 @pytest.mark.slow
 def test_the_callback_works_in_fit_on_two_devices():
-    """With the table made in the strategy's scope, as users will."""
+    """The table is made in the strategy's scope, as users will."""
     done = subprocess.run(
         [sys.executable, "-c", _FIT_ON_TWO_DEVICES], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
     )

@@ -169,7 +169,7 @@ def test_heads_learn_on_vectors(run):
 
 @pytest.mark.slow
 def test_they_are_labelled_and_probed_and_served(run):
-    """Each door on the same run."""
+    """The doors all open the same run."""
     workdir = f"--workdir={run}/run"
     np.save(run / "new.npy", load_digits().data[:40])
     (labelled,) = run_doors([[workdir, f"--dataset=features:{run}/new.npy", f"--output={run}/l.parquet"]], "sela_tf.label")

@@ -93,7 +93,7 @@ class TestSources:
         assert found.train.classes is None
 
     def test_arrays(self, tmp_path, rng):
-        """npz, idx and digits go one way."""
+        """Arrays of npz, idx and digits go one way."""
         images, classes = rng.integers(0, 256, (50, 12, 10, 3), dtype=np.uint8), np.arange(50) % 3
         np.savez(tmp_path / "images.npz", images=images, classes=classes)
         manifest, found = ingested(f"npz:{tmp_path}/images.npz", tmp_path / "records", images_per_shard=10)

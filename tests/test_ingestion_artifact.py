@@ -1,4 +1,4 @@
-"""What ingestion leaves behind, keeps and refuses."""
+"""The artifact of ingestion: what it leaves behind, keeps and refuses."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class TestArtifact:
         assert found.train.class_names == ("cats", "dogs")
 
     def test_nothing_is_lost_when_it_fails(self, tmp_path, rng):
-        """What was ingested before stays until all of the new is there; the input stays in any case."""
+        """The records of before stay until all of the new are there; the input stays in any case."""
         root = twelve_pictures(tmp_path, rng)
         ingested(f"folder:{root}", tmp_path / "records")
         before = files_of(tmp_path / "records")

@@ -39,7 +39,7 @@ def test_the_most_precise_way_that_fits_is_taken():
 
 @pytest.mark.parametrize("scale", [0.01, 2.0], ids=["untrained", "trained"])
 def test_labels_are_the_same_however_log_probabilities_are_held(rng, scale):
-    """float32, float16, and computed from features; beyond 2**20 entries the rounding itself may stop .1/lam short of the best."""
+    """Stores in float32, in float16, and computed from features; beyond 2**20 entries the rounding itself may stop .1/lam short of the best."""
     problem = logits(rng, 1500, 24, scale=scale)
     entries = 1500 * 24
     float32 = assign_labels(problem, memory_limit=6 * entries)
@@ -90,7 +90,7 @@ def test_stored_rows_and_lists_keep_within_the_limit(rng, monkeypatch):
 
 
 def test_rows_are_stored_anew_in_float32_only_if_they_fit(rng, monkeypatch):
-    """Where half precision has no room for a step, the solve goes on in single precision, or without stored rows."""
+    """The solve goes on, where half precision has no room for a step, in single precision, or without stored rows."""
     from sela_tf.transport import rows as rows_module
     from sela_tf.transport import solve as module
 

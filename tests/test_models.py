@@ -126,8 +126,11 @@ def test_parameter_counts_of_the_published_networks():
 
 @pytest.mark.parametrize(("backbone", "published"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])
 def test_parameters_of_the_imagenet_networks(backbone, published):
-    """With 1000 classes, as torchvision counts them; moving statistics are none. Pre-activation ResNets lack the normalisations of the
-    stem and of the four shortcuts (three where the first is none) and have one in each block's input and one at the end."""
+    """The counts with 1000 classes, as torchvision has them; moving statistics are no parameters.
+
+    Pre-activation ResNets lack the normalisations of the stem and of the four shortcuts (three where the first is none) and have one in
+    each block's input and one at the end.
+    """
     count = _trainable(build_model(backbone, image_shape=(64, 64, 3), num_heads=1, num_clusters=1000))
     assert count == published
     stages = [64 * 2**i for i in range(4)]

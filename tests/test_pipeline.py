@@ -32,7 +32,7 @@ def run_pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict:
-    """What a cluster would get."""
+    """The compiled pipeline that a cluster would get."""
     file = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
     done = run_pipeline(
         "--flagfile=configs/cifar10_128x10.cfg", "--dataset=folder:/data/with space", "--min_knn=0.7", "--knn=20", f"--compile={file}",
@@ -143,7 +143,7 @@ class TestHere:
 
     @pytest.mark.slow
     def test_a_compiled_step_works_where_its_artifacts_are_not(self, tmp_path):
-        """As on a cluster, where kfp says where artifacts go: the functions of the steps themselves, one after another."""
+        """Artifacts go where kfp says, as on a cluster: the functions of the steps themselves, one after another."""
         code = f"""
 import tempfile
 from kfp import dsl

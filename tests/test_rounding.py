@@ -116,7 +116,7 @@ def test_feasible_and_optimal(problem):
 @settings(max_examples=120, deadline=None)
 @given(_problems())
 def test_optimal_when_choices_are_left_out_and_blocks_and_samples_are_small(problem):
-    """What only large problems need, on problems that scipy can check."""
+    """The ways of large problems alone, on problems that scipy can check."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"_MANY_CHOICES": 0, "_MAX_CHOICES": 2.0, "_FEW_ROWS": 2}.items():
             patch.setattr(module, name, value)
@@ -228,7 +228,7 @@ def test_memory_stays_below_the_matrix(rng):
 
 @pytest.mark.parametrize(("num_rows", "mended"), [(1003, False), (1003, True), (30_001, False), (30_001, True)])
 def test_logits_that_are_computed(rng, tmp_path, num_rows, mended):
-    """From features in a file: as good as from the matrix, which is never made."""
+    """Labels from features in a file are as good as from the matrix, which is never made."""
     features = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", np.float32, (num_rows, 8))
     features[:] = rng.normal(size=(num_rows, 8))
     kernel, bias = rng.normal(size=(8, 64)).astype(np.float32), rng.normal(size=64).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a whole small run prints and writes."""
+"""The lines and files of a whole small run."""
 
 from __future__ import annotations
 

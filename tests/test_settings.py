@@ -91,7 +91,7 @@ class TestFlags:
 
     @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.name)
     def test_config_files(self, path):
-        """Each parses, says in its head what it is, and holds only what departs from the defaults."""
+        """Every config parses, says in its head what it is, and holds only what departs from the defaults."""
         config = parsed(f"--flagfile={path}")
         text = path.read_text()
         for word in ("Source:", "Command:", "Expected:", "Measured:", "Time:", f"--flagfile=configs/{path.name}"):

@@ -215,7 +215,7 @@ def test_marginals_that_cannot_be_met_are_a_reported_outcome(rng):
 
 
 def test_certificate(rng):
-    """primal and dual as float64 finds them, and the dual bounds what any plan of these marginals attains."""
+    """Primal and dual are as float64 finds them, and the dual bounds what any plan of these marginals attains."""
     log_probs = oracle.log_probs(rng, 600, 12)
     result = sinkhorn(log_probs, tolerance=1e-5)
     q = result.plan(log_probs).q * 600

@@ -132,7 +132,7 @@ def test_a_proposal_that_lowers_the_dual_is_given_up(rng, monkeypatch):
 
 
 def test_a_coarse_start_spares_passes(rng, monkeypatch):
-    """From far off, a share of the rows leads to near the solution."""
+    """A share of the rows leads from far off to near the solution."""
     log_probs = oracle.log_probs(rng, 140_000, 32, spread=0.02) - 0.2 * (np.arange(32) < 20).astype(np.float32)
     with_start = sinkhorn(log_probs)
     monkeypatch.setattr(solve, "_COARSE_ENTRIES", 2**40)
