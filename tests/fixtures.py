@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import importlib
+import io
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -84,37 +89,77 @@ SMALL = (
 """A run of seconds."""
 
 
+def made_once(tmp_path_factory, name: str, make: Callable[[pathlib.Path], Any]) -> tuple[pathlib.Path, Any]:
+    """A directory that `make` fills, and the JSON that it returns: once in a session of several processes, which share it."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"{name}-once"
+    directory.mkdir(exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made, said = directory / "made", directory / "said.json"
+        if not said.exists():
+            made.mkdir()
+            said.write_text(json.dumps(make(made)))
+    return made, json.loads(said.read_text())
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess[str]]:
     """A whole small run, which nobody changes."""
-    workdir = tmp_path_factory.mktemp("run") / "digits"
-    return workdir, run_door(*SMALL, "--report", f"--workdir={workdir}")
+
+    def run(directory: pathlib.Path) -> list:
+        process = run_door(*SMALL, "--report", f"--workdir={directory / 'digits'}")
+        return [process.args, process.returncode, process.stdout, process.stderr]
+
+    directory, said = made_once(tmp_path_factory, "run", run)
+    return directory / "digits", subprocess.CompletedProcess(*said)
 
 
 _DOORS = """
 import contextlib, importlib, io, json, sys
-main = importlib.import_module(sys.argv[1]).main
-for argv in json.load(sys.stdin):
+for module, *argv in json.load(sys.stdin):
+    main = importlib.import_module(module).main
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([sys.argv[1], *argv])
+        code = main([module, *argv])
     print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
 """
 
 
 def run_doors(commands: Sequence[Sequence[str]], module: str = "sela_tf.train") -> list[Door]:
-    """Several commands, one after another, in one process of their own: TensorFlow is loaded once."""
+    """Several commands of a module, one after another, in one process of their own."""
+    return run_modules([[module, *command] for command in commands])
+
+
+def run_modules(commands: Sequence[Sequence[str]], *, cwd: pathlib.Path = ROOT) -> list[Door]:
+    """Commands that begin with their module, one after another, in one process of their own: TensorFlow is loaded once."""
     process = subprocess.run(
-        [sys.executable, "-c", _DOORS, module],
+        [sys.executable, "-c", _DOORS],
         input=json.dumps(commands),
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         timeout=600,
         check=False,
     )
     doors = [Door(*json.loads(line)) for line in process.stdout.splitlines()]
     assert len(doors) == len(commands), process.stderr
+    return doors
+
+
+def run_here(commands: Sequence[Sequence[str]], module: str = "sela_tf.train") -> list[Door]:
+    """Several commands of a module in this process, where TensorFlow is loaded already: for commands that refuse or have little to do."""
+    main, before = importlib.import_module(module).main, signal.getsignal(signal.SIGTERM)
+    doors = []
+    try:
+        for argv in commands:
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = main([module, *argv])
+            doors.append(Door(code, out.getvalue(), err.getvalue()))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return doors
 
 

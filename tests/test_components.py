@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
-from fixtures import ROOT, SMALL, is_one_line, run_doors
+from fixtures import ROOT, SMALL, is_one_line, run_doors, run_here, run_modules
 from served import ask
 
 from components.linear_probe.executor import headline, objections
@@ -73,8 +73,12 @@ def made(tmp_path_factory) -> Made:
     root = tmp_path_factory.mktemp("artifacts")
     write_digits(root / "examples")
     empty = Made(root, (0, "", ""), (0, "", ""))
-    (training,) = run_doors([[*TRAINING, *empty.places(*TRAIN_TO)]], "components.self_labelling.__main__")
-    (probing,) = run_doors([["--min_knn=0.5", "--stages=embedding", *empty.places(*PROBE_TO)]], "components.linear_probe.__main__")
+    training, probing = run_modules(
+        [
+            ["components.self_labelling.__main__", *TRAINING, *empty.places(*TRAIN_TO)],
+            ["components.linear_probe.__main__", "--min_knn=0.5", "--stages=embedding", *empty.places(*PROBE_TO)],
+        ]
+    )
     return Made(root, training, probing)
 
 
@@ -144,7 +148,7 @@ class TestSelfLabelling:
     def test_again(self, made, tmp_path):
         """Unchanged work is not done twice; a model is not written over by another."""
         before = times(made.root / "model")
-        again, other, missing, damaged = run_doors(
+        again, other, missing, damaged = run_here(
             [
                 [*TRAINING, *made.places(*TRAIN_TO)],
                 [*TRAINING, "--seed=1", *made.places(*TRAIN_TO)],
@@ -168,7 +172,7 @@ class TestSelfLabelling:
         (tmp_path / "link").symlink_to(made.root / "model")
         before = times(made.root)
         labels = [flag for flag in made.places(*TRAIN_TO) if not flag.startswith("--labels")]
-        doors = run_doors(
+        doors = run_here(
             [
                 [*TRAINING, *labels, f"--labels={made.root / 'model'}"],
                 [*TRAINING, *labels, f"--labels={made.root / 'model' / 'labels'}"],

@@ -100,17 +100,15 @@ def test_replicas_share_turned_views_alike(tmp_path):
     assert "replicas 2" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (("--logical_cpus=2", "--xla"), "--xla works on one device only"),
-        (("--logical_cpus=2", "--batch_size=63"), "--batch_size=63 cannot be shared equally by 2 devices"),
-    ],
-)
-def test_what_two_devices_cannot_do_is_one_clear_line(tmp_path, args, message):
-    process = run_door(*SMALL, *args, f"--workdir={tmp_path}/run")
-    assert "Traceback" not in process.stdout
-    is_one_line(process, message)
+def test_what_two_devices_cannot_do_is_one_clear_line(tmp_path):
+    cases = {
+        "--xla works on one device only": "--xla",
+        "--batch_size=63 cannot be shared equally by 2 devices": "--batch_size=63",
+    }
+    doors = run_doors([[*SMALL, "--logical_cpus=2", flag, f"--workdir={tmp_path}/run"] for flag in cases.values()])
+    for message, door in zip(cases, doors, strict=True):
+        assert "Traceback" not in door.stdout
+        is_one_line(door, message)
 
 
 @pytest.mark.slow

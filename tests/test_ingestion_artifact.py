@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from fixtures import ROOT, is_one_line, run_doors
+from fixtures import ROOT, is_one_line, run_here
 from google.protobuf import text_format
 from ingested import IN_PROCESS, MARKS, files_of, ingested, make_folder
 from served import encoded, picture
@@ -236,7 +236,7 @@ class TestBadInput:
 
     def test_the_door(self, tmp_path):
         arguments = [f"--examples={tmp_path / 'records'}", f"--beam_pipeline_args={','.join(IN_PROCESS)}"]
-        good, unknown, missing, without = run_doors(
+        good, unknown, missing, without = run_here(
             [
                 ["--dataset=digits", *arguments],
                 ["--dataset=digits", "--shards=2", *arguments],

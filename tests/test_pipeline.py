@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 from absl import flags as absl_flags
-from fixtures import ROOT, SMALL
+from fixtures import ROOT, SMALL, run_here
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from served import encoded, picture
@@ -34,15 +34,17 @@ def run_pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
 def compiled(tmp_path_factory) -> dict:
     """The compiled pipeline that a cluster would get."""
     file = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
-    done = run_pipeline(
-        "--flagfile=configs/cifar10_128x10.cfg", "--dataset=folder:/data/with space", "--min_knn=0.7", "--knn=20", f"--compile={file}",
+    command = [
+        f"--flagfile={ROOT}/configs/cifar10_128x10.cfg", "--dataset=folder:/data/with space", "--min_knn=0.7", "--knn=20", f"--compile={file}",
         "--image=registry/sela-tf:1", "--cpu=8", "--memory=32G", "--accelerator=NVIDIA_L4", "--retries=3", "--beam_pipeline_args=--runner=X,--y=z",
-    )  # fmt: skip
+    ]  # fmt: skip
+    (done,) = run_here([command], "components.pipeline")
     assert done.returncode == 0, done.stderr
     assert "Written: " in done.stdout
     return yaml.safe_load(file.read_text())
 
 
+@pytest.mark.xdist_group("pipeline")
 class TestCompiled:
     def test_kfps_own_schema_takes_it(self, compiled):
         spec = json_format.ParseDict(compiled, pipeline_spec_pb2.PipelineSpec())

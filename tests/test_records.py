@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
-from fixtures import ROOT, is_one_line, run_doors
+from fixtures import ROOT, is_one_line, run_here
 from served import encoded, picture
 
 from sela_tf.data.errors import SourceError
@@ -226,7 +226,7 @@ class TestDamage:
         changed[len(changed) // 2] ^= 1
         path.write_bytes(changed)
         commands = [[*arguments, f"--memory_limit={limit}", f"--workdir={tmp_path / str(limit)}"] for limit in (4, 1e-9)]
-        for door in run_doors(
+        for door in run_here(
             [*commands, [f"--dataset=records:{tmp_path}/no", "--workdir=/no"], ["--dataset=records:", "--workdir=/no"]]
         ):
             is_one_line(door, "records:" if "records:" in door.stderr else f"{self.shard}: record ")
