@@ -115,6 +115,17 @@ def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProces
     return directory / "digits", subprocess.CompletedProcess(*said)
 
 
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> pathlib.Path:
+    """TFDS data sets prepared by another process, as a user's own would be."""
+
+    def prepare(directory: pathlib.Path) -> None:
+        script = ROOT / "tests" / "data" / "tfds_builders.py"  # TFDS looks for the file of a builder's class
+        subprocess.run([sys.executable, script, directory], check=True, capture_output=True, timeout=300)
+
+    return made_once(tmp_path_factory, "tfds", prepare)[0]
+
+
 _DOORS = """
 import contextlib, importlib, io, json, sys
 for module, *argv in json.load(sys.stdin):

@@ -10,11 +10,11 @@ import sela_tf
 
 
 def test_version_and_help():
-    version, help = run_here([["--version"], ["--help"]])
+    version, usage = run_here([["--version"], ["--help"]])
     assert version.returncode == 0
     assert re.match(rf"sela_tf {sela_tf.__version__}, TensorFlow 2\.\d+\.\d+, Keras 3\.\d+\.\d+, devices .*CPU:0", version.stdout)
     assert version.stderr == ""
-    text = help.stdout
+    text = usage.stdout
     assert "--num_clusters" in text
     assert "--workdir" in text
 
