@@ -1,4 +1,4 @@
-"""Fixtures and helpers of all tests. TensorFlow is imported here, once, with its start-up lines off."""
+"""Fixtures and helpers of all tests. TensorFlow is imported by the tests, with its start-up lines off; not by the process that only hands them out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from tensorflow.python.framework import config as tf_config
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 ROOT = pathlib.Path(__file__).parent.parent
 FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
@@ -30,6 +31,8 @@ FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 def op_determinism_is_left_off():
     """A run turns it on for its process, in which Keras then compiles no other test's model with XLA."""
     yield
+    from tensorflow.python.framework import config as tf_config
+
     # the public interface can only turn it on
     tf_config.disable_op_determinism()
 
@@ -50,6 +53,8 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def passes(monkeypatch) -> list[tf.data.Options]:
     """The options of the data sets that the test has gone through."""
+    import tensorflow as tf
+
     seen: list[tf.data.Options] = []
     iterate = tf.data.Dataset.__iter__
     monkeypatch.setattr(tf.data.Dataset, "__iter__", lambda batches: seen.append(batches.options()) or iterate(batches))

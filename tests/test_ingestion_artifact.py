@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -252,8 +253,16 @@ class TestBadInput:
         is_one_line(missing, f"{tmp_path}/none", door=door)
         is_one_line(without, "--examples is missing", door=door)
 
-    def test_without_beam(self, tmp_path):
+    def test_without_beam(self, tmp_path, monkeypatch):
         """The extra is named before any work is done."""
+        find_spec = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "apache_beam" else find_spec(name))
+        (done,) = run_here([["--dataset=digits", f"--examples={tmp_path}/records"]], DOOR)
+        is_one_line(done, "pip install 'sela-tf[beam]'", door="components.data_ingestion")
+        assert not (tmp_path / "records").exists()
+
+    @pytest.mark.slow
+    def test_without_beam_nothing_imports_it(self, tmp_path):
         code = (
             "import sys; sys.modules['apache_beam'] = None\n"
             f"from components.data_ingestion.__main__ import main\n"

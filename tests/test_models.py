@@ -26,7 +26,7 @@ STAGES |= {"resnet8": STAGES["resnet20"], "resnet56": STAGES["resnet20"]}
 STAGES |= {"preact_resnet18": STAGES["resnet18"], "preact_resnet50": STAGES["resnet50"]}
 
 
-SLOW = ("resnet20", "resnet56", "resnet50", "preact_resnet50")
+SLOW = ("resnet20", "resnet56", "resnet18", "resnet50", "preact_resnet50")
 
 
 def shape_for(backbone: str) -> tuple[int, ...]:
@@ -173,7 +173,9 @@ def _trainable(model: keras.Model) -> int:
 
 
 class TestApplications:
-    @pytest.mark.parametrize("name", ["MobileNetV3Small", pytest.param("EfficientNetV2B0", marks=pytest.mark.slow), "ConvNeXtTiny"])
+    @pytest.mark.parametrize(
+        "name", ["MobileNetV3Small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("EfficientNetV2B0", "ConvNeXtTiny"))]
+    )
     def test_is_the_network_without_its_preprocessing(self, name, rng, tmp_path):
         options = {"include_top": False, "weights": None, "input_shape": (64, 64, 3)}
         known = "include_preprocessing" in inspect.signature(getattr(keras.applications, name)).parameters

@@ -135,7 +135,8 @@ class TestHere:
         (tmp_path / "images").mkdir()
         for i in range(4):
             (tmp_path / "images" / f"{i}.png").write_bytes(encoded(picture(rng), "PNG")[: -20 if i == 2 else None])
-        done = run_pipeline(f"--dataset=folder:{tmp_path}/images", *TRAINING, f"--root={tmp_path}/root")
+        command = [f"--dataset=folder:{tmp_path}/images", *TRAINING, f"--root={tmp_path}/root"]
+        (done,) = run_here([command], "components.pipeline")
         assert done.returncode == 1
         (cause,) = re.findall("components.data_ingestion: error: .*", done.stdout)
         assert "1 of 4 images cannot be read: 2.png" in cause
