@@ -1,21 +1,27 @@
-"""Fixtures and helpers of all tests. TensorFlow is imported here, once, with its start-up lines off."""
+"""Fixtures and helpers of all tests. TensorFlow is imported by the tests, with its start-up lines off; not by the process that only hands them out."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import importlib
+import io
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from tensorflow.python.framework import config as tf_config
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 ROOT = pathlib.Path(__file__).parent.parent
 FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
@@ -25,13 +31,15 @@ FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 def op_determinism_is_left_off():
     """A run turns it on for its process, in which Keras then compiles no other test's model with XLA."""
     yield
+    from tensorflow.python.framework import config as tf_config
+
     # the public interface can only turn it on
     tf_config.disable_op_determinism()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def caches_of_tests_are_apart(tmp_path_factory):
-    """Also those of commands that tests start."""
+    """Caches lie in a directory of the test session, also those of commands that tests start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -45,6 +53,8 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def passes(monkeypatch) -> list[tf.data.Options]:
     """The options of the data sets that the test has gone through."""
+    import tensorflow as tf
+
     seen: list[tf.data.Options] = []
     iterate = tf.data.Dataset.__iter__
     monkeypatch.setattr(tf.data.Dataset, "__iter__", lambda batches: seen.append(batches.options()) or iterate(batches))
@@ -69,7 +79,7 @@ def values(rng) -> np.ndarray:
 
 
 class Door(NamedTuple):
-    """What a command left behind."""
+    """The outcome of a command: its exit status and what it printed."""
 
     returncode: int
     stdout: str
@@ -84,11 +94,41 @@ SMALL = (
 """A run of seconds."""
 
 
+def made_once(tmp_path_factory, name: str, make: Callable[[pathlib.Path], Any]) -> tuple[pathlib.Path, Any]:
+    """A directory that `make` fills, and the JSON that it returns: once in a session of several processes, which share it."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"{name}-once"
+    directory.mkdir(exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made, said = directory / "made", directory / "said.json"
+        if not said.exists():
+            made.mkdir()
+            said.write_text(json.dumps(make(made)))
+    return made, json.loads(said.read_text())
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess[str]]:
     """A whole small run, which nobody changes."""
-    workdir = tmp_path_factory.mktemp("run") / "digits"
-    return workdir, run_door(*SMALL, "--report", f"--workdir={workdir}")
+
+    def run(directory: pathlib.Path) -> list:
+        process = run_door(*SMALL, "--report", f"--workdir={directory / 'digits'}")
+        return [process.args, process.returncode, process.stdout, process.stderr]
+
+    directory, said = made_once(tmp_path_factory, "run", run)
+    return directory / "digits", subprocess.CompletedProcess(*said)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> pathlib.Path:
+    """TFDS data sets prepared by another process, as a user's own would be."""
+
+    def prepare(directory: pathlib.Path) -> None:
+        script = ROOT / "tests" / "data" / "tfds_builders.py"  # TFDS looks for the file of a builder's class
+        subprocess.run([sys.executable, script, directory], check=True, capture_output=True, timeout=300)
+
+    return made_once(tmp_path_factory, "tfds", prepare)[0]
 
 
 _DOORS = """
@@ -124,8 +164,23 @@ def run_modules(commands: Sequence[Sequence[str]], *, cwd: pathlib.Path = ROOT) 
     return doors
 
 
+def run_here(commands: Sequence[Sequence[str]], module: str = "sela_tf.train") -> list[Door]:
+    """Several commands of a module in this process, where TensorFlow is loaded already: for commands that refuse or have little to do."""
+    main, before = importlib.import_module(module).main, signal.getsignal(signal.SIGTERM)
+    doors = []
+    try:
+        for argv in commands:
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = main([module, *argv])
+            doors.append(Door(code, out.getvalue(), err.getvalue()))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return doors
+
+
 def run_door(*args: str, **kwargs) -> subprocess.CompletedProcess[str]:
-    """python -m sela_tf.train as a user's shell would run it."""
+    """Runs `python -m sela_tf.train` as a user's shell would."""
     command = [sys.executable, "-m", "sela_tf.train", *args]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False, **kwargs)
 

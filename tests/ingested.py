@@ -1,4 +1,4 @@
-"""What tests of ingestion share: it is done in this process, and the records are loaded."""
+"""Helpers of the tests of ingestion: it is done in this process, and the records are loaded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ingested(dataset: str, examples: pathlib.Path | str, **changes):
 
 
 def files_of(directory: pathlib.Path) -> dict[str, bytes]:
-    """All but what says when the input was read."""
+    """The bytes of each file by its path in `directory`, without made_of.json, which says when the input was read."""
     paths = [path for path in directory.rglob("*") if path.is_file() and path.name != "made_of.json"]
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
 

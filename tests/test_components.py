@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
-from fixtures import ROOT, SMALL, is_one_line, run_doors
+from fixtures import ROOT, SMALL, is_one_line, run_doors, run_here, run_modules
 from served import ask
 
 from components.linear_probe.executor import headline, objections
@@ -31,7 +31,7 @@ TRAINING = [flag for flag in SMALL if not flag.startswith("--dataset")]
 
 
 class Made(NamedTuple):
-    """What the two components made of the digits."""
+    """The artifacts that the two components made of the digits, and what the components said."""
 
     root: pathlib.Path
     training: tuple[int, str, str]
@@ -45,7 +45,7 @@ TRAIN_TO, PROBE_TO = ("examples", "model", "labels", "metrics"), ("examples", "m
 
 
 def write_digits(directory: pathlib.Path, *, classes: bool = True, held_out: bool = True) -> None:
-    """As ingestion does, without Beam."""
+    """Writes the digits as ingestion does, without Beam."""
     source = load_source("digits").train
     sets = dict(zip(("train", "eval"), hold_out(source, 0.25), strict=True)) if held_out else {"train": source}
     shards = {}
@@ -71,8 +71,12 @@ def made(tmp_path_factory) -> Made:
     root = tmp_path_factory.mktemp("artifacts")
     write_digits(root / "examples")
     empty = Made(root, (0, "", ""), (0, "", ""))
-    (training,) = run_doors([[*TRAINING, *empty.places(*TRAIN_TO)]], "components.self_labelling.__main__")
-    (probing,) = run_doors([["--min_knn=0.5", "--stages=embedding", *empty.places(*PROBE_TO)]], "components.linear_probe.__main__")
+    training, probing = run_modules(
+        [
+            ["components.self_labelling.__main__", *TRAINING, *empty.places(*TRAIN_TO)],
+            ["components.linear_probe.__main__", "--min_knn=0.5", "--stages=embedding", *empty.places(*PROBE_TO)],
+        ]
+    )
     return Made(root, training, probing)
 
 
@@ -142,7 +146,7 @@ class TestSelfLabelling:
     def test_again(self, made, tmp_path):
         """Unchanged work is not done twice; a model is not written over by another."""
         before = times(made.root / "model")
-        again, other, missing, damaged = run_doors(
+        again, other, missing, damaged = run_here(
             [
                 [*TRAINING, *made.places(*TRAIN_TO)],
                 [*TRAINING, "--seed=1", *made.places(*TRAIN_TO)],
@@ -162,11 +166,11 @@ class TestSelfLabelling:
         assert times(made.root / "model") == before
 
     def test_directories_that_lie_in_one_another(self, made, tmp_path):
-        """Before anything is done."""
+        """Such directories are refused before anything is done."""
         (tmp_path / "link").symlink_to(made.root / "model")
         before = times(made.root)
         labels = [flag for flag in made.places(*TRAIN_TO) if not flag.startswith("--labels")]
-        doors = run_doors(
+        doors = run_here(
             [
                 [*TRAINING, *labels, f"--labels={made.root / 'model'}"],
                 [*TRAINING, *labels, f"--labels={made.root / 'model' / 'labels'}"],

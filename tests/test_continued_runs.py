@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from fixtures import ROOT, SMALL, is_one_line, rows, run_door, run_doors, run_python
+from fixtures import ROOT, SMALL, is_one_line, rows, run_door, run_doors, run_here, run_python
 
 from sela_tf.cli.signals import signals_noted
 
@@ -91,7 +91,7 @@ def test_a_run_without_its_checkpoints_is_kept_and_not_trained_anew(finished, tm
     subprocess.run(["cp", "-r", finished[0], workdir], check=True)
     subprocess.run(["rm", "-r", workdir / "checkpoints"], check=True)
     before = (workdir / "metrics.jsonl").read_bytes(), (workdir / "results.json").read_bytes()
-    same, longer = run_doors([[*SMALL, f"--workdir={workdir}"], [*SMALL, f"--workdir={workdir}", "--epochs=3"]])
+    same, longer = run_here([[*SMALL, f"--workdir={workdir}"], [*SMALL, f"--workdir={workdir}", "--epochs=3"]])
     assert same.returncode == 0
     assert "finished" in same.stdout
     is_one_line(longer, "its checkpoints are gone or damaged")

@@ -87,29 +87,28 @@ def test_two_devices():
 def test_replicas_share_turned_views_alike(tmp_path):
     """The batches are made for as many devices as there are."""
     program = (
-        "import sys; from sela_tf import experiment, flags, parts, trainer; from absl import flags as absl_flags\n"
-        "values = absl_flags.FlagValues(); flags.define(values, trainer.SelaConfig); flags.parse(values, sys.argv[:-1])\n"
+        "import sys; from absl import flags as absl_flags; from sela_tf.cli import flags\n"
+        "from sela_tf.settings.training import SelaConfig; from sela_tf.training import experiment, images, run\n"
+        "values = absl_flags.FlagValues(); flags.define(values, SelaConfig); flags.parse(values, sys.argv[:-1])\n"
         "def views(*args, replicas, **steps):\n"
-        "    print('replicas', replicas); return parts.training_views(*args, replicas=replicas, **steps)\n"
+        "    print('replicas', replicas); return images.training_views(*args, replicas=replicas, **steps)\n"
         "experiment.training_views = views\n"
-        "trainer.run(flags.settings(values, trainer.SelaConfig), sys.argv[-1])\n"
+        "run.run(flags.settings(values, SelaConfig), sys.argv[-1])\n"
     )
     arguments = [*SMALL, "--epochs=1", "--rotation", "--rotation_share=0.25", "--logical_cpus=2", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-c", program, *arguments], check=True, cwd=ROOT, capture_output=True, text=True)
     assert "replicas 2" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (("--logical_cpus=2", "--xla"), "--xla works on one device only"),
-        (("--logical_cpus=2", "--batch_size=63"), "--batch_size=63 cannot be shared equally by 2 devices"),
-    ],
-)
-def test_what_two_devices_cannot_do_is_one_clear_line(tmp_path, args, message):
-    process = run_door(*SMALL, *args, f"--workdir={tmp_path}/run")
-    assert "Traceback" not in process.stdout
-    is_one_line(process, message)
+def test_what_two_devices_cannot_do_is_one_clear_line(tmp_path):
+    cases = {
+        "--xla works on one device only": "--xla",
+        "--batch_size=63 cannot be shared equally by 2 devices": "--batch_size=63",
+    }
+    doors = run_doors([[*SMALL, "--logical_cpus=2", flag, f"--workdir={tmp_path}/run"] for flag in cases.values()])
+    for message, door in zip(cases, doors, strict=True):
+        assert "Traceback" not in door.stdout
+        is_one_line(door, message)
 
 
 @pytest.mark.slow
@@ -166,7 +165,7 @@ else:
 
 @pytest.mark.slow
 def test_the_callback_works_in_fit_on_two_devices():
-    """With the table made in the strategy's scope, as users will."""
+    """The table is made in the strategy's scope, as users will."""
     done = subprocess.run(
         [sys.executable, "-c", _FIT_ON_TWO_DEVICES], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
     )

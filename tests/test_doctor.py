@@ -160,7 +160,7 @@ class TestDoctor:
 
     @pytest.mark.parametrize("slow", [True, False])
     def test_waiting_for_data(self, values, slow, monkeypatch):
-        """In our own loop, whose clock knows; on a time that goes on by data and by being looked at alone, however busy the machine is."""
+        """Our own loop has a clock that knows; its time goes on by data and by being looked at alone, however busy the machine is."""
         now = [0.0]
 
         def look():

@@ -92,7 +92,7 @@ def test_knn_of_equally_near_takes_the_first(rng):
 
 
 def test_linear_probe_in_blocks_is_scikit_learns_pipeline(blobs, monkeypatch):
-    """And no other copy of the features is made than the standardised one."""
+    """No other copy of the features is made than the standardised one."""
     bank, bank_classes, queries, classes = blobs
     peer = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(bank, bank_classes)
     monkeypatch.setattr(linear_probe, "_VALUES_AT_ONCE", 4000)

@@ -68,7 +68,7 @@ def network(finished) -> keras.Model:
 
 @pytest.fixture(scope="module")
 def loaded(exports) -> dict[int, tf.Module]:
-    """By version."""
+    """The loaded SavedModels by version."""
     return {version: tf.saved_model.load(str(exports[0] / str(version))) for version in (1, 7)}
 
 
@@ -145,7 +145,7 @@ def test_nothing_of_this_machine_or_library_is_in_it(exports):
 @pytest.mark.parametrize("version", [1, 7])
 @pytest.mark.parametrize("signature", ["serving_default", "images"])
 def test_answers_are_the_networks(loaded, finished, network, digits, version, signature):
-    """With potentials the cluster is the argmax of lam log p + potentials; by hand, in double precision."""
+    """The cluster with potentials is the argmax of lam log p + potentials; by hand, in double precision."""
     answers = ask(
         loaded[version], signature, digits if signature == "images" else [tf.io.encode_png(image).numpy() for image in digits]
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
-from fixtures import SMALL, is_one_line, run_door, run_doors
+from fixtures import SMALL, is_one_line, run_door, run_doors, run_here
 from sklearn.datasets import load_digits
 
 import sela_tf
@@ -169,7 +169,7 @@ def test_heads_learn_on_vectors(run):
 
 @pytest.mark.slow
 def test_they_are_labelled_and_probed_and_served(run):
-    """Each door on the same run."""
+    """The doors all open the same run."""
     workdir = f"--workdir={run}/run"
     np.save(run / "new.npy", load_digits().data[:40])
     (labelled,) = run_doors([[workdir, f"--dataset=features:{run}/new.npy", f"--output={run}/l.parquet"]], "sela_tf.label")
@@ -198,6 +198,6 @@ def test_bad_settings_are_refused_by_name(run, tmp_path):
         "--feature_dropout must be at least 0 and below 1": [*SMALL, data, *VECTORS, "--feature_dropout=1", out],
         "takes vectors, and the data set has images": [*SMALL, *VECTORS, out],
     }
-    for (message, _), door in zip(commands.items(), run_doors(list(commands.values())), strict=True):
+    for (message, _), door in zip(commands.items(), run_here(list(commands.values())), strict=True):
         is_one_line(door, message)
     assert not (tmp_path / "out").exists()

@@ -111,7 +111,7 @@ class TestWorkdir:
             Workdir(tmp_path, self.config)
 
     def test_whoever_holds_it_is_named(self, tmp_path):
-        """By a lock on a file opened for writing: on NFS an exclusive lock on any other fails."""
+        """The lock is on a file opened for writing: on NFS an exclusive lock on any other fails."""
         first, second = Workdir(tmp_path / "run", self.config), Workdir(tmp_path / "run", self.config)
         first.start(0)
         with open(tmp_path / "run" / LOCK) as other, pytest.raises(BlockingIOError):
@@ -170,8 +170,8 @@ class TestWorkdir:
 def test_a_run_that_was_killed_in_its_evaluation_labels_exports_and_is_completed(finished, tmp_path):
     workdir = tmp_path / "run"
     program = (
-        "import os, signal, sys; from sela_tf import train, trainer\n"
-        "trainer._judge = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys; from sela_tf import train; from sela_tf.training import run\n"
+        "run._judge = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sys.exit(train.main(sys.argv))"
     )
     arguments = [*SMALL, "--report", f"--workdir={workdir}"]

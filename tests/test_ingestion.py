@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -93,7 +92,7 @@ class TestSources:
         assert found.train.classes is None
 
     def test_arrays(self, tmp_path, rng):
-        """npz, idx and digits go one way."""
+        """Arrays of npz, idx and digits go one way."""
         images, classes = rng.integers(0, 256, (50, 12, 10, 3), dtype=np.uint8), np.arange(50) % 3
         np.savez(tmp_path / "images.npz", images=images, classes=classes)
         manifest, found = ingested(f"npz:{tmp_path}/images.npz", tmp_path / "records", images_per_shard=10)
@@ -146,11 +145,8 @@ class TestSources:
         _, again = ingested(f"tfrecords:{tmp_path}/records/Split-train/*", tmp_path / "again", eval_fraction=0.5)
         assert len(again.train) + len(again.eval) == len(found.train)
 
-    def test_tfds(self, tmp_path):
-        script = tmp_path / "prepare.py"
-        script.write_text(_BUILDER)
-        subprocess.run([sys.executable, script, tmp_path / "tfds"], check=True, capture_output=True, cwd=tmp_path)
-        options = {"data_dir": str(tmp_path / "tfds"), "images_per_shard": 8}
+    def test_tfds(self, tmp_path, data_dir):
+        options = {"data_dir": str(data_dir), "images_per_shard": 8}
         manifest, found = ingested("boxes", tmp_path / "records", **options)
         source = load_source("boxes", SourceOptions(data_dir=options["data_dir"]))
         are_the_same(found.train, source.train, (6, 6))
@@ -164,36 +160,3 @@ class TestSources:
         assert len(manifest["shapes"]) == 4
         with pytest.raises(SourceError, match="TFDS has not prepared it|unknown"):
             ingested("no_such_data_set", tmp_path / "none", **options)
-
-
-_BUILDER = """
-import sys
-import numpy as np, tensorflow_datasets as tfds
-
-class Boxes(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-    sizes = (6,)
-    splits = {"train": 30, "test": 10}
-
-    def _info(self):
-        features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(names=["dark", "bright"])}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, manager):
-        return {name: self._generate_examples(count) for name, count in self.splits.items()}
-
-    def _generate_examples(self, count):
-        random = np.random.default_rng(count)
-        for i in range(count):
-            side = self.sizes[i % len(self.sizes)]
-            image = random.integers(0, 128, (side, side, 3), dtype=np.uint8) + np.uint8(120 * (i % 2))
-            yield i, {"image": image, "label": i % 2}
-
-class Sizes(Boxes):
-    VERSION = tfds.core.Version("1.0.0")
-    sizes = (6, 7, 8, 9)
-    splits = {"train": 40}
-
-for builder in (Boxes, Sizes):
-    builder(data_dir=sys.argv[1]).download_and_prepare()
-"""

@@ -1,7 +1,8 @@
-"""What ingestion leaves behind, keeps and refuses."""
+"""The artifact of ingestion: what it leaves behind, keeps and refuses."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from fixtures import ROOT, is_one_line, run_doors
+from fixtures import ROOT, is_one_line, run_here
 from google.protobuf import text_format
 from ingested import IN_PROCESS, MARKS, files_of, ingested, make_folder
 from served import encoded, picture
@@ -108,7 +109,7 @@ class TestArtifact:
         assert found.train.class_names == ("cats", "dogs")
 
     def test_nothing_is_lost_when_it_fails(self, tmp_path, rng):
-        """What was ingested before stays until all of the new is there; the input stays in any case."""
+        """The records of before stay until all of the new are there; the input stays in any case."""
         root = twelve_pictures(tmp_path, rng)
         ingested(f"folder:{root}", tmp_path / "records")
         before = files_of(tmp_path / "records")
@@ -236,7 +237,7 @@ class TestBadInput:
 
     def test_the_door(self, tmp_path):
         arguments = [f"--examples={tmp_path / 'records'}", f"--beam_pipeline_args={','.join(IN_PROCESS)}"]
-        good, unknown, missing, without = run_doors(
+        good, unknown, missing, without = run_here(
             [
                 ["--dataset=digits", *arguments],
                 ["--dataset=digits", "--shards=2", *arguments],
@@ -252,8 +253,16 @@ class TestBadInput:
         is_one_line(missing, f"{tmp_path}/none", door=door)
         is_one_line(without, "--examples is missing", door=door)
 
-    def test_without_beam(self, tmp_path):
+    def test_without_beam(self, tmp_path, monkeypatch):
         """The extra is named before any work is done."""
+        find_spec = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "apache_beam" else find_spec(name))
+        (done,) = run_here([["--dataset=digits", f"--examples={tmp_path}/records"]], DOOR)
+        is_one_line(done, "pip install 'sela-tf[beam]'", door="components.data_ingestion")
+        assert not (tmp_path / "records").exists()
+
+    @pytest.mark.slow
+    def test_without_beam_nothing_imports_it(self, tmp_path):
         code = (
             "import sys; sys.modules['apache_beam'] = None\n"
             f"from components.data_ingestion.__main__ import main\n"

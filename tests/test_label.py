@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pyarrow.parquet
 import pytest
-from fixtures import Door, is_one_line, run_doors
+from fixtures import Door, is_one_line, run_doors, run_here
 from PIL import Image
 from scipy.special import softmax
 from sklearn.datasets import load_digits
@@ -211,7 +211,7 @@ def test_bad_input_is_refused_by_name(finished, folder, tmp_path, rng):
         "leave out --nopotentials": [run, output, "--balanced", "--nopotentials"],
         "there is no directory '/nowhere'": [run, output, "--dataset=folder:/nowhere"],
     }
-    for (message, _), door in zip(commands.items(), run_doors(list(commands.values()), "sela_tf.label"), strict=True):
+    for (message, _), door in zip(commands.items(), run_here(list(commands.values()), "sela_tf.label"), strict=True):
         is_one_line(door, message, door="sela_tf.label")
     assert not (tmp_path / "labels.parquet").exists()
 

@@ -107,7 +107,7 @@ def _noise(rng) -> ImageSet:
 
 
 class TestRunLabels:
-    """labels.npz of another run."""
+    """The file labels.npz of another run."""
 
     @staticmethod
     def write(path, labels, images, **more) -> None:

@@ -71,7 +71,7 @@ class TestFusedBatchNormalization:
         np.testing.assert_allclose(ours.moving_mean, theirs.moving_mean, atol=1e-5)
 
     def test_moving_variance_is_unbiased(self, inputs):
-        """n/(n-1), as in PyTorch; Keras' own is biased."""
+        """The factor is n/(n-1), as in PyTorch; Keras' own variance is biased."""
         ours, theirs = self.pair(inputs)
         ours(inputs, training=True)
         theirs(inputs, training=True)

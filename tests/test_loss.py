@@ -35,7 +35,7 @@ class TestSelfLabelLoss:
         assert float(SelfLabelLoss(table)(np.array([2**24]), logits)) > 9
 
     def test_beside_a_rotation_head_it_is_the_same(self, rng):
-        """Of four turned views the first counts: the loss is that of the first views alone, beyond float32's integers, too."""
+        """The first of four turned views counts: the loss is that of the first views alone, beyond float32's integers, too."""
         num_examples = 2**24 + 2
         table = LabelTable(1, 2, num_examples)
         inputs = keras.Input((3,))

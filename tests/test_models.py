@@ -27,7 +27,7 @@ STAGES |= {"resnet8": STAGES["resnet20"], "resnet56": STAGES["resnet20"]}
 STAGES |= {"preact_resnet18": STAGES["resnet18"], "preact_resnet50": STAGES["resnet50"]}
 
 
-SLOW = ("resnet56", "resnet50", "preact_resnet50")
+SLOW = ("resnet20", "resnet56", "resnet18", "resnet50", "preact_resnet50")
 
 
 def shape_for(backbone: str) -> tuple[int, ...]:
@@ -127,8 +127,11 @@ def test_parameter_counts_of_the_published_networks():
 
 @pytest.mark.parametrize(("backbone", "published"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])
 def test_parameters_of_the_imagenet_networks(backbone, published):
-    """With 1000 classes, as torchvision counts them; moving statistics are none. Pre-activation ResNets lack the normalisations of the
-    stem and of the four shortcuts (three where the first is none) and have one in each block's input and one at the end."""
+    """The counts with 1000 classes, as torchvision has them; moving statistics are no parameters.
+
+    Pre-activation ResNets lack the normalisations of the stem and of the four shortcuts (three where the first is none) and have one in
+    each block's input and one at the end.
+    """
     count = _trainable(build_model(backbone, image_shape=(64, 64, 3), num_heads=1, num_clusters=1000))
     assert count == published
     stages = [64 * 2**i for i in range(4)]
@@ -171,7 +174,9 @@ def _trainable(model: keras.Model) -> int:
 
 
 class TestApplications:
-    @pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetV2B0", "ConvNeXtTiny"])
+    @pytest.mark.parametrize(
+        "name", ["MobileNetV3Small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("EfficientNetV2B0", "ConvNeXtTiny"))]
+    )
     def test_is_the_network_without_its_preprocessing(self, name, rng, tmp_path):
         options = {"include_top": False, "weights": None, "input_shape": (64, 64, 3)}
         known = "include_preprocessing" in inspect.signature(getattr(keras.applications, name)).parameters

@@ -25,7 +25,7 @@ def values(rng) -> np.ndarray:
 
 
 def events(directory) -> dict[str, list[tuple[int, np.ndarray]]]:
-    """By tag, the (step, value) that TensorBoard will show."""
+    """The pairs (step, value) that TensorBoard will show, by tag."""
     found: dict[str, list[tuple[int, np.ndarray]]] = {}
     for file in sorted(directory.iterdir()):
         for event in summary_iterator(str(file)):
@@ -37,7 +37,7 @@ def events(directory) -> dict[str, list[tuple[int, np.ndarray]]]:
 class TestClusterMonitor:
     @pytest.mark.parametrize("given", [True, False])
     def test_writes_what_the_table_and_the_network_hold(self, values, tmp_path, given):
-        """Each figure against NumPy, from copies of the table that a callback of the test took."""
+        """Every figure against NumPy, from copies of the table that a callback of the test took."""
         labels, model = sela_tf.LabelTable(T, K, N), make_model()
         model.compile(keras.optimizers.SGD(0.05), loss=sela_tf.SelfLabelLoss(labels))
         labelling = sela_tf.SelfLabelling(labels, pairs(values, 64), relabel_steps=[0, 14, 17, 29], lam=10.0)

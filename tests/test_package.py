@@ -72,7 +72,7 @@ def run_example(
 
 @pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory) -> pathlib.Path:
-    """Of an environment whose dependencies come from this one, and the library from the wheel."""
+    """The interpreter of an environment whose dependencies come from this one, and the library from the wheel."""
     directory = tmp_path_factory.mktemp("env")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
     packages = pathlib.Path(sysconfig.get_path("purelib", vars={"base": str(directory)}))
@@ -84,7 +84,7 @@ def python(wheel, tmp_path_factory) -> pathlib.Path:
 @pytest.mark.xdist_group("wheel")
 class TestWheel:
     def test_is_one_group_to_xdist(self, request):
-        """Or each of its processes would build the wheel."""
+        """Its processes would each build the wheel otherwise."""
         if getattr(request.config.option, "loadgroup", False):
             assert request.node.nodeid.endswith("@wheel")
 

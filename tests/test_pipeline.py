@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 from absl import flags as absl_flags
-from fixtures import ROOT, SMALL
+from fixtures import ROOT, SMALL, run_here
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from served import encoded, picture
@@ -32,17 +32,19 @@ def run_pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict:
-    """What a cluster would get."""
+    """The compiled pipeline that a cluster would get."""
     file = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
-    done = run_pipeline(
-        "--flagfile=configs/cifar10_128x10.cfg", "--dataset=folder:/data/with space", "--min_knn=0.7", "--knn=20", f"--compile={file}",
+    command = [
+        f"--flagfile={ROOT}/configs/cifar10_128x10.cfg", "--dataset=folder:/data/with space", "--min_knn=0.7", "--knn=20", f"--compile={file}",
         "--image=registry/sela-tf:1", "--cpu=8", "--memory=32G", "--accelerator=NVIDIA_L4", "--retries=3", "--beam_pipeline_args=--runner=X,--y=z",
-    )  # fmt: skip
+    ]  # fmt: skip
+    (done,) = run_here([command], "components.pipeline")
     assert done.returncode == 0, done.stderr
     assert "Written: " in done.stdout
     return yaml.safe_load(file.read_text())
 
 
+@pytest.mark.xdist_group("pipeline")
 class TestCompiled:
     def test_kfps_own_schema_takes_it(self, compiled):
         spec = json_format.ParseDict(compiled, pipeline_spec_pb2.PipelineSpec())
@@ -133,7 +135,8 @@ class TestHere:
         (tmp_path / "images").mkdir()
         for i in range(4):
             (tmp_path / "images" / f"{i}.png").write_bytes(encoded(picture(rng), "PNG")[: -20 if i == 2 else None])
-        done = run_pipeline(f"--dataset=folder:{tmp_path}/images", *TRAINING, f"--root={tmp_path}/root")
+        command = [f"--dataset=folder:{tmp_path}/images", *TRAINING, f"--root={tmp_path}/root"]
+        (done,) = run_here([command], "components.pipeline")
         assert done.returncode == 1
         (cause,) = re.findall("components.data_ingestion: error: .*", done.stdout)
         assert "1 of 4 images cannot be read: 2.png" in cause
@@ -143,7 +146,7 @@ class TestHere:
 
     @pytest.mark.slow
     def test_a_compiled_step_works_where_its_artifacts_are_not(self, tmp_path):
-        """As on a cluster, where kfp says where artifacts go: the functions of the steps themselves, one after another."""
+        """Artifacts go where kfp says, as on a cluster: the functions of the steps themselves, one after another."""
         code = f"""
 import tempfile
 from kfp import dsl

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import shutil
 
 import keras
 import numpy as np
 import pytest
-from fixtures import SMALL, is_one_line, run_door, run_doors
+from fixtures import SMALL, Door, is_one_line, run_door, run_doors
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
@@ -182,8 +183,10 @@ def test_divergence_is_named(digits):
         sgd_probes(ProbeTask(network(), ["stage3"], *digits, (8, 8), 9600), optimizer=CoupledSGD(1e30), schedule=schedule)
 
 
-def test_through_the_door(finished, digits, tmp_path):
-    """One run, two runs, SGD; other images; and what cannot be."""
+@pytest.fixture(scope="module")
+def probed(finished, tmp_path_factory) -> tuple[pathlib.Path, dict[str, Door]]:
+    """(the directory of runs that were probed, what the door said): every command in one process."""
+    tmp_path = tmp_path_factory.mktemp("probed")
     for name in ("one", "two"):
         shutil.copytree(finished[0], tmp_path / name)
     flagfile = tmp_path / "two" / "flags.cfg"
@@ -196,20 +199,41 @@ def test_through_the_door(finished, digits, tmp_path):
     one, both = f"--workdir={tmp_path}/one", f"--workdir={tmp_path}/one,{tmp_path}/two"
     shutil.copytree(finished[0], tmp_path / "wide")
     (tmp_path / "wide" / "flags.cfg").write_text(flagfile.read_text().replace("--width=8", "--width=4"))
-    single, several, sgd, other, nameless, stage, nothing, unlike, crowded = run_doors(
-        [
-            [one, "--untrained"],
-            [both, "--stages=embedding", "--knn=5", "--kmeans=10,40"],
-            [one, "--protocol=sgd", "--epochs=2", "--drop_epochs=1", "--ten_crop", "--stages=stage2,embedding"],
-            [one, f"--dataset=npz:{tmp_path}/other.npz", "--stages=embedding"],
-            [one, f"--dataset=npz:{tmp_path}/nameless.npz"],
-            [one, "--stages=conv1"],
-            [f"--workdir={tmp_path}"],
-            [f"--workdir={tmp_path}/two,{tmp_path}/wide", "--knn=3"],
-            [one, "--kmeans=10,5000"],
-        ],
-        "sela_tf.probe",
+    # the run's settings and those of too few images
+    for name in ("heavy", "untrained"):
+        shutil.copytree(finished[0], tmp_path / name)
+    flagfile = tmp_path / "heavy" / "flags.cfg"
+    flagfile.write_text(flagfile.read_text().replace("--imbalance=none", "--imbalance=heavy"))
+    np.savez(
+        tmp_path / "few.npz",
+        images=train.images[:14],
+        classes=train.classes[:14] % 2,
+        eval_images=train.images[:9],
+        eval_classes=train.classes[:9] % 2,
     )
+    heavy = [f"--workdir={tmp_path}/heavy", "--stages=embedding", "--knn=1"]
+    commands = {
+        "single": [one, "--untrained"],
+        "several": [both, "--stages=embedding", "--knn=5", "--kmeans=10,40"],
+        "sgd": [one, "--protocol=sgd", "--epochs=2", "--drop_epochs=1", "--ten_crop", "--stages=stage2,embedding"],
+        "other": [one, f"--dataset=npz:{tmp_path}/other.npz", "--stages=embedding"],
+        "nameless": [one, f"--dataset=npz:{tmp_path}/nameless.npz"],
+        "stage": [one, "--stages=conv1"],
+        "nothing": [f"--workdir={tmp_path}"],
+        "unlike": [f"--workdir={tmp_path}/two,{tmp_path}/wide", "--knn=3"],
+        "crowded": [one, "--kmeans=10,5000"],
+        "heavy": heavy,
+        "few": [*heavy, f"--dataset=npz:{tmp_path}/few.npz"],
+        "untrained": [f"--workdir={tmp_path}/untrained", "--untrained", "--stages=embedding", "--knn=10"],
+    }
+    return tmp_path, dict(zip(commands, run_doors(list(commands.values()), "sela_tf.probe"), strict=True))
+
+
+@pytest.mark.xdist_group("probes")
+def test_through_the_door(finished, digits, probed):
+    """One run, two runs, SGD; other images; and what cannot be."""
+    tmp_path, said = probed
+    single, several, sgd, other, nameless, stage, nothing, unlike, crowded = list(said.values())[:9]
     assert single.returncode == 0, single.stderr
     assert "| linear probe, stage3 " in single.stdout
     assert "so no interval over seeds" in single.stdout
@@ -242,35 +266,25 @@ def test_through_the_door(finished, digits, tmp_path):
     assert json.loads((tmp_path / "two" / "probes.json").read_text()) == two
 
 
-def test_unequal_classes_are_judged_by_all_images_and_few_images_will_do(finished, tmp_path):
+@pytest.mark.xdist_group("probes")
+def test_unequal_classes_are_judged_by_all_images_and_few_images_will_do(probed):
     """Neither the run's --imbalance, nor its --num_clusters and --batch_size bind the images that probes are fitted to."""
-    shutil.copytree(finished[0], tmp_path / "run")
-    flagfile = tmp_path / "run" / "flags.cfg"
-    flagfile.write_text(flagfile.read_text().replace("--imbalance=none", "--imbalance=heavy"))
-    train = load_source("digits").train
-    np.savez(
-        tmp_path / "few.npz",
-        images=train.images[:14],
-        classes=train.classes[:14] % 2,
-        eval_images=train.images[:9],
-        eval_classes=train.classes[:9] % 2,
-    )
-    command = [f"--workdir={tmp_path}/run", "--stages=embedding", "--knn=1"]
-    own, few = run_doors([command, [*command, f"--dataset=npz:{tmp_path}/few.npz"]], "sela_tf.probe")
+    tmp_path, said = probed
+    own, few = said["heavy"], said["few"]
     assert own.returncode == 0, own.stderr
     assert "among all 1344 training images" in " ".join(own.stdout.split())
     assert few.returncode == 0, few.stderr
-    probes = json.loads((tmp_path / "run" / "probes.json").read_text())
+    probes = json.loads((tmp_path / "heavy" / "probes.json").read_text())
     assert probes["config"]["num_clusters"] == 16
     assert probes["trained"]["knn"] == {"1": 1.0}
 
 
-def test_untrained_is_the_network_before_its_first_step(finished, tmp_path):
+@pytest.mark.xdist_group("probes")
+def test_untrained_is_the_network_before_its_first_step(finished, probed):
     """Settled, it is scored as at the end of training."""
-    shutil.copytree(finished[0], tmp_path / "run")
-    (door,) = run_doors([[f"--workdir={tmp_path}/run", "--untrained", "--stages=embedding", "--knn=10"]], "sela_tf.probe")
-    assert door.returncode == 0, door.stderr
-    probes = json.loads((tmp_path / "run" / "probes.json").read_text())
+    tmp_path, said = probed
+    assert said["untrained"].returncode == 0, said["untrained"].stderr
+    probes = json.loads((tmp_path / "untrained" / "probes.json").read_text())
     results = json.loads((finished[0] / "results.json").read_text())
     for column in ("trained", "untrained"):
         assert probes[column]["knn"]["10"] == pytest.approx(results[column]["knn"], abs=0.005)

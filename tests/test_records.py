@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
-from fixtures import ROOT, is_one_line, run_doors
+from fixtures import ROOT, is_one_line, run_here
 from served import encoded, picture
 
 from sela_tf.data.errors import SourceError
@@ -33,7 +33,7 @@ def write(directory: pathlib.Path | str, splits: dict[str, list[list[Record]]], 
 
 
 def pictures(rng, count: int, size=lambda i: (6, 5), prefix: str = "") -> list[Record]:
-    """With a few that are not of colour."""
+    """Images of which a few are not of colour."""
     made = []
     for i in range(count):
         image = picture(rng, "L" if i % 4 == 0 else "RGB", size(i))
@@ -77,7 +77,7 @@ class TestFormat:
             assert len(gzip.decompress(path.read_bytes())) > 0
 
     def test_small_and_large_records_in_any_order(self, tmp_path, rng):
-        """What is compressed and what is stored make one file, for any reader."""
+        """Compressed and stored parts make one file, for any reader."""
         records = pictures(rng, 12, lambda i: (64, 48) if i % 3 else (6, 5))
         write(tmp_path, {"train": [records]})
         (path,) = (tmp_path / "Split-train").iterdir()
@@ -151,7 +151,7 @@ class TestReading:
         assert sum(len(batch) for batch, _ in inference_batches(images, size=(4, 4), batch_size=3)) == 8
 
     def test_a_url(self, rng):
-        """Of TensorFlow's file system in memory, which stands for gs:// and s3://."""
+        """URLs of TensorFlow's file system in memory, which stands for gs:// and s3://."""
         write("ram://records", {"train": [pictures(rng, 4), pictures(rng, 4, prefix="b")]})
         images = load("ram://records", 0).train
         (batch, _) = next(iter(inference_batches(images, size=(6, 5), batch_size=20)))
@@ -227,7 +227,7 @@ class TestDamage:
         changed[len(changed) // 2] ^= 1
         path.write_bytes(changed)
         commands = [[*arguments, f"--memory_limit={limit}", f"--workdir={tmp_path / str(limit)}"] for limit in (4, 1e-9)]
-        for door in run_doors(
+        for door in run_here(
             [*commands, [f"--dataset=records:{tmp_path}/no", "--workdir=/no"], ["--dataset=records:", "--workdir=/no"]]
         ):
             is_one_line(door, "records:" if "records:" in door.stderr else f"{self.shard}: record ")

@@ -1,4 +1,4 @@
-"""What a run draws of itself at its end, and the numbers behind it."""
+"""The pictures that a run draws of itself at its end, and the numbers behind them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def report(finished) -> dict:
 
 
 def _is_a_picture(path) -> bool:
-    """Of some size, with more than one colour."""
+    """Tells whether the file is a picture of some size, with more than one colour."""
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("L"))
     return min(pixels.shape) > 200 and pixels.std() > 5

@@ -1,4 +1,4 @@
-"""What exactly balanced labels take, refuse and do at the limits of their arguments."""
+"""Exactly balanced labels at the limits of their arguments, and the arguments that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a whole small run prints and writes."""
+"""The lines and files of a whole small run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from fixtures import SMALL, rows, run_door, run_doors
+from fixtures import SMALL, rows, run_door, run_here
 from sklearn.datasets import load_digits
 from tensorflow.compat.v1.train import summary_iterator
 
@@ -134,7 +134,7 @@ class TestFinishedRun:
     def test_the_same_command_says_so_and_other_settings_are_refused(self, finished):
         workdir, _ = finished
         before = (workdir / "results.json").read_bytes()
-        again, other = run_doors([[*SMALL, f"--workdir={workdir}"], [*SMALL, f"--workdir={workdir}", "--lam=10"]])
+        again, other = run_here([[*SMALL, f"--workdir={workdir}"], [*SMALL, f"--workdir={workdir}", "--lam=10"]])
         assert again.returncode == 0
         assert "finished" in again.stdout
         assert "linear probe" in again.stdout

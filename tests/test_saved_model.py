@@ -1,4 +1,4 @@
-"""What is exported gives the answers that training's evaluation would, whatever comes in."""
+"""The exported model gives the answers that training's evaluation would, whatever comes in."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class TestImages:
 
 
 def test_sizes_are_read_from_headers_before_anything_is_decoded(rng, monkeypatch):
-    """Where the bound is 100 pixels, one of 9 x 11 is decoded, one of 101 is not: of every format, whichever side is the long one."""
+    """An image of 9 x 11 pixels, where the bound is 100, is decoded, one of 101 is not: of every format, whichever side is the long one."""
     monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
     for kind, mode in (("png", "RGB"), ("jpeg", "RGB"), ("gif", "P"), ("bmp", "RGB")):
         files = [encoded(picture(rng, size=size).convert(mode), kind) for size in ((9, 11), (11, 9), (101, 1), (1, 101), (10, 10))]

@@ -109,7 +109,7 @@ class TestSelfLabelling:
         assert asked == [0, 2]
 
     def test_features_may_come_from_elsewhere(self, values):
-        """In place of a pass, or of several: what the heads see is given, and no data set."""
+        """Features are given in place of a pass, or of several, and no data set."""
         model, given = make_model(normalise=False), []
 
         def mean_of_two(step, collect):

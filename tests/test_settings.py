@@ -1,26 +1,20 @@
-"""Config, flags, config files, optimizer and schedules, checkpoints, and the directory of a run."""
+"""Settings, flags, config files, and the wording of errors."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 
-import keras
-import numpy as np
 import pytest
 from absl import flags as absl_flags
 from fixtures import ROOT
 
 from sela_tf.cli import flags
 from sela_tf.cli.wording import in_flags
-from sela_tf.runs import checkpoint
-from sela_tf.runs.results import read_results
-from sela_tf.runs.workdir import Workdir
 from sela_tf.settings.commands import ExportConfig, LabelConfig, ProbeConfig
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
+from sela_tf.training.optimizer import learning_rate_schedule
 
 
 def parsed(*argv: str) -> SelaConfig:
@@ -93,7 +87,7 @@ class TestFlags:
 
     @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.name)
     def test_config_files(self, path):
-        """Each parses, says in its head what it is, and holds only what departs from the defaults."""
+        """Every config parses, says in its head what it is, and holds only what departs from the defaults."""
         config = parsed(f"--flagfile={path}")
         text = path.read_text()
         for word in ("Source:", "Command:", "Expected:", "Measured:", "Time:", f"--flagfile=configs/{path.name}"):
@@ -184,150 +178,6 @@ class TestProbeSettings:
     def test_refuses_by_name(self, argv, message):
         with pytest.raises(ConfigError, match=message):
             self.parsed(*argv)
-
-
-class TestOptimizer:
-    def test_is_pytorchs_sgd(self, rng):
-        weight = keras.Variable(rng.normal(size=(4, 3)).astype(np.float32))
-        expected, velocity = np.asarray(weight, np.float64).copy(), np.zeros((4, 3))
-        schedule = learning_rate_schedule(0.1, schedule="step", epochs=4, steps_per_epoch=5, drops=(0.5,))
-        optimizer = CoupledSGD(schedule, momentum=0.9, coupled_weight_decay=0.01)
-        for step in range(20):
-            gradient = rng.normal(size=(4, 3)).astype(np.float32)
-            optimizer.apply_gradients([(gradient, weight)])
-            velocity = 0.9 * velocity + gradient + 0.01 * expected
-            expected = expected - (0.1 if step < 10 else 0.01) * velocity
-            np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-5)
-
-    def test_drops_at_whole_epochs(self):
-        """150, 300, 350 of 400; and 4, 8, 9 of 10."""
-        for epochs, drops in ((400, (150, 300, 350)), (10, (4, 8, 9))):
-            rate = learning_rate_schedule(1.0, schedule="step", epochs=epochs, steps_per_epoch=3, drops=(0.375, 0.75, 0.875))
-            for i, drop in enumerate(drops):
-                assert float(rate(3 * drop - 1)) == pytest.approx(0.1**i)
-                assert float(rate(3 * drop)) == pytest.approx(0.1 ** (i + 1))
-
-    def test_no_drops(self):
-        rate = learning_rate_schedule(0.2, schedule="step", epochs=10, steps_per_epoch=10, drops=())
-        assert [float(rate(step)) for step in (0, 50, 99)] == pytest.approx([0.2] * 3)
-
-    def test_cosine(self):
-        rate = learning_rate_schedule(0.2, schedule="cosine", epochs=10, steps_per_epoch=10, drops=())
-        assert [float(rate(step)) for step in (0, 50, 100)] == pytest.approx([0.2, 0.1, 0.0], abs=1e-6)
-
-    def test_config_round_trip(self):
-        twin = CoupledSGD.from_config(CoupledSGD(0.3, momentum=0.8, coupled_weight_decay=0.02).get_config())
-        assert (twin.momentum, twin.coupled_weight_decay, float(twin.learning_rate)) == pytest.approx((0.8, 0.02, 0.3))
-
-
-class TestCheckpoint:
-    def test_round_trip_and_keep(self, tmp_path, rng):
-        for step in (5, 10, 15):
-            checkpoint.save(tmp_path, step, {"a/b": rng.normal(size=3), "n": np.arange(step)}, {"note": "x"}, keep=2)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
-        newest, passed_over = checkpoint.load_newest(tmp_path)
-        assert (newest.step, newest.meta["note"], passed_over) == (15, "x", [])
-        np.testing.assert_array_equal(newest.arrays["n"], np.arange(15))
-        assert set(newest.arrays) == {"a/b", "n"}
-
-    def test_none(self, tmp_path):
-        assert checkpoint.load_newest(tmp_path / "none") == (None, [])
-
-    @pytest.mark.parametrize("damage", ["cut", "flip", "no meta", "cut meta"])
-    def test_a_damaged_save_is_passed_over_and_named(self, tmp_path, damage):
-        for step in (1, 2):
-            checkpoint.save(tmp_path, step, {"n": np.arange(1000) * step}, {}, keep=2)
-        state, meta = (tmp_path / "step-00000002" / name for name in ("state.npz", "meta.json"))
-        data = bytearray(state.read_bytes())
-        if damage == "cut":
-            state.write_bytes(data[:-10])
-        elif damage == "flip":
-            data[500] ^= 1
-            state.write_bytes(data)
-        elif damage == "no meta":
-            meta.unlink()
-        else:
-            meta.write_text(meta.read_text()[:9])
-        newest, passed_over = checkpoint.load_newest(tmp_path)
-        assert newest.step == 1
-        assert len(passed_over) == 1
-        assert "step-00000002" in passed_over[0]
-
-    def test_going_on_from_an_older_save_drops_the_later_ones_and_spares_what_is_no_save(self, tmp_path):
-        for step in (100, 200):
-            checkpoint.save(tmp_path, step, {"n": np.arange(3)}, {}, keep=2)
-        (tmp_path / "step-00000200" / "state.npz").write_bytes(b"x")
-        (tmp_path / "step-00000100-mine").mkdir()
-        (tmp_path / "step-00000300.zip").write_bytes(b"")
-        checkpoint.save(tmp_path, 150, {"n": np.arange(3)}, {}, keep=1)
-        assert checkpoint.load_newest(tmp_path)[0].step == 150
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000100-mine", "step-00000150", "step-00000300.zip"]
-
-    def test_what_a_kill_left_is_no_save(self, tmp_path):
-        checkpoint.save(tmp_path, 1, {"n": np.arange(3)}, {}, keep=2)
-        (tmp_path / ".unfinished-step-00000002").mkdir()
-        assert checkpoint.load_newest(tmp_path)[0].step == 1
-        checkpoint.save(tmp_path, 2, {"n": np.arange(3)}, {}, keep=2)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
-
-
-class TestWorkdir:
-    config = SelaConfig(dataset="digits", num_clusters=10, epochs=3)
-
-    def test_belongs_to_one_run(self, tmp_path):
-        path = tmp_path / "a" / "run"
-        Workdir(path, self.config)
-        assert not path.exists()
-        first = Workdir(path, self.config)
-        first.start(0)
-        longer = Workdir(path, dataclasses.replace(self.config, epochs=5, log_every_steps=7))
-        with pytest.raises(ConfigError, match="in use by process"):
-            longer.start(0)
-        first.close()
-        longer.start(0)
-        longer.close()
-        with pytest.raises(ConfigError, match="`epochs` was 5, is 4"):
-            Workdir(path, dataclasses.replace(self.config, epochs=4))
-        with pytest.raises(ConfigError, match=r"`seed` was 0, is 1; `lam` was 25.0, is 3|`lam` was 25.0, is 3.*`seed` was 0, is 1"):
-            Workdir(path, dataclasses.replace(self.config, epochs=5, seed=1, lam=3.0))
-
-    def test_damaged_files_are_named(self, tmp_path):
-        (tmp_path / "flags.cfg").write_bytes(b"\xff\xfe")
-        with pytest.raises(ConfigError, match="flags.cfg is damaged"):
-            Workdir(tmp_path, self.config)
-        (tmp_path / "results.json").write_text("{}")
-        with pytest.raises(ConfigError, match="results.json is damaged"):
-            read_results(tmp_path)
-
-    def test_refuses_files_and_other_peoples_directories(self, tmp_path):
-        (tmp_path / "file").write_text("")
-        with pytest.raises(ConfigError, match="is a file"):
-            Workdir(tmp_path / "file", self.config)
-        with pytest.raises(ConfigError, match=r"holds other files \(file\)"):
-            Workdir(tmp_path, self.config)
-        with pytest.raises(ConfigError, match="no directory that you may write to"):
-            Workdir(tmp_path / "file" / "below", self.config)
-
-    def test_rows_that_will_be_taken_again_are_removed(self, tmp_path):
-        run = Workdir(tmp_path / "run", self.config)
-        run.start(0)
-        for step in (5, 10):
-            run.write_metrics("relabel", step, {"head": 0, "changed": 0.5})
-            run.write_metrics("train", step, {"loss": 1.0})
-        with open(run.path / "metrics.jsonl", "a") as file:
-            file.write('5\n{"a": 1}\n{"kind": "train", "st')
-        run.close()
-        run.start(5)
-        rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-        assert [(row["kind"], row["step"]) for row in rows] == [("train", 5)]
-
-    def test_the_first_labels_are_logged_once_by_a_run_that_starts_over(self, tmp_path):
-        run = Workdir(tmp_path / "run", self.config)
-        for _ in range(2):
-            run.start(0)
-            run.write_metrics("first_labels", 0, {"head": 0, "nmi": 0.1})
-            run.close()
-        assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 class TestWording:

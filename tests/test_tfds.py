@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -16,42 +12,6 @@ from sela_tf.data.splits import is_held_out
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import load_training_data
-
-TFDS_SCRIPT = """
-import sys
-import numpy as np, tensorflow_datasets as tfds
-
-class Shapes(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.2.0")
-    SPLITS = {"train": (30, 6), "test": (10, 6)}
-
-    def _info(self):
-        features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(names=["a", "b"])}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-        return {name: self._generate_examples(*shape) for name, shape in self.SPLITS.items()}
-
-    def _generate_examples(self, count, size):
-        for i in range(count):
-            yield i, {"image": np.full((size or i + 2, size or 4, 3), i, np.uint8), "label": i % 2}
-
-class Many(Shapes):
-    SPLITS = {"train": (3, 0)}
-
-for builder in (Shapes, Many):
-    builder(data_dir=sys.argv[1]).download_and_prepare()
-"""
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> pathlib.Path:
-    """TFDS data sets prepared by another process, as a user's own would be."""
-    directory = tmp_path_factory.mktemp("tfds")
-    script = tmp_path_factory.mktemp("script") / "prepare.py"  # TFDS looks for the file of a builder's class
-    script.write_text(TFDS_SCRIPT)
-    subprocess.run([sys.executable, script, directory], check=True, capture_output=True, timeout=300)
-    return directory
 
 
 class TestTfds:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 
-from fixtures import SMALL, is_one_line, run_door, run_doors
+from fixtures import SMALL, is_one_line, run_door, run_here
 
 import sela_tf
 
 
 def test_version_and_help():
-    version = run_door("--version")
+    version, usage = run_here([["--version"], ["--help"]])
     assert version.returncode == 0
     assert re.match(rf"sela_tf {sela_tf.__version__}, TensorFlow 2\.\d+\.\d+, Keras 3\.\d+\.\d+, devices .*CPU:0", version.stdout)
     assert version.stderr == ""
-    text = run_door("--help").stdout
+    text = usage.stdout
     assert "--num_clusters" in text
     assert "--workdir" in text
 
@@ -43,7 +43,7 @@ def test_bad_input_is_one_clear_line(tmp_path):
         ("--learning_rate=1e30", "--epochs=4", f"--workdir={tmp_path}/diverged"): "Lower the learning rate",
     }
     for message, door in zip(
-        cases.values(), run_doors([[*SMALL, f"--workdir={tmp_path}/run", *args] for args in cases]), strict=True
+        cases.values(), run_here([[*SMALL, f"--workdir={tmp_path}/run", *args] for args in cases]), strict=True
     ):
         is_one_line(door, message)
     assert (tmp_path / "file").read_text() == "mine"

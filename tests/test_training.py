@@ -59,7 +59,7 @@ def test_known_labels_and_a_prior_through_the_door(tmp_path):
 
 @pytest.mark.slow
 def test_one_class_and_few_images(tmp_path, rng):
-    """What has one class only is evaluated as if it had none; a dry run takes as many images as there are."""
+    """Images of one class only are evaluated as if they had none; a dry run takes as many images as there are."""
     images = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "one.npz", images=images, classes=np.zeros(40, int))
     np.savez(tmp_path / "few.npz", images=images[:6], eval_images=images)
@@ -187,7 +187,7 @@ def test_eval_dataset_wins_over_the_test_split(tmp_path, rng):
 
 @pytest.mark.slow
 def test_the_demo_learns(tmp_path):
-    """configs/digits.cfg: kNN above the untrained network's by 2 points or at 98 %, AMI above it by .15."""
+    """The run of configs/digits.cfg: kNN above the untrained network's by 2 points or at 98 %, AMI above it by .15."""
     process = run_door("--flagfile=configs/digits.cfg", f"--workdir={tmp_path / 'run'}")
     assert process.returncode == 0, process.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -1,4 +1,4 @@
-"""No pass over a data set waits for the thread that tunes it, whoever made the data set; TFDS's is in test_sources.py."""
+"""No pass over a data set waits for the thread that tunes it, whoever made the data set; TFDS's is in test_tfds.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of a data set is evaluated on, and that evaluation and report take memory for that alone."""
+"""The verdict: how much of a data set it is given on, and that evaluation and report take memory for that alone."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_what_is_watched_in_training_is_the_sample(rng, few, data):
 
 
 def workdir(path, config: SelaConfig) -> Workdir:
-    """With the first rows of a training."""
+    """Makes the directory of a run, with the first rows of a training."""
     directory = Workdir(path / "run", config)
     directory.start(0)
     directory.write_metrics("train", 1, {"epoch": 0, "loss": 1.3})

@@ -175,7 +175,7 @@ class TestListing:
 
 class TestHeaders:
     def test_headers_tell_what_decoding_finds(self, folder, decoded, rng):
-        """Also of a jpeg whose size comes after a long description."""
+        """The size of a jpeg is found after a long description, too."""
         remark = Image.Exif()
         remark[0x010E] = "a long description" * 1000
         picture(rng, "RGB", (11, 12)).save(folder / "a" / "exif.jpg", exif=remark)

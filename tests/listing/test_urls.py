@@ -92,6 +92,6 @@ class TestUrl:
 
 
 def test_files_without_names_have_no_fingerprint(tmp_path):
-    """By their paths the same images elsewhere would be others."""
+    """The same images elsewhere would be others by their paths."""
     with pytest.raises(ValueError, match="zip"):
         ImageSet(name="x", channels=3, store=Files((str(tmp_path),))).fingerprint()
