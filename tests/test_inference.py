@@ -11,7 +11,7 @@ from sela_tf.models.batch_norm import FusedBatchNormalization
 from sela_tf.models.inference import BatchedInference
 
 
-class TestFeatureExtractor:
+class TestBatchedInference:
     @staticmethod
     def model() -> keras.Model:
         inputs = keras.Input((3,))
