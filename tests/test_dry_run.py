@@ -50,7 +50,7 @@ def test_dry_run_writes_nothing(tmp_path):
         process.stdout,
     )
     for phase in ("training", "relabelling", "a label pass", "evaluation"):
-        assert f"  besides, in {phase}: " in process.stdout
+        assert f"  also, in {phase}: " in process.stdout
     (peak,) = re.findall(r"peak of memory about ([\d.]+) GiB", process.stdout)
     assert 0.2 < float(peak) < 3
     assert not (tmp_path / "run").exists()
@@ -73,7 +73,7 @@ def test_dry_run_of_more_images_than_there_could_be():
     assert f"{1_281_167 - held_out} training images, {held_out} held out" in all_of_them.stdout
     assert f"400 epochs of {(1_281_167 - held_out) // 256} steps" in all_of_them.stdout
     features = (1_281_167 - held_out) * 16 * 4 / 2**30
-    assert f"besides, in relabelling: features {features:.2f}, log-probabilities of a head (float32) {features * 100 / 16:.2f}" in (
+    assert f"also, in relabelling: features {features:.2f}, log-probabilities of a head (float32) {features * 100 / 16:.2f}" in (
         all_of_them.stdout
     )
     hours = [float(re.search(r"label passes ([\d.e+-]+)", door.stdout)[1]) for door in (few, all_of_them)]

@@ -38,8 +38,9 @@ class NetworkDescription:
     width: int
     hidden_units: int
     mean: tuple[float, ...]
-    """The mean of each channel over the training images, in [0, 255]; likewise `variance`."""
+    """The mean of each channel over the training images, in [0, 255]."""
     variance: tuple[float, ...]
+    """The variance of each channel over the training images."""
     synchronized: bool
     """Batch statistics over all devices."""
     dtype: str | None

@@ -239,7 +239,7 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
     }
     print("memory, GiB: " + ", ".join(f"{name} {size / _GIB:.2f}" for name, size in held.items() if size))
     for name, taken in phases.items():
-        print(f"  besides, in {name}: " + ", ".join(f"{what} {size / _GIB:.2f}" for what, size in taken.items()))
+        print(f"  also, in {name}: " + ", ".join(f"{what} {size / _GIB:.2f}" for what, size in taken.items()))
     worst = max(phases, key=lambda name: sum(phases[name].values()))
     peak = sum(held.values()) + sum(phases[worst].values())
     print(f"peak of memory about {peak / _GIB:.2f} GiB, in {worst}; label passes may take {config.label_memory:g} (`label_memory`)")

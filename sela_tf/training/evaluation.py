@@ -24,12 +24,12 @@ from sela_tf.training.initial_state import description_of, first_network
 
 
 class Verdict(NamedTuple):
-    """The figures of a run, and what its network made of the images."""
+    """The figures of a run, and the outputs of its network on the images that they are taken on."""
 
     figures: dict[str, dict[str, Any]]
     """ "trained", "untrained", "chance" and "training_labels" of results.json."""
     outputs: EvaluationOutputs | None
-    """The trained network's, without embeddings, for the report; None where nothing was evaluated."""
+    """The outputs of the trained network, without embeddings, for the report; None where nothing was evaluated."""
 
 
 def outputs_of_run(
@@ -41,7 +41,7 @@ def outputs_of_run(
     lam: float,
     strategy: tf.distribute.Strategy | None = None,
 ) -> EvaluationOutputs | None:
-    """A trained network on the images that it is judged by, the arguments being those of `judge`; None where it is not to be judged."""
+    """Runs a trained network over the images that it is judged by; the arguments are those of `judge`. None where nothing is judged."""
     protocol = protocol_of(config, data)
     if protocol.kind == "none":
         return None
@@ -72,7 +72,7 @@ def judge(
         data: of the run, in full.
         model: the trained network.
         labels: integers [T, N], of the final transport.
-        potentials: [T, K], likewise.
+        potentials: [T, K], of the same transport.
         lam: of that transport.
         strategy: that the model was built under.
     """

@@ -63,14 +63,14 @@ class Experiment:
         self._monitor_states: Mapping[str, np.ndarray] = {}
 
     def schedule(self, steps_per_epoch: int) -> list[int]:
-        """The steps before which labels are recomputed, in epochs of so many steps."""
+        """Returns the steps before which labels are recomputed, for epochs of `steps_per_epoch` steps."""
         config = self.config
         return relabel_steps(
             config.num_relabellings, epochs=config.epochs, steps_per_epoch=steps_per_epoch, spacing=config.relabel_spacing
         )
 
     def make_model(self) -> keras.Model:
-        """The network before its first step, with what trains it."""
+        """Returns the compiled network before its first step, with its loss and its optimizer."""
         config = self.config
         model = first_network(config, self.description, self.strategy)
         loss: Any = SelfLabelLoss(self.labels)
@@ -100,7 +100,13 @@ class Experiment:
         return model
 
     def views(self, first_step: int, last_step: int, *, batch_size: int | None = None) -> tf.data.Dataset:
-        """The batches that the steps from `first_step` up to, not including, `last_step` train on; of the settings' size by default."""
+        """Returns the batches that the steps from `first_step` up to, not including, `last_step` train on.
+
+        Args:
+            first_step: the first step.
+            last_step: the step after the last one.
+            batch_size: images of a batch; None for the settings' number.
+        """
         return training_views(
             self.config,
             self.data,
@@ -123,7 +129,12 @@ class Experiment:
         )
 
     def make_labelling(self, kind: type[SelfLabelling] = SelfLabelling, **options: Any) -> SelfLabelling:
-        """The callback, of this kind, that relabels as the settings say; `options`, arguments of `SelfLabelling`, win over them."""
+        """Returns the callback that relabels as the settings say.
+
+        Args:
+            kind: the class of the callback.
+            options: arguments of `SelfLabelling` that replace those of the settings.
+        """
         config = self.config
         settings: dict[str, Any] = {
             "relabel_steps": self.relabel_steps,
@@ -144,7 +155,7 @@ class Experiment:
         return kind(self.labels, self.label_views, **{**settings, **options})
 
     def callbacks(self, directory: Workdir) -> list[keras.callbacks.Callback]:
-        """The label pass and all that watches the training, which write into `directory`."""
+        """Returns the callback that relabels and the monitors, all of which write into `directory`."""
         self.labelling.log = functools.partial(log_relabelling, directory, self.class_agreement)
         self.monitors = cluster_monitors(
             self.config, self.data, self.labels, self.relabel_steps, directory, self.clock, self._monitor_states
@@ -152,7 +163,7 @@ class Experiment:
         return [self.labelling, *knn_monitor(self.config, self.data), *self.monitors.values()]
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that training changes, by name."""
+        """Returns everything that training changes, as arrays by name."""
         variables = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
         arrays = {f"{kind}/{i:04d}": read(value) for kind, values in variables.items() for i, value in enumerate(values)}
         # Until the monitors are made, their state is what the checkpoint kept of them.
@@ -171,7 +182,7 @@ class Experiment:
         self._monitor_states = arrays_under("monitors", arrays)
 
     def in_words(self, step: int) -> str:
-        """One line for the person who started it."""
+        """Returns one line about the run for the person who started it at `step`."""
         return (
             f"{len(self.data.train)} training images, {len(self.data.held_out)} held out, {shape_in_words(self.data)}; "
             f"{self.model.count_params():,} parameters; {self.steps_per_epoch} steps an epoch on "

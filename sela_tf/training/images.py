@@ -47,7 +47,7 @@ def load_training_data(config: SelaConfig) -> Data:
     """Loads images that can be trained on as the settings say; what cannot be is refused before anything is decoded.
 
     Raises:
-        ValueError: likewise, or the settings do not fit the images (ConfigError).
+        ValueError: the images cannot be loaded (SourceError), or the settings do not fit the images (ConfigError).
     """
     loaded = _refuse_before_decoding(config)
     data = _load_data(config, loaded)
@@ -131,10 +131,10 @@ def _load_data(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:
 
 
 def _network_size(config: SelaConfig, train: ImageSet) -> tuple[int, ...]:
-    """(height, width) that the network sees; () of vectors.
+    """Returns (height, width) that the network sees; () for vectors.
 
     Raises:
-        ConfigError: the images do not tell.
+        ConfigError: the images have many sizes or too small a one, and no setting names one.
     """
     if config.image_size and train.is_vectors:
         raise ConfigError(

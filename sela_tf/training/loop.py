@@ -110,7 +110,7 @@ class TrainingLoop:
             first_step: the first step to take.
             last_step: the step to stop before, the end of an epoch.
             callbacks: Keras callbacks.
-            save: writes the state after so many steps; called at the end of every epoch and after a signal.
+            save: a function of the number of steps taken that writes the state; called at the end of every epoch and after a signal.
             stop: holds the signal that asks the loop to end, once it has come.
 
         Raises:

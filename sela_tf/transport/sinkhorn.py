@@ -69,7 +69,7 @@ class SinkhornResult(NamedTuple):
     """The number of passes over the log-probabilities, exact and stored. Passes over a share of the rows at the start do not count."""
     converged: bool
     """True if `marginal_error` reached the tolerance; otherwise do not train on the labels. No solve can converge where -inf forbids a
-    cluster to so many rows that no plan has these marginals."""
+    cluster to more rows than its share allows."""
     lam: float
     """The inverse strength of the entropic regularisation that was used."""
     primal: float
