@@ -134,9 +134,9 @@ def can_be_run(command: str) -> bool:
     return command in _DONE_OTHERWISE or bool(re.match(r"python -m (sela_tf|components)\.|make (demo|pipeline)$", command))
 
 
-def make_directory(path: pathlib.Path, run: pathlib.Path | None) -> None:
-    """Fills a directory with what the commands of a page need: the checkout, images, features and, if it is given, a finished run."""
-    for entry in ROOT.iterdir():
+def make_directory(path: pathlib.Path, run: pathlib.Path | None, *, checkout: bool = True) -> None:
+    """Fills a directory with what a page needs: the checkout, images, features and, if it is given, a finished run."""
+    for entry in ROOT.iterdir() if checkout else ():
         if not entry.name.startswith(".") and entry.name != "runs":
             (path / entry.name).symlink_to(entry)
     digits = load_digits()
