@@ -31,7 +31,7 @@ from sela_tf.settings.training import SelaConfig
 _USAGE = """python -m components.pipeline --flagfile=configs/NAME.cfg --root=DIR [--min_knn=SHARE …] [--setting=value …]
 python -m components.pipeline --flagfile=configs/NAME.cfg --compile=FILE.yaml [--image=IMAGE …]
 
-Ingests --dataset, trains on it, probes the model and says whether it is good enough. The settings:
+Ingests --dataset, trains on it, probes the model and says whether it is good enough. Flags:
 """
 _LOG = "kfp.log"
 _OF_INGESTION = ("images_per_shard", "image_key", "label_key", "beam_pipeline_args")

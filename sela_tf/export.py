@@ -1,4 +1,4 @@
-"""The door: python -m sela_tf.export --workdir=RUN --export_dir=DIR"""
+"""The command python -m sela_tf.export --workdir=RUN --export_dir=DIR"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sela_tf.settings.commands import ExportConfig
 
 _USAGE = """python -m sela_tf.export --workdir=RUN --export_dir=DIR [--setting=value …]
 
-Writes the network of a finished run into DIR/VERSION, for TensorFlow Serving. The settings:
+Writes the network of a finished run into DIR/VERSION, for TensorFlow Serving. Flags:
 """
 
 

@@ -1,4 +1,4 @@
-"""The door: python -m sela_tf.label --workdir=RUN --dataset=folder:DIR --output=labels.parquet"""
+"""The command python -m sela_tf.label --workdir=RUN --dataset=folder:DIR --output=labels.parquet"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sela_tf.settings.commands import LabelConfig
 
 _USAGE = """python -m sela_tf.label --workdir=RUN --output=FILE [--dataset=DATA] [--setting=value …]
 
-Labels images with the network of a finished run: of each its clusters, how sure the network is, and its embedding. Other than the settings:
+Labels images with the network of a finished run: of each its clusters, how sure the network is, and its embedding. Flags:
 """
 
 

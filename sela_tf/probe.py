@@ -1,4 +1,4 @@
-"""The door: python -m sela_tf.probe --workdir=RUN"""
+"""The command python -m sela_tf.probe --workdir=RUN"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sela_tf.settings.commands import ProbeConfig
 
 _USAGE = """python -m sela_tf.probe --workdir=RUN[,RUN …] [--setting=value …]
 
-Linear probes after every stage of a trained network, and kNN. Writes probes.json into RUN. Other than the settings:
+Linear probes after every stage of a trained network, and kNN. Writes probes.json into RUN. Flags:
 """
 
 

@@ -1,19 +1,19 @@
-"""The door: python -m sela_tf.train --flagfile=configs/digits.cfg --workdir=DIR"""
+"""The command python -m sela_tf.train --flagfile=configs/digits.cfg --workdir=DIR"""
 
 from __future__ import annotations
 
 import sys
 
 from sela_tf.cli.command import CONTINUES, Command
-from sela_tf.settings.training import RunPlace, SelaConfig
+from sela_tf.settings.training import SelaConfig, TrainOptions
 
 _USAGE = """python -m sela_tf.train --flagfile=configs/NAME.cfg --workdir=DIR [--setting=value …]
 
-Trains a network by self-labelling, or continues the run in DIR. Other than the settings:
+Trains a network by self-labelling, or continues the run in DIR. Flags:
 """
 
 
-def _work(config: SelaConfig, place: RunPlace) -> int:
+def _work(config: SelaConfig, place: TrainOptions) -> int:
     from sela_tf.reporting.tables import results_table
     from sela_tf.training.dry_run import dry_run
     from sela_tf.training.run import run
@@ -28,7 +28,7 @@ def _work(config: SelaConfig, place: RunPlace) -> int:
     return 0
 
 
-main = Command(name="sela_tf.train", usage=_USAGE, settings=(SelaConfig, RunPlace), work=_work, stopped=CONTINUES)
+main = Command(name="sela_tf.train", usage=_USAGE, settings=(SelaConfig, TrainOptions), work=_work, stopped=CONTINUES)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -89,7 +89,7 @@ class TestTransport:
         )
         made(label_memory=1e-9).labelling.relabel(1)
         made().labelling.relabel(1)
-        assert [plan.source for plan in plans] == ["computed"] * T + ["float32"] * T
+        assert [plan.form for plan in plans] == ["computed"] * T + ["float32"] * T
 
     def test_known_labels(self, made, tmp_path):
         (tmp_path / "known.csv").write_text("index,cluster\n" + "".join(f"{row},{row % 3}\n" for row in range(30)))

@@ -33,8 +33,8 @@ def test_the_most_precise_way_that_fits_is_taken():
         (1, "computed"),
     ):
         plan = plan_memory(1000, 1024, limit)
-        assert plan.source == source
-        assert plan.source_bytes(1000, 1024) + plan.rest == limit
+        assert plan.form == source
+        assert plan.log_probs_bytes(1000, 1024) + plan.rest == limit
 
 
 @pytest.mark.parametrize("scale", [0.01, 2.0], ids=["untrained", "trained"])
@@ -114,7 +114,7 @@ def test_rows_are_stored_anew_in_float32_only_if_they_fit(rng, monkeypatch):
 _ALIVE = """
 import resource, sys, numpy as np
 import sela_tf
-from sela_tf.self_labelling.label_pass import relabel
+from sela_tf.self_labelling.label_pass import compute_labels
 N, D, K, T = 60_000, 8, 1000, int(sys.argv[1])
 import tensorflow as tf
 heads = sela_tf.MultiHead(T, K); heads(tf.zeros([1, D]))
@@ -126,7 +126,7 @@ def assign(logits, *, initial_potentials):
     log_probs = logits.log_probs()
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return sela_tf.Assignment(log_probs.argmax(axis=1), np.zeros(K, np.float32))
-relabel(features, heads, table, assign=assign)
+compute_labels(features, heads, table, assign=assign)
 print(peaks[-1] - peaks[0])
 """
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from scipy.optimize import linear_sum_assignment
 from user_model import K, N, T, batches, features_and_heads, make_model
 
-from sela_tf.self_labelling.label_pass import head_log_probs, relabel
+from sela_tf.self_labelling.label_pass import compute_labels, head_log_probs
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.transport.assignment import Assignment, assign_labels
@@ -61,7 +61,7 @@ class TestLabelPass:
 
         table = LabelTable(T, K, N)
         before = table.labels
-        outcome = relabel(*features_and_heads(make_model(), values), table, assign=exact)
+        outcome = compute_labels(*features_and_heads(make_model(), values), table, assign=exact)
         for head in outcome:
             assert head.metrics["objective_after"] < head.metrics["objective_before"]
             assert head.metrics["information_share"] == pytest.approx(1.0)
@@ -72,7 +72,7 @@ class TestLabelPass:
         def same(logits, initial_potentials):
             return Assignment(np.zeros(N, int), np.zeros(K))
 
-        head = relabel(*features_and_heads(make_model(), values), LabelTable(T, K, N), assign=same)[0]
+        head = compute_labels(*features_and_heads(make_model(), values), LabelTable(T, K, N), assign=same)[0]
         assert head.metrics["information"] == 0
         assert head.metrics["nmi_with_previous"] == pytest.approx(0)
         assert head.metrics["changed"] == pytest.approx(1 - 1 / K)
@@ -81,7 +81,7 @@ class TestLabelPass:
         features, heads = features_and_heads(make_model(), values)
         table = LabelTable(T, K, N)
         log_probs = tf.nn.log_softmax(heads(features)).numpy().astype(np.float64)
-        for outcome in relabel(features, heads, table, assign=assign_labels):
+        for outcome in compute_labels(features, heads, table, assign=assign_labels):
             for labels, name in ((table.labels[outcome.head], "before"), (outcome.assignment.labels, "after")):
                 expected = -log_probs[np.arange(N), outcome.head, labels].mean()
                 assert outcome.metrics[f"objective_{name}"] == pytest.approx(expected, rel=1e-6)
@@ -92,8 +92,8 @@ class TestLabelPass:
             return Assignment(labels, np.zeros(K))
 
         with pytest.raises(ValueError, match="`assign` must return 96 integer labels from 0 to 3"):
-            relabel(*features_and_heads(make_model(), values), LabelTable(T, K, N), assign=assign)
+            compute_labels(*features_and_heads(make_model(), values), LabelTable(T, K, N), assign=assign)
 
     def test_something_else_than_an_assignment_is_refused(self, values):
         with pytest.raises(TypeError, match=r"sela_tf.Assignment.*exact_balance=False.*SinkhornResult"):
-            relabel(*features_and_heads(make_model(), values), LabelTable(T, K, N), assign=sinkhorn)
+            compute_labels(*features_and_heads(make_model(), values), LabelTable(T, K, N), assign=sinkhorn)

@@ -105,7 +105,7 @@ def _docstrings(path: pathlib.Path) -> list[tuple[int, str]]:
 
 
 _WITHOUT_SUBJECT = re.compile(
-    r"(Of|What|As|Whether|That|Those|Likewise|Which|How|Where|Also|With|Without|In|On|By|For|From|To|See|Until|Within|Raises:|[a-z])\b"
+    r"(Of|What|As|Whether|That|Those|Likewise|Which|How|Where|Also|With|Without|In|On|By|For|From|To|See|Until|Within)\b|[a-z]|Raises:"
 )
 
 

@@ -19,15 +19,8 @@ from sela_tf.data.stores import Arrays
 from sela_tf.evaluation import protocol as protocols
 from sela_tf.evaluation.clustering import cluster_metrics
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.evaluation.metrics import (
-    evaluate_chance,
-    evaluate_labels,
-    evaluate_network,
-    evaluate_outputs,
-    evaluation_outputs,
-    no_metrics,
-)
-from sela_tf.evaluation.outputs import network_outputs
+from sela_tf.evaluation.metrics import evaluate_chance, evaluate_labels, evaluate_network, evaluate_outputs, no_metrics
+from sela_tf.evaluation.outputs import evaluation_outputs, network_outputs
 from sela_tf.evaluation.protocol import evaluation_images, evaluation_protocol
 from sela_tf.models.build import build_model
 from sela_tf.reporting.tables import results_table
@@ -174,13 +167,13 @@ def test_what_is_watched_in_training_is_the_sample(rng, few, data):
     judge_of, labels = class_agreement(config, data), rng.integers(0, K, 90)
     chosen = evaluation_protocol("sampled", 90, 70)
     expected = cluster_metrics(data.train.classes[chosen.training_sample], labels[chosen.training_sample])
-    assert judge_of.agreement(labels).items() >= expected._asdict().items()
+    assert judge_of.of(labels).items() >= expected._asdict().items()
     (monitor,) = knn_monitor(config, data)
     np.testing.assert_array_equal(monitor.eval_classes, data.held_out.classes[chosen.held_out_sample])
     pixels = {int(i): image for images, rows in monitor.eval_batches for i, image in zip(rows, images.numpy(), strict=True)}
     for i, row in enumerate(chosen.held_out_sample):
         np.testing.assert_array_equal(pixels[i], data.held_out.images[row])
-    full = class_agreement(CONFIG, data).agreement(labels)
+    full = class_agreement(CONFIG, data).of(labels)
     assert full.items() >= cluster_metrics(data.train.classes, labels)._asdict().items()
 
 

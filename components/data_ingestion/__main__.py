@@ -1,4 +1,4 @@
-"""The door: python -m components.data_ingestion --dataset=folder:DIR --examples=DIR"""
+"""The command python -m components.data_ingestion --dataset=folder:DIR --examples=DIR"""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from sela_tf.cli.command import Command
 
 _USAGE = """python -m components.data_ingestion --dataset=DATA --examples=DIR [--setting=value …]
 
-Reads and checks every image once, by Apache Beam, and writes them as shards of tf.train.Example, which --dataset=records:DIR trains on. The
-settings:
+Reads and checks every image once, by Apache Beam, and writes them as shards of tf.train.Example, which --dataset=records:DIR trains on. Flags:
 """
 
 

@@ -17,7 +17,7 @@ from sela_tf.data.image_set import ImageSet, SourceName
 from sela_tf.data.listing import FileInfo, walk
 from sela_tf.data.record_writer import example_id
 from sela_tf.data.sources import SourceOptions, existing_path, load_source
-from sela_tf.data.sources.folder import arrange
+from sela_tf.data.sources.folder import splits_of_files
 from sela_tf.data.sources.tfds import TfdsSource, open_tfds
 from sela_tf.data.splits import hold_out, match_classes
 from sela_tf.data.stores import Files
@@ -93,7 +93,7 @@ class _SetLoader:
             files = self._inspect(root, walk(root, name=str(source)))
             self.files.update((file.path, file) for file in files)
             self.rejected.extend(Rejected(file.name, file.problem) for file in files if file.problem)
-            found = arrange(root, files, source=source, skip_bad_images=self._skip_bad_images)
+            found = splits_of_files(root, files, source=source, skip_bad_images=self._skip_bad_images)
         else:
             found = load_source(dataset, SourceOptions(memory_limit=self.memory_limit), setting=setting)
         self.report.extend(found.report)

@@ -1,4 +1,4 @@
-"""The door: python -m components.linear_probe --model=DIR --examples=DIR --evaluation=DIR --blessing=DIR"""
+"""The command python -m components.linear_probe --model=DIR --examples=DIR --evaluation=DIR --blessing=DIR"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sela_tf.settings.commands import ProbeConfig
 
 _USAGE = """python -m components.linear_probe --model=DIR --examples=DIR --evaluation=DIR --blessing=DIR [--setting=value …]
 
-Linear probes, kNN and clustering of a model that components.self_labelling wrote, and a verdict. The settings:
+Linear probes, kNN and clustering of a model that components.self_labelling wrote, and a verdict. Flags:
 """
 
 

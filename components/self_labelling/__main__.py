@@ -1,4 +1,4 @@
-"""The door: python -m components.self_labelling --examples=DIR --model=DIR --labels=DIR --metrics=DIR --flagfile=configs/NAME.cfg"""
+"""The command python -m components.self_labelling --examples=DIR --model=DIR --labels=DIR --metrics=DIR --flagfile=configs/NAME.cfg"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sela_tf.settings.training import SelaConfig
 _USAGE = """python -m components.self_labelling --examples=DIR --model=DIR --labels=DIR --metrics=DIR --flagfile=configs/NAME.cfg [--setting=value …]
 
 Trains on what components.data_ingestion wrote, and writes the model, its labels and its metrics. --dataset of a flagfile is replaced by the
-examples. The settings:
+examples. Flags:
 """
 
 

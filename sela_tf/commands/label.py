@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from sela_tf.commands.label_blocks import Block, Split, StoredOutputs, store_blocks, stored_blocks
+from sela_tf.commands.label_blocks import Block, LabelledSplit, StoredOutputs, store_blocks, stored_blocks
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import SourceOptions, load_source
@@ -72,10 +72,10 @@ def label_run(settings: LabelConfig) -> str:
     config, model = read_config(settings.workdir), load_run(settings.workdir)
     heads = find_multi_head(model)
     labels = read_labels(settings.workdir, (heads.num_heads, heads.num_clusters))
-    splits: list[Split] = []
+    splits: list[LabelledSplit] = []
     num_images = 0
     for name, images in _images(settings, config):
-        splits.append(Split(name, match_input(images, model.input.shape[1:]), known_changes(images, labels), num_images))
+        splits.append(LabelledSplit(name, match_input(images, model.input.shape[1:]), known_changes(images, labels), num_images))
         num_images += len(images)
     if settings.balanced and num_images < heads.num_clusters:
         raise ConfigError(f"`balanced=True` needs as many images as clusters: {num_images} images, {heads.num_clusters} clusters")
@@ -138,7 +138,7 @@ def _images(settings: LabelConfig, config: SelaConfig) -> list[tuple[str, ImageS
     return [("train", splits.train)] + ([("eval", splits.eval)] if splits.eval is not None else [])
 
 
-def _blocks(model: keras.Model, splits: list[Split], settings: LabelConfig) -> Iterator[Block]:
+def _blocks(model: keras.Model, splits: list[LabelledSplit], settings: LabelConfig) -> Iterator[Block]:
     """Yields the outputs of the network, a batch at a time, with a progress bar."""
     cut = cut_at(model, EMBEDDING, find_multi_head(model).input)
     forward = tf.function(lambda images: cut(images, training=False), reduce_retracing=True)

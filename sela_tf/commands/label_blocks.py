@@ -13,7 +13,7 @@ from sela_tf.data.image_set import ImageSet
 from sela_tf.settings.fields import ConfigError
 
 
-class Split(NamedTuple):
+class LabelledSplit(NamedTuple):
     """The images of one split."""
 
     name: str
@@ -28,7 +28,7 @@ class Split(NamedTuple):
 class Block(NamedTuple):
     """The outputs of the network for B consecutive images of a split."""
 
-    split: Split
+    split: LabelledSplit
     start: int
     """Index of the first of these images within the split."""
     embedding: np.ndarray
@@ -83,7 +83,7 @@ def store_blocks(blocks: Iterable[Block], directory: pathlib.Path, num_images: i
     return stored
 
 
-def stored_blocks(stored: StoredOutputs, splits: Sequence[Split], batch_size: int) -> Iterator[Block]:
+def stored_blocks(stored: StoredOutputs, splits: Sequence[LabelledSplit], batch_size: int) -> Iterator[Block]:
     """Yields from the files the blocks that `store_blocks` was given."""
     for split in splits:
         for start in range(0, len(split.images), batch_size):

@@ -29,7 +29,7 @@ from sela_tf.models.build import stage_names
 from sela_tf.models.inference import BatchedInference
 from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.reporting.markdown import markdown
-from sela_tf.reporting.metric_labels import CLUSTER_LABELS, METRICS
+from sela_tf.reporting.metric_labels import CLUSTER_LABELS, METRIC_LABELS
 from sela_tf.runs.names import PROBES
 from sela_tf.runs.network import load_run, read_description
 from sela_tf.runs.workdir import read_config
@@ -82,14 +82,14 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
     # The network sees the images of another data set at its own size.
     if len(shape) == 3:
         config = dataclasses.replace(config, image_size=shape[0])
-    data = _load_data(config, shape)
+    data = _load_matching(config, shape)
     protocol = evaluation_protocol(settings.evaluate, len(data.train), len(data.held_out), seed=settings.seed)
-    _check_fit(settings, data, protocol)
+    _check_enough_images(settings, data, protocol)
     images = evaluation_images(data.train, data.held_out, data.size, protocol)
     results: dict[str, Any] = {
         "trained": _metrics(settings, model, stages, data, images, strategy),
         "num_held_out_images": protocol.held_out_size,
-        "protocol": _protocol(settings, protocol),
+        "protocol": _protocol_text(settings, protocol),
         "config": dataclasses.asdict(config),
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "workdir"},
     }
@@ -101,7 +101,7 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
     return results
 
 
-def _load_data(config: SelaConfig, shape: Sequence[int]) -> Data:
+def _load_matching(config: SelaConfig, shape: Sequence[int]) -> Data:
     """Loads training and held-out images in the shape that the network takes.
 
     Raises:
@@ -117,7 +117,7 @@ def _load_data(config: SelaConfig, shape: Sequence[int]) -> Data:
     return data
 
 
-def _check_fit(settings: ProbeConfig, data: Data, protocol: EvaluationProtocol) -> None:
+def _check_enough_images(settings: ProbeConfig, data: Data, protocol: EvaluationProtocol) -> None:
     """Checks that there are enough images for the settings.
 
     Raises:
@@ -214,7 +214,7 @@ def _schedule(settings: ProbeConfig) -> ProbeSchedule:
     return ProbeSchedule(settings.epochs, settings.batch_size, views, settings.ten_crop)
 
 
-def _protocol(settings: ProbeConfig, protocol: EvaluationProtocol) -> str:
+def _protocol_text(settings: ProbeConfig, protocol: EvaluationProtocol) -> str:
     """Returns the protocol of the metrics in words, for probes.json."""
     said = (
         f"{protocol.held_out_words}; knn: embedding, cosine, votes weighted exp(similarity / .1), among {protocol.training_words}, "
@@ -271,8 +271,8 @@ def probes_table(runs: Sequence[Mapping[str, Any]]) -> str:
     columns = [name for name in ("trained", "untrained") if name in runs[0]]
     rows = [["held-out images", *columns]]
     for kind, label in (
-        ("knn", f"{METRICS['knn'].short_label}, k = {{}}"),
-        ("linear_probe", f"{METRICS['linear_probe'].label}, {{}}"),
+        ("knn", f"{METRIC_LABELS['knn'].short_label}, k = {{}}"),
+        ("linear_probe", f"{METRIC_LABELS['linear_probe'].label}, {{}}"),
     ):
         for key in runs[0]["trained"][kind]:
             rows.append([label.format(key), *(mean_and_interval([run[column][kind][key] for run in runs]) for column in columns)])

@@ -219,7 +219,7 @@ class Records:
 
     def _unpacked(self, i: int) -> bytes:
         shard = self.shard[i]
-        file = _opened(self.shards[shard], self.digests[shard])
+        file = _open_shard(self.shards[shard], self.digests[shard])
         packed = file.read(int(self.offset[i]), int(self.size[i]))
         if zlib.crc32(packed) != self.crc32[i]:
             raise SourceError(
@@ -229,7 +229,7 @@ class Records:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed)[LENGTH + 4 : -4]
 
 
-class _Opened:
+class _OpenShard:
     """An open file that several threads read at once."""
 
     def __init__(self, path: str, digest: str):
@@ -249,4 +249,4 @@ class _Opened:
 
 
 # A file that leaves the cache while a thread reads it is closed when that thread has read it.
-_opened = functools.lru_cache(maxsize=128)(_Opened)
+_open_shard = functools.lru_cache(maxsize=128)(_OpenShard)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,64 +13,16 @@ from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import ClusterMetrics, cluster_metrics
 from sela_tf.evaluation.knn import knn_accuracy
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.evaluation.outputs import NetworkOutputs, network_outputs
+from sela_tf.evaluation.outputs import EvaluationOutputs, evaluation_outputs
 from sela_tf.evaluation.protocol import LEFT_OUT, EvaluationImages
 from sela_tf.models.heads import find_multi_head
 from sela_tf.models.inference import BatchedInference
 
 KNN_NEIGHBOURS = 10
 
-
 _NO_CLASSES = "the images have no class labels"
 
-
 _NO_EVAL_CLASSES = "the held-out images have no class labels"
-
-
-class EvaluationOutputs(NamedTuple):
-    """The outputs of a network on the images that it is evaluated on."""
-
-    training: NetworkOutputs | None
-    """Outputs on the training images; None where neither the kNN nor the report needs them."""
-    held_out: NetworkOutputs
-    """Outputs on the held-out images."""
-
-    def without_embeddings(self) -> EvaluationOutputs:
-        """Returns the outputs of the heads alone, which take little memory."""
-        training = None if self.training is None else self.training.without_embedding()
-        return EvaluationOutputs(training, self.held_out.without_embedding())
-
-
-def evaluation_outputs(
-    model: keras.Model,
-    images: EvaluationImages,
-    *,
-    strategy: tf.distribute.Strategy | None = None,
-    potentials: np.ndarray | None = None,
-    lam: float = 1.0,
-    always_training: bool = False,
-) -> EvaluationOutputs:
-    """Runs a network once over each set. Embeddings are kept where there are classes to judge them by.
-
-    Args:
-        model: a network of `build_model`.
-        images: the images to evaluate on. The training images are used if there are classes, or with `always_training`.
-        strategy: strategy that the model was built under; None for one device.
-        potentials: potentials [T, K] of the last transport, for the corrected clusters.
-        lam: lambda of that transport.
-        always_training: use the training images in any case.
-    """
-    outputs_on = functools.partial(
-        network_outputs,
-        model,
-        size=images.size,
-        strategy=strategy,
-        embedding=images.have_classes,
-        potentials=potentials,
-        lam=lam,
-    )
-    training = outputs_on(images.training) if images.have_classes or always_training else None
-    return EvaluationOutputs(training, outputs_on(images.held_out))
 
 
 def evaluate_network(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import keras
@@ -11,6 +12,7 @@ import tensorflow as tf
 from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
+from sela_tf.evaluation.protocol import EvaluationImages
 from sela_tf.models.build import cut_at
 from sela_tf.models.heads import find_multi_head
 from sela_tf.models.inference import BatchedInference
@@ -73,6 +75,52 @@ def network_outputs(
     values, numbers = np.split(found, [found.shape[1] - 3 * heads.num_heads], axis=1)
     clusters, confidence, corrected = (part.T for part in np.split(numbers, 3, axis=1))
     return NetworkOutputs(values, clusters.astype(np.int64), confidence.copy(), corrected.astype(np.int64))
+
+
+class EvaluationOutputs(NamedTuple):
+    """The outputs of a network on the images that it is evaluated on."""
+
+    training: NetworkOutputs | None
+    """Outputs on the training images; None where neither the kNN nor the report needs them."""
+    held_out: NetworkOutputs
+    """Outputs on the held-out images."""
+
+    def without_embeddings(self) -> EvaluationOutputs:
+        """Returns the outputs of the heads alone, which take little memory."""
+        training = None if self.training is None else self.training.without_embedding()
+        return EvaluationOutputs(training, self.held_out.without_embedding())
+
+
+def evaluation_outputs(
+    model: keras.Model,
+    images: EvaluationImages,
+    *,
+    strategy: tf.distribute.Strategy | None = None,
+    potentials: np.ndarray | None = None,
+    lam: float = 1.0,
+    always_training: bool = False,
+) -> EvaluationOutputs:
+    """Runs a network once over each set. Embeddings are kept where there are classes to judge them by.
+
+    Args:
+        model: a network of `build_model`.
+        images: the images to evaluate on. The training images are used if there are classes, or with `always_training`.
+        strategy: strategy that the model was built under; None for one device.
+        potentials: potentials [T, K] of the last transport, for the corrected clusters.
+        lam: lambda of that transport.
+        always_training: use the training images in any case.
+    """
+    outputs_on = functools.partial(
+        network_outputs,
+        model,
+        size=images.size,
+        strategy=strategy,
+        embedding=images.have_classes,
+        potentials=potentials,
+        lam=lam,
+    )
+    training = outputs_on(images.training) if images.have_classes or always_training else None
+    return EvaluationOutputs(training, outputs_on(images.held_out))
 
 
 class _HeadOutputs(keras.layers.Layer):

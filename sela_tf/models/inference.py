@@ -13,7 +13,7 @@ import tensorflow as tf
 from sela_tf.compat.autotuning import untuned
 
 
-def read(variable: keras.Variable) -> np.ndarray:
+def read_variable(variable: keras.Variable) -> np.ndarray:
     """Returns the value of a variable; that of the first replica for a mirrored one, which NumPy cannot read by itself."""
     return tf.convert_to_tensor(variable).numpy()
 
@@ -22,7 +22,7 @@ def steps_taken(model: keras.Model) -> int:
     """Returns the number of optimizer steps that `model` has taken, which a second `fit` and a restored optimizer continue."""
     # A loss-scaling optimizer wraps the one that counts.
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    return int(read(optimizer.iterations))
+    return int(read_variable(optimizer.iterations))
 
 
 def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
@@ -38,7 +38,9 @@ def has_empty_statistics(model: keras.Model) -> bool:
     from a file of weights has statistics.
     """
     norms = batch_norms(model)
-    return bool(norms) and all((read(norm.moving_mean) == 0).all() and (read(norm.moving_variance) == 1).all() for norm in norms)
+    return bool(norms) and all(
+        (read_variable(norm.moving_mean) == 0).all() and (read_variable(norm.moving_variance) == 1).all() for norm in norms
+    )
 
 
 def _batch_size(images: Any) -> int:
@@ -140,7 +142,7 @@ class BatchedInference:
         """
         trainable = {id(variable) for variable in self.model.trainable_variables}
         state = [variable for variable in self.model.variables if id(variable) not in trainable] if batch_statistics else []
-        before = [read(variable) for variable in state]
+        before = [read_variable(variable) for variable in state]
         seen = _Seen(num_examples)
         collected = np.empty((num_examples, 0), np.float32)
         try:

@@ -17,7 +17,7 @@ class Metric(NamedTuple):
     """The label in report.png, where there is little room; None for a metric that report.json and report.png leave out."""
 
 
-METRICS = {
+METRIC_LABELS = {
     "knn": Metric("kNN accuracy", "kNN"),
     "linear_probe": Metric("linear probe", "linear probe"),
     "nmi": Metric("NMI", "NMI"),
@@ -29,8 +29,8 @@ METRICS = {
 }
 """Metrics by their key in results.json, in the order of the tables."""
 
-REPORT_LABELS = {key: metric.short_label for key, metric in METRICS.items() if metric.short_label is not None}
+REPORT_LABELS = {key: metric.short_label for key, metric in METRIC_LABELS.items() if metric.short_label is not None}
 """Labels in report.png, by key."""
 
-CLUSTER_LABELS = {key: metric.label for key, metric in METRICS.items() if key not in ("knn", "linear_probe")}
+CLUSTER_LABELS = {key: metric.label for key, metric in METRIC_LABELS.items() if key not in ("knn", "linear_probe")}
 """Labels in tables of the metrics that compare clusters with classes, by key."""

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sela_tf.reporting.metric_labels import METRICS
+from sela_tf.reporting.metric_labels import METRIC_LABELS
 
 
 def results_table(results: Mapping[str, Any]) -> str:
@@ -26,7 +26,7 @@ def results_table(results: Mapping[str, Any]) -> str:
             f"Clusters in use on the held-out images, a head: {used} of {results['config']['num_clusters']}."
         )
     rows = [["held-out images", *columns]]
-    for key, (label, _) in METRICS.items():
+    for key, (label, _) in METRIC_LABELS.items():
         values = [results[column][key] for column in columns]
         if isinstance(values[0], list):
             for head in range(heads):

@@ -56,7 +56,7 @@ LABEL_ARRAYS = {
 RESULT_KEYS = {
     "trained": "Figures of the trained network on the held-out images.",
     "untrained": "The same of the network before its first step, its moving statistics taken from training images.",
-    "chance": "The same of no knowledge: the share of the largest class, and equally large clusters at random.",
+    "chance": "The same figures for guesses: the share of the largest class, and equally large clusters at random.",
     "training_labels": "Agreement of the labels of the last transport with the classes of the training images.",
     "transport": "`converged`, `marginal_error` and `num_iterations` of the last transport: lists of T values.",
     "config": "The settings of the run: the flags by name.",

@@ -42,8 +42,10 @@ def read_labels(workdir: str | os.PathLike[str], shape: Sequence[int]) -> dict[s
 
 
 def _check_labels(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None:
-    """Raises:
-    ValueError: they are not as a run writes them.
+    """Checks that the arrays of labels.npz are those of a network with `shape`, (heads, clusters).
+
+    Raises:
+        ValueError: an array is missing, or has another shape, type or range.
     """
     if not set(_LABELS_HOLD) <= set(arrays):
         raise ValueError("arrays are missing")
@@ -60,8 +62,10 @@ def _check_labels(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> N
 
 
 def _check_step(arrays: Mapping[str, np.ndarray], network: pathlib.Path) -> None:
-    """Raises:
-    ValueError: the network went on, and was stopped before its last transport.
+    """Checks that labels.npz was made by the network that network.json describes.
+
+    Raises:
+        ValueError: the network was trained further, and stopped before its last transport.
     """
     if not network.exists():
         return

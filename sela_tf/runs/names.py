@@ -4,17 +4,12 @@ from __future__ import annotations
 
 FLAGS, NETWORK, WEIGHTS, LABELS = "flags.cfg", "network.json", "model.weights.h5", "labels.npz"
 
-
 RESULTS, PROBES = "results.json", "probes.json"
-
 
 METRICS, TIMINGS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "timings.jsonl", "checkpoints", "tensorboard"
 
-
 REPORT, PICTURE, GALLERIES = "report.json", "report.png", "galleries"
 
-
 LOCK = ".lock"
-
 
 RUN_FILES = (FLAGS, NETWORK, WEIGHTS, LABELS, RESULTS, PROBES, METRICS, TIMINGS, REPORT)

@@ -24,21 +24,20 @@ from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.paths import refuse_unwritable
 from sela_tf.settings.training import SelaConfig
 
-_OF_OTHERS = ("lost+found",)
+_FILE_SYSTEM_DIRECTORIES = ("lost+found",)
 """Directories that a fresh volume holds."""
 
-
-_BEFORE_STEP = ("first_labels", "relabel")
+_KINDS_BEFORE_STEP = ("first_labels", "relabel")
 """Rows that belong before their step; the others come after it."""
 
 
 class Workdir:
-    """The files of one run.
+    """The directory of one run, its lock, and the files that training writes into it.
 
     Args:
-        path: of a directory; made by `start`, if missing. One that is in use is accepted only if it holds the same run: settings
-            may differ in a larger `epochs` and in what is only shown.
-        config: of the run.
+        path: the directory, which `start` makes if it is missing. One that holds a run is accepted only if it is the same run: settings
+            may differ in a larger `epochs` and in those that a continued run may change.
+        config: the settings of the run.
 
     Raises:
         ConfigError: the path is a file, cannot be written, or holds something else; with what differs, old and new.
@@ -56,7 +55,7 @@ class Workdir:
             except ConfigError as error:
                 raise ConfigError(f"{flagfile} is damaged ({error}): name another directory") from error
             _refuse_other_run(self.path, self.previous, config)
-        elif self.path.is_dir() and (found := sorted(set(os.listdir(self.path)) - {LOCK, *_OF_OTHERS})):
+        elif self.path.is_dir() and (found := sorted(set(os.listdir(self.path)) - {LOCK, *_FILE_SYSTEM_DIRECTORIES})):
             raise ConfigError(
                 f"`workdir={path}` holds other files ({', '.join(found[:3])}) and no run: name a new or an empty directory"
             )
@@ -125,7 +124,9 @@ class Workdir:
             file = self.path / name
             if file.exists():
                 rows = [row for row in map(_row, file.read_text(errors="replace").splitlines()) if row]
-                kept = [row for row in rows if row["step"] < step or (row["step"] == step and row["kind"] not in _BEFORE_STEP)]
+                kept = [
+                    row for row in rows if row["step"] < step or (row["step"] == step and row["kind"] not in _KINDS_BEFORE_STEP)
+                ]
                 write_whole(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
         self._writer = tf.summary.create_file_writer(str(self.path / TENSORBOARD))
 

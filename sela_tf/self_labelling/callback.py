@@ -17,7 +17,7 @@ from sela_tf.models.build import cut_at_heads
 from sela_tf.models.heads import find_multi_head
 from sela_tf.models.inference import BatchedInference, has_empty_statistics, steps_taken
 from sela_tf.self_labelling.fit_checks import check_fit, check_validation
-from sela_tf.self_labelling.label_pass import Assign, HeadLabels, relabel
+from sela_tf.self_labelling.label_pass import Assign, HeadLabels, compute_labels
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.loss import bind_losses
 from sela_tf.transport.assignment import assign_labels
@@ -207,7 +207,7 @@ class SelfLabelling(keras.callbacks.Callback):
             )
         self._is_first_epoch = False
 
-    def relabel(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
+    def compute_labels(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
         """Recomputes labels now, and writes them to the table when those of all heads are known.
 
         Args:
@@ -220,7 +220,7 @@ class SelfLabelling(keras.callbacks.Callback):
         start = time.perf_counter()
         head_inputs = self._head_inputs(step)
         seconds = time.perf_counter() - start
-        outcome = relabel(head_inputs, find_multi_head(self.model), self.labels, assign=self.assign, only=only)
+        outcome = compute_labels(head_inputs, find_multi_head(self.model), self.labels, assign=self.assign, only=only)
         # The pass over the images counts for the first head, which waits for it.
         outcome[:1] = [head._replace(seconds=head.seconds + seconds) for head in outcome[:1]]
         self.write(step, outcome)

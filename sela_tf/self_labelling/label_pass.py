@@ -31,7 +31,7 @@ class HeadLabels(NamedTuple):
     assignment: Assignment
     """The new labels, with the state of their transport."""
     metrics: dict[str, float | int | bool | None]
-    """Metrics that repeat with the seed; see `relabel`."""
+    """Metrics that repeat with the seed; see `compute_labels`."""
     seconds: float
     """Time that the relabelling took."""
 
@@ -50,7 +50,7 @@ class HeadLabels(NamedTuple):
         )
         if metrics["converged"]:
             return line
-        outcome = "the labels are balanced exactly all the same" if self.usable else "the labels of before are kept"
+        outcome = "the labels are balanced exactly all the same" if self.usable else "the old labels are kept"
         return line + f"; NOT CONVERGED (marginal error {metrics['marginal_error']}): {outcome}"
 
 
@@ -77,7 +77,7 @@ def head_log_probs(
         yield head, LinearLogits(head_inputs, heads.head_kernel(head), heads.head_bias(head)).log_probs()
 
 
-def relabel(
+def compute_labels(
     head_inputs: np.ndarray, heads: MultiHead, labels: LabelTable, *, assign: Assign, only: Iterable[int] | None = None
 ) -> list[HeadLabels]:
     """Computes new labels of the heads, without writing them to the table.

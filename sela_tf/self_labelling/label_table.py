@@ -14,7 +14,8 @@ _SIDE, _REMAINDERS = 64, 4093
 modulo the largest prime that the square holds, so that no stride of the indices misses most remainders."""
 
 _FEW = 16
-"""Factor between the different indices that uniform draws with replacement would meet and those that were met, above which these are few.
+"""The ratio above which the looked-up indices are taken for class labels: the number of different indices that uniform draws with
+replacement would have met, over the number that were met.
 
 Class labels have a ratio of 19 on CUB-200 (200 classes, 5,994 images), and of 300 on CIFAR-100. Draws that take nine tenths of their images
 from a hundredth of the set have a ratio of 6.

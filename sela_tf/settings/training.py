@@ -200,7 +200,7 @@ class SelaConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunPlace:
+class TrainOptions:
     """The settings of `python -m sela_tf.train` that are not part of the run: the same run may lie anywhere."""
 
     workdir: str = option("", "Directory of the run; made if missing.")

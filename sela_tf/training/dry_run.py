@@ -114,7 +114,7 @@ def dry_run(config: SelaConfig) -> None:
 
 
 def _stand_in(config: SelaConfig) -> tuple[SelaConfig, _Counts | None]:
-    """The settings with fewer synthetic images, and how many there would be; None where nothing stands for anything."""
+    """Returns the settings with fewer synthetic images, and the number that there would be; None if the data set is not made smaller."""
     wanted = synthetic_count(config.dataset)
     least = int(2 * max(config.num_clusters, config.batch_size, _FEW) / (1 - config.eval_fraction)) + 1000
     if wanted is None or wanted <= least:
@@ -127,7 +127,7 @@ def _stand_in(config: SelaConfig) -> tuple[SelaConfig, _Counts | None]:
 
 
 def _seconds_of_looking(experiment: Experiment, few: int) -> float:
-    """An image's share of a pass of the network: what more images take longer than `few` do."""
+    """Returns the seconds of inference for one image, from the difference of a large pass and a small one."""
     data, strategy = experiment.data, experiment.strategy
     inference = BatchedInference(cut_at_heads(experiment.model), strategy)
 
@@ -147,7 +147,7 @@ def _second_time(function: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _transport(config: SelaConfig, plan: MemoryPlan, rows: int, width: int) -> tuple[Assignment, float]:
-    """Labels of one head, of random inputs and weights that are held as the run's would be."""
+    """Labels of one head, of random inputs and weights that are kept as the run's would be."""
     random = np.random.default_rng(config.seed)
     logits = LinearLogits(
         random.normal(size=(rows, width)).astype(np.float32),
@@ -155,7 +155,9 @@ def _transport(config: SelaConfig, plan: MemoryPlan, rows: int, width: int) -> t
         np.zeros(config.num_clusters, np.float32),
     )
     entries = rows * config.num_clusters
-    limit = {"float32": 6 * entries, "float16": 4 * entries, "computed": 0}[plan.source]
+    # The limit that gives a problem of this size the same form of log-probabilities as the plan of the run.
+    stored = BYTES_STORED[usual_storage(config.transport_tolerance)] * entries
+    limit = 0 if plan.form == "computed" else plan.log_probs_bytes(rows, config.num_clusters) + stored
     solve = functools.partial(
         assign_labels,
         logits,
@@ -218,7 +220,7 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
     table = (8 * 4 + 8 * 2) * config.num_heads * counts.train
     held = {"libraries": libraries, "images": images, "labels": table, "network, gradients and momentum": network}
     entries = counts.train * config.num_clusters
-    stored = BYTES_STORED[usual_storage(config.transport_tolerance)] * entries if plan.source != "computed" else 0
+    stored = BYTES_STORED[usual_storage(config.transport_tolerance)] * entries if plan.form != "computed" else 0
     listed = min(plan.rest, min(_LISTED, config.num_clusters) * BYTES_PER_CANDIDATE * counts.train)
     head_inputs = 4 * int(model.get_layer(HEADS).input.shape[-1]) * counts.train
     embedding, classes = int(model.get_layer(EMBEDDING).output.shape[-1]), _num_classes(data)
@@ -228,7 +230,7 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
         "training": {"activations of a batch": 2 * 4 * config.batch_size * sum(outputs)},
         "relabelling": {
             "features": head_inputs,
-            f"log-probabilities of a head ({plan.source})": plan.source_bytes(counts.train, config.num_clusters),
+            f"log-probabilities of a head ({plan.form})": plan.log_probs_bytes(counts.train, config.num_clusters),
             "stored rows or lists": max(stored if stored <= plan.rest else 0, listed),
         },
         "a label pass": {

@@ -1,4 +1,4 @@
-"""The figures of a run, on as many images as its settings say."""
+"""The verdict on a run: its figures, taken on the images that its settings choose."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.evaluation.metrics import (
-    EvaluationOutputs,
-    evaluate_chance,
-    evaluate_labels,
-    evaluate_network,
-    evaluate_outputs,
-    evaluation_outputs,
-    no_metrics,
-)
-from sela_tf.evaluation.protocol import evaluation_images
+from sela_tf.evaluation.metrics import evaluate_chance, evaluate_labels, evaluate_network, evaluate_outputs, no_metrics
+from sela_tf.evaluation.outputs import EvaluationOutputs, evaluation_outputs
+from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_images, evaluation_protocol
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.images import Data, protocol_of
+from sela_tf.training.images import Data
 from sela_tf.training.initial_state import description_of, first_network
+
+
+def protocol_of(config: SelaConfig, data: Data) -> EvaluationProtocol:
+    """Returns the protocol that says which images the figures of a run are taken on."""
+    return evaluation_protocol(config.evaluate, len(data.train), len(data.held_out), seed=config.seed)
 
 
 class Verdict(NamedTuple):
@@ -65,16 +63,16 @@ def judge(
     lam: float,
     strategy: tf.distribute.Strategy | None = None,
 ) -> Verdict:
-    """The verdict on a trained network and its labels.
+    """Judges a trained network and its labels beside the untrained network and chance.
 
     Args:
-        config: of the run.
-        data: of the run, in full.
+        config: the settings of the run.
+        data: all images of the run; the protocol chooses those that count.
         model: the trained network.
-        labels: integers [T, N], of the final transport.
-        potentials: [T, K], of the same transport.
-        lam: of that transport.
-        strategy: that the model was built under.
+        labels: the labels of the final transport, integers [T, N].
+        potentials: the potentials of the final transport, [T, K].
+        lam: the lambda of the final transport.
+        strategy: the strategy that the model was built under; None for one device.
     """
     protocol = protocol_of(config, data)
     outputs = outputs_of_run(config, data, model, potentials=potentials, lam=lam, strategy=strategy)

@@ -1,4 +1,4 @@
-"""The experiment of a run: all that it is made of, from its settings, once; and its state."""
+"""The experiment: the parts of a run, made from its settings once, and their state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sela_tf.callbacks.monitors import ClusterMonitor
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.models.build import with_rotation_head
-from sela_tf.models.inference import read
+from sela_tf.models.inference import read_variable
 from sela_tf.models.layer_names import HEADS, ROTATION
 from sela_tf.runs.checkpoint import arrays_under
 from sela_tf.runs.network import NetworkDescription
@@ -165,7 +165,7 @@ class Experiment:
     def state(self) -> dict[str, np.ndarray]:
         """Returns everything that training changes, as arrays by name."""
         variables = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
-        arrays = {f"{kind}/{i:04d}": read(value) for kind, values in variables.items() for i, value in enumerate(values)}
+        arrays = {f"{kind}/{i:04d}": read_variable(value) for kind, values in variables.items() for i, value in enumerate(values)}
         # Until the monitors are made, their state is what the checkpoint kept of them.
         monitors = {f"{name}/{key}": value for name, monitor in self.monitors.items() for key, value in monitor.state().items()}
         states = {"table": self.labels.state(), "monitors": monitors or self._monitor_states}
@@ -194,8 +194,8 @@ def check_same_images(experiment: Experiment, meta: Mapping[str, Any], workdir: 
     """Refuses to continue a run on images that are not its own.
 
     Args:
-        experiment: with the images of now.
-        meta: of the checkpoint.
+        experiment: the experiment with the present images.
+        meta: the metadata of the checkpoint.
         workdir: the run's directory, for the message.
 
     Raises:

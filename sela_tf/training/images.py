@@ -15,7 +15,6 @@ from sela_tf.data.pipeline import channel_statistics, training_batches, with_rot
 from sela_tf.data.sources import Outline, SourceOptions, load_source, outline_source
 from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
 from sela_tf.data.stores import Unread
-from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
 from sela_tf.models.backbones import check_image_size
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
@@ -40,7 +39,7 @@ def load_data(config: SelaConfig) -> Data:
     Raises:
         ValueError: they cannot be loaded (SourceError), or their size is not known (ConfigError).
     """
-    return _load_data(config, {})
+    return _split_and_match(config, {})
 
 
 def load_training_data(config: SelaConfig) -> Data:
@@ -49,9 +48,9 @@ def load_training_data(config: SelaConfig) -> Data:
     Raises:
         ValueError: the images cannot be loaded (SourceError), or the settings do not fit the images (ConfigError).
     """
-    loaded = _refuse_before_decoding(config)
-    data = _load_data(config, loaded)
-    _check_fit(config, data.train, data.size)
+    loaded = _check_outline(config)
+    data = _split_and_match(config, loaded)
+    _check_settings_suit(config, data.train, data.size)
     return data
 
 
@@ -72,12 +71,12 @@ def _source_options(config: SelaConfig) -> SourceOptions:
     )
 
 
-def _load(config: SelaConfig, setting: str) -> Splits:
+def _load_source(config: SelaConfig, setting: str) -> Splits:
     """Loads the source that the setting "dataset" or "eval_dataset" names."""
     return load_source(getattr(config, setting), _source_options(config), setting=setting, tell=tell)
 
 
-def _refuse_before_decoding(config: SelaConfig) -> dict[str, Splits]:
+def _check_outline(config: SelaConfig) -> dict[str, Splits]:
     """Holds the settings to what is known of the training images without decoding any; returns sources that had to be loaded for it.
 
     Raises:
@@ -86,7 +85,7 @@ def _refuse_before_decoding(config: SelaConfig) -> dict[str, Splits]:
     outline = outline_source(config.dataset, _source_options(config))
     loaded = {}
     if outline is None:
-        loaded["dataset"] = _load(config, "dataset")
+        loaded["dataset"] = _load_source(config, "dataset")
         outline = Outline(loaded["dataset"])
     train, held_out, _ = outline.splits
     # Splitting images that are in memory would copy them.
@@ -96,16 +95,16 @@ def _refuse_before_decoding(config: SelaConfig) -> dict[str, Splits]:
     if config.imbalance != "none" and train.classes is not None:
         train = unbalanced(train, config.imbalance, seed=config.seed)
     is_known = outline.sizes_are_known or train.image_size is not None or config.image_size
-    _check_fit(config, train, _network_size(config, train) if is_known else None)
+    _check_settings_suit(config, train, _network_size(config, train) if is_known else None)
     return loaded
 
 
-def _load_data(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:
+def _split_and_match(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:
     """Does what `load_data` says; some sources may have been loaded before, by the name of their setting."""
-    splits = loaded.get("dataset") or _load(config, "dataset")
+    splits = loaded.get("dataset") or _load_source(config, "dataset")
     report = list(splits.report)
     if config.eval_dataset:
-        other = _load(config, "eval_dataset")
+        other = _load_source(config, "eval_dataset")
         report += other.report
         train, held_out = splits.train, other.eval or other.train
     elif splits.eval is not None:
@@ -152,7 +151,7 @@ def _network_size(config: SelaConfig, train: ImageSet) -> tuple[int, ...]:
     return size
 
 
-def _check_fit(config: SelaConfig, train: ImageSet, size: tuple[int, ...] | None) -> None:
+def _check_settings_suit(config: SelaConfig, train: ImageSet, size: tuple[int, ...] | None) -> None:
     """Refuses settings that do not fit the training images, and the size that the network sees, where it is known.
 
     Raises:
@@ -170,11 +169,6 @@ def _check_fit(config: SelaConfig, train: ImageSet, size: tuple[int, ...] | None
     if config.rotation and len(set(size)) > 1:
         raise ConfigError(f"`rotation` turns images, which must be square, not {' x '.join(map(str, size))}: give `image_size`")
     check_image_size(config.backbone, size)
-
-
-def protocol_of(config: SelaConfig, data: Data) -> EvaluationProtocol:
-    """Returns the protocol that says which images the figures of a run are taken on."""
-    return evaluation_protocol(config.evaluate, len(data.train), len(data.held_out), seed=config.seed)
 
 
 def shape_in_words(data: Data) -> str:

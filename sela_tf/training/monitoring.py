@@ -20,7 +20,8 @@ from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.images import Data, protocol_of
+from sela_tf.training.evaluation import protocol_of
+from sela_tf.training.images import Data
 from sela_tf.training.loop import Clock
 
 _SAMPLE, _SAMPLE_PER_CLUSTER = 1000, 4
@@ -35,14 +36,14 @@ class ClassAgreement(NamedTuple):
     sample: np.ndarray | None
     """The training images that the class labels are of, int64 [n]; None for all."""
 
-    def agreement(self, labels: np.ndarray) -> dict[str, Any]:
+    def of(self, labels: np.ndarray) -> dict[str, Any]:
         """Returns the metrics of labels [N] of one head, and the histogram of their clusters' entropies."""
         seen = labels if self.sample is None else labels[self.sample]
         return {**cluster_metrics(self.classes, seen)._asdict(), "entropy_histogram": entropy_histogram(self.classes, seen)}
 
 
 def class_agreement(config: SelaConfig, data: Data) -> ClassAgreement | None:
-    """Returns the judge of the images that the figures are taken on; None where there are no classes, or no figures are wanted."""
+    """Returns the classes of the images that the figures are taken on; None where there are no classes, or no figures are wanted."""
     protocol = protocol_of(config, data)
     if data.train.classes is None or protocol.kind == "none":
         return None
@@ -110,16 +111,16 @@ def _log_finding(directory: Workdir, clock: Clock, finding: Finding) -> None:
     write("warning", clock.step, {"epoch": finding.epoch, "diagnosis": finding.kind, "message": finding.message})
 
 
-def log_first_labels(directory: Workdir, judge: ClassAgreement | None, labels: LabelTable) -> None:
+def log_first_labels(directory: Workdir, agreement: ClassAgreement | None, labels: LabelTable) -> None:
     """Writes how the first, random labels agree with the classes, where the curve of the agreement begins."""
-    if judge is not None:
+    if agreement is not None:
         for head, first in enumerate(labels.labels):
-            directory.write_metrics("first_labels", 0, {"head": head, **judge.agreement(first)})
+            directory.write_metrics("first_labels", 0, {"head": head, **agreement.of(first)})
 
 
-def log_relabelling(directory: Workdir, judge: ClassAgreement | None, step: int, outcome: list[HeadLabels]) -> None:
+def log_relabelling(directory: Workdir, agreement: ClassAgreement | None, step: int, outcome: list[HeadLabels]) -> None:
     """Writes the metrics of each head's relabelling, and how its new labels agree with the classes, where there are any."""
-    for head in outcome:
-        agreement = {} if judge is None else judge.agreement(np.asarray(head.assignment.labels))
-        directory.write_metrics("relabel", step, {"head": head.head, **head.metrics, **agreement})
-        directory.write_timings("relabel", step, {"head": head.head, "seconds": head.seconds})
+    for result in outcome:
+        metrics = {} if agreement is None else agreement.of(np.asarray(result.assignment.labels))
+        directory.write_metrics("relabel", step, {"head": result.head, **result.metrics, **metrics})
+        directory.write_timings("relabel", step, {"head": result.head, "seconds": result.seconds})

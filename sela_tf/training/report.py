@@ -11,7 +11,7 @@ import numpy as np
 
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.evaluation.metrics import EvaluationOutputs
+from sela_tf.evaluation.outputs import EvaluationOutputs
 from sela_tf.files.atomic import whole_file, write_whole
 from sela_tf.reporting.gallery import GallerySource, choose_gallery
 from sela_tf.reporting.history import training_history
@@ -20,7 +20,8 @@ from sela_tf.reporting.pictures import draw_gallery, draw_report
 from sela_tf.runs.names import GALLERIES, PICTURE, REPORT
 from sela_tf.runs.workdir import Workdir
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.images import Data, protocol_of, shape_in_words
+from sela_tf.training.evaluation import protocol_of
+from sela_tf.training.images import Data, shape_in_words
 
 
 def write_report(
@@ -31,15 +32,15 @@ def write_report(
     results: Mapping[str, Any],
     outputs: EvaluationOutputs | None,
 ) -> None:
-    """Draws the run; vectors have no galleries.
+    """Writes report.png, galleries/ and report.json of a run. Runs on vectors have no galleries.
 
     Args:
-        directory: of the run.
-        config: of the run.
-        data: of the run.
-        labels: integers [T, N], of the final transport.
-        results: what results.json holds, or will.
-        outputs: of the network on the images that it was evaluated on; None where it was not, and what needs it is left out.
+        directory: the directory of the run.
+        config: the settings of the run.
+        data: the images of the run.
+        labels: the labels of the final transport, integers [T, N].
+        results: the contents of results.json.
+        outputs: the outputs of the network on the images that it was evaluated on; None leaves out the pictures that need them.
     """
     num_heads, num_clusters = config.num_heads, config.num_clusters
     rows = directory.rows()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sela_tf.cli.signals import signals_noted
-from sela_tf.evaluation.metrics import EvaluationOutputs
+from sela_tf.evaluation.outputs import EvaluationOutputs
 from sela_tf.runs import checkpoint
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.network import describe_older_run, load_run, save_network
@@ -38,7 +38,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: t
         experiment_of: makes the experiment, for those who study other ways to label or to draw images.
 
     Raises:
-        ValueError: the settings, the data or the directory will not do (ConfigError, SourceError), or training diverged.
+        ValueError: the settings, the data or the directory cannot be used (ConfigError, SourceError), or training diverged.
         TrainingInterrupted: on SIGINT or SIGTERM, after saving.
     """
     config = config.absolute()
@@ -120,7 +120,7 @@ def _train(experiment: Experiment, directory: Workdir, first_step: int) -> None:
 
 
 def _last_transport(experiment: Experiment, directory: Workdir, weights: str) -> list[HeadLabels]:
-    """Labels all images once more, by the final weights, whose digest is given, and writes labels.npz."""
+    """Labels all images once more by the final weights, and writes labels.npz; `weights` is the digest of the weights."""
     labels, train = experiment.labels, experiment.data.train
     training_labels = labels.labels
     final = experiment.labelling.relabel(experiment.last_step)
@@ -145,7 +145,7 @@ def _last_transport(experiment: Experiment, directory: Workdir, weights: str) ->
 
 
 def _judge(experiment: Experiment, final: list[HeadLabels]) -> tuple[dict[str, Any], EvaluationOutputs | None]:
-    """(the verdict, as results.json holds it; what the trained network made of the images)."""
+    """Returns the contents of results.json, and the outputs of the trained network on the images that it is judged by."""
     config, data, labels = experiment.config, experiment.data, experiment.labels
     verdict = judge(
         config,

@@ -28,7 +28,7 @@ _LONGEST_STEP = 10.0
 _DUAL_NOISE = 1e-6
 
 
-class Progress(NamedTuple):
+class AndersonResult(NamedTuple):
     """The state in which the iteration stopped."""
 
     potentials: np.ndarray
@@ -49,7 +49,7 @@ def anderson(
     tolerance: float,
     max_iterations: int,
     max_drift: float = np.inf,
-) -> Progress:
+) -> AndersonResult:
     """Raises the dual from `potentials` until |m - t|_1 <= tolerance.
 
     Args:
@@ -61,7 +61,7 @@ def anderson(
         max_drift: the most that one potential may move against another. The iteration stops at a step that goes beyond, at the part
             of the step that does not.
     """
-    v, best = potentials, Progress(potentials, np.inf, 0)
+    v, best = potentials, AndersonResult(potentials, np.inf, 0)
     steps: list[np.ndarray] = []
     points: list[np.ndarray] = []
     good = (v, np.zeros_like(v), -np.inf)
@@ -72,7 +72,7 @@ def anderson(
         step = np.log(target) - np.log(np.maximum(mass, np.finfo(np.float32).tiny))
         step = np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
         if error < best.error:
-            best = Progress(v, error, num_iterations)
+            best = AndersonResult(v, error, num_iterations)
         if error <= tolerance:
             break
         if dual < good[2] - _DUAL_NOISE and len(points):
@@ -86,7 +86,7 @@ def anderson(
         v = v - v @ target
         part = part_within(good[0] - potentials, v - good[0], max_drift)
         if part < 1:
-            return Progress(good[0] + part * (v - good[0]), error, num_iterations, drifted=True)
+            return AndersonResult(good[0] + part * (v - good[0]), error, num_iterations, drifted=True)
     return best._replace(num_iterations=num_iterations)
 
 

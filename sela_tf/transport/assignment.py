@@ -19,7 +19,7 @@ from sela_tf.transport.solve import BYTES_STORED
 # share of .35, and its rounding takes five seconds in this way, five minutes without. Networks that learn have .1 at the start and .01 soon.
 _MANY_TO_MOVE, _FEW_TO_MOVE = 0.2, 0.1
 _COLDER, _MAX_COLDER, _COLD_TOLERANCE, _COLD_ITERATIONS = 4.0, 4, 1e-2, 200
-_SOURCE_BYTES = {"float32": 4, "float16": 2, "computed": 0}
+_BYTES_OF_FORM = {"float32": 4, "float16": 2, "computed": 0}
 # Newton's lists need room for this many candidates a row; with fewer, a sharp problem would be left to hundreds of passes.
 _CANDIDATES_PER_ROW = 8
 
@@ -57,14 +57,14 @@ class Assignment(NamedTuple):
 class MemoryPlan(NamedTuple):
     """The form in which the log-probabilities of one head are kept in memory during its transport."""
 
-    source: str
+    form: str
     """The form: `float32`, `float16` (less the row's largest), or `computed` from the features at every reading."""
     rest: float
     """The bytes that are left for stored rows and candidate lists."""
 
-    def source_bytes(self, num_rows: int, num_clusters: int) -> int:
+    def log_probs_bytes(self, num_rows: int, num_clusters: int) -> int:
         """Returns the bytes that the log-probabilities themselves take."""
-        return _SOURCE_BYTES[self.source] * num_rows * num_clusters
+        return _BYTES_OF_FORM[self.form] * num_rows * num_clusters
 
 
 def plan_memory(num_rows: int, num_clusters: int, memory_limit: float, *, tolerance: float = 1e-3) -> MemoryPlan:
@@ -81,15 +81,15 @@ def plan_memory(num_rows: int, num_clusters: int, memory_limit: float, *, tolera
     """
     entries = num_rows * num_clusters
     stored = BYTES_STORED[usual_storage(tolerance)] * entries
-    for source, needed in (
+    for form, needed in (
         ("float32", stored),
         ("float16", min(stored, _CANDIDATES_PER_ROW * BYTES_PER_CANDIDATE * num_rows)),
         ("computed", 0),
     ):
-        taken = _SOURCE_BYTES[source] * entries
+        taken = _BYTES_OF_FORM[form] * entries
         if taken + needed <= memory_limit:
             break
-    return MemoryPlan(source, memory_limit - taken)
+    return MemoryPlan(form, memory_limit - taken)
 
 
 def assign_labels(
@@ -130,9 +130,9 @@ def assign_labels(
     if isinstance(log_probs, LinearLogits) and memory_limit is not None:
         plan = plan_memory(len(log_probs.features), int(log_probs.kernel.shape[1]), memory_limit, tolerance=tolerance)
         rest = plan.rest
-        if plan.source != "computed":
+        if plan.form != "computed":
             log_probs = log_probs.checked()
-            log_probs = log_probs.log_probs() if plan.source == "float32" else log_probs.half_precision()
+            log_probs = log_probs.log_probs() if plan.form == "float32" else log_probs.half_precision()
     solved = sinkhorn(
         log_probs,
         lam=lam,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.transport.acceleration import Progress, anderson, part_within
+from sela_tf.transport.acceleration import AndersonResult, anderson, part_within
 from sela_tf.transport.newton import BYTES_PER_CANDIDATE, newton
 from sela_tf.transport.rows import Measurement, Rows
 
@@ -129,7 +129,9 @@ def solve(
             storage = "float32" if fits("float32", rows, memory_limit) else "none"
 
 
-def _run_sinkhorn(rows: Rows, now: State, target: np.ndarray, tolerance: float, max_iterations: int, storage: str) -> Progress:
+def _run_sinkhorn(
+    rows: Rows, now: State, target: np.ndarray, tolerance: float, max_iterations: int, storage: str
+) -> AndersonResult:
     """Runs Anderson-accelerated Sinkhorn on rows stored at the present potentials, until it has converged or drifted.
 
     Args:

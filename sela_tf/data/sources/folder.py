@@ -38,7 +38,7 @@ def load_folder(
         SourceError: There is no image, or images are damaged and `skip_bad_images` is False. The message has names and counts.
     """
     files = list_folder(root, walk(root, name=str(source)), cache_dir=cache_dir, tell=tell)
-    return arrange(root, files, source=source, skip_bad_images=skip_bad_images)
+    return splits_of_files(root, files, source=source, skip_bad_images=skip_bad_images)
 
 
 def outline_folder(root: str, *, source: SourceName, cache_dir: str = "") -> Splits:
@@ -54,10 +54,10 @@ def outline_folder(root: str, *, source: SourceName, cache_dir: str = "") -> Spl
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         pairs = zip(listed, names, strict=True)
         files = list(pool.map(lambda pair: pair[0] or inspect_header(root, pair[1]), pairs))
-    return arrange(root, files, source=source, skip_bad_images=True)
+    return splits_of_files(root, files, source=source, skip_bad_images=True)
 
 
-def arrange(root: str, files: Sequence[FileInfo], *, source: SourceName, skip_bad_images: bool = False) -> Splits:
+def splits_of_files(root: str, files: Sequence[FileInfo], *, source: SourceName, skip_bad_images: bool = False) -> Splits:
     """Makes the splits of a folder from the results for its files, in the order of their names.
 
     Args:
