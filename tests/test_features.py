@@ -194,7 +194,7 @@ def test_bad_settings_are_refused_by_name(run, tmp_path):
         "--backbone=resnet8 takes images, and the data set has vectors: give --backbone=identity or mlp": [*SMALL, data, out],
         "--image_size=8 is for images": [*SMALL, data, *VECTORS, "--image_size=8", out],
         "--rotation turns images": [*SMALL, data, *VECTORS, "--rotation", out],
-        "leave `width` out": [*SMALL, data, *VECTORS, "--width=8", out],
+        "leave --width out": [*SMALL, data, *VECTORS, "--width=8", out],
         "--feature_dropout must be at least 0 and below 1": [*SMALL, data, *VECTORS, "--feature_dropout=1", out],
         "takes vectors, and the data set has images": [*SMALL, *VECTORS, out],
     }

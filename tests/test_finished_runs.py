@@ -162,8 +162,8 @@ class TestWorkdir:
         first.start(0)
         first.close()
         epochs, memory = Workdir(tmp_path / "run", longer).changes()
-        assert "--epochs was 400, is 500: later relabellings and drops of the learning rate are spread" in epochs
-        assert "--label_memory was 4, is 2" in memory
+        assert "`epochs` was 400, is 500: later relabellings and drops of the learning rate are spread" in epochs
+        assert "`label_memory` was 4, is 2" in memory
 
 
 @pytest.mark.slow

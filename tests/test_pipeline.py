@@ -15,10 +15,8 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from served import encoded, picture
 
-from components.linear_probe.__main__ import _define as define_probe
-from components.linear_probe.__main__ import _read as read_probe
-from components.self_labelling.__main__ import _define as define_training
-from components.self_labelling.__main__ import _read as read_training
+from components.linear_probe.__main__ import main as probe_command
+from components.self_labelling.__main__ import main as train_command
 from sela_tf.cli import flags
 from sela_tf.settings.training import SelaConfig
 
@@ -78,21 +76,20 @@ class TestCompiled:
             "--dataset=folder:/data/with space", "--beam_pipeline_args=--runner=X,--y=z",
         ]  # fmt: skip
 
-        def asked(define, read, text: str, **places: str):
-            values = absl_flags.FlagValues()
-            define(values)
+        def asked(command, text: str, **places: str):
+            values = command.make_flags()
             flags.parse(values, ["step", *shlex.split(text), *(f"--{name}={place}" for name, place in places.items())])
-            return read(values)
+            return command.read_settings(values)
 
         places = {name: f"/{name}" for name in ("examples", "model", "labels", "metrics")}
-        training = asked(define_training, read_training, told["training"], **places).config
+        _, training = asked(train_command, told["training"], **places)
         values = absl_flags.FlagValues()
         flags.define(values, SelaConfig)
         flags.parse(values, ["door", f"--flagfile={ROOT}/configs/cifar10_128x10.cfg", "--dataset=records:/examples"])
         assert training == flags.settings(values, SelaConfig)
         places = {name: f"/{name}" for name in ("examples", "model", "evaluation", "blessing")}
-        probing = asked(define_probe, read_probe, told["probing"], **places)
-        assert (probing.settings.min_knn, probing.probe.knn, probing.probe.stages) == (0.7, (20,), ("embedding",))
+        verdict, probes = asked(probe_command, told["probing"], **places)
+        assert (verdict.min_knn, probes.knn, probes.stages) == (0.7, (20,), ("embedding",))
 
 
 class TestSettings:

@@ -61,7 +61,7 @@ class Command:
             argv: name and arguments; None for those of the process.
         """
         argv = sys.argv if argv is None else argv
-        values = self._flags()
+        values = self.make_flags()
         try:
             flags.parse(values, argv)
             if values["help"].value:
@@ -70,7 +70,7 @@ class Command:
             if values["version"].value:
                 print(_versions())
                 return 0
-            arguments = self._arguments(values)
+            arguments = self.read_settings(values)
         except ConfigError as error:
             return self._refuse(error, values)
 
@@ -85,7 +85,8 @@ class Command:
             print(f"\n{self.name}: stopped{self.stopped}", file=sys.stderr)
             return 128 + (signal.SIGTERM if isinstance(signalled, Terminated) else signal.SIGINT)
 
-    def _flags(self) -> absl_flags.FlagValues:
+    def make_flags(self) -> absl_flags.FlagValues:
+        """Returns the flags of the command, not parsed yet."""
         values = absl_flags.FlagValues()
         if self.define is not None:
             self.define(values)
@@ -99,7 +100,12 @@ class Command:
         absl_flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
         return values
 
-    def _arguments(self, values: absl_flags.FlagValues) -> tuple[Any, ...]:
+    def read_settings(self, values: absl_flags.FlagValues) -> tuple[Any, ...]:
+        """Returns the arguments of `work`, from parsed flags.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
         if self.read is not None:
             return self.read(values)
         return tuple(flags.settings(values, kind) for kind in self.settings)
