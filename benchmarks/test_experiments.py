@@ -1,4 +1,4 @@
-"""What the tables of the docs are made with: labels without equal clusters, plain Sinkhorn, rows and their tables."""
+"""The programs that make the tables of the docs: labels without equal clusters, plain Sinkhorn, rows and their tables."""
 
 from __future__ import annotations
 

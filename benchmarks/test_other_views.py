@@ -1,4 +1,4 @@
-"""benchmarks/other_views.py: other views to label and to learn by."""
+"""Tests of benchmarks/other_views.py: other views to label and to learn by."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def made_once(tmp_path_factory, name: str, make: Callable[[pathlib.Path], Any]) 
         fcntl.flock(lock, fcntl.LOCK_EX)
         made, said = directory / "made", directory / "said.json"
         if not said.exists():
-            made.mkdir()
+            made.mkdir(exist_ok=True)
             said.write_text(json.dumps(make(made)))
     return made, json.loads(said.read_text())
 
