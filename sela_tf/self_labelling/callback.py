@@ -207,7 +207,7 @@ class SelfLabelling(keras.callbacks.Callback):
             )
         self._is_first_epoch = False
 
-    def compute_labels(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
+    def relabel(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
         """Recomputes labels now, and writes them to the table when those of all heads are known.
 
         Args:
