@@ -64,7 +64,7 @@ for size in (1, 3):
     np.testing.assert_allclose(features.collect(some.batch(size), 7), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(features.in_order(some.batch(size)), expected, rtol=1e-5, atol=1e-6)
 assert np.isfinite(features.collect(some.batch(1), 7, batch_statistics=True)).all()
-features.settle(some.batch(1), num_batches=3)
+features.fill_moving_statistics(some.batch(1), num_batches=3)
 
 # class labels are noticed over all replicas
 classes = tf.data.Dataset.from_tensor_slices((values, np.arange(N) % 5)).batch(16)

@@ -33,7 +33,7 @@ class TestBatchedInference:
         model = keras.Model(inputs, norm(keras.layers.Dense(3)(inputs)))
         kernel = np.asarray(model.layers[1].kernel).copy()
         batches = tf.data.Dataset.from_tensor_slices((values, np.arange(64))).batch(32)
-        BatchedInference(model).settle(batches)
+        BatchedInference(model).fill_moving_statistics(batches)
         np.testing.assert_array_equal(model.layers[1].kernel, kernel)
         assert norm.momentum == momentum
         outputs = model(values, training=False).numpy()

@@ -86,7 +86,7 @@ def test_several_inputs(values, tmp_path, kind):
     expected = features(structured([tf.constant(part) for part in parts])).numpy()
     np.testing.assert_allclose(extractor.collect(dataset, N), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(extractor.in_order(dataset), expected, rtol=1e-5, atol=1e-6)
-    extractor.settle(dataset, num_batches=2)
+    extractor.fill_moving_statistics(dataset, num_batches=2)
     for head, log_probs in sela_tf.head_log_probs(model, dataset, num_examples=N):
         logits = tf.nn.log_softmax(model.predict(dataset, verbose=0)).numpy()[:, head]
         np.testing.assert_allclose(log_probs, logits, atol=1e-5)

@@ -91,7 +91,7 @@ def test_layers_of_the_network_do_not_clash_with_the_probes(rng, backbone):
     pixels = (rng.integers(0, 100, (40, 64, 64, 3)) + 150 * classes[:, None, None, None]).astype(np.uint8)
     images = ImageSet(name="bright", channels=3, store=Arrays(pixels), classes=classes)
     keras.utils.clear_session()
-    assert evaluate_network(model, evaluation_images(images, images, (64, 64)), settle=True)["linear_probe"] > 0.4
+    assert evaluate_network(model, evaluation_images(images, images, (64, 64)), fill_statistics=True)["linear_probe"] > 0.4
     stages = stage_names(model)
     probed = ProbeTask(model, stages, images, images, (64, 64), 512)
     keras.utils.clear_session()

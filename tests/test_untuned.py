@@ -24,7 +24,7 @@ def test_views(rng):
         assert batches.options().autotune.enabled is False
 
 
-@pytest.mark.parametrize("way", ["collect", "in_order", "settle", "check_indices"])
+@pytest.mark.parametrize("way", ["collect", "in_order", "fill_moving_statistics", "check_indices"])
 def test_a_data_set_of_ones_own(way, rng, passes):
     batches = tf.data.Dataset.from_tensor_slices((rng.normal(size=(4, 3)).astype(np.float32), np.arange(4))).batch(2)
     inputs = keras.Input((3,))
@@ -32,7 +32,7 @@ def test_a_data_set_of_ones_own(way, rng, passes):
     go = {
         "collect": lambda: inference.collect(batches, 4),
         "in_order": lambda: inference.in_order(batches),
-        "settle": lambda: inference.settle(batches, num_batches=2),
+        "fill_moving_statistics": lambda: inference.fill_moving_statistics(batches, num_batches=2),
         "check_indices": lambda: check_indices(batches, 4),
     }
     go[way]()

@@ -144,7 +144,7 @@ def test_sampled_figures_are_those_of_the_sample(rng, few):
     train, held_out = data.train.take(chosen.training_sample), data.held_out.take(chosen.held_out_sample)
     untrained = first_network(config, description_of(config, data), tf.distribute.get_strategy())
     for column, model, settle in (("trained", network, False), ("untrained", untrained, True)):
-        expected = evaluate_network(model, evaluation_images(train, held_out, ()), settle=settle)
+        expected = evaluate_network(model, evaluation_images(train, held_out, ()), fill_statistics=settle)
         words = found[column].pop("protocol")
         del expected["protocol"]
         assert found[column] == expected

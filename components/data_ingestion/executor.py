@@ -23,7 +23,7 @@ from components.data_ingestion.shard_sources import Rejected
 from components.data_ingestion.workers import Workers, write_text
 from components.settings import IngestionSettings
 from sela_tf.data.decoding import ImageInfo
-from sela_tf.data.errors import SourceError
+from sela_tf.data.errors import NAMES_SHOWN, SourceError
 from sela_tf.data.image_set import SourceName
 from sela_tf.data.listing import FileInfo, size_and_time, walk
 from sela_tf.data.record_writer import Shard, shard_name, write_manifest
@@ -36,7 +36,6 @@ _NAME = "data_ingestion"
 _SCRATCH = ".unfinished-"
 """The beginning of the name of the directory beside the examples in which they are made."""
 _INSPECTED_AT_ONCE = 500
-_SHOWN = 5
 
 
 def ingest(settings: IngestionSettings) -> dict[str, Any]:
@@ -149,7 +148,7 @@ def _refuse_or_report(
         SourceError: Images are damaged and `skip_bad_images` is False, a split is empty, or two images have one name.
     """
     new = rejected[already_told:]
-    shown = "; ".join(f"{each.name} ({each.reason})" for each in new[:_SHOWN]) + ("; …" if len(new) > _SHOWN else "")
+    shown = "; ".join(f"{each.name} ({each.reason})" for each in new[:NAMES_SHOWN]) + ("; …" if len(new) > NAMES_SHOWN else "")
     if new and not settings.skip_bad_images:
         raise SourceError(
             f"`dataset={settings.dataset}`: {len(new)} images cannot be read: {shown}. Leave them out with `skip_bad_images=True`"

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from sela_tf.callbacks.label_statistics import ClusterSizes, Labels
 from sela_tf.models.build import cut_at_heads
-from sela_tf.models.heads import find_multi_head
+from sela_tf.models.heads import check_heads, find_multi_head
 from sela_tf.models.inference import BatchedInference
 
 
@@ -53,12 +53,7 @@ class NetworkSample:
             ValueError: the network has no or several MultiHead layers, or heads other than the table's.
         """
         self._heads = find_multi_head(model)
-        shape = (self._heads.num_heads, self._heads.num_clusters)
-        if shape != (self._labels.num_heads, self._labels.num_clusters):
-            raise ValueError(
-                f"The model has {shape[0]} heads of {shape[1]} clusters, the label table {self._labels.num_heads} of "
-                f"{self._labels.num_clusters}"
-            )
+        check_heads(self._heads, self._labels.num_heads, self._labels.num_clusters)
         self._inference = BatchedInference(cut_at_heads(model), model.distribute_strategy)
 
     def outputs(self) -> SampleOutputs | None:

@@ -96,7 +96,7 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
     if settings.untrained:
         untrained = first_network(config, read_description(workdir), strategy)
         views = inference_batches(images.training, size=data.size, batch_size=EVALUATION_BATCH)
-        BatchedInference(untrained, strategy).settle(views)
+        BatchedInference(untrained, strategy).fill_moving_statistics(views)
         results["untrained"] = _metrics(settings, untrained, stages, data, images, strategy)
     return results
 

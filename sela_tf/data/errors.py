@@ -6,6 +6,9 @@ import collections
 import contextlib
 from collections.abc import Iterator
 
+NAMES_SHOWN = 5
+"""The number of names, of files or classes, that a message lists at most."""
+
 
 class SourceError(ValueError):
     """A data set that cannot be used as it is; the message names it and the way out."""

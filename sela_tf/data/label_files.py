@@ -6,7 +6,6 @@ import csv
 import os
 import pathlib
 import unicodedata
-import zipfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import ImageSet
+from sela_tf.files.archives import read_npz
 
 
 class KnownLabels(NamedTuple):
@@ -165,13 +165,11 @@ def read_run_labels(path: str | os.PathLike[str], images: ImageSet, num_heads: i
     if os.path.isdir(path):
         raise SourceError(f"{setting} is a directory: give its labels.npz")
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("not an archive")
-        with np.load(path, allow_pickle=False) as archive:
-            labels, fingerprint = np.asarray(archive["labels"]), str(archive["data_fingerprint"])
-            names = archive["names"].tolist() if "names" in archive.files else None
-            found_clusters = archive["potentials"].shape[-1]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        archive = read_npz(path)
+        labels, fingerprint = archive["labels"], str(archive["data_fingerprint"])
+        names = archive["names"].tolist() if "names" in archive else None
+        found_clusters = archive["potentials"].shape[-1]
+    except (OSError, ValueError, KeyError) as error:
         raise SourceError(f"{setting} is not the labels.npz of a run, or not a whole one ({error})") from error
     if (len(labels), found_clusters) != (num_heads, num_clusters):
         raise SourceError(

@@ -21,14 +21,13 @@ import pyarrow.parquet
 import tensorflow as tf
 
 from sela_tf.data.decoding import BadImageError, ImageInfo, UnreadableFormatError, check_image, image_kind, read_header
-from sela_tf.data.errors import SourceError
+from sela_tf.data.errors import NAMES_SHOWN, SourceError
 from sela_tf.files.atomic import whole_file
 
 FORMAT = 1
 """The version of the listings' format. A listing of another version is ignored."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 """Endings of the names of image files."""
-_SHOWN = 5
 _SCHEMA = pa.schema(
     [
         ("name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("sha256", pa.string()), ("kind", pa.string()),
@@ -98,7 +97,7 @@ def walk(root: str, *, name: str) -> list[str]:
     # Python decodes bytes that are not UTF-8 to lone surrogates, which no report and no file of labels can hold.
     odd = [ascii(each) for each in names if any("\ud800" <= character <= "\udfff" for character in f"{root}/{each}")]
     if odd:
-        raise SourceError(f"{name}: {len(odd)} file names are not UTF-8: {', '.join(odd[:_SHOWN])}. Rename them")
+        raise SourceError(f"{name}: {len(odd)} file names are not UTF-8: {', '.join(odd[:NAMES_SHOWN])}. Rename them")
     return sorted(names, key=order_of)
 
 

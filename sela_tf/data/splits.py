@@ -9,11 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sela_tf.data.errors import SourceError
+from sela_tf.data.errors import NAMES_SHOWN, SourceError
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays
-
-_SHOWN = 5
 
 
 def hold_out(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
@@ -115,7 +113,7 @@ def match_classes(train: ImageSet, held_out: ImageSet) -> tuple[ImageSet, ImageS
         unknown = sorted(set(held_out.class_names) - set(train.class_names))
         if unknown:
             raise SourceError(
-                f"{held_out.full_name} has classes that {train.full_name} does not have: {', '.join(unknown[:_SHOWN])}. "
+                f"{held_out.full_name} has classes that {train.full_name} does not have: {', '.join(unknown[:NAMES_SHOWN])}. "
                 "Name them alike, or leave the classes out with `classes=none`"
             )
         numbers = np.array([train.class_names.index(name) for name in held_out.class_names])

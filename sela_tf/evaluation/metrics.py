@@ -26,7 +26,7 @@ _NO_EVAL_CLASSES = "the held-out images have no class labels"
 
 
 def evaluate_network(
-    model: keras.Model, images: EvaluationImages, *, strategy: tf.distribute.Strategy | None = None, settle: bool = False
+    model: keras.Model, images: EvaluationImages, *, strategy: tf.distribute.Strategy | None = None, fill_statistics: bool = False
 ) -> dict[str, Any]:
     """Runs a network over the images and returns its metrics (`evaluate_outputs`).
 
@@ -34,17 +34,17 @@ def evaluate_network(
         model: a network of `build_model`.
         images: the images to evaluate on.
         strategy: strategy that the model was built under; None for one device.
-        settle: first fill the moving statistics of batch normalisation from the training images, as a network before its first step needs.
+        fill_statistics: first fill the moving statistics of batch normalisation from the training images, as a network before its first step needs.
     """
     train, size = images.training, images.size
-    if settle:
-        BatchedInference(model, strategy).settle(inference_batches(train, size=size, batch_size=EVALUATION_BATCH))
+    if fill_statistics:
+        BatchedInference(model, strategy).fill_moving_statistics(inference_batches(train, size=size, batch_size=EVALUATION_BATCH))
     outputs = evaluation_outputs(model, images, strategy=strategy)
-    return evaluate_outputs(outputs, images, num_clusters=find_multi_head(model).num_clusters, settled=settle)
+    return evaluate_outputs(outputs, images, num_clusters=find_multi_head(model).num_clusters, statistics_filled=fill_statistics)
 
 
 def evaluate_outputs(
-    outputs: EvaluationOutputs, images: EvaluationImages, *, num_clusters: int, settled: bool = False
+    outputs: EvaluationOutputs, images: EvaluationImages, *, num_clusters: int, statistics_filled: bool = False
 ) -> dict[str, Any]:
     """Returns the metrics of a network on the held-out images, from its outputs.
 
@@ -52,13 +52,13 @@ def evaluate_outputs(
         outputs: the network's outputs on `images`.
         images: the images, for their classes and their protocol.
         num_clusters: number of clusters K.
-        settled: the moving statistics were filled first, which the protocol line then says.
+        statistics_filled: the moving statistics were filled first, which the protocol line then says.
 
     Returns:
         "knn" and "linear_probe", accuracies of the embedding; the metrics of `evaluate_labels` of each head's plain argmax; "protocol", a
         text. Where classes are missing, all that needs them is None, and "reason" says why.
     """
-    view = "clean view, inference mode" + (", moving statistics of 50 batches" if settled else "")
+    view = "clean view, inference mode" + (", moving statistics of 50 batches" if statistics_filled else "")
     train_classes, classes, protocol = images.training.classes, images.held_out.classes, images.protocol
     clusters = outputs.held_out.clusters
     if train_classes is None or classes is None or outputs.training is None:

@@ -80,3 +80,20 @@ def find_multi_head(model: keras.Model) -> MultiHead:
             f"of {model.name!r} ({names})"
         )
     return heads[0]
+
+
+def check_heads(heads: MultiHead, num_heads: int, num_clusters: int) -> None:
+    """Checks that a layer has the heads and clusters of a label table.
+
+    Args:
+        heads: the layer of the model.
+        num_heads: the heads T of the table.
+        num_clusters: the clusters K of the table.
+
+    Raises:
+        ValueError: one of the two numbers differs.
+    """
+    if (heads.num_heads, heads.num_clusters) != (num_heads, num_clusters):
+        raise ValueError(
+            f"The model has {heads.num_heads} heads of {heads.num_clusters} clusters, the label table {num_heads} of {num_clusters}"
+        )

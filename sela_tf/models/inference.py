@@ -173,7 +173,7 @@ class BatchedInference:
         images = (batch[0] if isinstance(batch, tuple | list) else batch for batch in untuned(batches))
         return np.concatenate([self._outputs(each, False) for each in images])
 
-    def settle(self, batches: tf.data.Dataset, *, num_batches: int = 50) -> None:
+    def fill_moving_statistics(self, batches: tf.data.Dataset, *, num_batches: int = 50) -> None:
         """Fills the moving statistics of batch normalisation from the images of some batches; no weight changes.
 
         The moving statistics of a network before its first step are empty, and its outputs in inference mode mean nothing. The momentum is

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sela_tf.files.archives import read_npz
 from sela_tf.runs.names import LABELS, NETWORK, RESULTS
 from sela_tf.settings.fields import ConfigError
 
@@ -20,20 +19,21 @@ _LABELS_HOLD = (
 
 
 def read_labels(workdir: str | os.PathLike[str], shape: Sequence[int]) -> dict[str, np.ndarray]:
-    """The arrays of labels.npz of the finished run in `workdir`, whose network has `shape`: heads and clusters.
+    """Returns the arrays of labels.npz of a finished run.
+
+    Args:
+        workdir: the directory of the run.
+        shape: (heads, clusters) of its network.
 
     Raises:
         ConfigError: the file is missing or damaged, or of another network.
     """
     path = pathlib.Path(workdir).expanduser() / LABELS
     try:
-        if path.exists() and not zipfile.is_zipfile(path):
-            raise ValueError("not an archive")
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_npz(path)
         _check_labels(arrays, tuple(shape))
         _check_step(arrays, path.parent / NETWORK)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is missing or damaged ({error}): remove {path.parent / RESULTS}, if it is there, and repeat the run's "
             "command, which writes both anew"

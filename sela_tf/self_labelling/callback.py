@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from sela_tf.compat.progress import say
 from sela_tf.models.build import cut_at_heads
-from sela_tf.models.heads import find_multi_head
+from sela_tf.models.heads import check_heads, find_multi_head
 from sela_tf.models.inference import BatchedInference, has_empty_statistics, steps_taken
 from sela_tf.self_labelling.fit_checks import check_fit, check_validation
 from sela_tf.self_labelling.label_pass import Assign, HeadLabels, compute_labels
@@ -113,12 +113,7 @@ class SelfLabelling(keras.callbacks.Callback):
         self._inference: BatchedInference | None = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        heads = find_multi_head(self.model)
-        if (heads.num_heads, heads.num_clusters) != (self.labels.num_heads, self.labels.num_clusters):
-            raise ValueError(
-                f"The model has {heads.num_heads} heads of {heads.num_clusters} clusters, the label table "
-                f"{self.labels.num_heads} of {self.labels.num_clusters}"
-            )
+        check_heads(find_multi_head(self.model), self.labels.num_heads, self.labels.num_clusters)
         bind_losses(self.model, self.labels)
         self._inference = BatchedInference(cut_at_heads(self.model), self.model.distribute_strategy)
         check_fit(self.model, validation_shows_training_images=self.validation_shows_training_images)

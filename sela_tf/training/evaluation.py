@@ -88,7 +88,7 @@ def judge(
     return Verdict(
         {
             "trained": trained,
-            "untrained": evaluate_network(untrained, images, strategy=strategy, settle=True),
+            "untrained": evaluate_network(untrained, images, strategy=strategy, fill_statistics=True),
             "chance": evaluate_chance(None if train.classes is None else held_out.classes, config.num_clusters, seed=config.seed),
             "training_labels": evaluate_labels(sampled, train.classes),
         },

@@ -6,19 +6,19 @@ import gzip
 import os
 import pathlib
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterable
 
 import numpy as np
 
-from sela_tf.data.errors import SourceError
+from sela_tf.data.errors import NAMES_SHOWN, SourceError
 from sela_tf.data.image_set import ImageSet, SourceName, Splits
 from sela_tf.data.stores import Arrays, Unread
+from sela_tf.files.archives import read_npz
 
 INGEST = "Write them to records with python -m components.data_ingestion, and use `dataset=records:DIR`"
 """The advice for images that do not fit into memory."""
-_SHOWN, _AT_ONCE = 5, 1000
+_AT_ONCE = 1000
 _SYNTHETIC_IMAGES, _SYNTHETIC_SIDE, _SYNTHETIC_CLASSES = 4096, 64, 10
 
 
@@ -138,7 +138,7 @@ def load_idx(directory: pathlib.Path, *, source: SourceName) -> Splits:
 
     train = part("train")
     if train is None:
-        found = ", ".join(sorted(os.listdir(directory))[:_SHOWN]) or "nothing"
+        found = ", ".join(sorted(os.listdir(directory))[:NAMES_SHOWN]) or "nothing"
         raise SourceError(f"{source}: no train-images-idx3-ubyte[.gz] in {str(directory)!r} (it holds {found})")
     return Splits(train, part("t10k"))
 
@@ -193,11 +193,8 @@ def read_archive(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
         SourceError: The file is not an npz file, or is cut or damaged.
     """
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("not an archive")
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, AttributeError) as error:
+        return read_npz(path)
+    except (OSError, ValueError) as error:
         raise SourceError(f"{name}: {str(path)!r} is not an npz file, or not a whole one") from error
 
 

@@ -10,12 +10,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.data.errors import SourceError
+from sela_tf.data.errors import NAMES_SHOWN, SourceError
 from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceName, Splits
 from sela_tf.data.listing import FileInfo, inspect_header, list_folder, unchanged, walk
 from sela_tf.data.stores import Files
-
-_SHOWN = 5
 
 
 def load_folder(
@@ -104,7 +102,7 @@ def splits_of_files(root: str, files: Sequence[FileInfo], *, source: SourceName,
     held_out = [file for file in images if file.top == eval_name]
     both = train + held_out
     if len(both) < len(images):
-        elsewhere = ", ".join(sorted(top or "the folder itself" for top in tops - {*TRAIN_NAMES, eval_name})[:_SHOWN])
+        elsewhere = ", ".join(sorted(top or "the folder itself" for top in tops - {*TRAIN_NAMES, eval_name})[:NAMES_SHOWN])
         report.append(f"left out, {len(images) - len(both)} images outside the splits, in {elsewhere}")
     training_set = _image_set(source, train, both, 1, report)
     return Splits(training_set, _image_set(source, held_out, both, 1, []) if held_out else None, tuple(report))
@@ -145,12 +143,12 @@ def _class_names(files: list[FileInfo], depth: int, report: list[str]) -> tuple[
     beside = [file.name for file, parent in zip(files, parents, strict=True) if len(parent) <= depth]
     if beside and names:
         report.append(
-            f"no classes are taken from the directories, because {len(beside)} images lie beside them: {', '.join(beside[:_SHOWN])}"
+            f"no classes are taken from the directories, because {len(beside)} images lie beside them: {', '.join(beside[:NAMES_SHOWN])}"
         )
     return tuple(names) if len(names) >= 2 and not beside else None
 
 
 def _listed(files: list[FileInfo]) -> str:
     """Returns the first names with their problems, for a message."""
-    shown = "; ".join(f"{file.name} ({file.problem})" for file in files[:_SHOWN])
-    return shown + (f"; and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")
+    shown = "; ".join(f"{file.name} ({file.problem})" for file in files[:NAMES_SHOWN])
+    return shown + (f"; and {len(files) - NAMES_SHOWN} more" if len(files) > NAMES_SHOWN else "")
