@@ -86,12 +86,12 @@ def resnet(
     if large_images:
         x = keras.layers.MaxPooling2D(3, 2, padding="same", dtype=dtype, name="stem")(x)
     stages = {"stem": x}
-    for stage, number in enumerate(blocks, 1):
+    for stage, num_blocks in enumerate(blocks, 1):
         # The sum of the last pre-activation block still lacks its normalisation.
         lacks_norm = preactivation and stage == len(blocks)
-        for i in range(1, number + 1):
+        for i in range(1, num_blocks + 1):
             name = f"stage{stage}_block{i}"
-            output = f"stage{stage}" if i == number and not lacks_norm else f"{name}_sum" if preactivation else name
+            output = f"stage{stage}" if i == num_blocks and not lacks_norm else f"{name}_sum" if preactivation else name
             x = block(x, width * 2 ** (stage - 1), 2 if stage > 1 and i == 1 else 1, name, output)
         if lacks_norm:
             x = relu(norm(x, f"stage{stage}"), f"stage{stage}")
