@@ -1,4 +1,4 @@
-"""npz archives, read whole and without running code from them."""
+"""Archives of NumPy arrays (npz), read whole and without running code from them."""
 
 from __future__ import annotations
 
