@@ -45,7 +45,7 @@ def test_labels_are_the_same_in_every_form_of_log_probabilities(rng, scale):
     float32 = assign_labels(problem, memory_limit=6 * entries)
     np.testing.assert_array_equal(float32.labels, assign_labels(problem.log_probs()).labels)
     for limit, source in ((4 * entries, "float16"), (1000, "computed")):
-        assert plan_memory(1500, 24, limit).source == source
+        assert plan_memory(1500, 24, limit).form == source
         other = assign_labels(problem, memory_limit=limit)
         assert (other.labels == float32.labels).mean() >= 0.999
         assert other.marginal_error <= 1e-3
