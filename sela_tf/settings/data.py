@@ -20,7 +20,7 @@ def eval_fraction_option(note: str = "") -> Any:
 
 def data_dir_option() -> Any:
     """Returns the field `data_dir`."""
-    return option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.", shown=True)
+    return option("", "Directory in which TFDS keeps its data sets; by default ~/tensorflow_datasets.", shown=True)
 
 
 def download_option() -> Any:
@@ -32,7 +32,7 @@ def cache_dir_option(default: str) -> Any:
     """Returns the field `cache_dir`; `default` names what an empty value stands for."""
     return option(
         "",
-        "Where it is listed what is in the files of a folder, so that they are decoded once and not at every start; "
+        "Directory of the cache that lists the checked files of a folder, so that they are decoded only once; "
         f"by default {default}.",
         shown=True,
     )
