@@ -35,7 +35,7 @@ class IngestionSettings:
 
     dataset: str = option(
         "",
-        "Images: folder:DIR, idx:DIR, npz:FILE, digits, synthetic, tfrecords:GLOB (of tf.train.Examples with encoded images), or a TFDS name.",
+        "Images: folder:DIR, idx:DIR, npz:FILE, digits, synthetic:N, tfrecords:GLOB (of tf.train.Examples with encoded images), or a TFDS name.",
     )
     examples: str = option("", "Directory to write: Split-train/, Split-eval/, an index and a manifest.")
     eval_dataset: str = eval_dataset_option()
@@ -57,7 +57,7 @@ class IngestionSettings:
     def __post_init__(self) -> None:
         if not self.dataset:
             raise ConfigError(
-                "`dataset` is missing: folder:DIR, idx:DIR, npz:FILE, digits, synthetic, tfrecords:GLOB, or a TFDS name"
+                "`dataset` is missing: folder:DIR, idx:DIR, npz:FILE, digits, synthetic:N, tfrecords:GLOB, or a TFDS name"
             )
         if not self.examples:
             raise ConfigError("`examples` is missing: the directory to write")
@@ -86,10 +86,14 @@ class SelfLabellingSettings:
     labels: str = option("", "Directory to write: labels.parquet.")
     metrics: str = option("", "Directory to write: results.json and metrics.jsonl.")
     scratch: str = option(
-        "", "Directory to train in, copied to `model` at the end, for a `model` on a mounted bucket; by default in `model`."
+        "",
+        "Directory in which the training runs if `model` is on a mounted bucket; it is copied to `model` at the end. By default in `model`.",
     )
     potentials: bool = option(True, "Serve clusters that are corrected by the potentials of the final weights.")
-    warm_up: bool = option(False, "Add requests that TensorFlow Serving runs before it says that it is ready.")
+    warm_up: bool = option(
+        False,
+        "Add requests that TensorFlow Serving runs before it reports that it is ready; needs the extra serving.",
+    )
     check: bool = option(True, "Compare the served model's answers with the network's, in a process without sela_tf.")
 
     def __post_init__(self) -> None:
@@ -108,7 +112,9 @@ class LinearProbeSettings:
     model: str = option("", "Directory of a model that components.self_labelling wrote.")
     evaluation: str = option("", "Directory to write: evaluation.json and evaluation.md.")
     blessing: str = option("", "Directory to write: a file BLESSED or NOT_BLESSED.")
-    baseline: str = option("", "Directory of another model, which this one must not fall behind.")
+    baseline: str = option(
+        "", "Directory of another model. The model is blessed only if no figure is more than `max_drop` below this one's."
+    )
     max_drop: float = option(0.0, "The largest drop below the baseline in kNN, linear probe and NMI.", bound=SHARE)
     min_knn: float = option(0.0, "Threshold of kNN accuracy with the first of `knn`; 0 for none.", bound=SHARE)
     min_linear_probe: float = option(
@@ -132,8 +138,10 @@ class PipelineSettings:
     cpu: str = option("4", "Processors of a compiled step, as Kubernetes writes them.")
     memory: str = option("16G", "Memory of a compiled step, as Kubernetes writes it.")
     accelerator: str = option("", "Type of the accelerator of the compiled training, such as NVIDIA_L4 or nvidia.com/gpu.")
-    retries: int = option(2, "Times that a compiled step which fails is tried again.", at_least=0)
-    scratch: str = option("", "Where a compiled step trains, such as a mounted volume; by default the container's own disk.")
+    retries: int = option(2, "Number of times that a failed compiled step is tried again.", at_least=0)
+    scratch: str = option(
+        "", "Directory in which a compiled step trains, such as a mounted volume; by default on the container's own disk."
+    )
 
     def __post_init__(self) -> None:
         if bool(self.root) == bool(self.compile):

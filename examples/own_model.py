@@ -17,14 +17,14 @@ logits = sela_tf.MultiHead(num_heads=2, num_clusters=16)(x)  # [B, 2, 16]
 model = keras.Model(inputs, logits)
 
 labels = sela_tf.LabelTable(num_heads=2, num_clusters=16, num_examples=num_examples, seed=0)
-dataset = tf.data.Dataset.from_tensor_slices((images, np.arange(num_examples)))  # (image, example index)
-steps = sela_tf.relabel_steps(10, epochs=epochs, steps_per_epoch=num_examples // batch_size)
+dataset = tf.data.Dataset.from_tensor_slices((images, np.arange(num_examples)))  # (image, index from 0 to N - 1)
+steps = sela_tf.relabel_steps(10, epochs=epochs, steps_per_epoch=num_examples // batch_size)  # at most 10 relabellings
 
 model.compile("adam", loss=sela_tf.SelfLabelLoss(labels))
 model.fit(
     dataset.shuffle(num_examples).batch(batch_size, drop_remainder=True),
     epochs=epochs,
-    shuffle=False,
+    shuffle=False,  # The data set shuffles itself; Keras would warn.
     verbose=2,
     callbacks=[sela_tf.SelfLabelling(labels, dataset.batch(500), relabel_steps=steps)],
 )

@@ -111,7 +111,9 @@ def _place_to_work(settings: SelfLabellingSettings) -> pathlib.Path:
 def _that_count(config: SelaConfig) -> dict[str, Any]:
     """Returns the settings that change the result. The examples are left out, because they have a digest of their own."""
     fields = dataclasses.fields(config)
-    return {field.name: getattr(config, field.name) for field in fields if not field.metadata["shown"] and field.name != "dataset"}
+    return {
+        field.name: getattr(config, field.name) for field in fields if not field.metadata["may_change"] and field.name != "dataset"
+    }
 
 
 def _replace(source: pathlib.Path, target: pathlib.Path) -> None:

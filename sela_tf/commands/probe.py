@@ -250,7 +250,7 @@ def check_same_settings(workdirs: Sequence[str]) -> None:
     Raises:
         ConfigError: other settings differ.
     """
-    free = {"seed", "labels_from", *(field.name for field in dataclasses.fields(SelaConfig) if field.metadata["shown"])}
+    free = {"seed", "labels_from", *(field.name for field in dataclasses.fields(SelaConfig) if field.metadata["may_change"])}
     first, *others = ((workdir, dataclasses.asdict(read_config(workdir))) for workdir in workdirs)
     for name, config in others:
         different = [

@@ -22,17 +22,17 @@ from sela_tf.runs.names import (
 RUN_DIRECTORY = {
     FLAGS: "The settings of the run, as a flagfile: the first file that is written.",
     CHECKPOINTS: "The state of the training at the end of its newest epochs. The same command continues from the newest one.",
-    METRICS: "The course of the training, a JSON object a line: numbers that a repetition gives again.",
-    TIMINGS: "The same for seconds and images a second, which differ from run to run.",
-    TENSORBOARD: "The same course for TensorBoard, with histograms.",
+    METRICS: "The course of the training, one JSON object a line. A repetition of the run gives the same numbers.",
+    TIMINGS: "Seconds and images a second in the same form, which differ from run to run; also the doctor's finding `waiting`.",
+    TENSORBOARD: "The course of the training for TensorBoard, with histograms.",
     NETWORK: "The network in words: its layers, the shape of its images, and the digest of its weights. Written right after training.",
     WEIGHTS: "The weights of the network. `sela_tf.load_run(DIR)` builds the `keras.Model` from both files.",
     LABELS: "The cluster of every training image under each head, and the potentials that label new images.",
     RESULTS: "The figures of the trained network beside the untrained one and chance. It exists when the training is finished.",
     PICTURE: "One picture: the course of the training, and the figures.",
     GALLERIES: "Pictures of the members of clusters, of training and of held-out images.",
-    REPORT: "The numbers behind both.",
-    PROBES: "What `python -m sela_tf.probe` found.",
+    REPORT: "The numbers behind report.png and galleries/.",
+    PROBES: "The figures that `python -m sela_tf.probe` measured.",
     LOCK: "The process that writes the run at present.",
 }
 """The files and directories of a run, in the order in which they appear."""
@@ -55,8 +55,8 @@ LABEL_ARRAYS = {
 
 RESULT_KEYS = {
     "trained": "Figures of the trained network on the held-out images.",
-    "untrained": "The same of the network before its first step, its moving statistics taken from training images.",
-    "chance": "The same figures for guesses: the share of the largest class, and equally large clusters at random.",
+    "untrained": "The same figures of the network before its first step, with moving statistics taken from training images.",
+    "chance": "The same figures without any knowledge: the share of the largest class, and random clusters of equal size.",
     "training_labels": "Agreement of the labels of the last transport with the classes of the training images.",
     "transport": "`converged`, `marginal_error` and `num_iterations` of the last transport: lists of T values.",
     "config": "The settings of the run: the flags by name.",
@@ -65,17 +65,17 @@ RESULT_KEYS = {
 """The keys of results.json."""
 
 FIGURE_KEYS = {
-    "knn": "Share of the held-out images whose class k nearest training images vote for: k = 10, cosine, weighted.",
+    "knn": "Share of the held-out images whose class is found by the k nearest training images: k = 10, cosine, weighted votes.",
     "linear_probe": "Share of the held-out images whose class a logistic regression on the embedding finds.",
     "nmi": "Normalised mutual information of clusters and classes: a list with a value for each head, as the following.",
-    "ami": "Mutual information adjusted for chance, which gives random clusters 0.",
+    "ami": "Mutual information adjusted for chance: random clusters have 0.",
     "ari": "Rand index adjusted for chance.",
     "hungarian": "Accuracy of the best assignment of one cluster to each class.",
     "purity": "Share of a cluster's most frequent class, the mean over the clusters in use.",
     "entropy": "Entropy of the classes in a cluster in nats, the mean over the clusters in use.",
     "clusters_used": "Number of clusters that have an image.",
     "protocol": "How the figures were taken, in words.",
-    "reason": "Why figures are null; only where they are.",
+    "reason": "The reason why figures are null; only if they are.",
 }
 """The keys of each of the first four objects of results.json."""
 
@@ -85,6 +85,6 @@ METRIC_ROWS = {
     "changed, the sizes of the clusters, and the agreement with the classes, where they are known.",
     "train": "Every `log_every_steps` steps: `loss` and `learning_rate`.",
     "epoch": "At the end of each epoch: the mean `loss`, `knn` where classes are known, and the state of the clusters.",
-    "warning": "A finding of the doctor: `diagnosis`, and a `message` that says what to change.",
+    "warning": "A finding of the doctor: `diagnosis`, and a `message` that says what to change. The finding `waiting` is in timings.jsonl.",
 }
 """The kinds of rows of metrics.jsonl. Each row has `kind` and `step`."""

@@ -235,7 +235,7 @@ def _refuse_other_run(path: pathlib.Path, old: SelaConfig, new: SelaConfig) -> N
         f"`{field.name}` was {getattr(old, field.name)!r}, is {getattr(new, field.name)!r}"
         for field in dataclasses.fields(SelaConfig)
         if getattr(old, field.name) != getattr(new, field.name)
-        and not field.metadata["shown"]
+        and not field.metadata["may_change"]
         and not (field.name == "epochs" and new.epochs > old.epochs)
     ]
     if different:

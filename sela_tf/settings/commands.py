@@ -64,16 +64,22 @@ class ProbeConfig:
     """The settings of `python -m sela_tf.probe`. Source: the reference's evaluation of AlexNet on ImageNet."""
 
     workdir: tuple[str, ...] = option(
-        (), "Runs whose training is finished; of several, which differ in their seed, mean and interval are shown."
+        (),
+        "Runs whose training is finished. If several are given, which differ only in the seed, their mean and interval are shown.",
     )
-    stages: tuple[str, ...] = option((), "Stages that are probed, such as conv3,conv4; by default all, and the embedding.")
+    stages: tuple[str, ...] = option(
+        (),
+        "Stages that are probed, such as conv3,conv4; by default all and the embedding, in components.pipeline the embedding only.",
+    )
     protocol: str = option(
         "logistic",
         "logistic: scikit-learn's logistic regression on features kept in memory, for small data. sgd: all probes trained together by "
         "SGD in passes over augmented images, the paper's way.",
         choices=("logistic", "sgd"),
     )
-    values: int = option(9600, "Values that a stage's map is pooled to, at most, about (R: 9600).", at_least=1)
+    values: int = option(
+        9600, "Number of values, approximately, to which the map of a stage is pooled if it has more (R: 9600).", at_least=1
+    )
     knn: tuple[int, ...] = option((10, 50, 200), "Neighbours k of the kNN on the embedding.", example="10,50,200")
     kmeans: tuple[int, ...] = option(
         (), "Numbers of clusters of k-means on the held-out images' embedding, which are compared with the classes.", example="128"
@@ -124,7 +130,7 @@ class ExportConfig:
 
     workdir: str = option("", "A run whose training is finished.")
     export_dir: str = option(
-        "", "Directory of the served model, made if missing; the export becomes its directory of the next number."
+        "", "Directory of the served model, made if missing. The export is written into a numbered directory below it."
     )
     potentials: bool = option(
         True,
@@ -132,10 +138,14 @@ class ExportConfig:
         "are the network's plain argmax.",
     )
     export_version: int = option(0, "Number of the export; 0 for the next one.", at_least=0)
-    warm_up: bool = option(True, "Add requests that TensorFlow Serving runs before it says that it is ready.")
+    warm_up: bool = option(
+        True,
+        "Add requests that TensorFlow Serving runs before it reports that it is ready; needs the extra serving.",
+    )
     check: bool = option(
         False,
-        "Before it gets its number, run the export in a process without sela_tf, hold its answers to the network's, and time it.",
+        "Run the export in a process without sela_tf, compare its answers with the network's, and measure its speed. If they differ, "
+        "nothing is exported.",
     )
 
     def __post_init__(self) -> None:

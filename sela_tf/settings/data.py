@@ -20,21 +20,21 @@ def eval_fraction_option(note: str = "") -> Any:
 
 def data_dir_option() -> Any:
     """Returns the field `data_dir`."""
-    return option("", "Where TFDS keeps its data sets; by default ~/tensorflow_datasets.", shown=True)
+    return option("", "Directory in which TFDS keeps its data sets; by default ~/tensorflow_datasets.", may_change=True)
 
 
 def download_option() -> Any:
     """Returns the field `download`."""
-    return option(False, "Let TFDS download what is missing. Nothing is downloaded without it.", shown=True)
+    return option(False, "Let TFDS download what is missing. Nothing is downloaded without it.", may_change=True)
 
 
 def cache_dir_option(default: str) -> Any:
     """Returns the field `cache_dir`; `default` names what an empty value stands for."""
     return option(
         "",
-        "Where it is listed what is in the files of a folder, so that they are decoded once and not at every start; "
+        "Directory of the cache that lists the checked files of a folder, so that they are decoded only once; "
         f"by default {default}.",
-        shown=True,
+        may_change=True,
     )
 
 
@@ -45,9 +45,9 @@ def skip_bad_images_option(help: str = "Leave out damaged images of a folder ins
 
 def memory_limit_option(help: str) -> Any:
     """Returns the field `memory_limit`, in GiB."""
-    return option(4.0, help, bound=POSITIVE, shown=True)
+    return option(4.0, help, bound=POSITIVE, may_change=True)
 
 
 def label_memory_option(help: str) -> Any:
     """Returns the field `label_memory`, in GiB."""
-    return option(4.0, help, bound=GIB, shown=True)
+    return option(4.0, help, bound=GIB, may_change=True)

@@ -83,7 +83,7 @@ def option(
     choices: tuple[str, ...] = (),
     at_least: int | None = None,
     bound: Bound | None = None,
-    shown: bool = False,
+    may_change: bool = False,
     example: str = "",
 ) -> Any:
     """Returns a dataclass field that is also a flag.
@@ -94,10 +94,17 @@ def option(
         choices: all values that a word may have; empty for any.
         at_least: the least value of a whole number, which is always below 2**31.
         bound: the interval of a real number.
-        shown: the setting changes only what is shown or kept, not what is computed; a continued run may change it.
+        may_change: a continued run may change the setting, because it is about the machine, or about what is shown or kept.
         example: a list of numbers as it is written, for an error.
     """
-    metadata = {"help": help, "choices": choices, "at_least": at_least, "bound": bound, "shown": shown, "example": example}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "at_least": at_least,
+        "bound": bound,
+        "may_change": may_change,
+        "example": example,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -36,8 +36,8 @@ class SelaConfig:
     # data
     dataset: str = option(
         "",
-        "Training images: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR (as components.data_ingestion writes them), synthetic, or a "
-        "TFDS name such as cifar10. Or features:FILE, an npy or npz file of vectors [N, D] that stand for images.",
+        "Training images: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR (as components.data_ingestion writes them), synthetic:N (N "
+        "images made on the fly), or a TFDS name such as cifar10. Or features:FILE, an npy or npz file of vectors [N, D] in place of images.",
     )
     eval_dataset: str = eval_dataset_option()
     eval_fraction: float = eval_fraction_option()
@@ -47,8 +47,8 @@ class SelaConfig:
     classes: str = option("auto", "none ignores class labels, which serve evaluation only.", choices=("auto", "none"))
     imbalance: str = option(
         "none",
-        "Leave out training images to try what unequal classes do (P, on CIFAR-10): light half of the last class; heavy keeps all of the "
-        "first class of C, then (C - 1) / C, …, 1 / C of the last.",
+        "Remove training images to make classes unequal (P, on CIFAR-10). light: half of the last class. heavy: class i of C keeps "
+        "(C - i + 1) / C of its images.",
         choices=("none", "light", "heavy"),
     )
     skip_bad_images: bool = skip_bad_images_option()
@@ -60,7 +60,9 @@ class SelaConfig:
         "Network: resnet8, resnet20, resnet56 for small images, resnet18, resnet50, preact_resnet18, preact_resnet50, alexnet; or "
         "applications:NAME for one of keras.applications. identity, mlp for features.",
     )
-    backbone_weights: str = option("", "File that a network of keras.applications starts from; by default its initialisers.")
+    backbone_weights: str = option(
+        "", "File of weights that a network of keras.applications starts from; by default random weights."
+    )
     width: int = option(0, "Channels of the backbone's first stage; 0 for as many as published.", at_least=0)
     hidden_units: int = option(0, "Width of a hidden layer between the embedding and the heads; 0 for none.", at_least=0)
     num_heads: int = option(10, "Heads T, each with labels of its own (P: 1 or 10).", at_least=1)
@@ -104,10 +106,10 @@ class SelaConfig:
         "clean", "Images as the label pass sees them: clean, or augmented with batch statistics (R).", choices=("clean", "training")
     )
     transport_tolerance: float = option(
-        1e-3, "L1 error of the clusters' marginals at which the transport is solved.", bound=Bound(1e-6, 2)
+        1e-3, "L1 error of the clusters' shares at which the transport stops.", bound=Bound(1e-6, 2)
     )
     transport_max_iterations: int = option(
-        10_000, "Passes over the log-probabilities after which a transport is given up.", at_least=1
+        10_000, "Passes over the log-probabilities after which a transport stops without having converged.", at_least=1
     )
     label_memory: float = label_memory_option(
         "GiB that the log-probabilities of a head, and what its transport stores with them, may take: held as float32 if they fit, "
@@ -144,10 +146,10 @@ class SelaConfig:
     )
     # shown and kept
     log_every_steps: int = option(
-        50, "Steps between two rows of the loss in metrics.jsonl and TensorBoard.", shown=True, at_least=1
+        50, "Steps between two rows of the loss in metrics.jsonl and TensorBoard.", may_change=True, at_least=1
     )
     monitor_examples: int = option(
-        10_000, "Training images that the kNN of each epoch looks among; 0 for no kNN.", shown=True, at_least=0
+        10_000, "Training images that the kNN of each epoch looks among; 0 for no kNN.", may_change=True, at_least=0
     )
     evaluate: str = option(
         "auto",
@@ -155,16 +157,16 @@ class SelaConfig:
         "iterations of the linear probe instead of 500; auto for sampled above 100,000 training images, else full; none for no figure at "
         "all, neither in training nor after it.",
         choices=("auto", "full", "sampled", "none"),
-        shown=True,
+        may_change=True,
     )
-    report: bool = option(True, "Draw report.png and galleries/ at the end.", shown=True)
-    keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", shown=True, at_least=1)
+    report: bool = option(True, "Draw report.png and galleries/ at the end.", may_change=True)
+    keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", may_change=True, at_least=1)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lr_drops", tuple(float(share) for share in self.lr_drops))
         if not self.dataset:
             raise ConfigError(
-                "`dataset` is missing: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR, features:FILE, or a TFDS name"
+                "`dataset` is missing: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR, features:FILE, synthetic:N, or a TFDS name"
             )
         check_settings(self)
         if self.image_size == 1:
@@ -204,7 +206,7 @@ class TrainOptions:
     """The settings of `python -m sela_tf.train` that are not part of the run: the same run may lie anywhere."""
 
     workdir: str = option("", "Directory of the run; made if missing.")
-    dry_run: bool = option(False, "Try everything once on little, estimate time and memory; no run is written.")
+    dry_run: bool = option(False, "Run every part once on a few images and estimate time and memory; no run is written.")
 
     def __post_init__(self) -> None:
         if not self.workdir and not self.dry_run:
