@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -235,6 +236,9 @@ class _OpenShard:
     def __init__(self, path: str, digest: str):
         self.path, self.digest = path, digest
         self._descriptor = None if "://" in path else os.open(path, os.O_RDONLY)
+        if self._descriptor is not None:
+            # The file is closed when nobody holds this object any more, or when Python ends.
+            weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
         if self._descriptor is not None:
@@ -242,10 +246,6 @@ class _OpenShard:
         with tf.io.gfile.GFile(self.path, "rb") as file:
             file.seek(offset)
             return file.read(size)
-
-    def __del__(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
 
 
 # A file that leaves the cache while a thread reads it is closed when that thread has read it.
