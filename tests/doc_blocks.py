@@ -24,6 +24,8 @@ _INDENT = "    "
 _DONE_OTHERWISE = {
     ". .venv/bin/activate": "the test's own Python stands for the environment",
     "pip install sela-tf": "tests/test_package.py installs the wheel in a clean environment",
+    "make demo": "test_the_demo_learns of tests/test_training.py runs it, and looks at what it learned",
+    "make pipeline": "test_all_of_it_and_again of tests/test_pipeline.py runs it, again, and with another seed",
 }
 _PLACEHOLDERS = {
     "/path/to/images": "images", r"(?<![\w.])/(?=tmp/|srv/)": "", r"\bRUN\b": "runs/digits", r"\bOTHER_MODEL\b": "MODEL",
@@ -131,7 +133,7 @@ def blocks(page: pathlib.Path) -> list[Block]:
 
 def can_be_run(command: str) -> bool:
     """Tells whether `run_commands` knows what to do with a command."""
-    return command in _DONE_OTHERWISE or bool(re.match(r"python -m (sela_tf|components)\.|make (demo|pipeline)$", command))
+    return command in _DONE_OTHERWISE or command.startswith(("python -m sela_tf.", "python -m components."))
 
 
 def make_directory(path: pathlib.Path, run: pathlib.Path | None, *, checkout: bool = True) -> None:
@@ -156,7 +158,7 @@ def make_directory(path: pathlib.Path, run: pathlib.Path | None, *, checkout: bo
 
 
 def run_commands(commands: Sequence[str], directory: pathlib.Path) -> Iterator[tuple[str, Door]]:
-    """Runs the commands of a page one after another; those of Python's modules that follow one another share a process."""
+    """Runs the commands of a page one after another; those that follow one another share a process; those that other tests run are left out."""
     waiting: list[tuple[str, list[str]]] = []
     for command in [*commands, ""]:
         if command.startswith("python -m "):
@@ -166,17 +168,13 @@ def run_commands(commands: Sequence[str], directory: pathlib.Path) -> Iterator[t
             doors = run_modules([argv for _, argv in waiting], cwd=directory)
             yield from zip((one for one, _ in waiting), doors, strict=True)
             waiting = []
-        if command.startswith("make "):
-            small = shlex.join(_small("components.pipeline", command)) if "pipeline" in command else ""
-            make = [
-                "make",
-                *command.split()[1:],
-                "VENV=venv",
-                f"FLAGS={small} --min_knn=0 --min_linear_probe=0" if small else "FLAGS=",
-            ]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            done = subprocess.run(make, cwd=directory, capture_output=True, text=True, timeout=600, check=False, env=environment)
-            yield command, Door(done.returncode, done.stdout, done.stderr)
+
+
+def run_make(target: str, directory: pathlib.Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Runs a target of the Makefile in a directory of `make_directory`, with its environment."""
+    command = ["make", target, "VENV=venv", f"FLAGS={shlex.join(flags)}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=600, check=False, env=environment)
 
 
 def fill_in(text: str) -> str:

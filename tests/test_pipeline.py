@@ -10,6 +10,7 @@ import sys
 import pytest
 import yaml
 from absl import flags as absl_flags
+from doc_blocks import make_directory, run_make
 from fixtures import ROOT, SMALL, run_here
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
@@ -173,8 +174,10 @@ print(figures.metadata["knn"])
 
     @pytest.mark.slow
     def test_all_of_it_and_again(self, tmp_path):
-        arguments = ("--dataset=digits", *TRAINING, f"--root={tmp_path}/root", "--min_knn=0.5", "--stages=embedding")
-        first = run_pipeline(*arguments)
+        """`make pipeline`, of a training of seconds."""
+        make_directory(tmp_path, None)
+        small = (*TRAINING, "--dataset=digits", "--min_knn=0.5", "--min_linear_probe=0", "--stages=embedding")
+        first = run_make("pipeline", tmp_path, *small)
         assert first.returncode == 0, first.stdout + first.stderr
         assert re.findall("^== (.*)", first.stdout, re.MULTILINE) == ["data-ingestion", "self-labelling", "linear-probe"]
         assert "epoch 1/2: loss" in first.stdout  # what it does is seen
@@ -182,14 +185,14 @@ print(figures.metadata["knn"])
         assert first.stdout.index("| kNN, k = 10 ") > first.stdout.index("== linear-probe")
         assert "unchanged" not in first.stdout
         assert first.stderr == ""
-        second = run_pipeline(*arguments)
+        second = run_make("pipeline", tmp_path, *small)
         assert second.returncode == 0, second.stdout + second.stderr
         assert second.stdout.count("unchanged since it was ") == 3
         # another training needs no other ingestion
-        third = run_pipeline(*arguments, "--seed=1")
+        third = run_make("pipeline", tmp_path, *small, "--seed=1")
         assert third.stdout.count("unchanged since it was ingested") == 1
         assert third.stdout.count("unchanged") == 1
-        assert len(list((tmp_path / "root" / "self_labelling" / "model").iterdir())) == 2
+        assert len(list((tmp_path / "runs" / "pipeline" / "self_labelling" / "model").iterdir())) == 2
 
 
 def test_the_dockerfile_copies_what_is_there():

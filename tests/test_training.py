@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from doc_blocks import make_directory, run_make
 from fixtures import SMALL, is_one_line, rows, run_door, run_doors
 from PIL import Image
 
@@ -44,7 +45,7 @@ def test_known_labels_and_a_prior_through_the_door(tmp_path):
     assert wrong.returncode == misspelt.returncode == 2
     assert "line 2 of --known_labels=" in wrong.stderr
     assert "none of the 1344 training images, nor of those left out, has the row '5000'" in wrong.stderr
-    assert "--known_labels: 7 labels are of images that are not trained on, and are left out" in with_known.stdout
+    assert "`known_labels`: 7 labels are of images that are not trained on, and are left out" in with_known.stdout
     assert "--marginals=zip: " in misspelt.stderr
     with np.load(tmp_path / "known" / "labels.npz") as labels:
         for head in labels["labels"]:
@@ -187,15 +188,16 @@ def test_eval_dataset_wins_over_the_test_split(tmp_path, rng):
 
 @pytest.mark.slow
 def test_the_demo_learns(tmp_path):
-    """The run of configs/digits.cfg: kNN above the untrained network's by 2 points or at 98 %, AMI above it by .15."""
-    process = run_door("--flagfile=configs/digits.cfg", f"--workdir={tmp_path / 'run'}")
+    """`make demo`, the run of configs/digits.cfg: kNN above the untrained network's by 2 points or at 98 %, AMI above it by .15."""
+    make_directory(tmp_path, None)
+    process = run_make("demo", tmp_path)
     assert process.returncode == 0, process.stderr
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = json.loads((tmp_path / "runs" / "digits" / "results.json").read_text())
     trained, untrained = results["trained"], results["untrained"]
     assert trained["knn"] >= min(untrained["knn"] + 0.02, 0.98)
     assert np.mean(trained["ami"]) >= np.mean(untrained["ami"]) + 0.15
     assert np.min(trained["ami"]) > results["chance"]["ami"][0] + 0.3
-    assert_no_warnings(tmp_path / "run")
+    assert_no_warnings(tmp_path / "runs" / "digits")
 
 
 @pytest.mark.slow
