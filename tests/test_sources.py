@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 
 from sela_tf.data.errors import SourceError
-from sela_tf.data.sources import SourceOptions, arrays, load_source, outline_source, synthetic_count
+from sela_tf.data.sources import SOURCES, SourceOptions, arrays, load_source, outline_source, synthetic_count
+from sela_tf.settings.paths import SOURCES_WITH_PATH
 
 
 def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
     data = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def test_the_settings_make_the_paths_of_all_kinds_absolute():
+    """The settings are read before TensorFlow is loaded, and so have a list of their own; `tfrecords` is a kind of ingestion."""
+    assert {kind for kind, source in SOURCES.items() if source.path} | {"tfrecords"} == set(SOURCES_WITH_PATH)
 
 
 class TestDigitsIdxNpz:
