@@ -10,6 +10,9 @@ import pytest
 from fixtures import ROOT, SMALL, run_door, run_doors
 
 from sela_tf.data.splits import is_held_out
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training import dry_run
+from sela_tf.transport.assignment import plan_memory
 
 
 @pytest.mark.slow
@@ -79,3 +82,14 @@ def test_dry_run_of_more_images_than_there_could_be():
     )
     hours = [float(re.search(r"label passes ([\d.e+-]+)", door.stdout)[1]) for door in (few, all_of_them)]
     assert hours[1] > 50 * hours[0]
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
+@pytest.mark.parametrize("gib", [4.0, 0.005, 1e-6])
+def test_the_transport_is_tried_in_the_form_that_the_run_would_have(monkeypatch, tolerance, gib):
+    """Log-probabilities in float32, in float16, or computed; stored rows take more of the memory where the tolerance is small."""
+    config = SelaConfig(dataset="digits", num_clusters=16, transport_tolerance=tolerance)
+    plan, tried = plan_memory(60_000, 16, gib * 2**30, tolerance=tolerance), []
+    monkeypatch.setattr(dry_run, "assign_labels", lambda logits, *, memory_limit, **options: tried.append(memory_limit))
+    dry_run._transport(config, plan, 4096, 8)
+    assert {plan_memory(4096, 16, limit, tolerance=tolerance).form for limit in tried} == {plan.form}
