@@ -51,6 +51,8 @@ def test_course_is_that_of_the_metrics(finished, report):
         assert steps == [step for row in mine for step in [row["step"]] * 2]
         assert values == [value for row in mine for value in (row["objective_before"], row["objective_after"])]
     results = json.loads((workdir / "results.json").read_text())
+    for column in ("trained", "untrained", "chance"):
+        assert list(report["figures"][column]) == ["knn", "linear_probe", "nmi", "ami", "ari", "hungarian"]
     assert report["figures"]["trained"]["nmi"] == pytest.approx(np.mean(results["trained"]["nmi"]))
     assert f"kNN {results['trained']['knn']:.3f}" in report["verdict"]
 
