@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.compat.releases import EXACT_TARGETS
 from sela_tf.self_labelling.label_table import LabelTable
 
 
@@ -29,8 +30,7 @@ class SelfLabelLoss(keras.losses.Loss):
     """
 
     def __init__(self, labels: LabelTable | None = None, name: str = "self_label_loss"):
-        # Keras casts the index to the loss's dtype, and float64 is exact up to 2**53.
-        super().__init__(name=name, dtype="float64")
+        super().__init__(name=name, **EXACT_TARGETS)
         self.labels = labels
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:

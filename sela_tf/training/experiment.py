@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from sela_tf.callbacks.doctor import CollapseDoctor
 from sela_tf.callbacks.monitors import ClusterMonitor
+from sela_tf.compat.releases import LossScaleOptimizer
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.models.build import with_rotation_head
@@ -90,7 +91,7 @@ class Experiment:
                 coupled_weight_decay=config.weight_decay,
             )
             if config.mixed_precision == "float16":
-                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+                optimizer = LossScaleOptimizer(optimizer)
             optimizer.build(model.trainable_variables)
             model.compile(optimizer, loss=loss, jit_compile=False)
         replicas = self.strategy.num_replicas_in_sync

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from sela_tf.compat.releases import Optimizer
+
 
 @keras.saving.register_keras_serializable("sela_tf")
-class CoupledSGD(keras.optimizers.Optimizer):
+class CoupledSGD(Optimizer):
     """SGD with momentum and coupled weight decay: g <- gradient + decay w; v <- momentum v + g; w <- w - learning_rate v.
 
     Keras' SGD differs twice: its `weight_decay` is decoupled from the gradient, which at momentum .9 acts ten times weaker, and its

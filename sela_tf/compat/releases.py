@@ -1,0 +1,55 @@
+"""Differences between the supported releases: TensorFlow 2.15 with Keras 2.15, and TensorFlow 2.16 to 2.21 with Keras 3.
+
+No other module asks for a release. Where one way works with both Kerases, it is taken, and nothing stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+IS_KERAS_3 = hasattr(keras, "ops")
+
+# The arguments with which an integer target reaches a loss exactly. Keras 3 casts targets to the dtype of the loss, and float64 is exact up
+# to 2**53; Keras 2 leaves integers as they are.
+EXACT_TARGETS: dict[str, Any] = {"dtype": "float64"} if IS_KERAS_3 else {}
+
+LossScaleOptimizer = keras.optimizers.LossScaleOptimizer if IS_KERAS_3 else keras.mixed_precision.LossScaleOptimizer
+
+
+class _Keras2Optimizer(keras.optimizers.Optimizer):
+    """Keras 3's interface for writing an optimizer, over that of Keras 2."""
+
+    def __init__(self, learning_rate: Any, name: str, **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        self._learning_rate = self._build_learning_rate(learning_rate)
+
+    @property
+    def built(self) -> bool:
+        return getattr(self, "_built", False)
+
+    def build(self, variables: Sequence) -> None:
+        super().build(variables)
+        self._built = True
+
+    def _get_variable_index(self, variable: tf.Variable) -> int:
+        return self._index_dict[self._var_key(variable)]
+
+    def _update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        self.update_step(gradient, variable, self.learning_rate)
+
+    def assign(self, variable: tf.Variable, value: tf.Tensor) -> None:
+        variable.assign(value)
+
+    def assign_sub(self, variable: tf.Variable, value: tf.Tensor) -> None:
+        variable.assign_sub(value)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "learning_rate": self._serialize_hyperparameter(self._learning_rate)}
+
+
+# The base class of an optimizer of one's own.
+Optimizer = keras.optimizers.Optimizer if IS_KERAS_3 else _Keras2Optimizer
