@@ -52,4 +52,4 @@ class _Keras2Optimizer(keras.optimizers.Optimizer):
 
 
 # The base class of an optimizer of one's own.
-Optimizer = keras.optimizers.Optimizer if IS_KERAS_3 else _Keras2Optimizer
+Optimizer: Any = keras.optimizers.Optimizer if IS_KERAS_3 else _Keras2Optimizer
