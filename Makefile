@@ -4,11 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 FLAGS ?=
 
-.PHONY: demo pipeline test test-slow lint format reference system-deps lock wheel clean help
+# An older TensorFlow, in an environment of its own: 2.15, 2.17 or 2.19. The lanes want Python 3.11, unless PYTHON names another.
+TF ?= 2.15
+LANE := .venv-tf$(TF)
+LANE_PYTHON := $(if $(filter file,$(origin PYTHON)),python3.11,$(PYTHON))
+
+.PHONY: demo pipeline test test-slow test-tf lint format reference system-deps lock wheel clean help
 
 help:
 	@sed -n '1s/^# //p' Makefile
-	@echo 'make pipeline, test-slow, lint, format, reference, system-deps, lock, wheel, clean: see BUILD.md'
+	@echo 'make pipeline, test-slow, test-tf, lint, format, reference, system-deps, lock, wheel, clean: see BUILD.md'
 
 demo: $(VENV)/.core
 	$(BIN)/python -m sela_tf.train --flagfile=configs/digits.cfg --workdir=runs/digits $(FLAGS)
@@ -22,6 +27,12 @@ test: lint
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow $(FLAGS)
+
+# What a reused library needs, from the wheel and not from the checkout, on the TensorFlow of the lane.
+test-tf: $(LANE)/.lane
+	rm -rf build
+	$(LANE)/bin/uv pip install --quiet --python $(LANE)/bin/python --no-deps --reinstall .
+	PYTHONSAFEPATH=1 $(LANE)/bin/python -m pytest -n 2 --dist loadgroup @tests/lanes.txt $(FLAGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -46,13 +57,15 @@ system-deps:
 lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade --extra dev pyproject.toml -o requirements-dev.lock
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade -c requirements-dev.lock pyproject.toml -o requirements.lock
+	for lane in tests/locks/*.in; do case $$lane in */tools.in) continue;; */tf-2.15.in) all=;; *) all=--universal;; esac; \
+	  $(BIN)/uv pip compile $$all --python-version 3.11 --no-header --upgrade pyproject.toml $$lane -o $${lane%.in}.lock; done
 
 wheel: $(VENV)/.dev
 	rm -rf build dist
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tf* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.python: tools/check_python.py
 	@command -v $(PYTHON) >/dev/null || { echo 'error: there is no $(PYTHON). Name a Python 3.11, 3.12 or 3.13: make demo PYTHON=/path/to/python3' >&2; exit 1; }
@@ -69,3 +82,14 @@ $(VENV)/.dev: $(VENV)/.python requirements-dev.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@ $(VENV)/.core
+
+$(LANE)/.lane: tests/locks/tf-$(TF).lock tools/check_python.py
+	@$(LANE_PYTHON) -c '' 2>/dev/null || { echo 'error: there is no $(LANE_PYTHON). Name a Python 3.11: make test-tf TF=$(TF) PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@$(LANE_PYTHON) tools/check_python.py $(TF)
+	$(LANE_PYTHON) -m venv --clear $(LANE)
+	$(LANE)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	$(LANE)/bin/uv pip install --quiet --python $(LANE)/bin/python -r tests/locks/tf-$(TF).lock
+	@touch $@
+
+tests/locks/tf-%.lock:
+	@echo 'error: there is no lane of TensorFlow $*. Take one of $(patsubst tests/locks/tf-%.in,%,$(wildcard tests/locks/tf-*.in)): make test-tf TF=2.15' >&2; exit 1

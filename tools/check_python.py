@@ -2,24 +2,25 @@
 
 import sys
 
-OLDEST, NEWEST = (3, 11), (3, 13)
+PYTHONS = ((3, 11), (3, 12), (3, 13))
+# The Pythons for which the older releases of TensorFlow have wheels.
+LANES = {"2.15": PYTHONS[:1], "2.17": PYTHONS[:2], "2.19": PYTHONS[:2]}
 
 
-def complaint(version, has_venv):
-    """The complaint about an interpreter and the way out, or None where it will do."""
+def complaint(version, has_venv, tensorflow=None):
+    """The complaint about an interpreter and the way out, or None where it will do; for an older release of TensorFlow if one is named."""
     name = "%s is Python %d.%d" % (sys.executable, version[0], version[1])
-    if not OLDEST <= tuple(version[:2]) <= NEWEST:
-        age = "old" if tuple(version[:2]) < OLDEST else "new"
-        return "%s, too %s: sela-tf needs 3.11, 3.12 or 3.13. Name one, as in: make demo PYTHON=python3.12" % (name, age)
+    pythons = LANES.get(tensorflow, PYTHONS)
+    needed = " or ".join("%d.%d" % python for python in pythons)
+    what, command = "sela-tf", "make demo PYTHON=python3.12"
+    if tensorflow:
+        what, command = "TensorFlow " + tensorflow, "make test-tf TF=%s PYTHON=python3.11" % tensorflow
+    if tuple(version[:2]) not in pythons:
+        age = "old" if tuple(version[:2]) < pythons[0] else "new"
+        return "%s, too %s: %s needs %s. Name one, as in: %s" % (name, age, what, needed, command)
     if not has_venv:
-        return (
-            "%s without venv: on Debian or Ubuntu, apt install python%d.%d-venv; or name another, as in: make demo PYTHON=python3.12"
-            % (
-                name,
-                version[0],
-                version[1],
-            )
-        )
+        package = "python%d.%d-venv" % (version[0], version[1])
+        return "%s without venv: on Debian or Ubuntu, apt install %s; or name another, as in: %s" % (name, package, command)
     return None
 
 
@@ -31,6 +32,6 @@ if __name__ == "__main__":
         found = bool(ensurepip and venv)
     except ImportError:
         found = False
-    problem = complaint(sys.version_info, found)
+    problem = complaint(sys.version_info, found, *sys.argv[1:])
     if problem:
         sys.exit("error: " + problem)
