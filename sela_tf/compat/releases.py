@@ -11,6 +11,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+RELEASE = ".".join(tf.__version__.split(".")[:2])
+"""The release of TensorFlow that is running, such as "2.21"."""
+
+RELEASES_WITHOUT_RECORD = ("2.20", "2.21")
+"""The releases that checkpoints without a record of theirs may be of: sela_tf ran on no other before it kept one."""
+
 IS_KERAS_3 = hasattr(keras, "ops")
 
 # The arguments with which an integer target reaches a loss exactly. Keras 3 casts targets to the dtype of the loss, and float64 is exact up

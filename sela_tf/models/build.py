@@ -75,7 +75,9 @@ def build_model(
     if named and (width or synchronized):
         raise ValueError(f"{backbone} has its own width and batch normalisation. Received: {width=}, {synchronized=}")
     if weights and not named:
-        raise ValueError(f"`weights` are for {PREFIX}NAME only. Received: {weights=} for {backbone}")
+        raise ValueError(
+            f"`weights` are for {PREFIX}NAME only; use `load_weights` of the model. Received: {weights=} for {backbone}"
+        )
     inputs = keras.Input(tuple(image_shape), name="image")
     # The policy is float32 in any case: half precision cannot hold the difference of a pixel from the mean.
     x = keras.layers.Normalization(mean=list(mean), variance=list(variance), dtype="float32", name="normalization")(inputs)

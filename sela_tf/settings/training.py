@@ -61,7 +61,9 @@ class SelaConfig:
         "applications:NAME for one of keras.applications. identity, mlp for features.",
     )
     backbone_weights: str = option(
-        "", "File of weights that a network of keras.applications starts from; by default random weights."
+        "",
+        "File of weights that the backbone starts from: model.weights.h5 in the directory of a run with this backbone, or one of "
+        "keras.applications; by default random weights.",
     )
     width: int = option(0, "Channels of the backbone's first stage; 0 for as many as published.", at_least=0)
     hidden_units: int = option(0, "Width of a hidden layer between the embedding and the heads; 0 for none.", at_least=0)

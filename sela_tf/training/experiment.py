@@ -12,13 +12,14 @@ import tensorflow as tf
 
 from sela_tf.callbacks.doctor import CollapseDoctor
 from sela_tf.callbacks.monitors import ClusterMonitor
-from sela_tf.compat.releases import LossScaleOptimizer
+from sela_tf.compat.releases import RELEASE, RELEASES_WITHOUT_RECORD, LossScaleOptimizer
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.models.build import with_rotation_head
 from sela_tf.models.inference import read_variable
 from sela_tf.models.layer_names import HEADS, ROTATION
 from sela_tf.runs.checkpoint import arrays_under
+from sela_tf.runs.names import LABELS, WEIGHTS
 from sela_tf.runs.network import NetworkDescription
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.callback import SelfLabelling
@@ -208,3 +209,28 @@ def check_same_images(experiment: Experiment, meta: Mapping[str, Any], workdir: 
             f"`dataset={experiment.config.dataset}` ({experiment.labels.num_examples}) are not the same any more: restore them, or name another "
             "directory"
         )
+
+
+def check_same_release(meta: Mapping[str, Any], directory: Workdir) -> None:
+    """Refuses to continue a run on another release of TensorFlow, whose Keras may lay out the state otherwise and rounds otherwise.
+
+    Args:
+        meta: the metadata of the checkpoint.
+        directory: the run's directory, for the message.
+
+    Raises:
+        ConfigError: the checkpoint was written on another release.
+    """
+    written = (meta["tensorflow"],) if "tensorflow" in meta else RELEASES_WITHOUT_RECORD
+    if RELEASE in written:
+        return
+    path = directory.path
+    finished = f"`backbone_weights={path / WEIGHTS}`, and with `num_relabellings=0` also `labels_from={path / LABELS}`"
+    raise ConfigError(
+        f"`workdir={path}` holds a checkpoint of TensorFlow {' or '.join(written)}, and this is {RELEASE}: continue it there"
+        + (
+            f", or start from it in another directory: {finished}"
+            if directory.has_network
+            else "; a finished run can be started from anywhere"
+        )
+    )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from sela_tf.data.label_files import read_known_labels, read_run_labels
-from sela_tf.runs.network import NetworkDescription, describe_network
+from sela_tf.models.backbones.applications import PREFIX
+from sela_tf.models.build import cut_at
+from sela_tf.models.layer_names import EMBEDDING
+from sela_tf.runs.names import FLAGS, NETWORK, WEIGHTS
+from sela_tf.runs.network import NetworkDescription, describe_network, load_run, read_description
 from sela_tf.self_labelling.label_table import LabelTable
+from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import Data, tell
 
@@ -46,8 +54,55 @@ def description_of(config: SelaConfig, data: Data) -> NetworkDescription:
     return describe_network(config, shape, tuple(data.mean.tolist()), tuple(data.variance.tolist()))
 
 
+def check_backbone_weights(config: SelaConfig) -> None:
+    """Checks that the weights that the backbone is to start from can be its own, before any image is read.
+
+    Raises:
+        ConfigError: the file is missing, or is of another network than the settings ask for.
+    """
+    weights, run = config.backbone_weights, _run_of_weights(config)
+    if not weights:
+        return
+    if run is not None:
+        theirs = read_description(run)
+        for name in ("backbone", "width"):
+            own, other = getattr(config, name), getattr(theirs, name)
+            if own != other:
+                raise ConfigError(f"`backbone_weights={weights}` is of a run with `{name}={other}`. Received: `{name}={own}`")
+    elif not config.backbone.startswith(PREFIX):
+        raise ConfigError(
+            f"`backbone_weights={weights}`: weights of {config.backbone} are read from the directory of a finished run alone: give its "
+            f"{WEIGHTS}, beside its {NETWORK}"
+        )
+    if not os.path.isfile(weights):
+        raise ConfigError(f"`backbone_weights={weights}`: there is no such file")
+
+
 def first_network(config: SelaConfig, description: NetworkDescription, strategy: tf.distribute.Strategy) -> keras.Model:
-    """Builds a network before its first step, the same for the same seed."""
+    """Builds a network before its first step, the same for the same seed.
+
+    Raises:
+        ConfigError: the weights that the backbone is to start from cannot be read, or do not fit the images.
+    """
+    run = _run_of_weights(config)
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
-        return description.build(weights=config.backbone_weights)
+        network = description.build(weights="" if run else config.backbone_weights)
+        if run:
+            trained = load_run(run)
+            try:
+                # The heads stay new.
+                cut_at(network, EMBEDDING).set_weights(cut_at(trained, EMBEDDING).get_weights())
+            except ValueError as error:
+                raise ConfigError(
+                    f"`backbone_weights={config.backbone_weights}` is of images {trained.input.shape[1:]}, and does not fit images "
+                    f"{network.input.shape[1:]}"
+                ) from error
+    return network
+
+
+def _run_of_weights(config: SelaConfig) -> pathlib.Path | None:
+    """Returns the directory of the run whose weights the backbone is to start from; None for other weights, or none."""
+    path = pathlib.Path(config.backbone_weights).expanduser()
+    of_a_run = path.name == WEIGHTS and any((path.parent / name).exists() for name in (NETWORK, FLAGS))
+    return path.parent if of_a_run else None

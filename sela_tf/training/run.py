@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sela_tf.cli.signals import signals_noted
+from sela_tf.compat.releases import RELEASE
 from sela_tf.evaluation.outputs import EvaluationOutputs
 from sela_tf.runs import checkpoint
 from sela_tf.runs.labels import read_labels
@@ -19,7 +20,7 @@ from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.evaluation import judge, outputs_of_run
-from sela_tf.training.experiment import Experiment, check_same_images
+from sela_tf.training.experiment import Experiment, check_same_images, check_same_release
 from sela_tf.training.loop import TrainingLoop
 from sela_tf.training.monitoring import log_first_labels
 from sela_tf.training.progress import Progress
@@ -83,6 +84,7 @@ def _continue_from(directory: Workdir, experiment: Experiment) -> int:
                 f"`workdir={directory.path}`: its checkpoints are gone or damaged, so the run cannot be continued: name another directory"
             )
         return 0
+    check_same_release(saved.meta, directory)
     check_same_images(experiment, saved.meta, directory.path)
     experiment.restore(saved.arrays)
     return saved.step
@@ -91,7 +93,7 @@ def _continue_from(directory: Workdir, experiment: Experiment) -> int:
 def _train(experiment: Experiment, directory: Workdir, first_step: int) -> None:
     """Takes the steps that are left, and saves at every epoch's end and on a signal."""
     config, labels = experiment.config, experiment.labels
-    meta = {"data_fingerprint": experiment.fingerprint, "num_examples": labels.num_examples}
+    meta = {"data_fingerprint": experiment.fingerprint, "num_examples": labels.num_examples, "tensorflow": RELEASE}
 
     def save(step: int) -> None:
         directory.flush()
