@@ -162,4 +162,4 @@ class TestOptimizer:
 
     def test_config_round_trip(self):
         twin = CoupledSGD.from_config(CoupledSGD(0.3, momentum=0.8, coupled_weight_decay=0.02).get_config())
-        assert (twin.momentum, twin.coupled_weight_decay, float(twin.learning_rate)) == pytest.approx((0.8, 0.02, 0.3))
+        assert (twin.momentum, twin.coupled_weight_decay, learning_rate_of(twin)) == pytest.approx((0.8, 0.02, 0.3))

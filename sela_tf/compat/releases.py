@@ -74,8 +74,8 @@ def optimizer_variables(optimizer: Any) -> list:
 def learning_rate_of(optimizer: Any) -> float:
     """Returns the learning rate of an optimizer's next step."""
     if IS_KERAS_3:
-        return float(optimizer.learning_rate)
+        return float(tf.convert_to_tensor(optimizer.learning_rate))
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     # In Keras 2 `learning_rate` is that of the last step; in the optimizers of tensorflow-addons it is the schedule.
     rate = getattr(optimizer, "_learning_rate", optimizer.learning_rate)
-    return float(rate(optimizer.iterations) if callable(rate) else rate)
+    return float(tf.convert_to_tensor(rate(optimizer.iterations) if callable(rate) else rate))
