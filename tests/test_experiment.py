@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from sela_tf.compat.decoupled import why_unavailable
+from sela_tf.compat.releases import learning_rate_of, optimizer_variables
+from sela_tf.models.inference import read_variable, steps_taken
 from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training import run as trainer
@@ -115,7 +119,7 @@ class TestSchedule:
         for schedule, expected in (("cosine", 0.5 * (1 + math.cos(math.pi / 4))), ("step", 1.0)):
             experiment = made(lr_schedule=schedule, lr_drops=(0.5,))
             experiment.model.optimizer.iterations.assign(6)
-            assert float(experiment.model.optimizer.learning_rate) == pytest.approx(0.05 * expected)
+            assert learning_rate_of(experiment.model.optimizer) == pytest.approx(0.05 * expected)
 
 
 class TestViews:
@@ -177,17 +181,48 @@ class TestStep:
         assert given["batches"].cardinality() in (24, tf.data.UNKNOWN_CARDINALITY)
 
 
-def test_state_goes_there_and_back(made):
-    one, two = made(), made(seed=3)
-    step = step_function(one.model, one.strategy, xla=False)
-    for batch in one.views(0, 3):
+def take_steps(experiment: Experiment, batches: Iterable) -> None:
+    step = step_function(experiment.model, experiment.strategy, xla=False)
+    for batch in batches:
         step(batch)
-    sharpen(one).labelling.relabel(3)
-    two.restore(one.state())
+
+
+def assert_same_state(one: Experiment, two: Experiment) -> None:
     states = one.state(), two.state()
     assert set(states[0]) == set(states[1])
     for name, value in states[0].items():
         np.testing.assert_array_equal(value, states[1][name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("sgdw", "none"), ("lamb", "none"), ("sgd", "float16"), ("sgdw", "float16"), ("lamb", "float16")]
+)
+def test_a_restored_optimizer_takes_the_same_steps(made, name, precision):
+    """Moments, the count of steps and the loss scale are part of the state."""
+    if name != "sgd" and (reason := why_unavailable(name)):
+        pytest.skip(reason)
+    settings = {"optimizer": name, "mixed_precision": precision}
+    one, two = made(**settings), made(**settings, seed=3)
+    if precision == "float16":
+        numbers = [each for each in optimizer_variables(one.model.optimizer) if each.shape == ()]
+        (loss_scale,) = [each for each in numbers if read_variable(each) == 2**15]
+        loss_scale.assign(2**10)
+    batches = list(one.views(0, 5))
+    take_steps(one, batches[:3])
+    two.restore(one.state())
+    assert_same_state(one, two)
+    for experiment in (one, two):
+        take_steps(experiment, batches[3:])
+    assert_same_state(one, two)
+    assert steps_taken(two.model) == 5
+
+
+def test_state_goes_there_and_back(made):
+    one, two = made(), made(seed=3)
+    take_steps(one, one.views(0, 3))
+    sharpen(one).labelling.relabel(3)
+    two.restore(one.state())
+    assert_same_state(one, two)
     assert int(two.model.optimizer.iterations) == 3
     old = {name: value for name, value in one.state().items() if name != "table/lam"}
     two.restore(old)

@@ -40,6 +40,12 @@ class TestFlags:
         (tmp_path / "flags.cfg").write_text(flags.to_flagfile(SelaConfig(dataset="digits", lr_drops=[0.5])))
         assert flags.from_flagfile(tmp_path / "flags.cfg").lr_drops == (0.5,)
 
+    def test_a_run_from_before_there_was_a_choice_has_sgd(self, tmp_path):
+        lines = flags.to_flagfile(SelaConfig(dataset="digits", optimizer="lamb")).splitlines()
+        assert "--optimizer=lamb" in lines
+        (tmp_path / "flags.cfg").write_text("\n".join(line for line in lines if not line.startswith("--optimizer")))
+        assert flags.from_flagfile(tmp_path / "flags.cfg").optimizer == "sgd"
+
     def test_paths_become_absolute(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         config = parsed("--dataset=folder:images", "--data_dir=x", "--cache_dir=y")

@@ -1,6 +1,6 @@
 """Differences between the supported releases: TensorFlow 2.15 with Keras 2.15, and TensorFlow 2.16 to 2.21 with Keras 3.
 
-No other module asks for a release. Where one way works with both Kerases, it is taken, and nothing stands here.
+No module outside this room asks for a release. Where one way works with both Kerases, it is taken, and nothing stands here.
 """
 
 from __future__ import annotations
@@ -59,3 +59,29 @@ class _Keras2Optimizer(keras.optimizers.Optimizer):
 
 # The base class of an optimizer of one's own.
 Optimizer: Any = keras.optimizers.Optimizer if IS_KERAS_3 else _Keras2Optimizer
+
+
+def build_optimizer(optimizer: Any, variables: Sequence) -> None:
+    """Makes the state of an optimizer, in the scope of its strategy. The optimizers of tensorflow-addons have no `build`."""
+    make = optimizer.build if hasattr(optimizer, "build") else optimizer._create_all_weights
+    make(variables)
+
+
+def optimizer_variables(optimizer: Any) -> list:
+    """Returns the state of an optimizer, that of its loss scale included."""
+    variables = optimizer.variables
+    found = list(variables() if callable(variables) else variables)
+    if not IS_KERAS_3 and isinstance(optimizer, LossScaleOptimizer):
+        # Keras 2 does not count them as its variables.
+        found += [optimizer._loss_scale.current_loss_scale, optimizer._loss_scale.counter]
+    return found
+
+
+def learning_rate_of(optimizer: Any) -> float:
+    """Returns the learning rate of an optimizer's next step."""
+    if IS_KERAS_3:
+        return float(tf.convert_to_tensor(optimizer.learning_rate))
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    # In Keras 2 `learning_rate` is that of the last step; in the optimizers of tensorflow-addons it is the schedule.
+    rate = getattr(optimizer, "_learning_rate", optimizer.learning_rate)
+    return float(tf.convert_to_tensor(rate(optimizer.iterations) if callable(rate) else rate))

@@ -86,10 +86,21 @@ class SelaConfig:
     # representation learning (P section 4.1)
     epochs: int = option(400, "Passes over the training images.", at_least=1)
     batch_size: int = option(256, "Images of an optimizer step, over all devices.", at_least=2)
-    learning_rate: float = option(0.05, "Learning rate of SGD, before any drop.", bound=POSITIVE)
-    momentum: float = option(0.9, "Momentum of SGD, without Nesterov's correction.", bound=SHARE_BELOW_1)
+    optimizer: str = option(
+        "sgd",
+        "Optimizer: sgd (R), sgdw for SGD with decoupled weight decay, lamb (arXiv 1904.00962). The latter two are Keras' own, lamb from "
+        "Keras 3.5 on; on TensorFlow 2.15 they are those of tensorflow-addons.",
+        choices=("sgd", "sgdw", "lamb"),
+    )
+    learning_rate: float = option(0.05, "Learning rate, before any drop.", bound=POSITIVE)
+    momentum: float = option(
+        0.9, "Momentum of sgd and sgdw, without Nesterov's correction; lamb has moments of its own.", bound=SHARE_BELOW_1
+    )
     weight_decay: float = option(
-        1e-5, "Weight decay, coupled: times the weight, added to the gradient; all variables.", bound=NOT_NEGATIVE
+        1e-5,
+        "Weight decay of all variables. sgd: coupled, times the weight, added to the gradient. sgdw, lamb: decoupled, times the learning "
+        "rate and the weight, taken off the weight.",
+        bound=NOT_NEGATIVE,
     )
     lr_schedule: str = option("step", "How the learning rate falls.", choices=("step", "cosine"))
     lr_drops: tuple[float, ...] = option(
@@ -173,6 +184,10 @@ class SelaConfig:
         check_settings(self)
         if self.image_size == 1:
             raise ConfigError("`image_size` must be 0 or at least 2. Received: `image_size=1`")
+        if self.optimizer == "lamb" and self.momentum != 0.9:
+            raise ConfigError(
+                f"`momentum={self.momentum}` is of no use to `optimizer=lamb`, which has moments of its own: leave it out"
+            )
         try:
             check_marginals(self.marginals, self.num_clusters)
         except ValueError as error:

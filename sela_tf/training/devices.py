@@ -11,6 +11,7 @@ from sela_tf.models.backbones import check_backbone
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.initial_state import check_backbone_weights
+from sela_tf.training.optimizer import check_optimizer
 
 
 def prepare_devices(config: SelaConfig) -> tf.distribute.Strategy:
@@ -45,6 +46,7 @@ def check_before_loading(config: SelaConfig, strategy: tf.distribute.Strategy) -
     except ValueError as error:
         raise ConfigError(str(error)) from error
     check_backbone_weights(config)
+    check_optimizer(config.optimizer)
     if config.xla and replicas > 1:
         raise ConfigError(f"`xla` works on one device only, and {replicas} are visible: leave it off, or hide devices")
     if config.batch_size % replicas:

@@ -12,7 +12,13 @@ import tensorflow as tf
 
 from sela_tf.callbacks.doctor import CollapseDoctor
 from sela_tf.callbacks.monitors import ClusterMonitor
-from sela_tf.compat.releases import RELEASE, RELEASES_WITHOUT_RECORD, LossScaleOptimizer
+from sela_tf.compat.releases import (
+    RELEASE,
+    RELEASES_WITHOUT_RECORD,
+    LossScaleOptimizer,
+    build_optimizer,
+    optimizer_variables,
+)
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.models.build import with_rotation_head
@@ -31,7 +37,7 @@ from sela_tf.training.images import Data, augmentation, load_training_data, shap
 from sela_tf.training.initial_state import description_of, first_network, known_labels, label_table
 from sela_tf.training.loop import Clock
 from sela_tf.training.monitoring import class_agreement, cluster_monitors, knn_monitor, log_relabelling
-from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
+from sela_tf.training.optimizer import learning_rate_schedule, make_optimizer
 from sela_tf.transport.assignment import assign_labels
 
 
@@ -80,7 +86,8 @@ class Experiment:
             if config.rotation:
                 model = with_rotation_head(model)
                 loss = {HEADS: loss, ROTATION: keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
-            optimizer: keras.optimizers.Optimizer = CoupledSGD(
+            optimizer = make_optimizer(
+                config.optimizer,
                 learning_rate_schedule(
                     config.learning_rate,
                     schedule=config.lr_schedule,
@@ -89,11 +96,11 @@ class Experiment:
                     drops=config.lr_drops,
                 ),
                 momentum=config.momentum,
-                coupled_weight_decay=config.weight_decay,
+                weight_decay=config.weight_decay,
             )
             if config.mixed_precision == "float16":
                 optimizer = LossScaleOptimizer(optimizer)
-            optimizer.build(model.trainable_variables)
+            build_optimizer(optimizer, model.trainable_variables)
             model.compile(optimizer, loss=loss, jit_compile=False)
         replicas = self.strategy.num_replicas_in_sync
         if config.rotation and replicas > 1:
@@ -166,7 +173,7 @@ class Experiment:
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns everything that training changes, as arrays by name."""
-        variables = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
+        variables = {"model": self.model.variables, "optimizer": optimizer_variables(self.model.optimizer)}
         arrays = {f"{kind}/{i:04d}": read_variable(value) for kind, values in variables.items() for i, value in enumerate(values)}
         # Until the monitors are made, their state is what the checkpoint kept of them.
         monitors = {f"{name}/{key}": value for name, monitor in self.monitors.items() for key, value in monitor.state().items()}
@@ -175,7 +182,7 @@ class Experiment:
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Puts back what `state` gave; the monitors get theirs when they are made."""
-        for kind, variables in (("model", self.model.variables), ("optimizer", self.model.optimizer.variables)):
+        for kind, variables in (("model", self.model.variables), ("optimizer", optimizer_variables(self.model.optimizer))):
             for i, variable in enumerate(variables):
                 variable.assign(arrays[f"{kind}/{i:04d}"])
         # Checkpoints that were written before lam was part of them have the lam of the settings.

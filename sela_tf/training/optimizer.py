@@ -1,4 +1,4 @@
-"""SGD in PyTorch's form, which the method's figures were found with, and its learning-rate schedules."""
+"""The optimizers of a run and their learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from sela_tf.compat import decoupled
 from sela_tf.compat.releases import Optimizer
+from sela_tf.settings.fields import ConfigError
 
 
 @keras.saving.register_keras_serializable("sela_tf")
 class CoupledSGD(Optimizer):
-    """SGD with momentum and coupled weight decay: g <- gradient + decay w; v <- momentum v + g; w <- w - learning_rate v.
+    """SGD in PyTorch's form, which the method's figures were found with.
+
+    Weight decay is coupled: g <- gradient + decay w; v <- momentum v + g; w <- w - learning_rate v.
 
     Keras' SGD differs twice: its `weight_decay` is decoupled from the gradient, which at momentum .9 acts ten times weaker, and its
     velocity holds the learning rate, so that a drop takes effect over several steps. Decay applies to all variables, biases and
@@ -42,6 +46,34 @@ class CoupledSGD(Optimizer):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "momentum": self.momentum, "coupled_weight_decay": self.coupled_weight_decay}
+
+
+def check_optimizer(name: str) -> None:
+    """Checks that the optimizer `name` works with the installed packages.
+
+    Raises:
+        ConfigError: it does not; with the reason and the remedy.
+    """
+    if name != "sgd" and (reason := decoupled.why_unavailable(name)):
+        raise ConfigError(reason)
+
+
+def make_optimizer(
+    name: str, rates: keras.optimizers.schedules.LearningRateSchedule, *, momentum: float, weight_decay: float
+) -> keras.optimizers.Optimizer:
+    """Returns an optimizer that has no state yet. Its decay applies to all variables.
+
+    Args:
+        name: "sgd", `CoupledSGD`; "sgdw", Keras' SGD with decoupled weight decay; "lamb", LAMB with decoupled weight decay.
+        rates: the learning rate by step.
+        momentum: the momentum of sgd and sgdw.
+        weight_decay: coupled, added to the gradient times the weight; decoupled, taken off the weight times learning rate and weight.
+    """
+    if name == "lamb":
+        return decoupled.lamb(rates, weight_decay=weight_decay)
+    if name == "sgdw":
+        return decoupled.sgdw(rates, momentum=momentum, weight_decay=weight_decay)
+    return CoupledSGD(rates, momentum=momentum, coupled_weight_decay=weight_decay)
 
 
 def learning_rate_schedule(

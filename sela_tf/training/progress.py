@@ -7,6 +7,7 @@ import sys
 import keras
 from tqdm import tqdm
 
+from sela_tf.compat.releases import learning_rate_of
 from sela_tf.runs.workdir import Workdir
 from sela_tf.training.loop import Clock
 
@@ -43,7 +44,7 @@ class Progress(keras.callbacks.Callback):
         if logs:
             self._loss = logs["loss"]
             step = self.clock.step
-            row = {"epoch": self._epoch, **logs, "learning_rate": float(self.model.optimizer.learning_rate)}
+            row = {"epoch": self._epoch, **logs, "learning_rate": learning_rate_of(self.model.optimizer)}
             self.directory.write_metrics("train", step, row)
         if self._bar is not None:
             self._bar.update()
