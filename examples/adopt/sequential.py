@@ -1,4 +1,4 @@
-"""A `keras.Sequential` that labels the digits itself. What sela-tf adds is marked; a comment above says what stood there."""
+"""A `keras.Sequential` labels the digits itself. Lines of sela-tf are marked, below what stood there before."""
 
 import keras
 import numpy as np
@@ -25,15 +25,13 @@ model = keras.Sequential(
     ]
 )
 # before: model.compile("adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-model.compile("adam", loss=sela_tf.SelfLabelLoss())  # sela-tf
+model.compile("adam", loss=sela_tf.SelfLabelLoss(sela_tf.LabelTable(1, 10, num_examples=len(images))))  # sela-tf
 model.fit(
     dataset.shuffle(len(images)).batch(64),
-    epochs=10,
+    epochs=5,
     shuffle=False,
     verbose=2,
-    callbacks=[
-        sela_tf.SelfLabelling(sela_tf.LabelTable(1, 10, len(images)), dataset.batch(500), relabel_steps=range(0, 290, 10)),  # sela-tf
-    ],
+    callbacks=[sela_tf.SelfLabelling(model.loss.labels, dataset.batch(500), relabel_steps=range(0, 145, 10))],  # sela-tf
 )
 
 predicted = model.predict(images, verbose=0).reshape(len(images), 10).argmax(axis=1)

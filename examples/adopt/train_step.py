@@ -36,15 +36,13 @@ x = keras.layers.Flatten()(keras.layers.MaxPooling2D()(x))
 outputs = sela_tf.MultiHead(num_heads=1, num_clusters=10)(x)  # sela-tf
 model = Clipped(inputs, outputs)
 # before: model.compile("adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-model.compile("adam", loss=sela_tf.SelfLabelLoss())  # sela-tf
+model.compile("adam", loss=sela_tf.SelfLabelLoss(sela_tf.LabelTable(1, 10, num_examples=len(images))))  # sela-tf
 model.fit(
     dataset.shuffle(len(images)).batch(64),
     epochs=6,
     shuffle=False,
     verbose=2,
-    callbacks=[
-        sela_tf.SelfLabelling(sela_tf.LabelTable(1, 10, len(images)), dataset.batch(500), relabel_steps=range(0, 174, 10)),  # sela-tf
-    ],
+    callbacks=[sela_tf.SelfLabelling(model.loss.labels, dataset.batch(500), relabel_steps=range(0, 174, 10))],  # sela-tf
 )
 
 predicted = model.predict(images, verbose=0).reshape(len(images), 10).argmax(axis=1)

@@ -42,15 +42,13 @@ x = normalize(x)
 outputs = sela_tf.MultiHead(num_heads=1, num_clusters=10)(x)  # sela-tf
 model = keras.Model(inputs, outputs)
 # before: model.compile("adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-model.compile("adam", loss=sela_tf.SelfLabelLoss())  # sela-tf
+model.compile("adam", loss=sela_tf.SelfLabelLoss(sela_tf.LabelTable(1, 10, num_examples=len(images))))  # sela-tf
 model.fit(
     dataset.shuffle(len(images)).batch(64),
     epochs=3,
     shuffle=False,
     verbose=2,
-    callbacks=[
-        sela_tf.SelfLabelling(sela_tf.LabelTable(1, 10, len(images)), dataset.batch(500), relabel_steps=range(0, 87, 15)),  # sela-tf
-    ],
+    callbacks=[sela_tf.SelfLabelling(model.loss.labels, dataset.batch(500), relabel_steps=range(0, 87, 15))],  # sela-tf
 )
 
 predicted = model.predict(images, verbose=0).reshape(len(images), 10).argmax(axis=1)
