@@ -50,7 +50,7 @@ class TestBatchedInference:
         kept = features != 0  # dropout
         np.testing.assert_allclose(features[kept], 2 * normalised[kept], atol=1e-3)
         for variable, value in zip(model.variables, before, strict=True):
-            np.testing.assert_array_equal(variable, value, err_msg=variable.path)
+            np.testing.assert_array_equal(variable, value, err_msg=variable.name)
 
     @pytest.mark.parametrize(
         ("indices", "message"),

@@ -39,7 +39,7 @@ class TestSelfLabelLoss:
         num_examples = 2**24 + 2
         table = LabelTable(1, 2, num_examples)
         inputs = keras.Input((3,))
-        model = with_rotation_head(keras.Model(inputs, MultiHead(1, 2)(inputs)))
+        model = with_rotation_head(keras.Model(inputs, MultiHead(1, 2, name="heads")(inputs)))
         model.compile(
             "sgd",
             loss={"heads": SelfLabelLoss(table), "rotation": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},

@@ -146,10 +146,10 @@ class TestKNNMonitor:
             sela_tf.KNNMonitor("features", **self.given(values, train_batches=pairs(values).repeat()))
 
     def test_refuses_a_layer_that_is_not_there(self, values):
-        for layer, message in (("embedding", "features.*Received: layer='embedding'"), ("multi_head", r"\[B, D\].*\(None, 2, 6\)")):
+        model = make_model()
+        heads = model.layers[-1].name
+        for layer, message in (("embedding", "features.*Received: layer='embedding'"), (heads, r"\[B, D\].*\(None, 2, 6\)")):
             monitor = sela_tf.KNNMonitor(layer, **self.given(values))
-            model = make_model()
-            model.layers[-1].name = "multi_head"
             monitor.set_model(model)
             with pytest.raises(ValueError, match=message):
                 monitor.on_train_begin()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -77,6 +77,8 @@ class CollapseDoctor(keras.callbacks.Callback):
         **thresholds: float,
     ):
         super().__init__()
+        # Keras 2 has them from `fit` alone.
+        self.params: dict[str, Any] | None = None
         self.thresholds = Thresholds(**thresholds)
         for name, value in self.thresholds._asdict().items():
             if not value > 0:

@@ -26,6 +26,27 @@ EXACT_TARGETS: dict[str, Any] = {"dtype": "float64"} if IS_KERAS_3 else {}
 LossScaleOptimizer = keras.optimizers.LossScaleOptimizer if IS_KERAS_3 else keras.mixed_precision.LossScaleOptimizer
 
 
+def has_compile_metrics(model: keras.Model) -> bool:
+    """Tests for `metrics` or `weighted_metrics` among the arguments of the model's `compile`."""
+    if IS_KERAS_3:
+        return any(metric.name == "compile_metrics" for metric in model.metrics)
+    given = model.compiled_metrics
+    return bool(given and (given._user_metrics or given._user_weighted_metrics))
+
+
+def keep_in_checkpoints(model: keras.Model, state: tf.train.experimental.PythonState | None) -> None:
+    """Makes the checkpoints of `model` hold a state, or no longer, for None.
+
+    `BackupAndRestore` of Keras 2 writes a checkpoint of the model. That of Keras 3 writes a weights file, which has the state of the loss.
+    """
+    if IS_KERAS_3:
+        return
+    if hasattr(model, "_sela_state"):
+        del model._sela_state
+    if state is not None:
+        model._sela_state = state
+
+
 class _Keras2Optimizer(keras.optimizers.Optimizer):
     """Keras 3's interface for writing an optimizer, over that of Keras 2."""
 

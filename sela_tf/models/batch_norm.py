@@ -33,6 +33,10 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         if self.axis != -1 or not (self.center and self.scale):
             raise ValueError(f"Only axis=-1 with center and scale is fused. Received: {self.axis=}, {self.center=}, {self.scale=}")
 
+    def get_config(self) -> dict:
+        # Keras 2 makes `axis` a list of positive numbers when the layer is built.
+        return {**super().get_config(), "axis": -1}
+
     def build(self, input_shape: tuple) -> None:
         if len(input_shape) not in (2, 4):
             raise ValueError(f"Inputs must be [B, C] or [B, H, W, C]. Received: input_shape={input_shape}")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 
 from sela_tf.models.backbones import BACKBONES, check_backbone, check_image_size
 from sela_tf.models.backbones.applications import PREFIX, application
@@ -80,7 +81,9 @@ def build_model(
         )
     inputs = keras.Input(tuple(image_shape), name="image")
     # The policy is float32 in any case: half precision cannot hold the difference of a pixel from the mean.
-    x = keras.layers.Normalization(mean=list(mean), variance=list(variance), dtype="float32", name="normalization")(inputs)
+    # Not all releases of Keras 3 take one number for all channels.
+    moments = {name: np.broadcast_to(each, image_shape[-1]).tolist() for name, each in (("mean", mean), ("variance", variance))}
+    x = keras.layers.Normalization(**moments, dtype="float32", name="normalization")(inputs)
     if named:
         stages = application(x, backbone.removeprefix(PREFIX), weights=weights, dtype=dtype)
     else:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.compat.progress import say
+from sela_tf.compat.releases import keep_in_checkpoints
 from sela_tf.models.build import cut_at_heads
 from sela_tf.models.heads import check_heads, find_multi_head
 from sela_tf.models.inference import BatchedInference, has_empty_statistics, steps_taken
@@ -82,6 +83,8 @@ class SelfLabelling(keras.callbacks.Callback):
         verbose: int | None = None,
     ):
         super().__init__()
+        # Keras 2 has them from `fit` alone.
+        self.params: dict[str, Any] | None = None
         self.labels = labels
         self.inference_dataset = inference_dataset
         self.relabel_steps = sorted(set(relabel_steps))
@@ -115,6 +118,7 @@ class SelfLabelling(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         check_heads(find_multi_head(self.model), self.labels.num_heads, self.labels.num_clusters)
         bind_losses(self.model, self.labels)
+        keep_in_checkpoints(self.model, self.labels)
         self._inference = BatchedInference(cut_at_heads(self.model), self.model.distribute_strategy)
         check_fit(self.model, validation_shows_training_images=self.validation_shows_training_images)
         self.labels.forget_lookups()
@@ -172,6 +176,7 @@ class SelfLabelling(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         self._is_training = False
+        keep_in_checkpoints(self.model, None)
 
     def on_test_begin(self, logs: dict | None = None) -> None:
         if not self._is_training:

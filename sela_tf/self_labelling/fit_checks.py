@@ -9,6 +9,8 @@ from typing import Any
 
 import keras
 
+from sela_tf.compat.releases import has_compile_metrics
+
 
 def check_fit(model: keras.Model, *, validation_shows_training_images: bool) -> None:
     """Checks the arguments of the `compile` and of the running `fit` of `model`; warns of those that take example indices for classes.
@@ -26,7 +28,7 @@ def check_fit(model: keras.Model, *, validation_shows_training_images: bool) -> 
             stacklevel=2,
         )
     # The metrics of a model with several outputs may be those of another output.
-    if len(model.outputs) == 1 and any(metric.name == "compile_metrics" for metric in model.metrics):
+    if len(model.outputs) == 1 and has_compile_metrics(model):
         warnings.warn(
             "`metrics` of `compile` compare the heads' logits with example indices, which means nothing: leave them out. "
             "sela_tf.KNNMonitor and ClusterMonitor have figures of the training",
