@@ -40,8 +40,10 @@ def register_with_keras() -> None:
 
 def _register() -> None:
     """Imports the modules of _SERIALIZABLE, whose decorators register their classes."""
+    # If the module that they all import is what loads Keras, it is not ready yet, and registers them at its end.
+    early = "sela_tf.compat.releases" in sys.modules and not hasattr(sys.modules["sela_tf.compat.releases"], "Optimizer")
     # On another backend the modules cannot be used, and Keras must still load.
-    if other_backend() is None:
+    if other_backend() is None and not early:
         for name in _SERIALIZABLE:
             importlib.import_module(f"sela_tf.{name}")
 

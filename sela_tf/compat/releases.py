@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from sela_tf.compat.keras_registration import register_with_keras
+
 RELEASE = ".".join(tf.__version__.split(".")[:2])
 """The release of TensorFlow that is running, such as "2.21"."""
 
@@ -80,6 +82,9 @@ class _Keras2Optimizer(keras.optimizers.Optimizer):
 
 # The base class of an optimizer of one's own.
 Optimizer: Any = keras.optimizers.Optimizer if IS_KERAS_3 else _Keras2Optimizer
+
+# Where this module was the first to load Keras, that was too early.
+register_with_keras()
 
 
 def build_optimizer(optimizer: Any, variables: Sequence) -> None:
