@@ -175,12 +175,25 @@ def _measure(entries: tf.Tensor, potentials: tf.Tensor, drift: tf.Tensor) -> _Ke
 def _store(log_probs: tf.Tensor, lam: tf.Tensor, potentials: tf.Tensor) -> _Kernel:
     """Stores the kernel at `potentials`, and measures it there."""
     scores = lam * tf.cast(log_probs, lam.dtype) + potentials
-    highest = scores
+    return _measure(tf.exp(scores - _row_maxima(scores)), potentials, tf.zeros_like(potentials))
+
+
+def _row_maxima(scores: tf.Tensor) -> tf.Tensor:
+    """Returns the maximum of each row of scores, [B, 1].
+
+    The last maxima are those of integers in the order of the numbers, because XLA gives maxima of numbers to YNNPACK, which is not safe where
+    threads share an executable (passes.py), as replicas may.
+    """
     for _ in range(_HALVINGS):
-        width = tf.shape(highest)[1]
-        highest = tf.maximum(highest[:, : (width + 1) // 2], highest[:, width // 2 :])
-    highest = tf.reduce_max(highest, axis=1, keepdims=True)
-    return _measure(tf.exp(scores - highest), potentials, tf.zeros_like(potentials))
+        width = tf.shape(scores)[1]
+        scores = tf.maximum(scores[:, : (width + 1) // 2], scores[:, width // 2 :])
+    integer = tf.int64 if scores.dtype == tf.float64 else tf.int32
+
+    def flip(bits: tf.Tensor) -> tf.Tensor:
+        """Reverses the order of the bits of negative numbers, which is its own inverse."""
+        return tf.where(bits < 0, tf.bitwise.bitwise_xor(bits, integer.max), bits)
+
+    return tf.bitcast(flip(tf.reduce_max(flip(tf.bitcast(scores, integer)), axis=1, keepdims=True)), scores.dtype)
 
 
 def _error(sums: tf.Tensor) -> tf.Tensor:
