@@ -190,9 +190,7 @@ class StepOfCodes(keras.Model):
             logits = self(data, training=True)
             codes = sinkhorn_op(logits, lam=5.0, tolerance=0.0, max_iterations=3).plan
             loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(codes, logits))
-        self.optimizer.apply_gradients(
-            zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables, strict=True)
-        )
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables, strict=True))
         return {"cross_entropy": loss}
 
 
@@ -203,7 +201,9 @@ def test_in_a_keras_layer_and_train_step(rng, jit_compile):
     logits = keras.layers.Dense(4)(inputs)
     model = keras.Model(inputs, Codes()(logits))
     np.testing.assert_allclose(
-        model.predict(features, batch_size=64, verbose=0), sinkhorn_op(keras.Model(inputs, logits)(features), lam=10.0).plan, atol=1e-4
+        model.predict(features, batch_size=64, verbose=0),
+        sinkhorn_op(keras.Model(inputs, logits)(features), lam=10.0).plan,
+        atol=1e-4,
     )
     model = StepOfCodes(inputs, logits)
     model.compile(keras.optimizers.SGD(0.5), jit_compile=jit_compile)
