@@ -1,7 +1,8 @@
 """The speed of `sela_tf.sinkhorn_op` on a batch, beside lightly's `sinkhorn` and the loop of SwAV's code: `python -m benchmarks.sinkhorn_op`.
 
 Float32, lambda 20, one thread, K = 3000. Every method runs in a process of its own, because TensorFlow and PyTorch with CUDA in one process
-crashed, and the processes take turns; a time is the median of all calls. An iteration is one normalisation of the clusters and one of the rows.
+crashed, and the processes take turns; a time is the median of all calls, in processor
+time of all threads, which other work on the machine changes little. An iteration is one normalisation of the clusters and one of the rows.
 The calls for 3 iterations and for an L1 error of the clusters' shares of 1e-3 give the plan. lightly's function does not look at the error:
 it is told the smallest number of iterations that suffices, found before the clock starts. SwAV's loop reads its error from sums that
 it has anyway.
@@ -119,9 +120,9 @@ def measure(method: str, kind: str, num_rows: int, repeats: int) -> dict:
         iterations, error = run(iterations, tolerance)
         seconds = []
         for _ in range(repeats):
-            start = time.perf_counter()
+            start = time.process_time()
             run(ITERATIONS if name == "fixed" else MOST_ITERATIONS, tolerance)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
         found[name] = {"iterations": iterations, "error": error, "seconds": seconds}
     return found
 

@@ -246,6 +246,13 @@ class TestGradient:
             value = self.value(log_probs, 3.0, tf.ones([12, 5]), differentiable=False)
         assert tape.gradient(value, log_probs) is None
 
+    def test_is_finite_where_rows_are_certain(self):
+        log_probs = tf.constant(np.where(np.arange(12)[:, np.newaxis] % 3 == np.arange(3), 0, -200), tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(log_probs)
+            value = self.value(log_probs, 25.0, tf.random.stateless_normal([12, 3], [0, 0]))
+        assert np.isfinite(tape.gradient(value, log_probs)).all()
+
     def test_float32_and_forbidden_clusters(self, rng):
         log_probs, weights = oracle.log_probs(rng, 300, 6), rng.normal(size=(300, 6))
         log_probs[:50, 0] = -np.inf
@@ -318,6 +325,7 @@ assert losses[-1] < losses[0], losses
 """
 
 
+@pytest.mark.slow
 def test_two_replicas():
     done = run_python(_TWO_REPLICAS, PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     assert done.returncode == 0, done.stderr
