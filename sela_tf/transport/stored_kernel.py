@@ -27,7 +27,7 @@ class StoredKernel(NamedTuple):
     """The kernel as it was stored, and what was measured on it last."""
 
     entries: tf.Tensor
-    """exp(s_ik + v0_k - max_k (s_ik + v0_k)), [B, K]."""
+    """The entries exp(s_ik + v0_k - max_k (s_ik + v0_k)), [B, K]."""
     potentials: tf.Tensor
     """The potentials v0 at which it was stored, [K]."""
     drift: tf.Tensor
