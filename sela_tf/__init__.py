@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sela_tf.transport.linear_logits import LinearLogits
     from sela_tf.transport.rounding import BalancedLabels, balanced_labels
     from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn
+    from sela_tf.transport.sinkhorn_op import SinkhornOpResult, sinkhorn_op
 
 _HOMES = {
     "Assignment": "transport.assignment",
@@ -59,6 +60,7 @@ _HOMES = {
     "SelaConfig": "settings.training",
     "SelfLabelLoss": "self_labelling.loss",
     "SelfLabelling": "self_labelling.callback",
+    "SinkhornOpResult": "transport.sinkhorn_op",
     "SinkhornResult": "transport.sinkhorn",
     "SourceError": "data.errors",
     "TrainingInterrupted": "training.loop",
@@ -74,6 +76,7 @@ _HOMES = {
     "relabel_steps": "self_labelling.schedule",
     "run": "training.run",
     "sinkhorn": "transport.sinkhorn",
+    "sinkhorn_op": "transport.sinkhorn_op",
 }
 
 _WITHOUT_KERAS = ("settings.", "data.", "transport.", "self_labelling.label_table", "self_labelling.schedule")
@@ -96,6 +99,7 @@ __all__ = [
     "SelaConfig",
     "SelfLabelLoss",
     "SelfLabelling",
+    "SinkhornOpResult",
     "SinkhornResult",
     "SourceError",
     "TrainingInterrupted",
@@ -112,6 +116,7 @@ __all__ = [
     "relabel_steps",
     "run",
     "sinkhorn",
+    "sinkhorn_op",
 ]
 
 

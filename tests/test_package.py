@@ -103,6 +103,13 @@ class TestWheel:
         assert done.stdout.splitlines()[-1] == "(2, 1797)"
         assert re.search(r"^relabel step 0 head 0: ", done.stdout, re.MULTILINE)
 
+    def test_transport_in_a_train_step(self, python, tmp_path):
+        done = run_example(python, tmp_path, example="swav_step")
+        assert done.returncode == 0, done.stderr
+        before, after = map(float, re.findall(r"classes (\d\.\d+)", done.stdout))
+        assert before < 0.1
+        assert after > 0.25
+
     def test_transport_alone(self, python, tmp_path):
         done = run_example(python, tmp_path, example="sinkhorn_alone")
         assert done.returncode == 0, done.stderr
