@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from absl import flags as absl_flags
 
-from components.settings import FROM_EXAMPLES, IngestionSettings, LinearProbeSettings, PipelineSettings
+from components.settings import FROM_EXAMPLES, IngestionSettings, LinearProbeSettings, PipelineSettings, missing_package
 from sela_tf.cli import flags
 from sela_tf.cli.command import Command
 from sela_tf.models.layer_names import EMBEDDING
@@ -58,7 +58,7 @@ def _read(values: absl_flags.FlagValues) -> tuple[PipelineSettings, str, str, st
     Everything is checked before the first step.
     """
     if importlib.util.find_spec("kfp") is None:
-        raise ConfigError("pipelines need kfp: pip install 'sela-tf[pipelines]'")
+        raise missing_package("pipelines need kfp", "pipelines")
     settings = flags.settings(values, PipelineSettings)
     config = flags.settings(values, SelaConfig)
     shared = {name: getattr(config, name) for name in vars(config) if name in _but(IngestionSettings, _OF_INGESTION)}

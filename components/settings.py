@@ -198,3 +198,11 @@ def _require_directories(settings: Any, *names: str) -> None:
 def _directory(path: str) -> str:
     """Returns the absolute path of a directory; a URL without its last slash."""
     return path.rstrip("/") if "://" in path else absolute_path(path)
+
+
+def missing_package(use: str, extra: str) -> ConfigError:
+    """Returns the error that says which extra `use` needs, and with which TensorFlow it is tested."""
+    from sela_tf.compat.releases import NEWEST, RELEASE
+
+    elsewhere = "" if RELEASE == NEWEST else f", in an environment with TensorFlow {NEWEST}: with {RELEASE} the components are not tested"
+    return ConfigError(f"{use}: pip install 'sela-tf[{extra}]'{elsewhere}")

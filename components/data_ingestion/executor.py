@@ -21,7 +21,7 @@ from components import artifacts
 from components.data_ingestion.planning import Plan, files_of, plan
 from components.data_ingestion.shard_sources import Rejected
 from components.data_ingestion.workers import Workers, write_text
-from components.settings import IngestionSettings
+from components.settings import IngestionSettings, missing_package
 from sela_tf.data.decoding import ImageInfo
 from sela_tf.data.errors import NAMES_SHOWN, SourceError
 from sela_tf.data.image_set import SourceName
@@ -54,7 +54,7 @@ def ingest(settings: IngestionSettings) -> dict[str, Any]:
         SourceError: The images cannot be used.
     """
     if importlib.util.find_spec("apache_beam") is None:
-        raise ConfigError("ingestion needs Apache Beam: pip install 'sela-tf[beam]'")
+        raise missing_package("ingestion needs Apache Beam", "beam")
     directory = settings.examples
     artifacts.refuse_foreign(directory, "examples", _NAME)
     made_of = _made_of(settings)

@@ -161,4 +161,5 @@ def _versions() -> str:
     import tensorflow as tf
 
     devices = ", ".join(device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices())
-    return f"sela_tf {__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}, devices {devices}"
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"sela_tf {__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}, Python {python}, devices {devices}"

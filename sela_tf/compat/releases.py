@@ -16,6 +16,9 @@ from sela_tf.compat.keras_registration import register_with_keras
 RELEASE = ".".join(tf.__version__.split(".")[:2])
 """The release of TensorFlow that is running, such as "2.21"."""
 
+NEWEST = "2.21"
+"""The newest release that the package is tested with, alone with all extras."""
+
 RELEASES_WITHOUT_RECORD = ("2.20", "2.21")
 """The releases that checkpoints without a record of theirs may be of: sela_tf ran on no other before it kept one."""
 
