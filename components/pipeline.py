@@ -25,7 +25,6 @@ from sela_tf.cli import flags
 from sela_tf.cli.command import Command
 from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.settings.commands import ProbeConfig
-from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 
 _USAGE = """python -m components.pipeline --flagfile=configs/NAME.cfg --root=DIR [--min_knn=SHARE …] [--setting=value …]

@@ -204,5 +204,7 @@ def missing_package(use: str, extra: str) -> ConfigError:
     """Returns the error that says which extra `use` needs, and with which TensorFlow it is tested."""
     from sela_tf.compat.releases import NEWEST, RELEASE
 
-    elsewhere = "" if RELEASE == NEWEST else f", in an environment with TensorFlow {NEWEST}: with {RELEASE} the components are not tested"
+    elsewhere = (
+        "" if RELEASE == NEWEST else f", in an environment with TensorFlow {NEWEST}: with {RELEASE} the components are not tested"
+    )
     return ConfigError(f"{use}: pip install 'sela-tf[{extra}]'{elsewhere}")

@@ -12,7 +12,10 @@ import sela_tf
 def test_version_and_help():
     version, usage = run_here([["--version"], ["--help"]])
     assert version.returncode == 0
-    assert re.match(rf"sela_tf {sela_tf.__version__}, TensorFlow 2\.\d+\.\d+, Keras [23]\.\d+\.\d+, Python 3\.\d+\.\d+, devices .*CPU:0", version.stdout)
+    assert re.match(
+        rf"sela_tf {sela_tf.__version__}, TensorFlow 2\.\d+\.\d+, Keras [23]\.\d+\.\d+, Python 3\.\d+\.\d+, devices .*CPU:0",
+        version.stdout,
+    )
     assert version.stderr == ""
     text = usage.stdout
     assert "--num_clusters" in text
