@@ -32,7 +32,7 @@ test-slow: $(VENV)/.dev
 test-tf: $(LANE)/.lane
 	rm -rf build
 	$(LANE)/bin/uv pip install --quiet --python $(LANE)/bin/python --no-deps --reinstall .
-	PYTHONSAFEPATH=1 $(LANE)/bin/python -m pytest -n 2 --dist loadgroup @tests/lanes.txt $(FLAGS)
+	PYTHONSAFEPATH=1 $(LANE)/bin/python -m pytest -n 2 --dist loadgroup @tests/lanes.txt -m "lane or not slow" $(FLAGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

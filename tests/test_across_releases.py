@@ -88,6 +88,8 @@ class TestTheWayAcross:
         is_one_line(unfinished, "continue it there")
         assert "--backbone_weights" not in unfinished.stderr
 
+    @pytest.mark.slow
+    @pytest.mark.lane
     def test_checkpoints_without_a_record_are_of_2_20_or_2_21(self, continued):
         _, meta, command = continued
         said = json.loads(meta.read_text())
@@ -99,6 +101,8 @@ class TestTheWayAcross:
         else:
             is_one_line(door, "holds a checkpoint of TensorFlow 2.20 or 2.21")
 
+    @pytest.mark.slow
+    @pytest.mark.lane
     def test_backbone_and_labels_start_another_run(self, tmp_path):
         run = FILES / ("2.21" if RELEASE == "2.15" else "2.15") / "run"
         start = [

@@ -78,6 +78,7 @@ except ValueError as error:
 
 
 @pytest.mark.slow
+@pytest.mark.lane
 def test_two_devices():
     done = run_python(_TWO_DEVICES)
     assert done.returncode == 0, done.stderr
@@ -164,6 +165,7 @@ else:
 
 
 @pytest.mark.slow
+@pytest.mark.lane
 def test_the_callback_works_in_fit_on_two_devices():
     """The table is made in the strategy's scope, as users will."""
     done = subprocess.run(

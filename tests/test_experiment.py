@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from user_model import slow_but_on_lanes
 
 from sela_tf.compat.decoupled import why_unavailable
 from sela_tf.compat.releases import learning_rate_of, optimizer_variables
@@ -195,7 +196,14 @@ def assert_same_state(one: Experiment, two: Experiment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [("sgdw", "none"), ("lamb", "none"), ("sgd", "float16"), ("sgdw", "float16"), ("lamb", "float16")]
+    ("name", "precision"),
+    [
+        ("sgdw", "none"),
+        slow_but_on_lanes("lamb", "none"),
+        slow_but_on_lanes("sgd", "float16"),
+        slow_but_on_lanes("sgdw", "float16"),
+        slow_but_on_lanes("lamb", "float16"),
+    ],
 )
 def test_a_restored_optimizer_takes_the_same_steps(made, name, precision):
     """Moments, the count of steps and the loss scale are part of the state."""

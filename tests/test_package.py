@@ -103,6 +103,7 @@ class TestWheel:
         assert done.stdout.splitlines()[-1] == "(2, 1797)"
         assert re.search(r"^relabel step 0 head 0: ", done.stdout, re.MULTILINE)
 
+    @pytest.mark.slow
     def test_transport_in_a_train_step(self, python, tmp_path):
         done = run_example(python, tmp_path, example="swav_step")
         assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ import oracle
 import pytest
 import tensorflow as tf
 from fixtures import ROOT, run_python
+from user_model import slow, slow_but_on_lanes
 
 from sela_tf.transport.sinkhorn import sinkhorn
 from sela_tf.transport.sinkhorn_op import _solve, sinkhorn_op
@@ -22,7 +23,7 @@ def error_of(log_probs: np.ndarray, lam: float, potentials: tf.Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "num_clusters", "lam"), [(3000, 32, 25.0), (2000, 64, 10.0), (300, 7, 100.0), (130, 128, 25.0)]
+    ("num_rows", "num_clusters", "lam"), [slow(3000, 32, 25.0), slow(2000, 64, 10.0), (300, 7, 100.0), (130, 128, 25.0)]
 )
 def test_equals_the_float64_optimum_and_sinkhorn(rng, num_rows, num_clusters, lam):
     log_probs = oracle.log_probs(rng, num_rows, num_clusters)
@@ -35,7 +36,7 @@ def test_equals_the_float64_optimum_and_sinkhorn(rng, num_rows, num_clusters, la
     assert oracle.dual(scores, best) - oracle.dual(scores, result.potentials.numpy().astype(np.float64)) < 1e-4
 
 
-@pytest.mark.parametrize("name", oracle.HARD)
+@pytest.mark.parametrize("name", [name if name in ("prime", "K = N, one-hot") else slow(name) for name in oracle.HARD])
 def test_solves_hard_problems(rng, name):
     log_probs, lam = oracle.hard_problem(name, rng)
     result = sinkhorn_op(log_probs, lam=lam, max_iterations=50_000)
@@ -194,7 +195,7 @@ class StepOfCodes(keras.Model):
         return {"cross_entropy": loss}
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [slow_but_on_lanes(False), True])
 def test_in_a_keras_layer_and_train_step(rng, jit_compile):
     features = rng.normal(size=(64, 6)).astype(np.float32)
     inputs = keras.Input((6,))
@@ -219,7 +220,7 @@ class TestGradient:
         result = sinkhorn_op(log_probs, lam=lam, tolerance=1e-13, max_iterations=20_000, differentiable=differentiable)
         return tf.reduce_sum(result.plan * weights) + tf.tensordot(result.potentials, weights[0], 1)
 
-    @pytest.mark.parametrize("jit_compile", [False, True])
+    @pytest.mark.parametrize("jit_compile", [slow_but_on_lanes(False), True])
     def test_is_that_of_finite_differences(self, rng, jit_compile):
         log_probs = tf.constant(oracle.log_probs(rng, 12, 5), tf.float64)
         lam, weights = tf.constant(3.0, tf.float64), tf.constant(rng.normal(size=(12, 5)))

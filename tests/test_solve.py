@@ -22,7 +22,7 @@ def test_compiled_once_for_many_row_counts(rng):
     assert passes.measure.num_signatures == before
 
 
-@pytest.mark.parametrize("num_clusters", [128, 1000, *(pytest.param(k, marks=pytest.mark.slow) for k in (1024, 3000)), 40_000])
+@pytest.mark.parametrize("num_clusters", [128, 1000, *(pytest.param(k, marks=pytest.mark.slow) for k in (1024, 3000, 40_000))])
 def test_threads_share_no_ynnpack_call(rng, monkeypatch, num_clusters):
     """TensorFlow 2.21 crashes now and then where threads share an executable that calls YNNPACK."""
     called = []

@@ -17,6 +17,11 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+def slow_but_on_lanes(*values):
+    """A case that the older releases of TensorFlow are tested with, too."""
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.lane])
+
+
 def make_model(*, normalise: bool = True) -> keras.Model:
     keras.utils.set_random_seed(1)
     inputs = keras.Input((6,))
