@@ -100,7 +100,6 @@ def test_a_model_with_a_layer_of_addons_trains_and_is_saved(values, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.lane
 @pytest.mark.parametrize("optimizer", ["lamb", "sgdw"])
 def test_a_killed_run_continues_to_the_same_bits(tmp_path, optimizer):
     flags = [*SMALL, f"--optimizer={optimizer}", "--learning_rate=0.05", "--num_relabellings=2"]
