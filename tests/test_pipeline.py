@@ -129,6 +129,7 @@ class TestSettings:
 
 
 class TestHere:
+    @pytest.mark.slow
     def test_a_step_that_fails_ends_it_with_its_cause(self, tmp_path, rng):
         (tmp_path / "images").mkdir()
         for i in range(4):

@@ -82,7 +82,8 @@ def test_fitted_probes_are_scikit_learns_on_the_pooled_maps(digits):
     )
 
 
-@pytest.mark.parametrize("backbone", ["alexnet", pytest.param("applications:MobileNet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["alexnet", "applications:MobileNet"])
 def test_layers_of_the_network_do_not_clash_with_the_probes(rng, backbone):
     """AlexNet has a layer "flatten"; Keras makes such names anew in every process."""
     keras.utils.clear_session()

@@ -202,6 +202,7 @@ def test_a_solve_cut_short_says_so_and_has_not_gone_astray(rng, name, passes):
     assert gained >= -1e-6 * (1 + np.abs(scores[np.isfinite(scores)]).max())
 
 
+@pytest.mark.slow
 def test_marginals_that_cannot_be_met_are_a_reported_outcome(rng):
     """Four fifths of the rows may not go to the second of two clusters, which is to have half."""
     log_probs = rng.normal(size=(1000, 2)).astype(np.float32)
