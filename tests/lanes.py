@@ -1,10 +1,8 @@
-"""The older releases of TensorFlow and Keras: tests that cannot hold on one, and warnings that are its own."""
+"""Warnings that older releases of TensorFlow and Keras give by themselves."""
 
 from __future__ import annotations
 
 import importlib.metadata
-
-import pytest
 
 # Keras is not imported: the process that only hands out tests needs none.
 IS_KERAS_3 = not importlib.metadata.version("keras").startswith("2.")
@@ -14,8 +12,3 @@ WARNINGS_OF_KERAS_2 = [
     "ignore:non-integer arguments to randrange\\(\\):DeprecationWarning",
 ]
 """Warnings that Keras 2.15 and TensorFlow 2.15 give by themselves, each with its reason."""
-
-
-def only_keras_3(reason: str) -> pytest.MarkDecorator:
-    """A mark that skips a test on Keras 2, and says why."""
-    return pytest.mark.skipif(not IS_KERAS_3, reason=f"Keras 2: {reason}")

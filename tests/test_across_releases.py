@@ -60,6 +60,9 @@ def test_served_models_answer_alike(files, answers):
 def test_the_transport_gives_the_same_labels(answers):
     problem = log_probs()
     np.testing.assert_array_equal(sela_tf.sinkhorn(problem, lam=10.0, tolerance=1e-5).labels, answers["labels"])
+    in_graph = sela_tf.sinkhorn_op(problem, lam=10.0, tolerance=1e-5, max_iterations=10_000)
+    assert in_graph.converged
+    np.testing.assert_array_equal(in_graph.labels, answers["labels"])
 
 
 def test_the_first_losses_are_the_same():
