@@ -157,6 +157,13 @@ class TestWheel:
 class TestPythonCheck:
     script = ROOT / "tools" / "check_python.py"
 
+    @pytest.fixture
+    def check_python(self):
+        spec = importlib.util.spec_from_file_location("check_python", self.script)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
     def test_this_python_will_do(self):
         subprocess.run([sys.executable, self.script], check=True)
 
@@ -169,24 +176,40 @@ class TestPythonCheck:
             ((3, 12), False, "apt install python3.12-venv"),
         ],
     )
-    def test_says_what_is_wrong_and_the_way_out(self, version, has_venv, message):
-        spec = importlib.util.spec_from_file_location("check_python", self.script)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        assert message in module.complaint(version, has_venv)
-        assert "make demo PYTHON=" in module.complaint(version, has_venv)
-        assert module.complaint((3, 12), True) is None
+    def test_says_what_is_wrong_and_the_way_out(self, check_python, version, has_venv, message):
+        assert message in check_python.complaint(version, has_venv)
+        assert "make demo PYTHON=" in check_python.complaint(version, has_venv)
+        assert check_python.complaint((3, 12), True) is None
 
-    def test_make_names_a_python_that_is_not_there(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("version", "tensorflow", "needed"),
+        [((3, 12), "2.15", "3.11"), ((3, 13), "2.17", "3.11 or 3.12"), ((3, 10), "2.19", "3.11 or 3.12")],
+    )
+    def test_older_releases_of_tensorflow_need_older_pythons(self, check_python, version, tensorflow, needed):
+        complaint = check_python.complaint(version, True, tensorflow)
+        assert f": TensorFlow {tensorflow} needs {needed}. " in complaint
+        assert complaint.endswith(f"make test-tf TF={tensorflow} PYTHON=python3.11")
+        assert check_python.complaint((3, 11), True, tensorflow) is None
+
+    @pytest.mark.parametrize(
+        ("command", "message"),
+        [
+            (["demo", "PYTHON=python9"], "there is no python9"),
+            (["test-tf", "TF=2.19", "PYTHON=python9"], "there is no python9. Name a Python 3.11: make test-tf TF=2.19"),
+            (["test-tf", "TF=2.14"], "there is no lane of TensorFlow 2.14. Take one of 2.15 2.17 2.19"),
+        ],
+    )
+    def test_make_names_what_is_not_there(self, tmp_path, command, message):
         shutil.copy(ROOT / "Makefile", tmp_path)
         shutil.copytree(ROOT / "tools", tmp_path / "tools")
-        done = subprocess.run(["make", "demo", "PYTHON=python9"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        shutil.copytree(ROOT / "tests" / "locks", tmp_path / "tests" / "locks")
+        done = subprocess.run(["make", *command], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode != 0
-        assert "there is no python9" in done.stderr
+        assert message in done.stderr
 
 
 def test_locks_hold_what_pyproject_asks_for():
-    """Every direct dependency is bounded, and pinned in the lock file; the locks agree."""
+    """Every direct dependency is bounded, and pinned in the lock files; those of one environment agree."""
     import tomllib
 
     from packaging.requirements import Requirement
@@ -198,12 +221,20 @@ def test_locks_hold_what_pyproject_asks_for():
         wanted = map(Requirement, lines)
         return {(pin.name.replace("_", "-").lower(), str(pin.specifier).removeprefix("==")) for pin in wanted}
 
+    def check(needs: list[str], pinned: set[tuple[str, str]]) -> None:
+        for text in needs:
+            wanted = Requirement(text)
+            versions = {version for name, version in pinned if name == wanted.name.replace("_", "-").lower()}
+            assert versions, text
+            assert any(each.operator == "<" for each in wanted.specifier), text
+            assert any(each.operator == ">=" for each in wanted.specifier), text
+            assert all(wanted.specifier.contains(version) for version in versions), text
+
     core, dev = pins("requirements.lock"), pins("requirements-dev.lock")
     assert core <= dev
-    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
-        wanted = Requirement(text)
-        versions = {version for name, version in dev if name == wanted.name.replace("_", "-").lower()}
-        assert versions, text
-        assert any(each.operator == "<" for each in wanted.specifier), text
-        assert any(each.operator == ">=" for each in wanted.specifier), text
-        assert all(wanted.specifier.contains(version) for version in versions), text
+    check(project["dependencies"] + project["optional-dependencies"]["dev"], dev)
+    for release in ("2.15", "2.17", "2.19"):
+        lane = pins(f"tests/locks/tf-{release}.lock")
+        check(project["dependencies"] + project["optional-dependencies"]["serving"], lane)
+        assert [version.rpartition(".")[0] for name, version in lane if name == "tensorflow"] == [release]
+    check(project["optional-dependencies"]["addons"][:1], pins("tests/locks/tf-2.15.lock"))
