@@ -128,6 +128,24 @@ class TestTheWayAcross:
             for a, b in zip(ours, theirs, strict=True):
                 np.testing.assert_array_equal(a, b)
 
+    @pytest.mark.slow
+    def test_a_run_continues_without_what_it_started_from(self, tmp_path):
+        source = shutil.copytree(FILES / "2.21" / "run", tmp_path / "source")
+        start = [
+            f"--flagfile={source / 'flags.cfg'}", f"--backbone_weights={source / 'model.weights.h5'}", "--num_relabellings=0",
+            f"--labels_from={source / 'labels.npz'}", "--evaluate=none", "--monitor_examples=0", f"--workdir={tmp_path / 'run'}",
+        ]  # fmt: skip
+        (first,) = run_here([[*start, "--epochs=1"]])
+        assert first.returncode == 0, first.stderr
+        command = [f"--flagfile={tmp_path / 'run' / 'flags.cfg'}", f"--workdir={tmp_path / 'run'}"]
+        shutil.rmtree(source)
+        again, longer, elsewhere = run_here(
+            [[*command, "--epochs=1"], [*command, "--epochs=2"], [*command, f"--workdir={tmp_path / 'other'}"]]
+        )
+        assert "This run is finished" in again.stdout
+        assert longer.returncode == 0, longer.stderr
+        is_one_line(elsewhere, f"--backbone_weights={source}/model.weights.h5: there is no such file")
+
     def test_weights_that_cannot_be_are_refused_before_images_are_read(self, tmp_path, monkeypatch):
         run = FILES / "2.21" / "run"
         alone = shutil.copy(run / "model.weights.h5", tmp_path)
@@ -155,7 +173,7 @@ class TestTheWayAcross:
             f"--backbone_weights={run / 'model.weights.h5'}",
         ]  # fmt: skip
         (door,) = run_here([command])
-        is_one_line(door, "is of images (8, 8, 1), and does not fit images (8, 8, 3)")
+        is_one_line(door, "is of inputs of shape (8, 8, 1), and does not fit inputs of shape (8, 8, 3)")
 
 
 def trainable(model) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ LANES = {"2.15": PYTHONS[:1], "2.17": PYTHONS[:2], "2.19": PYTHONS[:2]}
 def complaint(version, has_venv, tensorflow=None):
     """The complaint about an interpreter and the way out, or None where it will do; for an older release of TensorFlow if one is named."""
     name = "%s is Python %d.%d" % (sys.executable, version[0], version[1])
-    pythons = LANES.get(tensorflow, PYTHONS)
+    pythons = LANES[tensorflow] if tensorflow else PYTHONS
     needed = " or ".join("%d.%d" % python for python in pythons)
     what, command = "sela-tf", "make demo PYTHON=python3.12"
     if tensorflow:

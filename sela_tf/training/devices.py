@@ -10,7 +10,6 @@ import tensorflow as tf
 from sela_tf.models.backbones import check_backbone
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.initial_state import check_backbone_weights
 from sela_tf.training.optimizer import check_optimizer
 
 
@@ -45,7 +44,6 @@ def check_before_loading(config: SelaConfig, strategy: tf.distribute.Strategy) -
         check_backbone(config.backbone)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    check_backbone_weights(config)
     check_optimizer(config.optimizer)
     if config.xla and replicas > 1:
         raise ConfigError(f"`xla` works on one device only, and {replicas} are visible: leave it off, or hide devices")

@@ -25,6 +25,7 @@ from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.experiment import Experiment
 from sela_tf.training.images import Data, shape_in_words
+from sela_tf.training.initial_state import check_backbone_weights
 from sela_tf.training.loop import step_function
 from sela_tf.transport.assignment import Assignment, MemoryPlan, assign_labels, plan_memory
 from sela_tf.transport.linear_logits import LinearLogits
@@ -71,6 +72,7 @@ def dry_run(config: SelaConfig) -> None:
     config = dataclasses.replace(config.absolute(), download=False)
     strategy = prepare_devices(config)
     check_before_loading(config, strategy)
+    check_backbone_weights(config)
     stand_in, counts = _stand_in(config)
     experiment = Experiment(stand_in, strategy)
     data, model = experiment.data, experiment.model
@@ -213,7 +215,8 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
     """Prints what is held at once in each phase of a run."""
     config, data, model = experiment.config, experiment.data, experiment.model
     own = sum(0 if part.images is None else part.images.nbytes for part in (data.train, data.held_out))
-    network = 3 * 4 * model.count_params()
+    # LAMB keeps two moments of each weight.
+    network = (4 if config.optimizer == "lamb" else 3) * 4 * model.count_params()
     libraries = _resident_bytes() - 2 * own - network
     images = 0 if counts.train != len(data.train) else 2 * own
     outputs = [int(np.prod(layer.output.shape[1:])) for layer in model.layers if hasattr(layer.output, "shape")]

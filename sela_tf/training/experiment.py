@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -49,19 +50,21 @@ class Experiment:
     Args:
         config: the settings, with absolute paths.
         strategy: the devices, as `prepare_devices` gives them.
+        begins: False if `restore` will replace the first weights and labels. Files that they would come from are not read then.
 
     Raises:
         ValueError: the images cannot be loaded, or the settings do not fit them (SourceError, ConfigError).
     """
 
-    def __init__(self, config: SelaConfig, strategy: tf.distribute.Strategy):
+    def __init__(self, config: SelaConfig, strategy: tf.distribute.Strategy, *, begins: bool = True):
         self.config, self.strategy = config, strategy
+        self._first = config if begins else dataclasses.replace(config, backbone_weights="", labels_from="")
         self.data: Data = load_training_data(config)
         self.fingerprint = self.data.train.fingerprint()
         self.steps_per_epoch = len(self.data.train) // config.batch_size
         self.last_step = config.epochs * self.steps_per_epoch
         self.relabel_steps = self.schedule(self.steps_per_epoch)
-        self.labels = label_table(config, self.data, strategy)
+        self.labels = label_table(self._first, self.data, strategy)
         self.description: NetworkDescription = description_of(config, self.data)
         self.model = self.make_model()
         self.labelling = self.make_labelling()
@@ -80,7 +83,7 @@ class Experiment:
     def make_model(self) -> keras.Model:
         """Returns the compiled network before its first step, with its loss and its optimizer."""
         config = self.config
-        model = first_network(config, self.description, self.strategy)
+        model = first_network(self._first, self.description, self.strategy)
         loss: Any = SelfLabelLoss(self.labels)
         with self.strategy.scope():
             if config.rotation:

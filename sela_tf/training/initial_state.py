@@ -63,8 +63,13 @@ def check_backbone_weights(config: SelaConfig) -> None:
     weights, run = config.backbone_weights, _run_of_weights(config)
     if not weights:
         return
+    if not os.path.isfile(weights):
+        raise ConfigError(f"`backbone_weights={weights}`: there is no such file")
     if run is not None:
-        theirs = read_description(run)
+        try:
+            theirs = read_description(run)
+        except ConfigError as error:
+            raise ConfigError(f"`backbone_weights={weights}`: {error}") from error
         for name in ("backbone", "width"):
             own, other = getattr(config, name), getattr(theirs, name)
             if own != other:
@@ -72,10 +77,8 @@ def check_backbone_weights(config: SelaConfig) -> None:
     elif not config.backbone.startswith(PREFIX):
         raise ConfigError(
             f"`backbone_weights={weights}`: weights of {config.backbone} are read from the directory of a finished run alone: give its "
-            f"{WEIGHTS}, beside its {NETWORK}"
+            f"{WEIGHTS}, beside its {FLAGS} or {NETWORK}"
         )
-    if not os.path.isfile(weights):
-        raise ConfigError(f"`backbone_weights={weights}`: there is no such file")
 
 
 def first_network(config: SelaConfig, description: NetworkDescription, strategy: tf.distribute.Strategy) -> keras.Model:
@@ -84,19 +87,23 @@ def first_network(config: SelaConfig, description: NetworkDescription, strategy:
     Raises:
         ConfigError: the weights that the backbone is to start from cannot be read, or do not fit the images.
     """
+    check_backbone_weights(config)
     run = _run_of_weights(config)
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         network = description.build(weights="" if run else config.backbone_weights)
         if run:
-            trained = load_run(run)
+            try:
+                trained = load_run(run)
+            except ConfigError as error:
+                raise ConfigError(f"`backbone_weights={config.backbone_weights}`: {error}") from error
             try:
                 # The heads stay new.
                 cut_at(network, EMBEDDING).set_weights(cut_at(trained, EMBEDDING).get_weights())
             except ValueError as error:
                 raise ConfigError(
-                    f"`backbone_weights={config.backbone_weights}` is of images {trained.input.shape[1:]}, and does not fit images "
-                    f"{network.input.shape[1:]}"
+                    f"`backbone_weights={config.backbone_weights}` is of inputs of shape {trained.input.shape[1:]}, and does not fit inputs of "
+                    f"shape {network.input.shape[1:]}"
                 ) from error
     return network
 

@@ -21,6 +21,7 @@ from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.evaluation import judge, outputs_of_run
 from sela_tf.training.experiment import Experiment, check_same_images, check_same_release
+from sela_tf.training.initial_state import check_backbone_weights
 from sela_tf.training.loop import TrainingLoop
 from sela_tf.training.monitoring import log_first_labels
 from sela_tf.training.progress import Progress
@@ -49,7 +50,10 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: t
     if directory.is_finished:
         print(f"This run is finished ({config.epochs} epochs). More: a larger `epochs`.", flush=True)
         return directory.read_results()
-    experiment = experiment_of(config, strategy)
+    begins = not checkpoint.are_in(directory.checkpoints)
+    if begins:
+        check_backbone_weights(config)
+    experiment = experiment_of(config, strategy, begins=begins)
     step = _continue_from(directory, experiment)
     print(experiment.in_words(step), flush=True)
     for line in directory.changes():
