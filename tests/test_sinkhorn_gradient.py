@@ -67,3 +67,44 @@ class TestGradient:
         assert np.isfinite(found[0]).all()
         assert (found[0][:50, 0] == 0).all()
         np.testing.assert_allclose(found[0], found[1], atol=1e-3 * np.abs(found[1]).max())
+
+    @pytest.mark.parametrize("jit_compile", [None, True])
+    def test_other_tapes_may_watch(self, rng, jit_compile):
+        """A tape that is persistent, or within another one, finds the same; a second derivative is refused."""
+        log_probs, weights = tf.constant(oracle.log_probs(rng, 12, 5)), tf.ones([12, 5]) * tf.range(5.0)
+
+        def gradients(log_probs):
+            with tf.GradientTape(persistent=True) as outer:
+                outer.watch(log_probs)
+                with tf.GradientTape() as inner:
+                    inner.watch(log_probs)
+                    inner_value = self.value(log_probs, 3.0, weights)
+                found = inner.gradient(inner_value, log_probs)
+                value = self.value(log_probs, 3.0, weights)
+            return found, outer.gradient(value, log_probs), outer
+
+        first, persistent, _ = gradients(log_probs)
+        np.testing.assert_allclose(first, persistent, rtol=1e-6)
+        assert np.abs(first).max() > 0
+        if jit_compile:
+            in_graph = tf.function(lambda log_probs: gradients(log_probs)[:2], jit_compile=True)(log_probs)
+            np.testing.assert_allclose(in_graph, [first, persistent], atol=1e-6)
+
+        def second():
+            with tf.GradientTape() as outer:
+                outer.watch(log_probs)
+                found = gradients(log_probs)[0]
+            return outer.gradient(found, log_probs)
+
+        with pytest.raises(NotImplementedError, match="first derivatives only"):
+            second()
+
+    def test_of_lam_where_clusters_are_forbidden(self, rng):
+        log_probs, weights = oracle.log_probs(rng, 30, 4).astype(np.float64), tf.constant(rng.normal(size=(30, 4)))
+        log_probs[:5, 0] = -np.inf
+        lam = tf.constant(3.0, tf.float64)
+        with tf.GradientTape() as tape:
+            tape.watch(lam)
+            value = self.value(log_probs, lam, weights)
+        change = self.value(log_probs, lam + 1e-5, weights) - self.value(log_probs, lam - 1e-5, weights)
+        assert float(tape.gradient(value, lam)) == pytest.approx(float(change) / 2e-5, rel=1e-5)

@@ -135,10 +135,17 @@ def test_refuses_what_does_not_fit():
         ({"log_probs": np.zeros((6, 3), np.int32)}, "`log_probs` must be floating point. Received: dtype=int32"),
         ({"log_probs": np.zeros(6, np.float32)}, r"must be \[B, K\].*\(6,\)"),
         ({"log_probs": np.zeros((0, 3), np.float32)}, r"at least one row.*\(0, 3\)"),
-        ({"initial_potentials": np.zeros(4)}, r"`initial_potentials` must be \[K\] = \[3\]. Received: shape \(4,\)"),
+        ({"initial_potentials": np.zeros(4)}, r"`initial_potentials` must be \[K\] = \[3\] numbers. Received: shape \(4,\)"),
+        ({"initial_potentials": np.zeros(3, complex)}, "numbers. Received: .*complex128"),
+        ({"lam": "25"}, "`lam` must be a positive float32. Received: lam='25'"),
+        ({"lam": [25.0]}, r"`lam` must be a positive float32. Received: lam=\[25.0\]"),
+        ({"lam": 1e39}, "`lam` must be a positive float32. Received: lam=1e\\+39"),
+        ({"lam": tf.constant([25.0])}, r"`lam` must be a scalar. Received: a tensor of shape \(1,\)"),
+        ({"tolerance": None}, "`tolerance` must be a number, at least 0. Received: tolerance=None"),
+        ({"tolerance": tf.constant([0.1, 0.2])}, "`tolerance` must be a scalar"),
         ({"lam": 0.0}, "`lam` must be a positive float32. Received: lam=0.0"),
         ({"lam": np.nan}, "`lam` must be a positive float32"),
-        ({"tolerance": -1.0}, "`tolerance` must be at least 0. Received: tolerance=-1.0"),
+        ({"tolerance": -1.0}, "`tolerance` must be a number, at least 0. Received: tolerance=-1.0"),
         ({"max_iterations": 0}, "`max_iterations` must be a positive int32. Received: max_iterations=0"),
         ({"max_iterations": 2.5}, "`max_iterations` must be a positive int32"),
     ):
@@ -161,6 +168,12 @@ def test_in_a_graph(rng, jit_compile, rows):
     np.testing.assert_allclose(result.plan, expected.plan, atol=1e-5)
     np.testing.assert_array_equal(labels, expected.labels)
     assert int(result.num_iterations) == int(expected.num_iterations)
+
+
+def test_takes_numbers_of_numpy(rng):
+    log_probs = oracle.log_probs(rng, 20, 4)
+    found = sinkhorn_op(log_probs, lam=np.float64(10.0), tolerance=np.float32(0.0), max_iterations=np.int64(3))
+    np.testing.assert_array_equal(found.plan, sinkhorn_op(log_probs, lam=10.0, tolerance=0.0, max_iterations=3).plan)
 
 
 def test_in_a_data_set(rng):
@@ -239,6 +252,13 @@ for step in (lambda: strategy.run(run, args=(halves,)), tf.function(lambda: stra
             np.testing.assert_allclose(error, whole.marginal_error, atol=1e-6)
         assert [int(n) for n in locals_of(result.num_iterations)] == [20, 20]
         assert all(bool(done) == (float(whole.marginal_error) <= 1e-3) for done in locals_of(result.converged))
+# One replica may have no row of the last batch.
+last = strategy.experimental_distribute_values_from_function(
+    lambda context: tf.constant(rows[:1] if context.replica_id_in_sync_group == 0 else rows[:0])
+)
+alone = strategy.experimental_local_results(strategy.run(run, args=(last,)).plan)
+np.testing.assert_allclose(alone[0], sinkhorn_op(rows[:1], lam=10.0, max_iterations=20).plan, atol=1e-5)
+assert alone[1].shape == (0, 16)
 for wrong in ({"differentiable": True}, {"max_iterations": 101}):
     try:
         strategy.run(run, args=(halves,), kwargs=wrong)

@@ -9,6 +9,7 @@ unrolled, because an all-reduce may stand neither in compiled code nor in a loop
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from sela_tf.transport.stored_kernel import iterate, marginal_error, potentials_
 
 # Every unrolled iteration adds a compiled part and an all-reduce to the graph.
 _MAX_UNROLLED = 100
+_LARGEST_LAM = float(np.finfo(np.float32).max)
 
 
 class SinkhornOpResult(NamedTuple):
@@ -29,8 +31,9 @@ class SinkhornOpResult(NamedTuple):
     potentials: tf.Tensor
     """The logarithms of the column scaling, [K], of mean zero, in the dtype of the plan. They start the next solve."""
     marginal_error: tf.Tensor
-    """The L1 error of the clusters' shares at these potentials, sum_k |mean_i q_ik - 1/K|, a scalar. NaN if `log_probs`, `lam` or
-    `initial_potentials` have a NaN or +inf, or if a row is all -inf: compiled code cannot raise."""
+    """The L1 error of the clusters' shares at these potentials, sum_k |mean_i q_ik - 1/K|, a scalar. NaN where the problem has
+    no solution in numbers: a NaN or +inf in `log_probs`, `lam` or `initial_potentials`, a row of -inf alone, lam * log_probs beyond the
+    dtype, a batch of no rows. Compiled code cannot raise."""
     num_iterations: tf.Tensor
     """The number of updates of the potentials that were made, int32."""
     converged: tf.Tensor
@@ -70,22 +73,26 @@ def sinkhorn_op(
             thousands. At most 100 in several replicas.
         initial_potentials: [K], the potentials of an earlier batch as a warm start; zeros if None.
         differentiable: True for gradients of `plan` and `potentials` with respect to `log_probs` and `lam`. They are those of the converged
-            transport, by implicit differentiation at the potentials reached, whatever number of iterations was made. False for none,
-            like `tf.stop_gradient`. Not for several replicas.
+            transport, by implicit differentiation at the potentials reached, whatever number of iterations was made. First
+            derivatives of `tf.GradientTape` only. False for none, like `tf.stop_gradient`. Not for several replicas.
 
     Raises:
         ValueError: a shape or dtype does not fit, or an argument is out of range. Values of tensors are not checked.
     """
-    log_probs, start = _checked_inputs(log_probs, initial_potentials)
-    _check_settings(lam, tolerance, max_iterations)
-    dtype = start.dtype
-    lam, tolerance = (tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype) for value in (lam, tolerance))
+    in_replicas = not tf.distribute.in_cross_replica_context() and tf.distribute.get_replica_context().num_replicas_in_sync > 1
+    # Another replica may have rows where this one has none.
+    log_probs, start = _checked_inputs(log_probs, initial_potentials, least_rows=0 if in_replicas else 1)
+    lam = _checked_number("lam", lam, start.dtype, lambda value: 0 < value <= _LARGEST_LAM, "a positive float32")
+    tolerance = _checked_number("tolerance", tolerance, start.dtype, lambda value: 0 <= value < np.inf, "a number, at least 0")
+    is_count = isinstance(max_iterations, int | np.integer) and not isinstance(max_iterations, bool)
+    if not is_count or not 1 <= max_iterations < 2**31:
+        raise ValueError(f"`max_iterations` must be a positive int32. Received: max_iterations={max_iterations}")
     if not differentiable:
         log_probs, lam = tf.stop_gradient(log_probs), tf.stop_gradient(lam)
     start, tolerance = tf.stop_gradient(start), tf.stop_gradient(tolerance)
-    if tf.distribute.in_cross_replica_context() or tf.distribute.get_replica_context().num_replicas_in_sync == 1:
+    if not in_replicas:
         solve = _solve_differentiably if differentiable else _solve
-        return SinkhornOpResult(*solve(log_probs, lam, start, tolerance, tf.constant(max_iterations)))
+        return SinkhornOpResult(*solve(log_probs, lam, start, tolerance, tf.constant(max_iterations, tf.int32)))
     if differentiable:
         raise ValueError("`differentiable` must be False in the replica context of several replicas. Received: differentiable=True")
     if max_iterations > _MAX_UNROLLED:
@@ -96,7 +103,7 @@ def sinkhorn_op(
     return _solve_in_replicas(log_probs, lam, start, tolerance, max_iterations)
 
 
-def _checked_inputs(log_probs: Any, initial_potentials: Any) -> tuple[tf.Tensor, tf.Tensor]:
+def _checked_inputs(log_probs: Any, initial_potentials: Any, *, least_rows: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns `log_probs` as a tensor, and the potentials to start from, [K] in the dtype of the computation.
 
     Raises:
@@ -105,31 +112,34 @@ def _checked_inputs(log_probs: Any, initial_potentials: Any) -> tuple[tf.Tensor,
     log_probs = tf.convert_to_tensor(log_probs)
     if not log_probs.dtype.is_floating:
         raise ValueError(f"`log_probs` must be floating point. Received: dtype={log_probs.dtype.name}")
-    if log_probs.shape.rank != 2 or 0 in log_probs.shape or log_probs.shape[1] is None:
-        raise ValueError(f"`log_probs` must be [B, K] with at least one row and K known. Received: shape {log_probs.shape}")
-    num_clusters, dtype = log_probs.shape[1], tf.float64 if log_probs.dtype == tf.float64 else tf.float32
+    shape = log_probs.shape
+    if shape.rank != 2 or not shape[1] or (shape[0] is not None and shape[0] < least_rows):
+        raise ValueError(f"`log_probs` must be [B, K] with at least one row and K known. Received: shape {shape}")
+    num_clusters, dtype = shape[1], tf.float64 if log_probs.dtype == tf.float64 else tf.float32
     if initial_potentials is None:
         return log_probs, tf.zeros([num_clusters], dtype)
     start = tf.convert_to_tensor(initial_potentials)
-    if not start.shape.is_compatible_with([num_clusters]):
-        raise ValueError(f"`initial_potentials` must be [K] = [{num_clusters}]. Received: shape {start.shape}")
-    return log_probs, tf.cast(start, dtype)
+    if not start.shape.is_compatible_with([num_clusters]) or not (start.dtype.is_floating or start.dtype.is_integer):
+        raise ValueError(
+            f"`initial_potentials` must be [K] = [{num_clusters}] numbers. Received: shape {start.shape}, dtype={start.dtype.name}"
+        )
+    return log_probs, tf.ensure_shape(tf.cast(start, dtype), [num_clusters])
 
 
-def _check_settings(lam: Any, tolerance: Any, max_iterations: Any) -> None:
-    """Checks the settings that are Python's numbers.
+def _checked_number(name: str, value: Any, dtype: tf.DType, is_valid: Callable[[Any], bool], bound: str) -> tf.Tensor:
+    """Returns a setting as a scalar tensor. The values of tensors are not checked.
 
     Raises:
-        ValueError: one is out of range.
+        ValueError: it is no number, or out of range.
     """
-    is_count = isinstance(max_iterations, int | np.integer) and not isinstance(max_iterations, bool)
-    for name, value, valid, bound in (
-        ("lam", lam, tf.is_tensor(lam) or 0 < np.float32(lam) < np.inf, "a positive float32"),
-        ("tolerance", tolerance, tf.is_tensor(tolerance) or 0 <= tolerance < np.inf, "at least 0"),
-        ("max_iterations", max_iterations, is_count and 1 <= max_iterations < 2**31, "a positive int32"),
-    ):
-        if not valid:
-            raise ValueError(f"`{name}` must be {bound}. Received: {name}={value}")
+    if tf.is_tensor(value):
+        if not value.shape.is_compatible_with([]) or not (value.dtype.is_floating or value.dtype.is_integer):
+            raise ValueError(f"`{name}` must be a scalar. Received: a tensor of shape {value.shape}, dtype={value.dtype.name}")
+        return tf.ensure_shape(tf.cast(value, dtype), [])
+    is_number = np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf"
+    if not is_number or not is_valid(value):
+        raise ValueError(f"`{name}` must be {bound}. Received: {name}={value!r}")
+    return tf.constant(value, dtype)
 
 
 @tf.function(jit_compile=True, reduce_retracing=True, autograph=False)
@@ -142,21 +152,46 @@ def _solve(
     return kernel.plan, potentials - tf.reduce_mean(potentials), error, num_iterations, error <= tolerance
 
 
-@tf.function(jit_compile=True, reduce_retracing=True, autograph=False)
 def _solve_differentiably(
     log_probs: tf.Tensor, lam: tf.Tensor, start: tf.Tensor, tolerance: tf.Tensor, max_iterations: tf.Tensor
 ) -> tuple[tf.Tensor, ...]:
     """Solves as `_solve` does, with the gradient of the converged transport."""
 
+    # XLA cannot differentiate the loops. Where nothing within is watched, no tape asks it to, not even one that is persistent.
     @tf.custom_gradient
-    def solve(scores: tf.Tensor) -> tuple:
-        plan, potentials, error, num_iterations, _ = _solve(scores, tf.ones_like(lam), start, tolerance, max_iterations)
-        return (potentials, error, num_iterations), lambda upstream, *_: potentials_gradient(plan, upstream)
+    def solve(log_probs: tf.Tensor, lam: tf.Tensor) -> tuple:
+        inputs = tf.stop_gradient(log_probs), tf.stop_gradient(lam)
+        fields = _solve(*inputs, start, tolerance, max_iterations)
 
-    scores = lam * tf.cast(log_probs, lam.dtype)
-    potentials, error, num_iterations = solve(scores)
-    plan = tf.nn.softmax(scores + potentials)
-    return plan, potentials, error, num_iterations, error <= tolerance
+        def gradient(by_plan: tf.Tensor, by_potentials: tf.Tensor, *_: Any) -> tuple[tf.Tensor, tf.Tensor]:
+            found = _gradient(*inputs, fields[0], tf.stop_gradient(by_plan), tf.stop_gradient(by_potentials))
+            return _once(found[0], by_plan, log_probs, lam), _once(found[1], by_plan, log_probs, lam)
+
+        return fields, gradient
+
+    return solve(log_probs, lam)
+
+
+@tf.function(jit_compile=True, reduce_retracing=True, autograph=False)
+def _gradient(
+    log_probs: tf.Tensor, lam: tf.Tensor, plan: tf.Tensor, by_plan: tf.Tensor, by_potentials: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the gradients with respect to `log_probs` and `lam`, from those with respect to the plan and the potentials."""
+    by_scores = plan * (by_plan - tf.reduce_sum(plan * by_plan, axis=1, keepdims=True))
+    by_scores += potentials_gradient(plan, by_potentials + tf.reduce_sum(by_scores, axis=0))
+    # A forbidden cluster, of -inf, stays one whatever lam is.
+    by_lam = tf.reduce_sum(tf.math.multiply_no_nan(tf.cast(log_probs, plan.dtype), by_scores))
+    return tf.cast(lam * by_scores, log_probs.dtype), by_lam
+
+
+@tf.custom_gradient
+def _once(value: tf.Tensor, *sources: tf.Tensor) -> tuple:
+    """Returns `value`, a gradient that follows from `sources` and has no gradient of its own."""
+
+    def refuse(_: tf.Tensor) -> tuple:
+        raise NotImplementedError("`sinkhorn_op` has first derivatives only: `differentiable=True` does not give second ones")
+
+    return tf.identity(value), refuse
 
 
 def _solve_in_replicas(
