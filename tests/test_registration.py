@@ -69,8 +69,8 @@ class TestOtherBackends:
         assert done.returncode == 0, done.stderr
         assert set(done.stdout.split()) == {
             "Assignment", "BalancedLabels", "ConfigError", "ExportConfig", "LabelConfig", "LabelTable", "LinearLogits", "ProbeConfig",
-            "SelaConfig", "SinkhornResult", "SourceError",
-            "__version__", "assign_labels", "balanced_labels", "relabel_steps", "sinkhorn",
+            "SelaConfig", "SinkhornOpResult", "SinkhornResult", "SourceError",
+            "__version__", "assign_labels", "balanced_labels", "relabel_steps", "sinkhorn", "sinkhorn_op",
         }  # fmt: skip
 
     def test_that_a_configuration_file_names(self, tmp_path):
