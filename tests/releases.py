@@ -1,4 +1,4 @@
-"""What a release of TensorFlow writes, for other releases to read. `python tests/releases.py` writes it for the release that runs."""
+"""Files that a release of TensorFlow writes for other releases to read; `python tests/releases.py` writes those of the release that runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sela_tf.training.loop import step_function
 FILES = pathlib.Path(__file__).parent / "data" / "releases"
 SETTINGS = {
     "dataset": "digits", "eval_fraction": 0.25, "backbone": "resnet8", "width": 4, "num_heads": 2, "num_clusters": 16, "batch_size": 64,
-    "flip_probability": 0.0, "crop_scale": 0.5, "hue": 0.0, "epochs": 2, "learning_rate": 0.05, "num_relabellings": 4, "report": False, "cache_dir": "none",
+    "flip_probability": 0.0, "crop_scale": 0.5, "hue": 0.0, "epochs": 2, "learning_rate": 0.05, "num_relabellings": 4, "report": False, "cache_dir": "/cache",
 }  # fmt: skip
 NUM_SHOWN = 64
 
