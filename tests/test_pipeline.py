@@ -125,7 +125,11 @@ class TestSettings:
 
         monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None)
         assert pipeline.main(["components.pipeline", "--dataset=digits", "--root=x"]) == 2
-        assert "pip install 'sela-tf[pipelines]'" in capsys.readouterr().err
+        newest = capsys.readouterr().err
+        assert newest.endswith("pip install 'sela-tf[pipelines]'\n")
+        monkeypatch.setattr("sela_tf.compat.releases.RELEASE", "2.17")
+        assert pipeline.main(["components.pipeline", "--dataset=digits", "--root=x"]) == 2
+        assert capsys.readouterr().err.startswith(f"{newest[:-1]}, in an environment with TensorFlow 2.21: with 2.17 the components are")
 
 
 class TestHere:
