@@ -129,7 +129,9 @@ class TestSettings:
         assert newest.endswith("pip install 'sela-tf[pipelines]'\n")
         monkeypatch.setattr("sela_tf.compat.releases.RELEASE", "2.17")
         assert pipeline.main(["components.pipeline", "--dataset=digits", "--root=x"]) == 2
-        assert capsys.readouterr().err.startswith(f"{newest[:-1]}, in an environment with TensorFlow 2.21: with 2.17 the components are")
+        assert capsys.readouterr().err.startswith(
+            f"{newest[:-1]}, in an environment with TensorFlow 2.21: with 2.17 the components are"
+        )
 
 
 class TestHere:
