@@ -90,6 +90,7 @@ def dry_run(config: SelaConfig) -> None:
     loss, step_seconds = _second_time(lambda: float(step(next(distributed))["loss"]))
     print(f"one step on {few} images: loss {loss:.4f} (ln K = {np.log(config.num_clusters):.4f}), {step_seconds:.3f} s")
     per_image = _seconds_of_looking(experiment, few)
+    print(f"looking at an image, as label passes do: {1000 * per_image:.3g} ms")
     plan = plan_memory(counts.train, config.num_clusters, config.label_memory * _GIB, tolerance=config.transport_tolerance)
     rows, width = max(2 * config.num_clusters, _ROWS), int(model.get_layer(HEADS).input.shape[-1])
     solved, transport_seconds = _transport(config, plan, rows, width)
@@ -129,23 +130,36 @@ def _stand_in(config: SelaConfig) -> tuple[SelaConfig, _Counts | None]:
 
 
 def _seconds_of_looking(experiment: Experiment, few: int) -> float:
-    """Returns the seconds of inference for one image, from the difference of a large pass and a small one."""
+    """Returns the seconds of inference for one image, from the difference of a large pass and a small one.
+
+    Where a busy machine made the small one take as long, the large one alone tells: too much rather than nothing.
+    """
     data, strategy = experiment.data, experiment.strategy
     inference = BatchedInference(cut_at_heads(experiment.model), strategy)
 
     def seconds(count: int) -> float:
         batches = inference_batches(data.train.take(np.arange(count)), size=data.size, batch_size=few)
-        return _second_time(lambda: inference.collect(batches, count))[1]
+
+        def once() -> None:
+            inference.collect(batches, count)
+
+        return min(_second_time(once)[1], _seconds(once))
 
     many = min(_MANY * few, len(data.train))
-    return max(seconds(many) - seconds(few), 1e-6) / max(many - few, 1)
+    small, large = seconds(few), seconds(many)
+    return (large - small) / (many - few) if many > few and large > small else large / many
 
 
 def _second_time(function: Callable[[], Any]) -> tuple[Any, float]:
     """(what the first call returned, the seconds of the second, in which nothing is compiled)."""
-    found, start = function(), time.perf_counter()
+    found = function()
+    return found, _seconds(function)
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
     function()
-    return found, time.perf_counter() - start
+    return time.perf_counter() - start
 
 
 def _transport(config: SelaConfig, plan: MemoryPlan, rows: int, width: int) -> tuple[Assignment, float]:
