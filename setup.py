@@ -1,5 +1,8 @@
-"""For those who still call it; everything stands in pyproject.toml."""
+"""Packages of the wheel: the library, and its recipes, which lie in configs/ here and in sela_tf/configs there. pyproject.toml has the rest."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup()
+setup(
+    packages=[*find_packages(include=["sela_tf", "sela_tf.*"]), "sela_tf.configs"],
+    package_dir={"sela_tf.configs": "configs"},
+)

@@ -80,8 +80,8 @@ def main() -> None:
     options = parser.parse_args()
     from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
     from sela_tf.data.pipeline import inference_batches
+    from sela_tf.runs.flagfile import read_config
     from sela_tf.runs.network import load_run
-    from sela_tf.runs.workdir import read_config
     from sela_tf.self_labelling.label_pass import head_log_probs
     from sela_tf.training.images import load_data
 

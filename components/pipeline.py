@@ -25,6 +25,7 @@ from sela_tf.cli import flags
 from sela_tf.cli.command import Command
 from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.settings.commands import ProbeConfig
+from sela_tf.settings.fields import CHOSEN
 from sela_tf.settings.training import SelaConfig
 
 _USAGE = """python -m components.pipeline --flagfile=configs/NAME.cfg --root=DIR [--min_knn=SHARE …] [--setting=value …]
@@ -60,7 +61,11 @@ def _read(values: absl_flags.FlagValues) -> tuple[PipelineSettings, str, str, st
         raise missing_package("pipelines need kfp", "pipelines")
     settings = flags.settings(values, PipelineSettings)
     config = flags.settings(values, SelaConfig)
-    shared = {name: getattr(config, name) for name in vars(config) if name in _but(IngestionSettings, _OF_INGESTION)}
+    shared = {
+        field.name: field.default if getattr(config, field.name) is CHOSEN else getattr(config, field.name)
+        for field in dataclasses.fields(IngestionSettings)
+        if field.name in vars(config)
+    }
     ingestion = flags.settings(values, IngestionSettings, **shared, examples="-")
     directories = {name: f"-{name}" for name in ("examples", "model", "evaluation", "blessing")}
     verdict = flags.settings(values, LinearProbeSettings, **directories)

@@ -39,7 +39,7 @@ class IngestionSettings:
     )
     examples: str = option("", "Directory to write: Split-train/, Split-eval/, an index and a manifest.")
     eval_dataset: str = eval_dataset_option()
-    eval_fraction: float = eval_fraction_option(", by a hash of the name")
+    eval_fraction: float = eval_fraction_option(0.1, ", by a hash of the name")
     classes: str = option("auto", "none leaves class labels out.", choices=("auto", "none"))
     skip_bad_images: bool = skip_bad_images_option(
         "Leave out damaged images, and list them in rejected.json, instead of refusing the data set."

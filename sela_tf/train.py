@@ -1,15 +1,17 @@
-"""The command python -m sela_tf.train --flagfile=configs/digits.cfg --workdir=DIR"""
+"""The command python -m sela_tf.train --dataset=folder:IMAGES --workdir=RUN"""
 
 from __future__ import annotations
 
 import sys
 
 from sela_tf.cli.command import CONTINUES, Command
+from sela_tf.runs.flagfile import read_typed
 from sela_tf.settings.training import SelaConfig, TrainOptions
 
-_USAGE = """python -m sela_tf.train --flagfile=configs/NAME.cfg --workdir=DIR [--setting=value …]
+_USAGE = """python -m sela_tf.train --dataset=IMAGES --workdir=RUN [--recipe=NAME] [--setting=value …]
 
-Trains a network by self-labelling, or continues the run in DIR. Flags:
+Trains a network by self-labelling, or continues the run in RUN. Settings that are not given are chosen from the images; a continued run keeps
+its own, which lie in RUN/flags.cfg. In what follows P is the paper (arXiv 1911.05371), R its reference code. Flags:
 """
 
 
@@ -21,14 +23,16 @@ def _work(config: SelaConfig, place: TrainOptions) -> int:
     if place.dry_run:
         dry_run(config)
         return 0
-    results = run(config, place.workdir)
+    results = run(config, place.workdir, minutes=place.minutes)
     print(
         f"\n{results_table(results)}\n\nThe run lies in {place.workdir}: results.json, labels.npz, model.weights.h5, metrics.jsonl, tensorboard/"
     )
     return 0
 
 
-main = Command(name="sela_tf.train", usage=_USAGE, settings=(SelaConfig, TrainOptions), work=_work, stopped=CONTINUES)
+main = Command(
+    name="sela_tf.train", usage=_USAGE, settings=(SelaConfig, TrainOptions), work=_work, read=read_typed, stopped=CONTINUES
+)
 
 if __name__ == "__main__":
     sys.exit(main())

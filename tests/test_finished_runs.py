@@ -105,27 +105,27 @@ class TestWorkdir:
 
     def test_a_new_volume_is_empty(self, tmp_path):
         (tmp_path / "lost+found").mkdir()
-        Workdir(tmp_path, self.config)
+        Workdir(tmp_path, vars(self.config))
         (tmp_path / "thesis.tex").touch()
         with pytest.raises(ConfigError, match=r"holds other files \(thesis.tex\)"):
-            Workdir(tmp_path, self.config)
+            Workdir(tmp_path, vars(self.config))
 
     def test_whoever_holds_it_is_named(self, tmp_path):
         """The lock is on a file opened for writing: on NFS an exclusive lock on any other fails."""
-        first, second = Workdir(tmp_path / "run", self.config), Workdir(tmp_path / "run", self.config)
-        first.start(0)
+        first, second = Workdir(tmp_path / "run", vars(self.config)), Workdir(tmp_path / "run", vars(self.config))
+        first.start(0, self.config)
         with open(tmp_path / "run" / LOCK) as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
         assert fcntl.fcntl(first._descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
         with pytest.raises(ConfigError, match=rf"is in use by process {os.getpid()} on \S+: .+: stop that"):
-            second.start(0)
+            second.start(0, self.config)
         first.close()
-        second.start(0)
+        second.start(0, self.config)
         second.close()
 
     def test_a_verdict_counts_if_it_is_the_one_asked_for(self, finished, tmp_path):
         def is_finished(**changes) -> bool:
-            return Workdir(finished[0], dataclasses.replace(read_config(finished[0]), **changes)).is_finished
+            return Workdir(finished[0], vars(dataclasses.replace(read_config(finished[0]), **changes))).is_finished
 
         assert is_finished()
         assert is_finished(report=False)
@@ -136,20 +136,20 @@ class TestWorkdir:
         workdir = copy_of(finished[0], tmp_path)
         (workdir / REPORT).unlink()
         config = read_config(workdir)
-        assert not Workdir(workdir, config).is_finished
-        assert Workdir(workdir, dataclasses.replace(config, report=False)).is_finished
+        assert not Workdir(workdir, vars(config)).is_finished
+        assert Workdir(workdir, vars(dataclasses.replace(config, report=False))).is_finished
         (workdir / LABELS).unlink()
-        assert not Workdir(workdir, dataclasses.replace(config, report=False)).is_finished
+        assert not Workdir(workdir, vars(dataclasses.replace(config, report=False))).is_finished
         # killed after the settings were written, and before the old verdict was taken away
         (workdir / "flags.cfg").write_text((workdir / "flags.cfg").read_text().replace("--epochs=2", "--epochs=3"))
-        assert not Workdir(workdir, dataclasses.replace(config, epochs=3)).is_finished
+        assert not Workdir(workdir, vars(dataclasses.replace(config, epochs=3))).is_finished
 
     def test_an_outdated_verdict_goes_with_its_report(self, finished, tmp_path):
         workdir = copy_of(finished[0], tmp_path)
         rows = (workdir / "metrics.jsonl").read_text()
         for epochs, there in ((2, True), (3, False)):
-            directory = Workdir(workdir, dataclasses.replace(read_config(workdir), epochs=epochs))
-            directory.start(42)
+            directory = Workdir(workdir, vars(dataclasses.replace(read_config(workdir), epochs=epochs)))
+            directory.start(42, directory.config)
             directory.close()
             assert (workdir / RESULTS).exists() == (workdir / REPORT).exists() == there
             assert ((workdir / "metrics.jsonl").read_text() == rows) == there
@@ -157,11 +157,11 @@ class TestWorkdir:
 
     def test_what_will_not_be_as_before_is_said(self, tmp_path):
         longer = SelaConfig(dataset="digits", num_clusters=16, epochs=500, label_memory=2.0)
-        first = Workdir(tmp_path / "run", self.config)
+        first = Workdir(tmp_path / "run", vars(self.config))
         assert first.changes() == []
-        first.start(0)
+        first.start(0, self.config)
         first.close()
-        epochs, memory = Workdir(tmp_path / "run", longer).changes()
+        epochs, memory = Workdir(tmp_path / "run", vars(longer)).changes()
         assert "`epochs` was 400, is 500: later relabellings and drops of the learning rate are spread" in epochs
         assert "`label_memory` was 4, is 2" in memory
 

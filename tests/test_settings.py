@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -11,10 +12,14 @@ from fixtures import ROOT
 
 from sela_tf.cli import flags
 from sela_tf.cli.wording import in_flags
+from sela_tf.settings.choices import ImagesSeen, choose
 from sela_tf.settings.commands import ExportConfig, LabelConfig, ProbeConfig
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.optimizer import learning_rate_schedule
+
+
+_PATHS = {"dataset", "eval_dataset", "data_dir", "cache_dir", "labels_from", "known_labels", "backbone_weights"}
 
 
 def parsed(*argv: str) -> SelaConfig:
@@ -93,15 +98,19 @@ class TestFlags:
 
     @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.name)
     def test_config_files(self, path):
-        """Every config parses, says in its head what it is, and holds only what departs from the defaults."""
+        """Every config parses, says in its head what it is, and means what it meant before settings were chosen from images."""
         config = parsed(f"--flagfile={path}")
         text = path.read_text()
         for word in ("Source:", "Command:", "Expected:", "Measured:", "Time:", f"--flagfile=configs/{path.name}"):
             assert word in text, word
         settings = [line.split("=")[0].removeprefix("--") for line in text.splitlines() if line.startswith("--")]
-        defaults = {field.name: field.default for field in dataclasses.fields(SelaConfig)}
         assert len(set(settings)) == len(settings)
-        assert [name for name in settings if getattr(config, name) == defaults[name]] == []
+        resolved, choices = choose(config, ImagesSeen(10_000, False, 64, False, 1))
+        assert {choice.name for choice in choices} <= {"feature_noise", "feature_dropout"}
+        meant = json.loads((ROOT / "tests" / "data" / "configs_of_cf4b11e.json").read_text())[path.stem]
+        then = {name: tuple(value) if isinstance(value, list) else value for name, value in meant.items()}
+        now = {name: getattr(resolved, name) for name in then}
+        assert {name: value for name, value in now.items() if value != then[name] and name not in _PATHS} == {}
 
     @pytest.mark.parametrize(
         ("name", "backbone", "num_heads"),
@@ -143,7 +152,7 @@ class TestFlags:
 
     def test_labels_of_another_run_exclude_relabelling(self):
         with pytest.raises(ConfigError, match="add `num_relabellings=0`. Received: `num_relabellings=80`"):
-            parsed("--dataset=digits", "--labels_from=x.npz")
+            parsed("--dataset=digits", "--labels_from=x.npz", "--num_relabellings=80")
         with pytest.raises(ConfigError, match="exclude each other"):
             parsed("--dataset=digits", "--labels_from=x.npz", "--num_relabellings=0", "--known_labels=y.csv")
 

@@ -71,10 +71,10 @@ class TestProtocol:
             evaluation_protocol("some", 100, 50)
 
     def test_is_no_part_of_what_a_run_is(self, tmp_path):
-        run = Workdir(tmp_path, CONFIG)
-        run.start(0)
+        run = Workdir(tmp_path, vars(CONFIG))
+        run.start(0, CONFIG)
         run.close()
-        Workdir(tmp_path, dataclasses.replace(CONFIG, evaluate="none"))
+        Workdir(tmp_path, vars(dataclasses.replace(CONFIG, evaluate="none")))
         with pytest.raises(ConfigError, match="`evaluate` must be one of auto, full, sampled, none. Received: 'some'"):
             dataclasses.replace(CONFIG, evaluate="some")
 
@@ -179,8 +179,8 @@ def test_what_is_watched_in_training_is_the_sample(rng, few, data):
 
 def workdir(path, config: SelaConfig) -> Workdir:
     """Makes the directory of a run, with the first rows of a training."""
-    directory = Workdir(path / "run", config)
-    directory.start(0)
+    directory = Workdir(path / "run", vars(config))
+    directory.start(0, config)
     directory.write_metrics("train", 1, {"epoch": 0, "loss": 1.3})
     directory.write_metrics("epoch", 1, {"epoch": 0, "loss": 1.3, "knn": 0.5})
     for head in range(T):
@@ -282,8 +282,8 @@ config = SelaConfig(dataset="features:x.npy", backbone="identity", num_heads=T, 
 data = Data(vectors(N), vectors(M), (), np.zeros(D), np.ones(D))
 shape = {"image_shape": (D,), "num_heads": T, "num_clusters": K}
 model = build_model("identity", **shape)
-directory = Workdir(sys.argv[1], config)
-directory.start(0)
+directory = Workdir(sys.argv[1], vars(config))
+directory.start(0, config)
 directory.write_metrics("train", 1, {"loss": 1.0})
 directory.close()
 labels = rng.integers(0, K, (T, N))

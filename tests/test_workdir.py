@@ -71,25 +71,25 @@ class TestWorkdir:
 
     def test_belongs_to_one_run(self, tmp_path):
         path = tmp_path / "a" / "run"
-        Workdir(path, self.config)
+        Workdir(path, vars(self.config))
         assert not path.exists()
-        first = Workdir(path, self.config)
-        first.start(0)
-        longer = Workdir(path, dataclasses.replace(self.config, epochs=5, log_every_steps=7))
+        first = Workdir(path, vars(self.config))
+        first.start(0, self.config)
+        longer = Workdir(path, vars(dataclasses.replace(self.config, epochs=5, log_every_steps=7)))
         with pytest.raises(ConfigError, match="in use by process"):
-            longer.start(0)
+            longer.start(0, longer.config)
         first.close()
-        longer.start(0)
+        longer.start(0, longer.config)
         longer.close()
         with pytest.raises(ConfigError, match="`epochs` was 5, is 4"):
-            Workdir(path, dataclasses.replace(self.config, epochs=4))
+            Workdir(path, vars(dataclasses.replace(self.config, epochs=4)))
         with pytest.raises(ConfigError, match=r"`seed` was 0, is 1; `lam` was 25.0, is 3|`lam` was 25.0, is 3.*`seed` was 0, is 1"):
-            Workdir(path, dataclasses.replace(self.config, epochs=5, seed=1, lam=3.0))
+            Workdir(path, vars(dataclasses.replace(self.config, epochs=5, seed=1, lam=3.0)))
 
     def test_damaged_files_are_named(self, tmp_path):
         (tmp_path / "flags.cfg").write_bytes(b"\xff\xfe")
         with pytest.raises(ConfigError, match="flags.cfg is damaged"):
-            Workdir(tmp_path, self.config)
+            Workdir(tmp_path, vars(self.config))
         (tmp_path / "results.json").write_text("{}")
         with pytest.raises(ConfigError, match="results.json is damaged"):
             read_results(tmp_path)
@@ -97,29 +97,29 @@ class TestWorkdir:
     def test_refuses_files_and_other_peoples_directories(self, tmp_path):
         (tmp_path / "file").write_text("")
         with pytest.raises(ConfigError, match="is a file"):
-            Workdir(tmp_path / "file", self.config)
+            Workdir(tmp_path / "file", vars(self.config))
         with pytest.raises(ConfigError, match=r"holds other files \(file\)"):
-            Workdir(tmp_path, self.config)
+            Workdir(tmp_path, vars(self.config))
         with pytest.raises(ConfigError, match="no directory that you may write to"):
-            Workdir(tmp_path / "file" / "below", self.config)
+            Workdir(tmp_path / "file" / "below", vars(self.config))
 
     def test_rows_that_will_be_taken_again_are_removed(self, tmp_path):
-        run = Workdir(tmp_path / "run", self.config)
-        run.start(0)
+        run = Workdir(tmp_path / "run", vars(self.config))
+        run.start(0, self.config)
         for step in (5, 10):
             run.write_metrics("relabel", step, {"head": 0, "changed": 0.5})
             run.write_metrics("train", step, {"loss": 1.0})
         with open(run.path / "metrics.jsonl", "a") as file:
             file.write('5\n{"a": 1}\n{"kind": "train", "st')
         run.close()
-        run.start(5)
+        run.start(5, self.config)
         rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
         assert [(row["kind"], row["step"]) for row in rows] == [("train", 5)]
 
     def test_the_first_labels_are_logged_once_by_a_run_that_starts_over(self, tmp_path):
-        run = Workdir(tmp_path / "run", self.config)
+        run = Workdir(tmp_path / "run", vars(self.config))
         for _ in range(2):
-            run.start(0)
+            run.start(0, self.config)
             run.write_metrics("first_labels", 0, {"head": 0, "nmi": 0.1})
             run.close()
         assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 1

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import inspect
-import io
 import pathlib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
-from unittest import mock
 
 from absl import flags
 
 import sela_tf
+from sela_tf.cli.help import default_in_words
 from sela_tf.runs import contents
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "reference.md"
@@ -33,27 +31,9 @@ Made from the code by `make reference`: do not edit this page. A test compares t
 
 def command_flags(module: str) -> tuple[str, dict[str, flags.Flag]]:
     """The usage line of a command with its description, and its flags by name, as its `--help` has them."""
-    seen: list[flags.FlagValues] = []
-    said = io.StringIO()
-    # The command hands its flags to absl for printing: that is the one public place where all of them are together.
-    with (
-        mock.patch.object(flags.FlagValues, "get_help", lambda values, *_, **__: seen.append(values) or ""),
-        contextlib.redirect_stdout(said),
-    ):
-        status = importlib.import_module(module).main([module, "--help"])
-    if status or len(seen) != 1:
-        raise RuntimeError(f"{module} --help did not list its flags")
-    found = {name: seen[0][name] for name in seen[0]}
-    return said.getvalue().strip(), {name: flag for name, flag in found.items() if name == flag.name}
-
-
-def words(value: Any) -> str:
-    """A default as it is typed on the command line."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        value = ",".join(map(str, value))
-    return "" if value in (None, "") else f"{value:g}" if isinstance(value, float) else str(value)
+    command = importlib.import_module(module).main
+    values = command.make_flags()
+    return command.usage.strip(), {name: values[name] for name in values if name == values[name].name}
 
 
 def cell(text: str) -> str:
@@ -73,7 +53,7 @@ def flag_row(flag: flags.Flag) -> list[str]:
     # absl begins the help of a choice with the choices, between < and >.
     meaning = re.sub(r"^<[^>]*>:?\s*", "", flag.help or "") if choices else flag.help or ""
     meaning += f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
-    default = words(flag.default)
+    default = default_in_words(flag.default)
     name = f"`--[no]{flag.name}`" if flag.boolean else f"`--{flag.name}`"
     return [name, f"`{default}`" if default else "", meaning]
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from absl import flags as absl_flags
 
 from sela_tf import __version__
-from sela_tf.cli import flags
+from sela_tf.cli import flags, recipes
+from sela_tf.cli.help import help_text
 from sela_tf.cli.signals import StoppedBySignal, Terminated, raise_on_sigterm
 from sela_tf.cli.wording import in_flags, on_one_line
 from sela_tf.compat.keras_registration import other_backend
@@ -27,6 +28,8 @@ from sela_tf.settings.training import SelaConfig
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+CONSOLE = "sela-tf"
+"""The console command."""
 NOTHING_WRITTEN = "; nothing was written"
 CONTINUES = "; the same command continues from the last checkpoint, if there is one"
 
@@ -63,9 +66,13 @@ class Command:
         argv = sys.argv if argv is None else argv
         values = self.make_flags()
         try:
-            flags.parse(values, argv)
+            with_recipes = recipes.with_flagfiles(argv) if recipes.FLAG in values else argv
+            flags.parse(values, with_recipes)
             if values["help"].value:
-                print(self.usage + values.get_help())
+                print(help_text(self.usage, self.settings, values))
+                return 0
+            if len(with_recipes) < len(argv) and f"--{recipes.FLAG}={recipes.LIST}" in argv:
+                print(recipes.listed())
                 return 0
             if values["version"].value:
                 print(_versions())
@@ -79,7 +86,8 @@ class Command:
         try:
             return self._run(arguments, values)
         except StoppedBySignal as stopped:
-            print(f"{stopped}. The same command continues:\n  python -m {self.name} {shlex.join(argv[1:])}", flush=True)
+            command = argv[0] if argv[0].startswith(CONSOLE) else f"python -m {self.name}"
+            print(f"{stopped}. The same command continues:\n  {command} {shlex.join(argv[1:])}", flush=True)
             return 128 + stopped.signal_number
         except KeyboardInterrupt as signalled:
             print(f"\n{self.name}: stopped{self.stopped}", file=sys.stderr)
@@ -93,6 +101,9 @@ class Command:
         else:
             for kind in self.settings:
                 flags.define(values, kind)
+        if SelaConfig in self.settings:
+            words = f"Settings of the recipe of this name; `{recipes.FLAG}={recipes.LIST}` lists them. Other flags win over it."
+            absl_flags.DEFINE_string(recipes.FLAG, "", in_flags(words, (recipes.FLAG,)), flag_values=values)
         absl_flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
         absl_flags.DEFINE_bool(
             "version", False, "Show the versions of sela_tf and TensorFlow, and the devices.", flag_values=values

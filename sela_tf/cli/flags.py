@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from absl import flags
 
 from sela_tf.cli.wording import in_flags
-from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.fields import CHOSEN, ConfigError
 from sela_tf.settings.training import SelaConfig
 
 if TYPE_CHECKING:
@@ -68,10 +68,22 @@ def settings(values: flags.FlagValues, kind: type[Settings], **given: Any) -> Se
     Raises:
         ConfigError: a value is out of range.
     """
-    found = dict(given)
-    for field in dataclasses.fields(kind):
-        if field.name in given:
-            continue
+    fields = [field for field in dataclasses.fields(kind) if field.name not in given]
+    return kind(**_parsed(values, fields), **given)
+
+
+def typed(values: flags.FlagValues, kind: type[DataclassInstance]) -> dict[str, Any]:
+    """Returns the fields of `kind` whose flags were typed, on the command line or in a flagfile, with their values.
+
+    Raises:
+        ConfigError: a value is no number.
+    """
+    return _parsed(values, [field for field in dataclasses.fields(kind) if values[field.name].present])
+
+
+def _parsed(values: flags.FlagValues, fields: Collection[dataclasses.Field[Any]]) -> dict[str, Any]:
+    found = {}
+    for field in fields:
         value = values[field.name].value
         parse_one = _TUPLES.get(str(field.type))
         if parse_one is not None:
@@ -81,12 +93,13 @@ def settings(values: flags.FlagValues, kind: type[Settings], **given: Any) -> Se
                 numbers = field.metadata["example"]
                 raise ConfigError(f"--{field.name} must be numbers, as in {numbers}. Received: {value}") from error
         found[field.name] = value
-    return kind(**found)
+    return found
 
 
 def to_flagfile(config: DataclassInstance) -> str:
-    """Every setting on a line of its own; read back, it gives the same config."""
-    return "".join(_flag(field.name, getattr(config, field.name)) + "\n" for field in dataclasses.fields(config))
+    """Every setting that has a value on a line of its own; read back, it gives the same config."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return "".join(_flag(name, value) + "\n" for name, value in fields.items() if value is not CHOSEN)
 
 
 def departures(settings: DataclassInstance, *, leave_out: Collection[str] = ()) -> list[str]:

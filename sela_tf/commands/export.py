@@ -18,9 +18,9 @@ from sela_tf.data.sources import load_source
 from sela_tf.data.splits import match_input
 from sela_tf.data.stores import Arrays
 from sela_tf.reporting.markdown import markdown
+from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.network import load_run
-from sela_tf.runs.workdir import read_config
 from sela_tf.serving.check import NUM_IMAGES, CheckResult, check_saved_model
 from sela_tf.serving.saved_model import export_saved_model, read_signatures
 from sela_tf.settings.commands import ExportConfig

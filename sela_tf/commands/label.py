@@ -23,10 +23,10 @@ from sela_tf.models.build import cut_at
 from sela_tf.models.heads import MultiHead, find_multi_head
 from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.reporting.markdown import markdown
+from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.names import RUN_FILES
 from sela_tf.runs.network import load_run
-from sela_tf.runs.workdir import read_config
 from sela_tf.serving.label_writer import Columns, LabelWriter
 from sela_tf.serving.predictions import predictions
 from sela_tf.serving.review import ReviewScores, known_changes

@@ -30,9 +30,9 @@ from sela_tf.models.inference import BatchedInference
 from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.reporting.markdown import markdown
 from sela_tf.reporting.metric_labels import CLUSTER_LABELS, METRIC_LABELS
+from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.names import PROBES
 from sela_tf.runs.network import load_run, read_description
-from sela_tf.runs.workdir import read_config
 from sela_tf.settings.commands import ProbeConfig
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.paths import absolute_cache, absolute_path, absolute_source, refuse_unwritable

@@ -51,6 +51,8 @@ class ImageSet:
     """Names of the classes, by number; None if they have none."""
     image_size: tuple[int, ...] | None = None
     """(height, width) in pixels if all images have the same size, else None; () for vectors."""
+    median_side: int = 0
+    """The median of the images' shorter sides in pixels where they have several sizes; 0 if it is not known."""
 
     def __len__(self) -> int:
         return len(self.store)

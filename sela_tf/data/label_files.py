@@ -144,6 +144,31 @@ def _whole_number(text: str) -> int | None:
     return int(value) if value.is_integer() and abs(value) < 2**53 and "_" not in text else None
 
 
+def read_run_shape(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Returns the numbers of heads T and of clusters K of the labels.npz of another run.
+
+    Raises:
+        SourceError: The file is not such a file.
+    """
+    archive = _read_run(path)
+    return len(archive["labels"]), archive["potentials"].shape[-1]
+
+
+def _read_run(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads the labels.npz of another run."""
+    setting = f"`labels_from={path}`"
+    if os.path.isdir(path):
+        raise SourceError(f"{setting} is a directory: give its labels.npz")
+    try:
+        archive = read_npz(path)
+        missing = {"labels", "potentials", "data_fingerprint"} - set(archive)
+        if missing:
+            raise ValueError(f"no array {sorted(missing)[0]!r}")
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{setting} is not the labels.npz of a run, or not a whole one ({error})") from error
+    return archive
+
+
 def read_run_labels(path: str | os.PathLike[str], images: ImageSet, num_heads: int, num_clusters: int) -> np.ndarray:
     """Reads the labels of images from the labels.npz of another run.
 
@@ -162,15 +187,10 @@ def read_run_labels(path: str | os.PathLike[str], images: ImageSet, num_heads: i
         SourceError: The file is not such a file, has other numbers of heads or clusters, or lacks images.
     """
     setting = f"`labels_from={path}`"
-    if os.path.isdir(path):
-        raise SourceError(f"{setting} is a directory: give its labels.npz")
-    try:
-        archive = read_npz(path)
-        labels, fingerprint = archive["labels"], str(archive["data_fingerprint"])
-        names = archive["names"].tolist() if "names" in archive else None
-        found_clusters = archive["potentials"].shape[-1]
-    except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"{setting} is not the labels.npz of a run, or not a whole one ({error})") from error
+    archive = _read_run(path)
+    labels, fingerprint = archive["labels"], str(archive["data_fingerprint"])
+    names = archive["names"].tolist() if "names" in archive else None
+    found_clusters = archive["potentials"].shape[-1]
     if (len(labels), found_clusters) != (num_heads, num_clusters):
         raise SourceError(
             f"{setting} has {len(labels)} heads of {found_clusters} clusters, and `num_heads={num_heads}` `num_clusters={num_clusters}` were "

@@ -17,9 +17,9 @@ import keras
 from sela_tf import __version__
 from sela_tf.files.atomic import whole_file, write_whole
 from sela_tf.models.build import bare_network, build_model
+from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.names import FLAGS, NETWORK, RESULTS, WEIGHTS
 from sela_tf.runs.results import read_results
-from sela_tf.runs.workdir import read_config
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 

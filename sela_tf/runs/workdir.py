@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -18,6 +17,7 @@ import tensorflow as tf
 
 from sela_tf.cli import flags
 from sela_tf.files.atomic import whole_file, write_whole
+from sela_tf.runs.flagfile import settings_of_run
 from sela_tf.runs.names import CHECKPOINTS, FLAGS, LABELS, LOCK, METRICS, NETWORK, REPORT, RESULTS, TENSORBOARD, TIMINGS, WEIGHTS
 from sela_tf.runs.results import read_results
 from sela_tf.settings.fields import ConfigError
@@ -37,30 +37,26 @@ class Workdir:
     Args:
         path: the directory, which `start` makes if it is missing. One that holds a run is accepted only if it is the same run: settings
             may differ in a larger `epochs` and in those that a continued run may change.
-        config: the settings of the run.
+        given: the settings that were given, by name, see `settings_of_run`.
 
     Raises:
         ConfigError: the path is a file, cannot be written, or holds something else; with what differs, old and new.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: SelaConfig):
+    def __init__(self, path: str | os.PathLike[str], given: Mapping[str, Any]):
         self.path = pathlib.Path(path).expanduser().absolute()
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"`workdir={path}` is a file: name a directory")
-        flagfile = self.path / FLAGS
-        self.previous: SelaConfig | None = None
-        if flagfile.exists():
-            try:
-                self.previous = flags.from_flagfile(flagfile)
-            except ConfigError as error:
-                raise ConfigError(f"{flagfile} is damaged ({error}): name another directory") from error
-            _refuse_other_run(self.path, self.previous, config)
-        elif self.path.is_dir() and (found := sorted(set(os.listdir(self.path)) - {LOCK, *_FILE_SYSTEM_DIRECTORIES})):
+        self.config, self.previous = settings_of_run(self.path, given)
+        if (
+            self.previous is None
+            and self.path.is_dir()
+            and (found := sorted(set(os.listdir(self.path)) - {LOCK, *_FILE_SYSTEM_DIRECTORIES}))
+        ):
             raise ConfigError(
                 f"`workdir={path}` holds other files ({', '.join(found[:3])}) and no run: name a new or an empty directory"
             )
         refuse_unwritable("workdir", self.path)
-        self.config = config
         self._writer: tf.summary.SummaryWriter | None = None
         self._descriptor: int | None = None
 
@@ -105,12 +101,15 @@ class Workdir:
             )
         return lines
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, config: SelaConfig) -> None:
         """Makes the directory this run's own, and begins writing at `step`; `close` lets go of it.
+
+        Its flags.cfg gets the settings `config`, all of which have values by now.
 
         Where the verdict that is asked for is not there, rows of later steps, which will be taken again, are removed, and so are another
         verdict and its report. The network and the labels of a shorter training stay until there are others.
         """
+        self.config = config
         outdated = not self.has_results
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -206,21 +205,6 @@ class Workdir:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
 
 
-def read_config(workdir: str | os.PathLike[str]) -> SelaConfig:
-    """The settings of the run in `workdir`.
-
-    Raises:
-        ConfigError: there is none, or they cannot be read.
-    """
-    path = pathlib.Path(workdir).expanduser() / FLAGS
-    if not path.exists():
-        raise ConfigError(f"`workdir={workdir}` holds no run (no {FLAGS})")
-    try:
-        return flags.from_flagfile(path)
-    except ConfigError as error:
-        raise ConfigError(f"{path} is damaged, or was written by another version of sela_tf ({error})") from error
-
-
 def _row(line: str) -> dict[str, Any] | None:
     """Returns the row of a line; None for one that was cut when the machine stopped."""
     try:
@@ -228,18 +212,3 @@ def _row(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and {"kind", "step"} <= set(row) else None
-
-
-def _refuse_other_run(path: pathlib.Path, old: SelaConfig, new: SelaConfig) -> None:
-    different = [
-        f"`{field.name}` was {getattr(old, field.name)!r}, is {getattr(new, field.name)!r}"
-        for field in dataclasses.fields(SelaConfig)
-        if getattr(old, field.name) != getattr(new, field.name)
-        and not field.metadata["may_change"]
-        and not (field.name == "epochs" and new.epochs > old.epochs)
-    ]
-    if different:
-        raise ConfigError(
-            f"`workdir={path}` holds another run: {'; '.join(different)}. Name another directory, or repeat the run's own settings "
-            "(more `epochs` may be asked for)"
-        )

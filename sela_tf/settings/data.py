@@ -12,10 +12,10 @@ def eval_dataset_option() -> Any:
     return option("", "Images to evaluate on; by default the data set's own test split, or a share of it.")
 
 
-def eval_fraction_option(note: str = "") -> Any:
+def eval_fraction_option(default: Any, note: str = "") -> Any:
     """Returns the field `eval_fraction`; its help ends with `note`."""
     words = f"Share of the images held out for evaluation where there is no test split{note}."
-    return option(0.1, words, bound=INNER_SHARE)
+    return option(default, words, bound=INNER_SHARE)
 
 
 def data_dir_option() -> Any:

@@ -75,6 +75,9 @@ INNER_SHARE = Bound(0, 1, open_below=True, open_above=True)
 GIB = Bound(0, 2**20, open_below=True)
 """Gibibytes: any larger number is a mistake, such as bytes."""
 
+CHOSEN: Any = None
+"""The default of a setting that is chosen from the images (`sela_tf.settings.choices`); a run that began has a value in its place."""
+
 
 def option(
     default: Any,
@@ -89,7 +92,7 @@ def option(
     """Returns a dataclass field that is also a flag.
 
     Args:
-        default: the value where none is given.
+        default: the value where none is given; `CHOSEN` for one that depends on the images.
         help: the text that --help shows.
         choices: all values that a word may have; empty for any.
         at_least: the least value of a whole number, which is always below 2**31.
@@ -108,13 +111,22 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def default_of(settings: Any, name: str) -> Any:
+    """Returns the default of the field `name` of a dataclass of settings."""
+    return next(field.default for field in dataclasses.fields(settings) if field.name == name)
+
+
 def check_settings(settings: Any) -> None:
-    """Checks every field of a dataclass of settings against the bounds and choices that `option` gave it.
+    """Checks every field of a dataclass of settings against the bounds and choices that `option` gave it, but those yet to be chosen.
 
     Raises:
         ConfigError: a value is out of range.
     """
-    fields = {field.name: (field.metadata, getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    fields = {
+        field.name: (field.metadata, value)
+        for field in dataclasses.fields(settings)
+        if (value := getattr(settings, field.name)) is not CHOSEN
+    }
     for name, (metadata, value) in fields.items():
         least = metadata["at_least"]
         if least is not None and not least <= value < 2**31:

@@ -1,8 +1,10 @@
-"""The settings of a run, every number once: the paper's ImageNet setting is the default, a config file holds what departs from it."""
+"""The settings of a run. Many are chosen from the images where they are not given; the paper's numbers stand in its recipes."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 from sela_tf.settings.data import (
     cache_dir_option,
@@ -15,6 +17,7 @@ from sela_tf.settings.data import (
     skip_bad_images_option,
 )
 from sela_tf.settings.fields import (
+    CHOSEN,
     NOT_NEGATIVE,
     POSITIVE,
     POSITIVE_SHARE,
@@ -31,16 +34,28 @@ from sela_tf.transport.marginals import check_marginals
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelaConfig:
-    """The settings of a run. Sources: P the paper (arXiv 1911.05371), R its reference code."""
+    """The settings of a run; one that is None is chosen from the images. Sources: P the paper (arXiv 1911.05371), R its reference code."""
 
-    # data
+    SECTIONS: ClassVar[Mapping[str, str]] = {
+        "dataset": "Images",
+        "backbone": "Network",
+        "crop_scale": "Training views",
+        "epochs": "Learning",
+        "num_heads": "Self-labelling: heads, clusters and labels",
+        "rotation": "Rotation (P: SeLa+Rot)",
+        "seed": "Machine",
+        "log_every_steps": "What is shown and kept",
+    }
+    """Headings of --help, by the name of the setting that each stands above."""
+
+    # images
     dataset: str = option(
         "",
         "Training images: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR (as components.data_ingestion writes them), synthetic:N (N "
         "images made on the fly), or a TFDS name such as cifar10. Or features:FILE, an npy or npz file of vectors [N, D] in place of images.",
     )
     eval_dataset: str = eval_dataset_option()
-    eval_fraction: float = eval_fraction_option()
+    eval_fraction: float = eval_fraction_option(CHOSEN)
     data_dir: str = data_dir_option()
     download: bool = download_option()
     cache_dir: str = cache_dir_option("$XDG_CACHE_HOME/sela_tf or ~/.cache/sela_tf")
@@ -53,10 +68,12 @@ class SelaConfig:
     )
     skip_bad_images: bool = skip_bad_images_option()
     memory_limit: float = memory_limit_option("GiB that decoded images may take; TensorFlow keeps a second copy.")
-    image_size: int = option(0, "Side of the square that the network sees; 0 for the images' own size.", at_least=0)
+    image_size: int = option(
+        CHOSEN, "Side of the square that the network sees; 0 for the images' own size, where they have one.", at_least=0
+    )
     # network
     backbone: str = option(
-        "resnet20",
+        CHOSEN,
         "Network: resnet8, resnet20, resnet56 for small images, resnet18, resnet50, preact_resnet18, preact_resnet50, alexnet; or "
         "applications:NAME for one of keras.applications. identity, mlp for features.",
     )
@@ -65,34 +82,36 @@ class SelaConfig:
         "File of weights that the backbone starts from: model.weights.h5 in the directory of a run with this backbone, or one of "
         "keras.applications; by default random weights.",
     )
-    width: int = option(0, "Channels of the backbone's first stage; 0 for as many as published.", at_least=0)
-    hidden_units: int = option(0, "Width of a hidden layer between the embedding and the heads; 0 for none.", at_least=0)
-    num_heads: int = option(10, "Heads T, each with labels of its own (P: 1 or 10).", at_least=1)
-    num_clusters: int = option(3000, "Clusters K of each head (P: 3000 on ImageNet, 128 on CIFAR).", at_least=2)
+    width: int = option(CHOSEN, "Channels of the backbone's first stage; 0 for as many as published.", at_least=0)
+    hidden_units: int = option(CHOSEN, "Width of a hidden layer between the embedding and the heads; 0 for none.", at_least=0)
     sync_batch_norm: bool = option(False, "Batch statistics over all devices.")
     # views (R: its ImageNet augmentation)
     crop_scale: float = option(
-        0.08, "Smallest share of the area that a random resized crop keeps; 1 for the clean view's box.", bound=POSITIVE_SHARE
+        CHOSEN,
+        "Smallest share of the area that a random resized crop keeps (R: 0.08); 1 for the clean view's box.",
+        bound=POSITIVE_SHARE,
     )
     flip_probability: float = option(0.5, "Probability of a horizontal flip.", bound=SHARE)
     brightness: float = option(0.4, "Strength of the jitter.", bound=SHARE)
     contrast: float = option(0.4, "Strength of the jitter.", bound=SHARE)
-    saturation: float = option(0.4, "Strength of the jitter; colour images only.", bound=SHARE)
-    hue: float = option(0.4, "Strength of the jitter, at most 0.5; colour images only.", bound=Bound(0, 0.5))
-    grayscale_probability: float = option(0.2, "Probability of a gray view; colour images only.", bound=SHARE)
+    saturation: float = option(CHOSEN, "Strength of the jitter; colour images only.", bound=SHARE)
+    hue: float = option(CHOSEN, "Strength of the jitter, at most 0.5; colour images only.", bound=Bound(0, 0.5))
+    grayscale_probability: float = option(CHOSEN, "Probability of a gray view; colour images only.", bound=SHARE)
     blur_probability: float = option(0.0, "Probability of a Gaussian blur.", bound=SHARE)
-    feature_noise: float = option(0.0, "Gaussian noise added to vectors, in standard deviations of each value.", bound=NOT_NEGATIVE)
-    feature_dropout: float = option(0.0, "Share of a vector's values that a view leaves out.", bound=SHARE_BELOW_1)
+    feature_noise: float = option(
+        CHOSEN, "Gaussian noise added to vectors, in standard deviations of each value.", bound=NOT_NEGATIVE
+    )
+    feature_dropout: float = option(CHOSEN, "Share of a vector's values that a view leaves out.", bound=SHARE_BELOW_1)
     # representation learning (P section 4.1)
-    epochs: int = option(400, "Passes over the training images.", at_least=1)
-    batch_size: int = option(256, "Images of an optimizer step, over all devices.", at_least=2)
+    epochs: int = option(CHOSEN, "Passes over the training images (P: 400).", at_least=1)
+    batch_size: int = option(CHOSEN, "Images of an optimizer step, over all devices.", at_least=2)
     optimizer: str = option(
         "sgd",
         "Optimizer: sgd (R), sgdw for SGD with decoupled weight decay, lamb (arXiv 1904.00962). The latter two are Keras' own, lamb from "
         "Keras 3.5 on; on TensorFlow 2.15 they are those of tensorflow-addons.",
         choices=("sgd", "sgdw", "lamb"),
     )
-    learning_rate: float = option(0.05, "Learning rate, before any drop.", bound=POSITIVE)
+    learning_rate: float = option(CHOSEN, "Learning rate, before any drop (P: 0.05).", bound=POSITIVE)
     momentum: float = option(
         0.9, "Momentum of sgd and sgdw, without Nesterov's correction; lamb has moments of its own.", bound=SHARE_BELOW_1
     )
@@ -102,13 +121,21 @@ class SelaConfig:
         "rate and the weight, taken off the weight.",
         bound=NOT_NEGATIVE,
     )
-    lr_schedule: str = option("step", "How the learning rate falls.", choices=("step", "cosine"))
+    lr_schedule: str = option("cosine", "How the learning rate falls.", choices=("step", "cosine"))
     lr_drops: tuple[float, ...] = option(
         (0.375, 0.75, 0.875), "Shares of the epochs after which step divides by 10 (P: 150, 300, 350 of 400).", example="0.375,0.75"
     )
     # self-labelling (P section 3)
+    num_heads: int = option(CHOSEN, "Heads T, each with labels of its own (P: 1 or 10).", at_least=1)
+    num_clusters: int = option(
+        CHOSEN,
+        "Clusters K of each head (P: 3000 on ImageNet, 128 on CIFAR). Take more than there are kinds of things, because a kind may fill "
+        "several clusters and a cluster should hold one kind; but leave some 30 images or more to each. Look at galleries/, and halve "
+        "or double it.",
+        at_least=2,
+    )
     lam: float = option(25.0, "Inverse strength of the entropic regularisation (P: 25 on ImageNet, 10 on CIFAR).", bound=POSITIVE)
-    num_relabellings: int = option(80, "Times that labels are recomputed (P: 80 is best).", at_least=0)
+    num_relabellings: int = option(CHOSEN, "Times that labels are recomputed (P: 80 is best).", at_least=0)
     relabel_spacing: str = option(
         "quadratic", "Spacing of the relabellings over the training (R: linear on CIFAR).", choices=("quadratic", "linear")
     )
@@ -189,7 +216,7 @@ class SelaConfig:
                 f"`momentum={self.momentum}` is of no use to `optimizer=lamb`, which has moments of its own: leave it out"
             )
         try:
-            check_marginals(self.marginals, self.num_clusters)
+            check_marginals(self.marginals, self.num_clusters or 2)
         except ValueError as error:
             raise ConfigError(f"`marginals={self.marginals}`: {error}") from error
         if self.labels_from and self.num_relabellings:
@@ -223,8 +250,12 @@ class TrainOptions:
     """The settings of `python -m sela_tf.train` that are not part of the run: the same run may lie anywhere."""
 
     workdir: str = option("", "Directory of the run; made if missing.")
+    minutes: float = option(
+        0.0, "Minutes that a new run may take here, by which `epochs` is chosen; 0 for no limit.", bound=NOT_NEGATIVE
+    )
     dry_run: bool = option(False, "Run every part once on a few images and estimate time and memory; no run is written.")
 
     def __post_init__(self) -> None:
         if not self.workdir and not self.dry_run:
             raise ConfigError("`workdir` is missing: the directory that the run is written to")
+        check_settings(self)

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from sela_tf.models.backbones import check_backbone
-from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.fields import CHOSEN, ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.optimizer import check_optimizer
 
@@ -40,12 +40,13 @@ def check_before_loading(config: SelaConfig, strategy: tf.distribute.Strategy) -
         ConfigError: naming the setting.
     """
     replicas = strategy.num_replicas_in_sync
-    try:
-        check_backbone(config.backbone)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    if config.backbone is not CHOSEN:
+        try:
+            check_backbone(config.backbone)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     check_optimizer(config.optimizer)
     if config.xla and replicas > 1:
         raise ConfigError(f"`xla` works on one device only, and {replicas} are visible: leave it off, or hide devices")
-    if config.batch_size % replicas:
+    if config.batch_size is not CHOSEN and config.batch_size % replicas:
         raise ConfigError(f"`batch_size={config.batch_size}` cannot be shared equally by {replicas} devices")

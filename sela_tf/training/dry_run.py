@@ -24,8 +24,8 @@ from sela_tf.models.layer_names import EMBEDDING, HEADS, HIDDEN
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.experiment import Experiment
-from sela_tf.training.images import Data, shape_in_words
-from sela_tf.training.initial_state import check_backbone_weights
+from sela_tf.training.images import Data, settings_by_outline, shape_in_words
+from sela_tf.training.initial_state import check_backbone_weights, settings_of_files
 from sela_tf.training.loop import step_function
 from sela_tf.transport.assignment import Assignment, MemoryPlan, assign_labels, plan_memory
 from sela_tf.transport.linear_logits import LinearLogits
@@ -73,8 +73,12 @@ def dry_run(config: SelaConfig) -> None:
     strategy = prepare_devices(config)
     check_before_loading(config, strategy)
     check_backbone_weights(config)
+    if synthetic_count(config.dataset) is not None:
+        config = settings_by_outline(config, replicas=strategy.num_replicas_in_sync, given_by=settings_of_files(config))
     stand_in, counts = _stand_in(config)
     experiment = Experiment(stand_in, strategy)
+    # Settings that depend on what only decoding tells are known by now.
+    config = dataclasses.replace(experiment.config, dataset=config.dataset)
     data, model = experiment.data, experiment.model
     counts = counts or _Counts(len(data.train), None)
     num_held_out = len(data.held_out) if counts.held_out is None else counts.held_out

@@ -34,8 +34,8 @@ from sela_tf.self_labelling.loss import SelfLabelLoss
 from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.images import Data, augmentation, load_training_data, shape_in_words, training_views
-from sela_tf.training.initial_state import description_of, first_network, known_labels, label_table
+from sela_tf.training.images import augmentation, load_training_data, shape_in_words, training_views
+from sela_tf.training.initial_state import description_of, first_network, known_labels, label_table, settings_of_files
 from sela_tf.training.loop import Clock
 from sela_tf.training.monitoring import class_agreement, cluster_monitors, knn_monitor, log_relabelling
 from sela_tf.training.optimizer import learning_rate_schedule, make_optimizer
@@ -48,7 +48,7 @@ class Experiment:
     Those who study other ways to label, to draw images or to learn override `make_labelling`, `views` or `make_model`.
 
     Args:
-        config: the settings, with absolute paths.
+        config: the settings, with absolute paths. Those that are None are chosen from the images.
         strategy: the devices, as `prepare_devices` gives them.
         begins: False if `restore` will replace the first weights and labels. Files that they would come from are not read then.
 
@@ -57,18 +57,20 @@ class Experiment:
     """
 
     def __init__(self, config: SelaConfig, strategy: tf.distribute.Strategy, *, begins: bool = True):
-        self.config, self.strategy = config, strategy
+        self.strategy = strategy
+        self.config, self.data = config, data = load_training_data(
+            config, replicas=strategy.num_replicas_in_sync, given_by=settings_of_files(config)
+        )
         self._first = config if begins else dataclasses.replace(config, backbone_weights="", labels_from="")
-        self.data: Data = load_training_data(config)
-        self.fingerprint = self.data.train.fingerprint()
-        self.steps_per_epoch = len(self.data.train) // config.batch_size
+        self.fingerprint = data.train.fingerprint()
+        self.steps_per_epoch = len(data.train) // config.batch_size
         self.last_step = config.epochs * self.steps_per_epoch
         self.relabel_steps = self.schedule(self.steps_per_epoch)
-        self.labels = label_table(self._first, self.data, strategy)
-        self.description: NetworkDescription = description_of(config, self.data)
+        self.labels = label_table(self._first, data, strategy)
+        self.description: NetworkDescription = description_of(config, data)
         self.model = self.make_model()
         self.labelling = self.make_labelling()
-        self.class_agreement = class_agreement(config, self.data)
+        self.class_agreement = class_agreement(config, data)
         self.clock = Clock()
         self.monitors: dict[str, ClusterMonitor | CollapseDoctor] = {}
         self._monitor_states: Mapping[str, np.ndarray] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +16,7 @@ from sela_tf.data.sources import Outline, SourceOptions, load_source, outline_so
 from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
 from sela_tf.data.stores import Unread
 from sela_tf.models.backbones import check_image_size
+from sela_tf.settings.choices import Choice, ImagesSeen, choices_table, choose, contradictions
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 
@@ -36,22 +37,84 @@ class Data(NamedTuple):
 def load_data(config: SelaConfig) -> Data:
     """Loads the images that a run trains on, those that are held out, their size and their statistics.
 
+    Args:
+        config: the settings of the run, as its flags.cfg has them.
+
     Raises:
         ValueError: they cannot be loaded (SourceError), or their size is not known (ConfigError).
     """
     return _split_and_match(config, {})
 
 
-def load_training_data(config: SelaConfig) -> Data:
-    """Loads images that can be trained on as the settings say; what cannot be is refused before anything is decoded.
+def load_training_data(
+    config: SelaConfig, *, replicas: int = 1, given_by: Mapping[str, tuple[Any, str]] | None = None
+) -> tuple[SelaConfig, Data]:
+    """Loads images to train on, and chooses the settings that are not given so that they fit the images.
+
+    What cannot be trained on is refused before anything is decoded, and what hardly can is said.
+
+    Args:
+        config: the settings.
+        replicas: devices that a batch is shared by.
+        given_by: values that other files ask for, see `choose`.
+
+    Returns:
+        The settings, all of which have values, and the images.
 
     Raises:
         ValueError: the images cannot be loaded (SourceError), or the settings do not fit the images (ConfigError).
     """
-    loaded = _check_outline(config)
-    data = _split_and_match(config, loaded)
+
+    def fit(splits: Splits) -> tuple[SelaConfig, list[Choice]]:
+        return choose(config, _images_seen(config, splits, replicas), given_by)
+
+    outline = outline_source(config.dataset, _source_options(config))
+    splits = None
+    if outline is None:
+        splits = _load_source(config, "dataset")
+        outline = Outline(splits)
+    _check_outline(fit(outline.splits)[0], outline)
+    splits = splits or _load_source(config, "dataset")
+    config = _tell_choices(*fit(splits))
+    data = _split_and_match(config, {"dataset": splits})
     _check_settings_suit(config, data.train, data.size)
-    return data
+    return config, data
+
+
+def settings_by_outline(
+    config: SelaConfig, *, replicas: int = 1, given_by: Mapping[str, tuple[Any, str]] | None = None
+) -> SelaConfig:
+    """Returns settings as `load_training_data` chooses them, for a source whose outline tells all that the choice depends on.
+
+    Raises:
+        ValueError: the images are not there (SourceError), or have no outline.
+    """
+    # Nothing is loaded, so that no memory is needed.
+    outline = outline_source(config.dataset, _source_options(config)._replace(memory_limit=2**62))
+    if outline is None:
+        raise ConfigError(f"`dataset={config.dataset}` has to be loaded")
+    return _tell_choices(*choose(config, _images_seen(config, outline.splits, replicas), given_by))
+
+
+def _tell_choices(config: SelaConfig, choices: list[Choice]) -> SelaConfig:
+    """Prints which settings were chosen and why; returns the settings."""
+    if choices:
+        tell(f"chosen from the images; any of these may be given instead:\n{choices_table(choices)}")
+    return config
+
+
+def _images_seen(config: SelaConfig, splits: Splits, replicas: int) -> ImagesSeen:
+    """Returns what the choice of settings depends on."""
+    train = splits.train
+    return ImagesSeen(
+        num_images=len(train),
+        has_held_out=bool(config.eval_dataset) or splits.eval is not None,
+        side=min(train.image_size, default=0) if train.image_size is not None else train.median_side,
+        have_one_size=train.image_size is not None,
+        channels=train.channels,
+        is_vectors=train.is_vectors,
+        replicas=replicas,
+    )
 
 
 def tell(line: str) -> None:
@@ -76,17 +139,12 @@ def _load_source(config: SelaConfig, setting: str) -> Splits:
     return load_source(getattr(config, setting), _source_options(config), setting=setting, tell=tell)
 
 
-def _check_outline(config: SelaConfig) -> dict[str, Splits]:
-    """Holds the settings to what is known of the training images without decoding any; returns sources that had to be loaded for it.
+def _check_outline(config: SelaConfig, outline: Outline) -> None:
+    """Holds the settings to what is known of the training images without decoding any, and says what hardly fits.
 
     Raises:
         ValueError: the settings do not fit (ConfigError), or the images are not there (SourceError).
     """
-    outline = outline_source(config.dataset, _source_options(config))
-    loaded = {}
-    if outline is None:
-        loaded["dataset"] = _load_source(config, "dataset")
-        outline = Outline(loaded["dataset"])
     train, held_out, _ = outline.splits
     # Splitting images that are in memory would copy them.
     train = dataclasses.replace(train, store=Unread(len(train)))
@@ -96,7 +154,8 @@ def _check_outline(config: SelaConfig) -> dict[str, Splits]:
         train = unbalanced(train, config.imbalance, seed=config.seed)
     is_known = outline.sizes_are_known or train.image_size is not None or config.image_size
     _check_settings_suit(config, train, _network_size(config, train) if is_known else None)
-    return loaded
+    for line in contradictions(config, len(train)):
+        tell(line)
 
 
 def _split_and_match(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:

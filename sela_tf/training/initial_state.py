@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import pathlib
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.data.label_files import read_known_labels, read_run_labels
+from sela_tf.data.label_files import read_known_labels, read_run_labels, read_run_shape
 from sela_tf.models.backbones.applications import PREFIX
 from sela_tf.models.build import cut_at
 from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.runs.names import FLAGS, NETWORK, WEIGHTS
 from sela_tf.runs.network import NetworkDescription, describe_network, load_run, read_description
 from sela_tf.self_labelling.label_table import LabelTable
-from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.fields import CHOSEN, ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import Data, tell
 
@@ -72,13 +73,32 @@ def check_backbone_weights(config: SelaConfig) -> None:
             raise ConfigError(f"`backbone_weights={weights}`: {error}") from error
         for name in ("backbone", "width"):
             own, other = getattr(config, name), getattr(theirs, name)
-            if own != other:
+            if own not in (CHOSEN, other):
                 raise ConfigError(f"`backbone_weights={weights}` is of a run with `{name}={other}`. Received: `{name}={own}`")
+    elif config.backbone is CHOSEN:
+        raise ConfigError(f"`backbone_weights={weights}` is of a network that it does not name: give its `backbone`")
     elif not config.backbone.startswith(PREFIX):
         raise ConfigError(
             f"`backbone_weights={weights}`: weights of {config.backbone} are read from the directory of a finished run alone: give its "
             f"{WEIGHTS}, beside its {FLAGS} or {NETWORK}"
         )
+
+
+def settings_of_files(config: SelaConfig) -> dict[str, tuple[Any, str]]:
+    """Returns the settings that the files of `backbone_weights` and `labels_from` were made with, each with its reason.
+
+    Raises:
+        ConfigError: such a file cannot be read.
+    """
+    found: dict[str, tuple[Any, str]] = {}
+    if (run := _run_of_weights(config)) is not None:
+        theirs, why = read_description(run), "as the run of `backbone_weights` has it"
+        found |= {"backbone": (theirs.backbone, why), "width": (theirs.width, why)}
+    if config.labels_from:
+        heads, clusters = read_run_shape(config.labels_from)
+        why = "as `labels_from` has them"
+        found |= {"num_heads": (heads, why), "num_clusters": (clusters, why)}
+    return found
 
 
 def first_network(config: SelaConfig, description: NetworkDescription, strategy: tf.distribute.Strategy) -> keras.Model:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from sela_tf.cli.signals import signals_noted
 from sela_tf.compat.releases import RELEASE
+from sela_tf.data.sources.python import ImagesFromPython, images_given
 from sela_tf.evaluation.outputs import EvaluationOutputs
 from sela_tf.runs import checkpoint
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.network import describe_older_run, load_run, save_network
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
-from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.fields import ConfigError, default_of
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.evaluation import judge, outputs_of_run
 from sela_tf.training.experiment import Experiment, check_same_images, check_same_release
+from sela_tf.training.images import tell
 from sela_tf.training.initial_state import check_backbone_weights
 from sela_tf.training.loop import TrainingLoop
 from sela_tf.training.monitoring import log_first_labels
@@ -28,25 +31,50 @@ from sela_tf.training.progress import Progress
 from sela_tf.training.report import write_report
 
 
-def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: type[Experiment] = Experiment) -> dict[str, Any]:
-    """Trains as `config` says, or continues the run in `workdir`, or completes what it lacks; returns what results.json then holds.
+def run(
+    data: SelaConfig | str | ImagesFromPython,
+    workdir: str | os.PathLike[str],
+    *,
+    experiment_of: type[Experiment] = Experiment,
+    minutes: float = 0.0,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Trains on images, or continues the run in `workdir`, or completes what it lacks; returns what results.json then holds.
 
-    The network and its description are written right after training, then the labels of the last transport, then the verdict, which may
-    fail: the same call again completes what is missing.
+    Settings that are not given are chosen from the images; those of a run that is continued stay as they are. The network and its
+    description are written right after training, then the labels of the last transport, then the verdict, which may fail: the same call
+    again completes what is missing.
 
     Args:
-        config: the settings.
+        data: the name of a source, such as "folder:/images" or "cifar10"; images uint8 `[N, H, W]` or `[N, H, W, C]`, or vectors float
+            `[N, D]`, or a pair of these and class labels `[N]`; a finite tf.data.Dataset of images, or of pairs of image and class
+            label. Or all settings, as a SelaConfig.
         workdir: the directory of the run.
         experiment_of: makes the experiment, for those who study other ways to label or to draw images.
+        minutes: the time that the run may take, by which its `epochs` are chosen; 0 for no limit.
+        settings: the settings by name, those of SelaConfig.
 
     Raises:
         ValueError: the settings, the data or the directory cannot be used (ConfigError, SourceError), or training diverged.
+        TypeError: a setting is unknown.
         TrainingInterrupted: on SIGINT or SIGTERM, after saving.
     """
-    config = config.absolute()
+    if isinstance(data, SelaConfig):
+        return _run({**vars(data), **settings}, workdir, experiment_of, minutes)
+    if isinstance(data, str):
+        return _run({"dataset": data, **settings}, workdir, experiment_of, minutes)
+    limit = settings.get("memory_limit", default_of(SelaConfig, "memory_limit"))
+    with images_given(data, memory_limit=int(limit * 2**30), tell=tell) as name:
+        return _run({"dataset": name, **settings}, workdir, experiment_of, minutes)
+
+
+def _run(
+    given: Mapping[str, Any], workdir: str | os.PathLike[str], experiment_of: type[Experiment], minutes: float
+) -> dict[str, Any]:
+    directory = Workdir(workdir, given)
+    config = directory.config
     strategy = prepare_devices(config)
     check_before_loading(config, strategy)
-    directory = Workdir(workdir, config)
     if directory.is_finished:
         print(f"This run is finished ({config.epochs} epochs). More: a larger `epochs`.", flush=True)
         return directory.read_results()
@@ -60,7 +88,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: t
         print(line, flush=True)
     describe_older_run(directory.path)
     try:
-        directory.start(step)
+        directory.start(step, experiment.config)
         if directory.has_results:
             # Only the report is missing.
             results, outputs = directory.read_results(), _outputs_again(experiment, directory)
@@ -70,7 +98,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: t
             final = _last_transport(experiment, directory, weights)
             results, outputs = _judge(experiment, final)
             directory.write_results(results)
-        if config.report:
+        if experiment.config.report:
             _draw(experiment, directory, results, outputs)
     finally:
         directory.close()

@@ -21,6 +21,7 @@ from sela_tf.data.sources.arrays import (
     synthetic_count,
 )
 from sela_tf.data.sources.folder import load_folder, outline_folder
+from sela_tf.data.sources.python import load_given
 from sela_tf.data.sources.records import load_records
 from sela_tf.data.sources.tfds import load_tfds, outline_tfds
 from sela_tf.data.sources.vectors import load_vectors
@@ -116,6 +117,7 @@ SOURCES = {
         path="directory",
         takes_urls=True,
     ),
+    "python": Source(lambda r: load_given(r.source)),
     "synthetic": Source(
         lambda r: load_synthetic(_count(r), source=r.source, memory_limit=r.options.memory_limit),
         outline=lambda r: Outline(outline_synthetic(_count(r), source=r.source, memory_limit=r.options.memory_limit)),

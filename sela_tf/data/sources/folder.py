@@ -133,6 +133,7 @@ def _image_set(source: SourceName, files: list[FileInfo], all_files: list[FileIn
         classes=np.array([numbers[file.name.split("/")[-2]] for file in files], np.int64) if class_names else None,
         class_names=class_names,
         image_size=sizes.pop() if len(sizes) == 1 else None,
+        median_side=int(np.median([min(info.height, info.width) for info in infos])) if infos else 0,
     )
 
 

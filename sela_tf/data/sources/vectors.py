@@ -33,7 +33,7 @@ def load_vectors(path: pathlib.Path, *, source: SourceName, memory_limit: int) -
         if prefix + "features" not in arrays:
             return None
         classes = arrays.get(prefix + "classes")
-        return _vector_set(source, prefix + "features", arrays[prefix + "features"], classes, memory_limit)
+        return vector_set(source, prefix + "features", arrays[prefix + "features"], classes, memory_limit)
 
     train, held_out = part(""), part("eval_")
     if train is None or (held_out is not None and held_out.channels != train.channels):
@@ -51,7 +51,7 @@ def _mapped(name: str, path: pathlib.Path) -> np.ndarray:
         raise SourceError(f"{name}: {str(path)!r} is not an npy file of numbers, or not a whole one") from error
 
 
-def _vector_set(source: SourceName, key: str, vectors: np.ndarray, classes: np.ndarray | None, memory_limit: int) -> ImageSet:
+def vector_set(source: SourceName, key: str, vectors: np.ndarray, classes: np.ndarray | None, memory_limit: int) -> ImageSet:
     """Makes a set of the vectors of the array named `key`, `[N, D]`, and their class labels `[N]`."""
     name = str(source)
     if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype.kind not in "fiu":

@@ -1,0 +1,181 @@
+"""Settings chosen from the images: from how many there are, how large they are, and whether they are coloured.
+
+The numbers were found by `python -m benchmarks.own_images`, on sets of which none was tuned alone; docs/results.md has the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sela_tf.settings.fields import CHOSEN
+from sela_tf.settings.training import SelaConfig
+
+IMAGES_PER_CLUSTER = 30
+"""Training images of a cluster below which clusters hold too little to be learned from."""
+_MOST_CLUSTERS = 128
+_IMAGES_PER_CLUSTER_OF_THE_PAPER = 1_281_167 // 3000
+_HELD_OUT, _MOST_HELD_OUT = 1000, 50_000
+"""Held-out images that are wanted: of 1000, a share has a standard error of at most .016; more than 50,000 are not needed."""
+_STEPS, _LEAST_EPOCHS = 6000, 10
+_SIDE = 64
+"""The side that larger images are brought to; from here on the network is a ResNet-18."""
+_RELABELLINGS = 30
+
+
+class ImagesSeen(NamedTuple):
+    """The facts that the choice depends on."""
+
+    num_images: int
+    """Images of the source that are trained on or held out."""
+    has_held_out: bool
+    """The source has a split of its own for evaluation, or another source is named."""
+    side: int
+    """The shorter side in pixels; the median where images differ; 0 for vectors, or where it is not known yet."""
+    have_one_size: bool
+    """All images have the same height and width."""
+    channels: int
+    """1 (gray) or 3 (colour); the length of vectors."""
+    is_vectors: bool = False
+    replicas: int = 1
+    """Devices that a batch is shared by."""
+
+
+class Choice(NamedTuple):
+    """A setting that was chosen."""
+
+    name: str
+    value: Any
+    reason: str
+
+
+def choose(
+    config: SelaConfig, seen: ImagesSeen, given_by: Mapping[str, tuple[Any, str]] | None = None
+) -> tuple[SelaConfig, list[Choice]]:
+    """Returns the settings with a value for each that was not given, and these choices with their reasons.
+
+    Args:
+        config: the settings; those that are None are chosen.
+        seen: the images.
+        given_by: values that files named by other settings ask for, by the name of the setting, each with its reason.
+    """
+    choices: list[Choice] = []
+    known = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+    def pick(name: str, value: Any, reason: str) -> Any:
+        """Returns the value of a setting, chosen if it was not given."""
+        if known[name] is CHOSEN:
+            known[name], reason = (given_by or {}).get(name, (value, reason))
+            choices.append(Choice(name, known[name], reason))
+        return known[name]
+
+    train = _pick_held_out(pick, seen)
+    if seen.is_vectors:
+        _pick_network_of_vectors(pick)
+    else:
+        _pick_network_of_images(pick, seen)
+    _pick_views(pick, seen)
+    _pick_learning(pick, train, seen.replicas)
+    _pick_labels(pick, train, has_labels=bool(config.labels_from))
+    return dataclasses.replace(config, **{choice.name: choice.value for choice in choices}), choices
+
+
+def _pick_held_out(pick: Any, seen: ImagesSeen) -> int:
+    """Returns the number of training images, about."""
+    if seen.has_held_out:
+        pick("eval_fraction", 0.1, "not used: there are images for evaluation")
+        return seen.num_images
+    share = min(max(0.1, _HELD_OUT / seen.num_images), 0.25, max(_MOST_HELD_OUT / seen.num_images, 0.001))
+    share = round(share, 3)
+    held_out = round(share * seen.num_images)
+    error = math.sqrt(0.25 / max(held_out, 1))
+    share = pick("eval_fraction", share, f"some {held_out} images, so that an accuracy is known to ±{2 * error:.2g}")
+    return round((1 - share) * seen.num_images)
+
+
+def _pick_network_of_vectors(pick: Any) -> None:
+    pick("image_size", 0, "vectors")
+    pick("backbone", "mlp", "vectors")
+    pick("width", 128, "vectors")
+    pick("hidden_units", 128, "vectors")
+
+
+def _pick_network_of_images(pick: Any, seen: ImagesSeen) -> None:
+    side = seen.side or _SIDE
+    if seen.have_one_size and side <= _SIDE:
+        size = pick("image_size", 0, f"the images' own size, {side} pixels")
+    elif side >= _SIDE:
+        size = pick("image_size", _SIDE, f"the images have {side} pixels; more would cost in proportion to the area")
+    else:
+        size = pick("image_size", max(side, 8), "the median of the images' shorter sides")
+    size = size or side
+    if size >= _SIDE:
+        pick("backbone", "resnet18", f"images of {size} pixels")
+        pick("width", 32, "half of the published width learns as well here, in a third of the time")
+    else:
+        pick("backbone", "resnet8", f"images of {size} pixels")
+        pick("width", 0, "as published")
+    pick("hidden_units", 256, "a hidden layer before the heads keeps the embedding general")
+
+
+def _pick_views(pick: Any, seen: ImagesSeen) -> None:
+    is_colour = seen.channels == 3 and not seen.is_vectors
+    pick("crop_scale", 0.3, "not used by vectors" if seen.is_vectors else "smaller crops of such images show too little")
+    why = "coloured images" if is_colour else "vectors" if seen.is_vectors else "gray images"
+    pick("saturation", 0.4 if is_colour else 0.0, why)
+    pick("hue", 0.1 if is_colour else 0.0, why)
+    pick("grayscale_probability", 0.2 if is_colour else 0.0, why)
+    kind = "vectors" if seen.is_vectors else "images"
+    pick("feature_noise", 0.5 if seen.is_vectors else 0.0, kind)
+    pick("feature_dropout", 0.5 if seen.is_vectors else 0.0, kind)
+
+
+def _pick_learning(pick: Any, train: int, replicas: int) -> None:
+    wanted = 64 if train < 20_000 else 128 if train < 100_000 else 256
+    # Each device gets two images at least, for its batch statistics.
+    fits = max(min(wanted, train) // replicas, 2) * replicas
+    batch = pick("batch_size", fits, f"{train} training images" if fits <= train else "two images for each device")
+    steps_per_epoch = max(train // batch, 1)
+    epochs = max(math.ceil(_STEPS / steps_per_epoch), _LEAST_EPOCHS)
+    pick("epochs", epochs, f"{epochs * steps_per_epoch} steps of {batch} images")
+    pick("learning_rate", 0.1, "with a cosine schedule")
+
+
+def _pick_labels(pick: Any, train: int, *, has_labels: bool) -> None:
+    clusters = max(min(train // IMAGES_PER_CLUSTER, _MOST_CLUSTERS), train // _IMAGES_PER_CLUSTER_OF_THE_PAPER, 2)
+    pick("num_clusters", clusters, f"some {train // clusters} training images in each")
+    pick("num_heads", 1, "more heads cost little and give other clusterings, not better ones")
+    pick("num_relabellings", 0 if has_labels else _RELABELLINGS, "labels are given" if has_labels else "spread over the training")
+
+
+def contradictions(config: SelaConfig, num_training_images: int) -> list[str]:
+    """Returns a line for each setting that was given and hardly fits the number of training images.
+
+    Args:
+        config: settings of which none is None.
+        num_training_images: training images N.
+    """
+    lines = []
+    images_per_cluster = num_training_images / config.num_clusters
+    if 1 <= images_per_cluster < IMAGES_PER_CLUSTER / 3:
+        fit = max(num_training_images // IMAGES_PER_CLUSTER, 2)
+        lines.append(
+            f"`num_clusters={config.num_clusters}` leaves {images_per_cluster:.1f} of the {num_training_images} training images to a cluster, "
+            f"which is too few to learn from: `num_clusters={fit}` leaves {IMAGES_PER_CLUSTER}"
+        )
+    steps_per_epoch = num_training_images // config.batch_size
+    steps = config.epochs * steps_per_epoch
+    if 0 < steps < _STEPS / 6 and not config.labels_from:
+        lines.append(
+            f"`epochs={config.epochs}` with `batch_size={config.batch_size}` are {steps} steps, and a network needs thousands: "
+            f"`epochs={math.ceil(_STEPS / steps_per_epoch)}` are {_STEPS}"
+        )
+    return lines
+
+
+def choices_table(choices: list[Choice]) -> str:
+    """Returns the choices as a table, a setting a line, with its reason."""
+    width = max(len(f"{choice.name}={choice.value}") for choice in choices)
+    return "\n".join(f"  {f'{choice.name}={choice.value}':<{width}}  {choice.reason}" for choice in choices)
