@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from absl.flags import FlagValues
+
+from sela_tf.cli import flags
 from sela_tf.cli.command import CONTINUES, Command
-from sela_tf.runs.flagfile import read_typed
+from sela_tf.runs.flagfile import settings_of_run
 from sela_tf.settings.training import SelaConfig, TrainOptions
 
 _USAGE = """python -m sela_tf.train --dataset=IMAGES --workdir=RUN [--recipe=NAME] [--setting=value …]
@@ -13,6 +16,11 @@ _USAGE = """python -m sela_tf.train --dataset=IMAGES --workdir=RUN [--recipe=NAM
 Trains a network by self-labelling, or continues the run in RUN. Settings that are not given are chosen from the images; a continued run keeps
 its own, which lie in RUN/flags.cfg. In what follows P is the paper (arXiv 1911.05371), R its reference code. Flags:
 """
+
+
+def _read(values: FlagValues) -> tuple[SelaConfig, TrainOptions]:
+    place = flags.settings(values, TrainOptions)
+    return settings_of_run(place.workdir, flags.typed(values, SelaConfig))[0], place
 
 
 def _work(config: SelaConfig, place: TrainOptions) -> int:
@@ -30,9 +38,7 @@ def _work(config: SelaConfig, place: TrainOptions) -> int:
     return 0
 
 
-main = Command(
-    name="sela_tf.train", usage=_USAGE, settings=(SelaConfig, TrainOptions), work=_work, read=read_typed, stopped=CONTINUES
-)
+main = Command(name="sela_tf.train", usage=_USAGE, settings=(SelaConfig, TrainOptions), work=_work, read=_read, stopped=CONTINUES)
 
 if __name__ == "__main__":
     sys.exit(main())

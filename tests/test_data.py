@@ -18,7 +18,7 @@ from sela_tf.data.pipeline import channel_statistics, inference_batches, trainin
 from sela_tf.data.splits import unbalanced
 from sela_tf.data.stores import Arrays, Files
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.images import load_data, training_views
+from sela_tf.training.images import load_training_data, training_views
 
 NOTHING = Augmentation(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -203,8 +203,7 @@ def test_rotations(rng, share, replicas, turned):
 
 
 def test_a_runs_views_are_turned_as_its_settings_say():
-    config = SelaConfig(dataset="digits", rotation=True, rotation_share=0.25, crop_scale=0.5)
-    data = load_data(config)
+    config, data = load_training_data(SelaConfig(dataset="digits", rotation=True, rotation_share=0.25))
     (batch,) = training_views(config, data, batch_size=16, first_step=0, last_step=1, replicas=2)
     # of each replica's eight images two a turn
     assert batch[1]["rotation"].numpy().tolist() == 2 * [*[0] * 8, *[1] * 2, *[2] * 2, *[3] * 2]

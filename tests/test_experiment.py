@@ -118,7 +118,7 @@ class TestSchedule:
 
     def test_learning_rate(self, made):
         for schedule, expected in (("cosine", 0.5 * (1 + math.cos(math.pi / 4))), ("step", 1.0)):
-            experiment = made(lr_schedule=schedule, lr_drops=(0.5,))
+            experiment = made(learning_rate=0.05, lr_schedule=schedule, lr_drops=(0.5,))
             experiment.model.optimizer.iterations.assign(6)
             assert learning_rate_of(experiment.model.optimizer) == pytest.approx(0.05 * expected)
 

@@ -20,10 +20,11 @@ from fixtures import ROOT, SMALL, is_one_line, run_doors
 
 import sela_tf
 from sela_tf.data.sources import load_source
+from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.names import LABELS, LOCK, NETWORK, REPORT, RESULTS, WEIGHTS
 from sela_tf.runs.network import describe_older_run, read_description, save_network
-from sela_tf.runs.workdir import Workdir, read_config
+from sela_tf.runs.workdir import Workdir
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 
@@ -101,7 +102,7 @@ class TestOldRun:
 
 
 class TestWorkdir:
-    config = SelaConfig(dataset="digits", num_clusters=16)
+    config = SelaConfig(dataset="digits", num_clusters=16, epochs=400)
 
     def test_a_new_volume_is_empty(self, tmp_path):
         (tmp_path / "lost+found").mkdir()

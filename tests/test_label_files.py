@@ -12,7 +12,7 @@ from sela_tf.data.image_set import ImageSet
 from sela_tf.data.label_files import match_names, read_known_labels, read_run_labels
 from sela_tf.data.stores import Arrays
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.images import load_data
+from sela_tf.training.images import load_training_data
 from sela_tf.training.initial_state import known_labels
 
 
@@ -42,7 +42,7 @@ class TestKnownLabels:
         rows = range(1797)
         (tmp_path / "known.csv").write_text("index,cluster\n" + "".join(f"{row},{row % 4}\n" for row in rows))
         config = SelaConfig(dataset="digits", num_clusters=4, imbalance="heavy", known_labels=str(tmp_path / "known.csv"))
-        data = load_data(config)
+        config, data = load_training_data(config)
         assert len(data.train) < 1000
         np.testing.assert_array_equal(known_labels(config, data), data.train.rows % 4)
 

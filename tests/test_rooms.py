@@ -64,7 +64,7 @@ def test_the_top_of_the_package_holds_doors_and_rooms_alone():
     doors = {f"{name}.py" for name in LAYERS[0]}
     assert {path.name for path in top.glob("*.py")} == doors | {"__init__.py"}
     assert {path.name for path in top.iterdir() if (path / "__init__.py").exists()} == set().union(*LAYERS[1:])
-    assert all(len((top / door).read_text().splitlines()) <= 40 for door in doors)
+    assert all(len((top / door).read_text().splitlines()) <= 45 for door in doors)
 
 
 def test_only_the_command_line_knows_absl_and_only_the_top_knows_the_settings():

@@ -18,7 +18,6 @@ from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.optimizer import learning_rate_schedule
 
-
 _PATHS = {"dataset", "eval_dataset", "data_dir", "cache_dir", "labels_from", "known_labels", "backbone_weights"}
 
 

@@ -133,7 +133,8 @@ def test_sampled_figures_are_those_of_the_sample(rng, few):
         values = (rng.normal(size=(count, 6)) + classes[:, np.newaxis]).astype(np.float32)
         return ImageSet(name="vectors", channels=6, store=Arrays(values), classes=classes, image_size=())
 
-    config = SelaConfig(dataset="features:x.npy", backbone="identity", num_heads=T, num_clusters=K, evaluate="sampled", seed=6)
+    network = {"backbone": "identity", "width": 0, "hidden_units": 0, "num_heads": T, "num_clusters": K}
+    config = SelaConfig(dataset="features:x.npy", evaluate="sampled", seed=6, **network)
     data = Data(vectors(90), vectors(70), (), np.ones(6), np.ones(6))
     keras.utils.set_random_seed(5)
     network = build_model("identity", image_shape=(6,), num_heads=T, num_clusters=K, mean=[1.0] * 6, variance=[1.0] * 6)

@@ -8,12 +8,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags as absl_flags
-
 from sela_tf.cli import flags
 from sela_tf.runs.names import FLAGS
 from sela_tf.settings.fields import CHOSEN, ConfigError
-from sela_tf.settings.training import SelaConfig, TrainOptions
+from sela_tf.settings.training import SelaConfig
 
 
 def read_config(workdir: str | os.PathLike[str]) -> SelaConfig:
@@ -38,7 +36,7 @@ def settings_of_run(workdir: str | os.PathLike[str], given: Mapping[str, Any]) -
     continued run may change.
 
     Args:
-        workdir: the directory of the run.
+        workdir: the directory of the run; "" for none.
         given: settings by name; those that are None are not given.
 
     Returns:
@@ -49,7 +47,7 @@ def settings_of_run(workdir: str | os.PathLike[str], given: Mapping[str, Any]) -
     """
     path = pathlib.Path(workdir).expanduser().absolute()
     given = {name: value for name, value in given.items() if value is not CHOSEN}
-    if not (path / FLAGS).exists():
+    if not workdir or not (path / FLAGS).exists():
         return SelaConfig(**given).absolute(), None
     try:
         old = flags.from_flagfile(path / FLAGS)
@@ -69,14 +67,3 @@ def settings_of_run(workdir: str | os.PathLike[str], given: Mapping[str, Any]) -
             "(more `epochs` may be asked for)"
         )
     return new, old
-
-
-def read_typed(values: absl_flags.FlagValues) -> tuple[SelaConfig, TrainOptions]:
-    """Returns the settings that parsed flags stand for, with those of the run that they continue.
-
-    Raises:
-        ConfigError: see `settings_of_run`.
-    """
-    place = flags.settings(values, TrainOptions)
-    given = flags.typed(values, SelaConfig)
-    return settings_of_run(place.workdir, given)[0] if place.workdir else SelaConfig(**given).absolute(), place

@@ -53,13 +53,14 @@ class TestRefusedBeforeDecoding:
             assert re.search(r"the (\d+) training", str(refused.value))[1] == str(len(train))
 
     def test_of_many_sizes(self, folder, decoded, tmp_path, rng):
-        config = SelaConfig(dataset=f"folder:{folder}", num_clusters=4, batch_size=4, cache_dir=str(tmp_path / "cache"))
+        settings = {"num_clusters": 4, "batch_size": 4, "image_size": 0}
+        config = SelaConfig(dataset=f"folder:{folder}", cache_dir=str(tmp_path / "cache"), **settings)
         with pytest.raises(ConfigError, match="have many sizes"):
             load_training_data(config)
         assert decoded == []
         # the one of another size is damaged: without it there is one size
         config = dataclasses.replace(config, skip_bad_images=True)
-        assert load_training_data(config).size == (16, 20)
+        assert load_training_data(config)[1].size == (16, 20)
         decoded.clear()
         with pytest.raises(ConfigError, match="`num_clusters=2000` exceeds"):
             load_training_data(dataclasses.replace(config, num_clusters=2000))

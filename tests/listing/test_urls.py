@@ -74,7 +74,7 @@ class TestUrl:
         with pytest.raises(ConfigError, match="`num_clusters=2000` exceeds"):
             load_training_data(dataclasses.replace(config, num_clusters=2000))
         assert decoded == []
-        data = load_training_data(config)
+        _, data = load_training_data(config)
         assert data.size == (16, 16)
         assert len(data.train) + len(data.held_out) == 12
 
