@@ -111,7 +111,14 @@ def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> tuple[Me
                 pairs.append((own, peer()))
 
         last_step = (rounds + 1) * steps
-        training = TrainingLoop(model=model, strategy=strategy, xla=False, steps_per_epoch=steps, log_every_steps=50, clock=Clock())
+        training = TrainingLoop(
+            model=model,
+            strategy=strategy,
+            take_step=step_function(model, strategy, xla=False),
+            steps_per_epoch=steps,
+            log_every_steps=50,
+            clock=Clock(),
+        )
         training.run(
             training_batches(image_set, **options, first_step=0, last_step=last_step),
             first_step=0,

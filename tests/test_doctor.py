@@ -15,7 +15,7 @@ import sela_tf
 import sela_tf.training.loop
 from sela_tf.callbacks.label_statistics import ClusterSizes
 from sela_tf.cli.signals import Stop
-from sela_tf.training.loop import Clock, TrainingLoop
+from sela_tf.training.loop import Clock, TrainingLoop, step_function
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -183,8 +183,14 @@ class TestDoctor:
         options = tf.data.Options()
         options.experimental_optimization.inject_prefetch = False  # or data would be made while the network learns
         batches = tf.data.Dataset.from_generator(generate, output_signature=shapes).with_options(options)
+        strategy = tf.distribute.get_strategy()
         loop = TrainingLoop(
-            model=model, strategy=tf.distribute.get_strategy(), xla=False, steps_per_epoch=STEPS, log_every_steps=STEPS, clock=clock
+            model=model,
+            strategy=strategy,
+            take_step=step_function(model, strategy, xla=False),
+            steps_per_epoch=STEPS,
+            log_every_steps=STEPS,
+            clock=clock,
         )
         loop.run(
             batches, first_step=0, last_step=4 * STEPS,

@@ -142,8 +142,7 @@ class TestViews:
 
 class TestStep:
     def graph_of(self, experiment: Experiment) -> Any:
-        step = step_function(experiment.model, experiment.strategy, experiment.config.xla)
-        return step.get_concrete_function(next(iter(experiment.views(0, 1)))).graph.as_graph_def()
+        return experiment.take_step.get_concrete_function(next(iter(experiment.views(0, 1)))).graph.as_graph_def()
 
     def test_xla(self, made):
         for xla in (True, False):
@@ -175,7 +174,9 @@ class TestStep:
         )
         with pytest.raises(BegunError):
             trainer.run(config, tmp_path / "run")
-        assert (given["xla"], given["log_every_steps"], given["steps_per_epoch"], given["last_step"]) == (True, 3, 6, 24)
+        assert (given["log_every_steps"], given["steps_per_epoch"], given["last_step"]) == (3, 6, 24)
+        graph = given["take_step"].get_concrete_function(next(iter(given["batches"]))).graph.as_graph_def()
+        assert any("_XlaMustCompile" in node.attr for node in graph.node)
         labelling = given["callbacks"][0]
         assert labelling.heads_in_turn
         assert labelling.assign.keywords["lam"] == 4.0

@@ -109,7 +109,7 @@ def departures(settings: DataclassInstance, *, leave_out: Collection[str] = ()) 
 
 
 def from_flagfile(path: str | os.PathLike[str]) -> SelaConfig:
-    """The config that `to_flagfile` wrote.
+    """The config that `to_flagfile` wrote, perhaps before there were some of the settings.
 
     Raises:
         ConfigError: the file is missing or not such a file.
@@ -117,7 +117,12 @@ def from_flagfile(path: str | os.PathLike[str]) -> SelaConfig:
     values = flags.FlagValues()
     define(values, SelaConfig)
     parse(values, ["sela_tf", f"--flagfile={path}"])
-    return settings(values, SelaConfig).absolute()
+    older = {
+        field.name: field.metadata["before"]
+        for field in dataclasses.fields(SelaConfig)
+        if field.metadata["before"] is not None and not values[field.name].present
+    }
+    return settings(values, SelaConfig, **older).absolute()
 
 
 def _flag(name: str, value: Any) -> str:

@@ -23,6 +23,9 @@ _STEPS, _LEAST_EPOCHS = 6000, 10
 _SIDE = 64
 """The side that larger images are brought to; from here on the network is a ResNet-18."""
 _RELABELLINGS = 30
+_STEPS_BETWEEN_LOOKS = 200
+_FEWEST_STEPS = 200
+"""Steps below which little is learned whatever the images are; the digits take 252."""
 
 
 class ImagesSeen(NamedTuple):
@@ -141,6 +144,8 @@ def _pick_learning(pick: Any, train: int, replicas: int) -> None:
     epochs = max(math.ceil(_STEPS / steps_per_epoch), _LEAST_EPOCHS)
     pick("epochs", epochs, f"{epochs * steps_per_epoch} steps of {batch} images")
     pick("learning_rate", 0.1, "with a cosine schedule")
+    looks = max(_STEPS_BETWEEN_LOOKS // steps_per_epoch, 1)
+    pick("monitor_epochs", looks, f"a look and a checkpoint every {looks * steps_per_epoch} steps")
 
 
 def _pick_labels(pick: Any, train: int, *, has_labels: bool) -> None:
@@ -167,7 +172,7 @@ def contradictions(config: SelaConfig, num_training_images: int) -> list[str]:
         )
     steps_per_epoch = num_training_images // config.batch_size
     steps = config.epochs * steps_per_epoch
-    if 0 < steps < _STEPS / 6 and not config.labels_from:
+    if 0 < steps < _FEWEST_STEPS and not config.labels_from:
         lines.append(
             f"`epochs={config.epochs}` with `batch_size={config.batch_size}` are {steps} steps, and a network needs thousands: "
             f"`epochs={math.ceil(_STEPS / steps_per_epoch)}` are {_STEPS}"

@@ -88,6 +88,7 @@ def option(
     bound: Bound | None = None,
     may_change: bool = False,
     example: str = "",
+    before: Any = None,
 ) -> Any:
     """Returns a dataclass field that is also a flag.
 
@@ -99,6 +100,7 @@ def option(
         bound: the interval of a real number.
         may_change: a continued run may change the setting, because it is about the machine, or about what is shown or kept.
         example: a list of numbers as it is written, for an error.
+        before: the value that runs have which were made before there was the setting; None for the default.
     """
     metadata = {
         "help": help,
@@ -107,6 +109,7 @@ def option(
         "bound": bound,
         "may_change": may_change,
         "example": example,
+        "before": before,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -191,6 +191,9 @@ class SelaConfig:
     monitor_examples: int = option(
         10_000, "Training images that the kNN of each epoch looks among; 0 for no kNN.", may_change=True, at_least=0
     )
+    monitor_epochs: int = option(
+        CHOSEN, "Epochs between two looks of the monitors, and between two checkpoints.", may_change=True, at_least=1, before=1
+    )
     evaluate: str = option(
         "auto",
         "Images that the figures are taken on: full for all; sampled for at most 50,000 training and 10,000 held-out images, with 100 "

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
-from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import synthetic_count
 from sela_tf.data.splits import is_held_out
-from sela_tf.evaluation.clustering import cluster_metrics
-from sela_tf.evaluation.knn import knn_accuracy
-from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
-from sela_tf.models.build import cut_at_heads, stage_names
-from sela_tf.models.inference import BatchedInference
+from sela_tf.models.build import stage_names
 from sela_tf.models.layer_names import EMBEDDING, HEADS, HIDDEN
 from sela_tf.settings.training import SelaConfig
+from sela_tf.training.cost import Rates, num_classes, parts_of_run, random_transport, second_time, seconds_of_pass
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.experiment import Experiment
-from sela_tf.training.images import Data, settings_by_outline, shape_in_words
+from sela_tf.training.images import settings_by_outline, shape_in_words
 from sela_tf.training.initial_state import check_backbone_weights, settings_of_files
-from sela_tf.training.loop import step_function
-from sela_tf.transport.assignment import Assignment, MemoryPlan, assign_labels, plan_memory
-from sela_tf.transport.linear_logits import LinearLogits
+from sela_tf.transport.assignment import MemoryPlan, plan_memory
 from sela_tf.transport.newton import BYTES_PER_CANDIDATE
 from sela_tf.transport.sinkhorn import usual_storage
 from sela_tf.transport.solve import BYTES_STORED
@@ -49,18 +40,6 @@ class _Counts(NamedTuple):
     train: int
     held_out: int | None
     """None where that many are loaded."""
-
-
-class _Part(NamedTuple):
-    """A part of the run: how often it happens, and how long it takes each time."""
-
-    name: str
-    times: int
-    seconds: float
-
-    @property
-    def hours(self) -> float:
-        return self.times * self.seconds / 3600
 
 
 def dry_run(config: SelaConfig) -> None:
@@ -89,34 +68,29 @@ def dry_run(config: SelaConfig) -> None:
     for name in [*stage_names(model), *[HIDDEN] * bool(config.hidden_units), HEADS]:
         print(f"  {name}: {tuple(model.get_layer(name).output.shape[1:])}")
 
-    step = step_function(model, strategy, config.xla)
+    step = experiment.take_step
     distributed = iter(strategy.experimental_distribute_dataset(experiment.views(0, 2, batch_size=few)))
-    loss, step_seconds = _second_time(lambda: float(step(next(distributed))["loss"]))
+    loss, step_seconds = second_time(lambda: float(step(next(distributed))["loss"]))
     print(f"one step on {few} images: loss {loss:.4f} (ln K = {np.log(config.num_clusters):.4f}), {step_seconds:.3f} s")
     per_image = _seconds_of_looking(experiment, few)
     print(f"looking at an image, as label passes do: {1000 * per_image:.3g} ms")
     plan = plan_memory(counts.train, config.num_clusters, config.label_memory * _GIB, tolerance=config.transport_tolerance)
     rows, width = max(2 * config.num_clusters, _ROWS), int(model.get_layer(HEADS).input.shape[-1])
-    solved, transport_seconds = _transport(config, plan, rows, width)
+    solved, transport_seconds = random_transport(config, plan, rows, width)
     print(
         f"one transport of {rows} x {config.num_clusters}: {solved.num_iterations} iterations, marginal error "
         f"{solved.marginal_error:.1e}, {transport_seconds:.2f} s"
     )
-    protocol = evaluation_protocol(config.evaluate, counts.train, num_held_out, seed=config.seed)
+    rates = Rates(step_seconds / few, per_image, transport_seconds / rows)
+    parts = parts_of_run(experiment, rates, num_train=counts.train, num_held_out=num_held_out)
     steps_per_epoch = counts.train // config.batch_size
-    # The last transport, by the final weights, is one more.
     relabellings = len(experiment.schedule(steps_per_epoch)) + 1
-    parts = [
-        _Part("training", config.epochs, step_seconds / few * config.batch_size * steps_per_epoch),
-        _Part("label passes", relabellings, per_image * counts.train),
-        _Part("transport", relabellings * config.num_heads, transport_seconds / rows * counts.train),
-        *_evaluation(experiment, protocol, per_image, relabellings),
-    ]
     print(
         f"the run: {config.epochs} epochs of {steps_per_epoch} steps, {relabellings} relabellings of {config.num_heads} head(s), the last after "
-        f"training: about {sum(part.hours for part in parts):.2g} hours here, likely less (small batches are slow)"
+        f"training: about {sum(part.total for part in parts) / 3600:.2g} hours here, likely less (small batches are slow)"
     )
-    print("hours: " + ", ".join(f"{part.name} {part.hours:.2g}" for part in parts))
+    print("hours: " + ", ".join(f"{part.name} {part.total / 3600:.2g}" for part in parts))
+    protocol = evaluation_protocol(config.evaluate, counts.train, num_held_out, seed=config.seed)
     _print_memory(experiment, counts, plan, protocol)
 
 
@@ -138,95 +112,9 @@ def _seconds_of_looking(experiment: Experiment, few: int) -> float:
 
     Where a busy machine made the small one take as long, the large one alone tells: too much rather than nothing.
     """
-    data, strategy = experiment.data, experiment.strategy
-    inference = BatchedInference(cut_at_heads(experiment.model), strategy)
-
-    def seconds(count: int) -> float:
-        batches = inference_batches(data.train.take(np.arange(count)), size=data.size, batch_size=few)
-
-        def once() -> None:
-            inference.collect(batches, count)
-
-        return min(_second_time(once)[1], _seconds(once))
-
-    many = min(_MANY * few, len(data.train))
-    small, large = seconds(few), seconds(many)
+    many = min(_MANY * few, len(experiment.data.train))
+    small, large = seconds_of_pass(experiment, few, few), seconds_of_pass(experiment, many, few)
     return (large - small) / (many - few) if many > few and large > small else large / many
-
-
-def _second_time(function: Callable[[], Any]) -> tuple[Any, float]:
-    """(what the first call returned, the seconds of the second, in which nothing is compiled)."""
-    found = function()
-    return found, _seconds(function)
-
-
-def _seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def _transport(config: SelaConfig, plan: MemoryPlan, rows: int, width: int) -> tuple[Assignment, float]:
-    """Labels of one head, of random inputs and weights that are kept as the run's would be."""
-    random = np.random.default_rng(config.seed)
-    logits = LinearLogits(
-        random.normal(size=(rows, width)).astype(np.float32),
-        random.normal(scale=1 / np.sqrt(width), size=(width, config.num_clusters)).astype(np.float32),
-        np.zeros(config.num_clusters, np.float32),
-    )
-    entries = rows * config.num_clusters
-    # The limit that gives a problem of this size the same form of log-probabilities as the plan of the run.
-    stored = BYTES_STORED[usual_storage(config.transport_tolerance)] * entries
-    limit = 0 if plan.form == "computed" else plan.log_probs_bytes(rows, config.num_clusters) + stored
-    solve = functools.partial(
-        assign_labels,
-        logits,
-        lam=config.lam,
-        tolerance=config.transport_tolerance,
-        exact_balance=config.exact_balance,
-        memory_limit=limit,
-    )
-    solve(max_iterations=1)
-    start = time.perf_counter()
-    return solve(max_iterations=config.transport_max_iterations), time.perf_counter() - start
-
-
-def _evaluation(experiment: Experiment, protocol: EvaluationProtocol, per_image: float, relabellings: int) -> list[_Part]:
-    """The verdict on the trained and the untrained network, agreement with the classes in training, and the report's own passes."""
-    config, data = experiment.config, experiment.data
-    n, m = protocol.training_size, protocol.held_out_size
-    classes = _num_classes(data)
-    judged = classes > 0
-    parts = [_Part("looking at images", 2, per_image * (n * (judged or config.report) + m))]
-    if not judged or protocol.kind == "none":
-        return parts
-    width = int(experiment.model.get_layer(EMBEDDING).output.shape[-1])
-    random = np.random.default_rng(config.seed)
-
-    def vectors(count: int) -> tuple[np.ndarray, np.ndarray]:
-        return random.normal(size=(count, width)).astype(np.float32), np.arange(count) % classes
-
-    # One pass of queries over a bank, and a few iterations, are timed: the real ones take in proportion.
-    bank, queries = vectors(max(min(n, 2000), classes)), vectors(min(m, 500))
-    _, knn = _second_time(lambda: knn_accuracy(*bank, *queries))
-    _, few = _second_time(lambda: linear_probe_accuracy(*bank, *queries, max_iterations=2))
-    _, many = _second_time(lambda: linear_probe_accuracy(*bank, *queries, max_iterations=7))
-    probe = max(many - few, 0.0) / 5 * protocol.max_iterations * n / len(bank[0])
-    clusters = random.permutation(np.arange(n) % config.num_clusters)
-    _, agreement = _second_time(lambda: cluster_metrics(np.arange(n) % classes, clusters))
-    return [
-        *parts,
-        _Part("kNN", 2, knn * n / len(bank[0]) * m / len(queries[0])),
-        _Part("linear probes, at most", 2, probe),
-        _Part("agreement with classes", (relabellings + 3) * config.num_heads, agreement),
-    ]
-
-
-def _num_classes(data: Data) -> int:
-    """0 where the verdict has no classes to judge by."""
-    if data.train.classes is None or data.held_out.classes is None:
-        return 0
-    return int(data.train.classes.max()) + 1
 
 
 def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, protocol: EvaluationProtocol) -> None:
@@ -244,7 +132,7 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
     stored = BYTES_STORED[usual_storage(config.transport_tolerance)] * entries if plan.form != "computed" else 0
     listed = min(plan.rest, min(_LISTED, config.num_clusters) * BYTES_PER_CANDIDATE * counts.train)
     head_inputs = 4 * int(model.get_layer(HEADS).input.shape[-1]) * counts.train
-    embedding, classes = int(model.get_layer(EMBEDDING).output.shape[-1]), _num_classes(data)
+    embedding, classes = int(model.get_layer(EMBEDDING).output.shape[-1]), num_classes(data)
     looked_at = 4 * (protocol.training_size + protocol.held_out_size) * (embedding + 3 * config.num_heads)
     probe = 4 * protocol.training_size * (embedding + _SCORES_OF_PROBE * classes) if classes else 0
     phases: dict[str, dict[str, int | float]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.callbacks.doctor import CollapseDoctor
+from sela_tf.callbacks.every_epochs import EveryEpochs
 from sela_tf.callbacks.monitors import ClusterMonitor
 from sela_tf.compat.releases import (
     RELEASE,
@@ -34,9 +35,9 @@ from sela_tf.self_labelling.loss import SelfLabelLoss
 from sela_tf.self_labelling.schedule import relabel_steps
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.images import augmentation, load_training_data, shape_in_words, training_views
+from sela_tf.training.images import Data, augmentation, load_training_data, shape_in_words, training_views
 from sela_tf.training.initial_state import description_of, first_network, known_labels, label_table, settings_of_files
-from sela_tf.training.loop import Clock
+from sela_tf.training.loop import Clock, step_function
 from sela_tf.training.monitoring import class_agreement, cluster_monitors, knn_monitor, log_relabelling
 from sela_tf.training.optimizer import learning_rate_schedule, make_optimizer
 from sela_tf.transport.assignment import assign_labels
@@ -51,16 +52,17 @@ class Experiment:
         config: the settings, with absolute paths. Those that are None are chosen from the images.
         strategy: the devices, as `prepare_devices` gives them.
         begins: False if `restore` will replace the first weights and labels. Files that they would come from are not read then.
+        data: the images, where they are loaded already and `config` has a value for every setting; None to load them.
 
     Raises:
         ValueError: the images cannot be loaded, or the settings do not fit them (SourceError, ConfigError).
     """
 
-    def __init__(self, config: SelaConfig, strategy: tf.distribute.Strategy, *, begins: bool = True):
+    def __init__(self, config: SelaConfig, strategy: tf.distribute.Strategy, *, begins: bool = True, data: Data | None = None):
         self.strategy = strategy
-        self.config, self.data = config, data = load_training_data(
-            config, replicas=strategy.num_replicas_in_sync, given_by=settings_of_files(config)
-        )
+        if data is None:
+            config, data = load_training_data(config, replicas=strategy.num_replicas_in_sync, given_by=settings_of_files(config))
+        self.config, self.data = config, data
         self._first = config if begins else dataclasses.replace(config, backbone_weights="", labels_from="")
         self.fingerprint = data.train.fingerprint()
         self.steps_per_epoch = len(data.train) // config.batch_size
@@ -74,6 +76,11 @@ class Experiment:
         self.clock = Clock()
         self.monitors: dict[str, ClusterMonitor | CollapseDoctor] = {}
         self._monitor_states: Mapping[str, np.ndarray] = {}
+
+    @functools.cached_property
+    def take_step(self) -> Callable[[Any], dict[str, tf.Tensor]]:
+        """One optimizer step, a function from a batch to the logs so far. It is compiled once."""
+        return step_function(self.model, self.strategy, self.config.xla)
 
     def schedule(self, steps_per_epoch: int) -> list[int]:
         """Returns the steps before which labels are recomputed, for epochs of `steps_per_epoch` steps."""
@@ -174,7 +181,8 @@ class Experiment:
         self.monitors = cluster_monitors(
             self.config, self.data, self.labels, self.relabel_steps, directory, self.clock, self._monitor_states
         )
-        return [self.labelling, *knn_monitor(self.config, self.data), *self.monitors.values()]
+        monitors = [*knn_monitor(self.config, self.data), *self.monitors.values()]
+        return [self.labelling, *(EveryEpochs(each, self.config.monitor_epochs) for each in monitors)]
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns everything that training changes, as arrays by name."""

@@ -87,11 +87,13 @@ class TrainingLoop:
     model: keras.Model
     strategy: tf.distribute.Strategy
     """The strategy that the model was built under."""
-    xla: bool
-    """The step is compiled with XLA; one device only."""
+    take_step: Callable[[Any], dict[str, tf.Tensor]]
+    """One optimizer step, see `step_function`."""
     steps_per_epoch: int
     log_every_steps: int
     clock: Clock
+    save_epochs: int = 1
+    """Epochs between two saves."""
 
     def run(
         self,
@@ -110,13 +112,14 @@ class TrainingLoop:
             first_step: the first step to take.
             last_step: the step to stop before, the end of an epoch.
             callbacks: Keras callbacks.
-            save: a function of the number of steps taken that writes the state; called at the end of every epoch and after a signal.
+            save: a function of the number of steps taken that writes the state; called at the end of every `save_epochs` epochs, of the
+                last one, and after a signal.
             stop: holds the signal that asks the loop to end, once it has come.
 
         Raises:
             TrainingInterrupted: a signal came; the state is saved.
         """
-        take_step, model, clock = step_function(self.model, self.strategy, self.xla), self.model, self.clock
+        take_step, model, clock = self.take_step, self.model, self.clock
         epochs = last_step // self.steps_per_epoch
         hooks = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=epochs, steps=self.steps_per_epoch)
         clock.step = first_step
@@ -148,7 +151,8 @@ class TrainingLoop:
             hooks.on_train_batch_end(position, logs)
             if ends_epoch:
                 hooks.on_epoch_end(epoch, means.means())
-            if ends_epoch or stopping is not None:
+            due = ends_epoch and ((epoch + 1) % self.save_epochs == 0 or step + 1 == last_step)
+            if due or stopping is not None:
                 save(step + 1)
             if stopping is not None:
                 hooks.on_train_end()

@@ -18,13 +18,14 @@ class Progress(keras.callbacks.Callback):
     Args:
         epochs: the number of epochs of the whole training.
         batch_size: images of an optimizer step, over all devices.
+        line_epochs: epochs between two lines.
         directory: the run's directory, which gets the rows.
         clock: the loop's clock, which knows the step and the times.
     """
 
-    def __init__(self, epochs: int, batch_size: int, directory: Workdir, clock: Clock):
+    def __init__(self, epochs: int, batch_size: int, line_epochs: int, directory: Workdir, clock: Clock):
         super().__init__()
-        self.epochs, self.batch_size = epochs, batch_size
+        self.epochs, self.batch_size, self.line_epochs = epochs, batch_size, line_epochs
         self.directory, self.clock = directory, clock
         self._bar: tqdm | None = None
         self._epoch = 0
@@ -59,6 +60,8 @@ class Progress(keras.callbacks.Callback):
         rate, share = self.clock.rate(self.batch_size), self.clock.waiting_share
         self.directory.write_metrics("epoch", step, {"epoch": epoch, **logs})
         self.directory.write_timings("epoch", step, {"epoch": epoch, "images_per_second": rate, "waiting_share": share})
+        if (epoch + 1) % self.line_epochs and epoch + 1 < self.epochs:
+            return
         knn = f", kNN {logs['knn']:.3f}" if "knn" in logs else ""
         tqdm.write(f"epoch {epoch + 1}/{self.epochs}: loss {logs['loss']:.4f}{knn}, {rate:.0f} images/s, waiting {share:.0%}")
         sys.stdout.flush()

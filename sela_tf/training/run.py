@@ -18,8 +18,9 @@ from sela_tf.runs.labels import read_labels
 from sela_tf.runs.network import describe_older_run, load_run, save_network
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
-from sela_tf.settings.fields import ConfigError, default_of
+from sela_tf.settings.fields import CHOSEN, ConfigError, default_of
 from sela_tf.settings.training import SelaConfig
+from sela_tf.training.cost import Part, epochs_within, in_words, measured_rates, parts_of_run
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.evaluation import judge, outputs_of_run
 from sela_tf.training.experiment import Experiment, check_same_images, check_same_release
@@ -73,6 +74,8 @@ def _run(
 ) -> dict[str, Any]:
     directory = Workdir(workdir, given)
     config = directory.config
+    if minutes and directory.previous is None and config.epochs is not CHOSEN:
+        raise ConfigError(f"`minutes={minutes:g}` chooses the epochs, and `epochs={config.epochs}` is given: leave one of them out")
     strategy = prepare_devices(config)
     check_before_loading(config, strategy)
     if directory.is_finished:
@@ -82,8 +85,16 @@ def _run(
     if begins:
         check_backbone_weights(config)
     experiment = experiment_of(config, strategy, begins=begins)
+    if minutes and directory.previous is None:
+        fit = epochs_within(minutes, experiment.config.epochs, _parts(experiment))
+        tell(f"`minutes={minutes:g}`: `epochs={fit}` of {experiment.steps_per_epoch} steps")
+        experiment = experiment_of(
+            dataclasses.replace(experiment.config, epochs=fit), strategy, begins=begins, data=experiment.data
+        )
     step = _continue_from(directory, experiment)
     print(experiment.in_words(step), flush=True)
+    if not directory.has_results:
+        tell(in_words(_parts(experiment), done=step / experiment.last_step))
     for line in directory.changes():
         print(line, flush=True)
     describe_older_run(directory.path)
@@ -103,6 +114,12 @@ def _run(
     finally:
         directory.close()
     return results
+
+
+def _parts(experiment: Experiment) -> list[Part]:
+    """Returns what the run takes on this machine."""
+    data = experiment.data
+    return parts_of_run(experiment, measured_rates(experiment), num_train=len(data.train), num_held_out=len(data.held_out))
 
 
 def _continue_from(directory: Workdir, experiment: Experiment) -> int:
@@ -137,17 +154,18 @@ def _train(experiment: Experiment, directory: Workdir, first_step: int) -> None:
     loop = TrainingLoop(
         model=experiment.model,
         strategy=experiment.strategy,
-        xla=config.xla,
+        take_step=experiment.take_step,
         steps_per_epoch=experiment.steps_per_epoch,
         log_every_steps=config.log_every_steps,
         clock=experiment.clock,
+        save_epochs=config.monitor_epochs,
     )
     with signals_noted() as stop:
         loop.run(
             experiment.views(first_step, experiment.last_step),
             first_step=first_step,
             last_step=experiment.last_step,
-            callbacks=[*callbacks, Progress(config.epochs, config.batch_size, directory, experiment.clock)],
+            callbacks=[*callbacks, Progress(config.epochs, config.batch_size, config.monitor_epochs, directory, experiment.clock)],
             save=save,
             stop=stop,
         )

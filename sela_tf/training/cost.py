@@ -1,0 +1,247 @@
+"""The time that a run takes: what each of its parts costs once, measured by doing a little of it, and how often it happens."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
+from sela_tf.data.pipeline import inference_batches
+from sela_tf.evaluation.clustering import cluster_metrics
+from sela_tf.evaluation.knn import knn_accuracy
+from sela_tf.evaluation.linear_probe import linear_probe_accuracy
+from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
+from sela_tf.models.build import cut_at_heads
+from sela_tf.models.inference import BatchedInference
+from sela_tf.models.layer_names import EMBEDDING, HEADS
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
+from sela_tf.training.experiment import Experiment
+from sela_tf.training.images import Data
+from sela_tf.transport.assignment import Assignment, MemoryPlan, assign_labels, plan_memory
+from sela_tf.transport.linear_logits import LinearLogits
+from sela_tf.transport.sinkhorn import usual_storage
+from sela_tf.transport.solve import BYTES_STORED
+
+TRAINING, LABEL_PASSES, TRANSPORT, MONITORS = "training", "label passes", "transport", "monitors"
+OF_TRAINING = (TRAINING, LABEL_PASSES, TRANSPORT, MONITORS)
+"""Parts that are done by and by while training goes on."""
+_GIB = 2**30
+# Rows of the transport that is tried, at least, so that its fixed cost is a small part.
+_ROWS = 4096
+# The steps that are taken to measure one: none of the first, in which TensorFlow compiles and the input fills its buffers, and no more seconds.
+_FIRST_STEPS, _MOST_STEPS, _SECONDS = 3, 40, 2.0
+_ITERATIONS_OF_PROBE = 0.6
+"""The share of the iterations allowed that a linear probe takes, as a rule."""
+
+
+class Part(NamedTuple):
+    """A part of the run: how often it happens, and how long it takes each time."""
+
+    name: str
+    times: float
+    seconds: float
+
+    @property
+    def total(self) -> float:
+        """Seconds in all."""
+        return self.times * self.seconds
+
+
+class Rates(NamedTuple):
+    """What happens over and over, in seconds."""
+
+    image_trained: float
+    """One image of an optimizer step."""
+    image_seen: float
+    """One image of a label pass or of an evaluation."""
+    row: float
+    """One image in the transport of one head."""
+
+
+def measured_rates(experiment: Experiment) -> Rates:
+    """Returns the rates of a run, by steps and passes as it will have them; the experiment is put back to where it was.
+
+    The data decide about the time of a step, too, so that steps are taken on the run's own views.
+    """
+    config, kept = experiment.config, experiment.state()
+    seconds = list(_steps(experiment))
+    experiment.restore(kept)
+    data = experiment.data
+    count = min(2 * LABEL_PASS_BATCH, len(data.train))
+    plan = plan_memory(len(data.train), config.num_clusters, config.label_memory * _GIB, tolerance=config.transport_tolerance)
+    rows = max(min(len(data.train), 4 * _ROWS), 2 * config.num_clusters)
+    _, transport = random_transport(config, plan, rows, int(experiment.model.get_layer(HEADS).input.shape[-1]))
+    return Rates(
+        float(np.median(seconds)) / config.batch_size,
+        seconds_of_pass(experiment, count, LABEL_PASS_BATCH) / count,
+        transport / rows,
+    )
+
+
+def _steps(experiment: Experiment) -> Iterator[float]:
+    """Takes a few optimizer steps, and yields the seconds of each one that counts, its wait for data included."""
+    strategy, last = experiment.strategy, min(_FIRST_STEPS + _MOST_STEPS, max(experiment.last_step, 1))
+    batches = iter(strategy.experimental_distribute_dataset(experiment.views(0, last)))
+    began = time.perf_counter()
+    for number in range(last):
+        start = time.perf_counter()
+        # The value is read, so that the step is over.
+        float(experiment.take_step(next(batches))["loss"])
+        now = time.perf_counter()
+        if number == _FIRST_STEPS:
+            began = start
+        if number >= min(_FIRST_STEPS, last - 1):
+            yield now - start
+        if number > _FIRST_STEPS and now - began > _SECONDS:
+            return
+    experiment.model.reset_metrics()
+
+
+def parts_of_run(experiment: Experiment, rates: Rates, *, num_train: int, num_held_out: int) -> list[Part]:
+    """Returns the parts of a run of the experiment's settings.
+
+    Args:
+        experiment: the experiment, perhaps of fewer images.
+        rates: the seconds of what happens over and over.
+        num_train: training images of the run.
+        num_held_out: held-out images of the run.
+    """
+    config = experiment.config
+    steps_per_epoch = num_train // config.batch_size
+    # The last transport, by the final weights, is one more.
+    relabellings = len(experiment.schedule(steps_per_epoch)) + 1
+    monitored = min(config.monitor_examples, num_train) + num_held_out if num_classes(experiment.data) else 0
+    protocol = evaluation_protocol(config.evaluate, num_train, num_held_out, seed=config.seed)
+    return [
+        Part(TRAINING, config.epochs * steps_per_epoch, rates.image_trained * config.batch_size),
+        Part(LABEL_PASSES, relabellings, rates.image_seen * num_train),
+        Part(TRANSPORT, relabellings * config.num_heads, rates.row * num_train),
+        Part(MONITORS, config.epochs, rates.image_seen * monitored),
+        *_parts_of_evaluation(experiment, protocol, rates.image_seen, relabellings),
+    ]
+
+
+def epochs_within(minutes: float, epochs: int, parts: list[Part]) -> int:
+    """Returns the epochs for which a run takes `minutes`; the other settings stay.
+
+    Args:
+        minutes: the time that the run may take.
+        epochs: the epochs that `parts` are of.
+        parts: see `parts_of_run`.
+
+    Raises:
+        ConfigError: not even one epoch fits.
+    """
+    of_epochs = sum(part.total for part in parts if part.name in (TRAINING, MONITORS)) / epochs
+    others = sum(part.total for part in parts) - of_epochs * epochs
+    fit = int((60 * minutes - others) / of_epochs)
+    if fit < 1:
+        raise ConfigError(
+            f"`minutes={minutes:g}` is too short: one epoch and the rest take about {(of_epochs + others) / 60:.2g} minutes here"
+        )
+    return fit
+
+
+def in_words(parts: list[Part], *, done: float = 0.0) -> str:
+    """Returns the estimate of the time that a run takes.
+
+    Args:
+        parts: see `parts_of_run`.
+        done: the share of the training that is done.
+    """
+    total = sum(part.total * (1 - done if part.name in OF_TRAINING else 1) for part in parts)
+    shares = sorted((part for part in parts if part.total), key=lambda part: -part.total)
+    shown = ", ".join(f"{part.name} {part.total / sum(part.total for part in parts):.0%}" for part in shares[:3])
+    return f"about {total / 60:.2g} minutes from here on this machine ({shown})"
+
+
+def seconds_of_pass(experiment: Experiment, count: int, batch_size: int) -> float:
+    """Returns the seconds of inference for `count` training images, the smaller of two measurements."""
+    data = experiment.data
+    inference = BatchedInference(cut_at_heads(experiment.model), experiment.strategy)
+    batches = inference_batches(data.train.take(np.arange(count)), size=data.size, batch_size=batch_size)
+
+    def once() -> None:
+        inference.collect(batches, count)
+
+    return min(second_time(once)[1], _seconds(once))
+
+
+def second_time(function: Callable[[], Any]) -> tuple[Any, float]:
+    """Returns (what the first call returned, the seconds of the second, in which nothing is compiled)."""
+    found = function()
+    return found, _seconds(function)
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def random_transport(config: SelaConfig, plan: MemoryPlan, rows: int, width: int) -> tuple[Assignment, float]:
+    """Returns labels of one head, of random inputs and weights that are kept as the run's would be; and the seconds that it took."""
+    random = np.random.default_rng(config.seed)
+    logits = LinearLogits(
+        random.normal(size=(rows, width)).astype(np.float32),
+        random.normal(scale=1 / np.sqrt(width), size=(width, config.num_clusters)).astype(np.float32),
+        np.zeros(config.num_clusters, np.float32),
+    )
+    entries = rows * config.num_clusters
+    # The limit that gives a problem of this size the same form of log-probabilities as the plan of the run.
+    stored = BYTES_STORED[usual_storage(config.transport_tolerance)] * entries
+    limit = 0 if plan.form == "computed" else plan.log_probs_bytes(rows, config.num_clusters) + stored
+    solve = functools.partial(
+        assign_labels,
+        logits,
+        lam=config.lam,
+        tolerance=config.transport_tolerance,
+        exact_balance=config.exact_balance,
+        memory_limit=limit,
+    )
+    solve(max_iterations=1)
+    start = time.perf_counter()
+    return solve(max_iterations=config.transport_max_iterations), time.perf_counter() - start
+
+
+def _parts_of_evaluation(experiment: Experiment, protocol: EvaluationProtocol, per_image: float, relabellings: int) -> list[Part]:
+    """Returns the verdict on the trained and the untrained network, agreement with the classes in training, and the report's own passes."""
+    config, data = experiment.config, experiment.data
+    n, m = protocol.training_size, protocol.held_out_size
+    classes = num_classes(data)
+    judged = classes > 0
+    parts = [Part("looking at images", 2, per_image * (n * (judged or config.report) + m))]
+    if not judged or protocol.kind == "none":
+        return parts
+    width = int(experiment.model.get_layer(EMBEDDING).output.shape[-1])
+    random = np.random.default_rng(config.seed)
+
+    def vectors(count: int) -> tuple[np.ndarray, np.ndarray]:
+        return random.normal(size=(count, width)).astype(np.float32), np.arange(count) % classes
+
+    # One pass of queries over a bank, and a few iterations, are timed: the real ones take in proportion.
+    bank, queries = vectors(max(min(n, 2000), classes)), vectors(min(m, 500))
+    _, knn = second_time(lambda: knn_accuracy(*bank, *queries))
+    _, few = second_time(lambda: linear_probe_accuracy(*bank, *queries, max_iterations=2))
+    _, many = second_time(lambda: linear_probe_accuracy(*bank, *queries, max_iterations=7))
+    probe = max(many - few, 0.0) / 5 * _ITERATIONS_OF_PROBE * protocol.max_iterations * n / len(bank[0])
+    clusters = random.permutation(np.arange(n) % config.num_clusters)
+    _, agreement = second_time(lambda: cluster_metrics(np.arange(n) % classes, clusters))
+    return [
+        *parts,
+        Part("kNN", 2, knn * n / len(bank[0]) * m / len(queries[0])),
+        Part("linear probes", 2, probe),
+        Part("agreement with classes", (relabellings + 3) * config.num_heads, agreement),
+    ]
+
+
+def num_classes(data: Data) -> int:
+    """Returns the number of classes, 0 where the verdict has no classes to judge by."""
+    if data.train.classes is None or data.held_out.classes is None:
+        return 0
+    return int(data.train.classes.max()) + 1
