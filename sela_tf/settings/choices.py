@@ -164,8 +164,10 @@ def contradictions(config: SelaConfig, num_training_images: int) -> list[str]:
     """
     lines = []
     images_per_cluster = num_training_images / config.num_clusters
-    if 1 <= images_per_cluster < IMAGES_PER_CLUSTER / 3:
-        fit = max(num_training_images // IMAGES_PER_CLUSTER, 2)
+    fit = num_training_images // IMAGES_PER_CLUSTER
+    if fit < 2:
+        lines.append(f"`dataset={config.dataset}`: {num_training_images} training images are too few to learn much from")
+    elif 1 <= images_per_cluster < IMAGES_PER_CLUSTER / 3:
         lines.append(
             f"`num_clusters={config.num_clusters}` leaves {images_per_cluster:.1f} of the {num_training_images} training images to a cluster, "
             f"which is too few to learn from: `num_clusters={fit}` leaves {IMAGES_PER_CLUSTER}"
