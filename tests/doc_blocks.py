@@ -63,9 +63,10 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """The commands of a shell, without comments; a line that ends in a backslash is continued."""
+        """The commands of a shell, without comments; a line that ends in a backslash is continued; the console command is the module's."""
         lines = self.text.replace("\\\n", " ").splitlines()
-        return [command for line in lines if (command := re.sub(r"(^|\s+)#( .*|$)", "", line).strip().removeprefix("$ "))]
+        found = [command for line in lines if (command := re.sub(r"(^|\s+)#( .*|$)", "", line).strip().removeprefix("$ "))]
+        return [re.sub(r"^sela-tf (\w+)", r"python -m sela_tf.\1", command) for command in found]
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"

@@ -1,0 +1,124 @@
+"""The console command, recipes by name, --help, and settings that a continued run keeps."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from fixtures import ROOT, SMALL, run_here
+
+from sela_tf.cli import main as console
+from sela_tf.cli import recipes
+from sela_tf.cli.flags import from_flagfile
+from sela_tf.runs.flagfile import settings_of_run
+from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.training import SelaConfig
+
+
+class TestConsole:
+    def test_lists_its_commands(self, capsys):
+        for argv in ([], ["--help"], ["help"]):
+            assert console.main(["sela-tf", *argv]) == 0
+            said = capsys.readouterr().out
+            assert all(f"sela-tf {name} " in said for name in ("train", "label", "probe", "export"))
+
+    def test_an_unknown_command_is_named(self, capsys):
+        assert console.main(["sela-tf", "trian", "--dataset=x"]) == 2
+        assert capsys.readouterr().err == "sela-tf: error: there is no command 'trian': train, label, probe, export\n"
+
+    def test_its_commands_are_the_doors(self, capsys):
+        assert console.main(["sela-tf", "train", "--epocs=3"]) == 2
+        assert "Did you mean: epochs" in capsys.readouterr().err
+        assert console.main(["sela-tf", "label", "--help"]) == 0
+        assert "--output=" in capsys.readouterr().out
+
+
+class TestHelp:
+    def test_is_grouped_by_purpose(self, capsys):
+        from sela_tf import train
+
+        assert train.main(["sela_tf.train", "--help"]) == 0
+        text = capsys.readouterr().out
+        headings = [line for line in text.splitlines() if re.fullmatch(r"[A-Z].*:", line) and not line.startswith("Trains")]
+        assert headings[:4] == ["Images:", "Network:", "Training views:", "Learning:"]
+        assert "P is the paper (arXiv 1911.05371), R its reference code" in text
+        flat = " ".join(text.split())
+        assert "Take more than there are kinds of things" in flat
+        names = re.findall(r"^  --(?:\[no\])?(\w+)", text, flags=re.M)
+        assert len(names) == len(set(names))
+        assert set(names) >= set(SelaConfig.__dataclass_fields__) | {"workdir", "minutes", "recipe", "flagfile", "debug"}
+        assert all(len(line) <= 150 for line in text.splitlines())
+
+
+class TestRecipes:
+    def test_every_config_is_one(self):
+        assert set(recipes.recipes()) == {path.stem for path in (ROOT / "configs").glob("*.cfg")}
+
+    def test_are_listed_with_a_line_each(self, capsys):
+        from sela_tf import train
+
+        assert train.main(["sela_tf.train", "--recipe=help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines] == sorted(recipes.recipes())
+        assert all(20 < len(line) <= 130 for line in lines)
+
+    @pytest.mark.parametrize("form", [["--recipe=digits"], ["--recipe", "digits"], ["--recipe=digits.cfg"]])
+    def test_other_flags_win_wherever_they_stand(self, form):
+        path = f"--flagfile={ROOT / 'configs' / 'digits.cfg'}"
+        assert recipes.with_flagfiles(["x", "--epochs=3", *form]) == ["x", path, "--epochs=3"]
+
+    def test_an_unknown_one_is_named(self):
+        with pytest.raises(ConfigError, match=r"`recipe=digit`: did you mean digits\? `recipe=help` lists them"):
+            recipes.with_flagfiles(["x", "--recipe=digit"])
+        with pytest.raises(ConfigError, match="needs a name"):
+            recipes.with_flagfiles(["x", "--recipe"])
+
+
+class TestContinued:
+    """A run keeps every setting that is not typed; only typed ones are compared."""
+
+    @pytest.fixture
+    def workdir(self, tmp_path):
+        lines = [*SMALL, "--seed=5", "--lam=9.0"]
+        (tmp_path / "flags.cfg").write_text("\n".join(lines) + "\n")
+        return tmp_path
+
+    def test_takes_what_is_not_typed(self, workdir):
+        old = from_flagfile(workdir / "flags.cfg")
+        config, previous = settings_of_run(workdir, {"dataset": "digits", "epochs": 9})
+        assert previous == old
+        assert (config.seed, config.lam, config.epochs, config.num_clusters) == (5, 9.0, 9, 16)
+        assert settings_of_run(workdir, {})[0] == old
+
+    def test_a_typed_default_is_compared_too(self, workdir):
+        with pytest.raises(ConfigError, match="`lam` was 9.0, is 25.0; `seed` was 5, is 0"):
+            settings_of_run(workdir, {"seed": 0, "lam": 25.0})
+
+    def test_a_run_from_before_there_was_a_setting(self, workdir):
+        assert from_flagfile(workdir / "flags.cfg").monitor_epochs == 1
+
+    @pytest.mark.slow
+    def test_by_the_command(self, tmp_path):
+        run = f"--workdir={tmp_path / 'run'}"
+        first, again, longer, refused = run_here(
+            [[*SMALL, "--seed=5", run], [run], [run, "--epochs=3"], [run, "--num_clusters=17"]]
+        )
+        assert first.returncode == 0, first.stderr
+        assert "This run is finished (2 epochs)" in again.stdout
+        assert "continues at step 42" in longer.stdout
+        assert from_flagfile(tmp_path / "run" / "flags.cfg").seed == 5
+        assert refused.returncode == 2
+        assert "--num_clusters was 16, is 17" in refused.stderr
+
+    @pytest.mark.slow
+    def test_minutes_choose_the_epochs_once(self, tmp_path):
+        few = [flag for flag in SMALL if not flag.startswith("--epochs")]
+        run = f"--workdir={tmp_path / 'run'}"
+        both, short = run_here([[*SMALL, run, "--minutes=1"], [*few, run, "--minutes=0.0001"]])
+        assert "--minutes=1 chooses the epochs, and --epochs=2 is given" in both.stderr
+        assert "--minutes=0.0001 is too short: one epoch and the rest take about" in short.stderr
+        assert not (tmp_path / "run" / "flags.cfg").exists()
+        done, again = run_here([[*few, run, "--minutes=0.2"], [*few, run, "--minutes=5"]])
+        epochs = from_flagfile(tmp_path / "run" / "flags.cfg").epochs
+        assert f"`epochs={epochs}`" in done.stdout
+        assert f"This run is finished ({epochs} epochs)" in again.stdout
