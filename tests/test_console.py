@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -13,6 +14,8 @@ from sela_tf.cli.flags import from_flagfile
 from sela_tf.runs.flagfile import settings_of_run
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
+from sela_tf.training import run as training_run
+from sela_tf.training.cost import Part, Rates, epochs_within, in_words
 
 
 class TestConsole:
@@ -46,7 +49,7 @@ class TestHelp:
         assert "Take more than there are kinds of things" in flat
         names = re.findall(r"^  --(?:\[no\])?(\w+)", text, flags=re.M)
         assert len(names) == len(set(names))
-        assert set(names) >= set(SelaConfig.__dataclass_fields__) | {"workdir", "minutes", "recipe", "flagfile", "debug"}
+        assert set(names) >= {field.name for field in dataclasses.fields(SelaConfig)} | {"workdir", "minutes", "recipe", "debug"}
         assert all(len(line) <= 150 for line in text.splitlines())
 
 
@@ -111,14 +114,35 @@ class TestContinued:
         assert "--num_clusters was 16, is 17" in refused.stderr
 
     @pytest.mark.slow
-    def test_minutes_choose_the_epochs_once(self, tmp_path):
-        few = [flag for flag in SMALL if not flag.startswith("--epochs")]
+    def test_minutes_choose_the_epochs_once(self, tmp_path, monkeypatch):
+        """Under rates that are given: a step of 64 images takes a second."""
+        monkeypatch.setattr(training_run, "measured_rates", lambda experiment: Rates(1 / 64, 0.0, 0.0))
+        few = [flag for flag in SMALL if not flag.startswith(("--epochs", "--log_every"))] + [
+            "--evaluate=none",
+            "--num_relabellings=1",
+        ]
         run = f"--workdir={tmp_path / 'run'}"
-        both, short = run_here([[*SMALL, run, "--minutes=1"], [*few, run, "--minutes=0.0001"]])
+        both, short, done, again = run_here(
+            [[*SMALL, run, "--minutes=1"], [*few, run, "--minutes=0.3"], [*few, run, "--minutes=0.8"], [*few, run, "--minutes=5"]]
+        )
         assert "--minutes=1 chooses the epochs, and --epochs=2 is given" in both.stderr
-        assert "--minutes=0.0001 is too short: one epoch and the rest take about" in short.stderr
-        assert not (tmp_path / "run" / "flags.cfg").exists()
-        done, again = run_here([[*few, run, "--minutes=0.2"], [*few, run, "--minutes=5"]])
-        epochs = from_flagfile(tmp_path / "run" / "flags.cfg").epochs
-        assert f"`epochs={epochs}`" in done.stdout
-        assert f"This run is finished ({epochs} epochs)" in again.stdout
+        assert "--minutes=0.3 is too short: one epoch and the rest take about 0.35 minutes here" in short.stderr
+        # An epoch has 21 steps: two of them take .7 minutes, three 1.05.
+        assert "`minutes=0.8`: `epochs=2` of 21 steps" in done.stdout
+        assert from_flagfile(tmp_path / "run" / "flags.cfg").epochs == 2
+        assert "This run is finished (2 epochs)" in again.stdout
+
+
+class TestCost:
+    PARTS = (Part("training", 100, 0.6), Part("monitors", 10, 3.0), Part("label passes", 5, 2.0), Part("linear probes", 2, 10.0))
+
+    def test_epochs_that_fit(self):
+        # Ten epochs take 90 seconds, all else 30.
+        assert [epochs_within(minutes, 10, list(self.PARTS)) for minutes in (0.66, 1.99, 2.01, 20)] == [1, 9, 10, 130]
+        with pytest.raises(ConfigError, match="`minutes=0.6` is too short: one epoch and the rest take about 0.65 minutes"):
+            epochs_within(0.6, 10, list(self.PARTS))
+
+    def test_what_is_done_is_not_counted(self):
+        assert in_words(list(self.PARTS)).startswith("about 2 minutes from here on this machine (training 50%, monitors 25%")
+        # Of 100 seconds that training takes half is done.
+        assert in_words(list(self.PARTS), done=0.5).startswith("about 1.2 minutes")
