@@ -11,7 +11,7 @@ import pytest
 
 from sela_tf.data.errors import SourceError
 from sela_tf.data.sources import SOURCES, SourceOptions, arrays, load_source, outline_source, synthetic_count
-from sela_tf.settings.paths import SOURCES_WITH_PATH
+from sela_tf.settings.paths import SOURCES_WITH_PATH, SOURCES_WITHOUT_PATH
 
 
 def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
@@ -22,6 +22,7 @@ def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
 def test_the_settings_make_the_paths_of_all_kinds_absolute():
     """The settings are read before TensorFlow is loaded, and so have a list of their own; `tfrecords` is a kind of ingestion."""
     assert {kind for kind, source in SOURCES.items() if source.path} | {"tfrecords"} == set(SOURCES_WITH_PATH)
+    assert {kind for kind, source in SOURCES.items() if not source.path} == set(SOURCES_WITHOUT_PATH)
 
 
 class TestDigitsIdxNpz:

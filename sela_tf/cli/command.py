@@ -63,7 +63,7 @@ class Command:
         argv = sys.argv if argv is None else argv
         values = self.make_flags()
         try:
-            flags.parse(values, argv)
+            flags.parse(values, argv, tell=print)
             if values["help"].value:
                 print(self.usage + values.get_help())
                 return 0
