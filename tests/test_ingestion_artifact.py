@@ -142,11 +142,11 @@ class TestBadInput:
         root = twelve_pictures(tmp_path, rng)
         (root / "05.png").write_bytes((root / "05.png").read_bytes()[:-20])
         with pytest.raises(
-            SourceError, match=r"1 of 12 images cannot be read: 05.png \(.*Leave|leave them out with `skip_bad_images=True`"
+            SourceError, match=r"1 of 12 images cannot be read: 05.png \(.*Leave|leave them out with `max_rejected="
         ):
             ingested(f"folder:{root}", tmp_path / "records")
         assert not (tmp_path / "records" / "manifest.json").exists()
-        manifest, found = ingested(f"folder:{root}", tmp_path / "records", skip_bad_images=True)
+        manifest, found = ingested(f"folder:{root}", tmp_path / "records", max_rejected=1.0)
         assert manifest["num_rejected"] == 1
         assert len(found.train) + len(found.eval) == 11
         assert [each["name"] for each in json.loads((tmp_path / "records" / "rejected.json").read_text())] == ["05.png"]

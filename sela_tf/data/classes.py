@@ -43,8 +43,7 @@ def class_labels(values: np.ndarray, count: int, *, key: str, source: str) -> Cl
 
     def refuse(problem: str) -> SourceError:
         return SourceError(
-            f"{source}: {key} must be {count} classes, as numbers from 0 or as words: {problem}, or leave the "
-            "classes out with `classes=none`"
+            f"{source}: {key} must be {count} whole numbers from 0, or words: {problem}, or leave the classes out with `classes=none`"
         )
 
     shape, note = list(values.shape), ""

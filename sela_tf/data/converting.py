@@ -6,11 +6,13 @@ import functools
 import importlib.util
 import io
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
-from sela_tf.data.decoding import MAX_PIXELS, BadImageError, image_kind
+from sela_tf.data.decoding import MAX_PIXELS, BadImageError, UnreadableFormatError, check_image
+from sela_tf.data.listing import FileInfo, inspect_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,14 +35,40 @@ def missing_packages(names: list[str]) -> str:
     return ""
 
 
-def may_be_image(name: str, start: bytes) -> bool:
-    """Tells if a file that TensorFlow does not read may be an image that Pillow reads.
+class Converted(NamedTuple):
+    """The result of reading a file that may have to be converted."""
 
-    Args:
-        name: The name of the file.
-        start: Its first bytes.
-    """
-    return image_kind(start) is not None or pathlib.PurePath(name).suffix.lower() in _suffixes()
+    file: FileInfo
+    """The result for the file: after its conversion that for the png, under the name of the file."""
+    png: bytes = b""
+    """The png that it was converted to; empty if it is readable as it is, or cannot be read at all."""
+    reason: str = ""
+    """The reason for its conversion; "" if it was not converted."""
+
+
+def inspect_or_convert(root: str, name: str) -> Converted:
+    """Reads the file `name` below `root`, decodes it if it is an image, and converts it if TensorFlow does not read it and Pillow does."""
+    file = inspect_file(root, name)
+    if file.info is not None or (file.problem and not file.is_foreign):
+        return Converted(file)
+    with tf.io.gfile.GFile(file.path, "rb") as opened:
+        data = opened.read()
+    if not (file.is_foreign or _is_named_like_image(name)):
+        return Converted(file)
+    try:
+        png = to_png(data)
+        info = check_image(png)
+    except UnreadableFormatError as error:
+        return Converted(file._replace(problem=str(error), is_foreign=True))
+    except BadImageError as error:
+        return Converted(file._replace(problem=str(error), is_foreign=False))
+    reason = file.problem or f"{pathlib.PurePath(name).suffix[1:].lower()}: not read by TensorFlow"
+    return Converted(file._replace(info=info, problem="", is_foreign=False), png, reason)
+
+
+def _is_named_like_image(name: str) -> bool:
+    """Returns True if the name has an ending of the formats that are tried."""
+    return pathlib.PurePath(name).suffix.lower() in _suffixes()
 
 
 def to_png(data: bytes) -> bytes:
@@ -50,7 +78,8 @@ def to_png(data: bytes) -> bytes:
     ones are rounded. Colours of more than 8 bits become 8 bits, as Pillow opens them.
 
     Raises:
-        BadImageError: Pillow does not open the file, it is cut or damaged, too large, or has values outside of 0 to 65535.
+        UnreadableFormatError: Pillow does not know the format.
+        BadImageError: The file is cut or damaged, too large, or has values outside of 0 to 65535.
     """
     from PIL import Image, ImageOps
 
@@ -63,7 +92,7 @@ def to_png(data: bytes) -> bytes:
     except BadImageError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise BadImageError("an image that Pillow does not open") from error
+        raise UnreadableFormatError("no image, or one that Pillow does not open") from error
     # Pillow's decoders raise errors of many kinds for damaged files.
     except Exception as error:
         raise BadImageError(f"a damaged or cut image, or one of a kind that Pillow does not decode ({error})") from error

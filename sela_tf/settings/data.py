@@ -45,7 +45,9 @@ def classes_option(help: str) -> Any:
 
 def max_rejected_option(note: str = "they are listed in left_out.csv") -> Any:
     """Returns the field `max_rejected`; its help says in `note` where images that are left out are listed."""
-    words = f"Largest share of the images that may be left out because they are damaged; {note}. With more, the data set is refused."
+    words = (
+        f"Largest share of the images that may be left out because they are damaged; {note}. With more, the data set is refused."
+    )
     return option(0.0, words, bound=SHARE)
 
 

@@ -192,7 +192,7 @@ def load_source(
     for part in (splits.train, splits.eval):
         if part is not None and part.images is not None:
             check_memory(str(request.source), part.images.nbytes, options.memory_limit)
-    return with_classes_told(splits if options.use_classes else _without_classes(splits))
+    return with_classes_told(splits if options.use_classes else without_classes(splits))
 
 
 def outline_source(dataset: str, options: SourceOptions = _DEFAULTS, *, setting: str = "dataset") -> Outline | None:
@@ -215,10 +215,11 @@ def outline_source(dataset: str, options: SourceOptions = _DEFAULTS, *, setting:
     outline = None if source.outline is None else source.outline(request)
     if outline is None:
         return None
-    return outline if options.use_classes else outline._replace(splits=_without_classes(outline.splits))
+    return outline if options.use_classes else outline._replace(splits=without_classes(outline.splits))
 
 
-def _without_classes(splits: Splits) -> Splits:
+def without_classes(splits: Splits) -> Splits:
+    """Returns the splits without class labels."""
     return splits._replace(
         train=dataclasses.replace(splits.train, classes=None, class_names=None),
         eval=splits.eval and dataclasses.replace(splits.eval, classes=None, class_names=None),

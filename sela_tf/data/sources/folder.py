@@ -11,13 +11,19 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.data.errors import NAMES_SHOWN, SourceError
+from sela_tf.data.folder_contents import FolderContents, folder_contents
 from sela_tf.data.image_set import ImageSet, SourceName, Splits
 from sela_tf.data.left_out import LeftOut, check_rejected, in_words
-from sela_tf.data.listing import FileInfo, FolderContents, folder_contents, inspect_header, list_folder, unchanged
+from sela_tf.data.listing import FileInfo, inspect_header, list_folder, unchanged
 from sela_tf.data.sources.layout import Layout, folder_layout, split_role
 from sela_tf.data.sources.old_layout import old_layout
 from sela_tf.data.stores import Files
 
+_OTHER_SUFFIXES = (
+    ".tif", ".tiff", ".psd", ".ico", ".icns", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".pcx", ".tga", ".sgi", ".dds", ".qoi",
+    ".jp2", ".j2k", ".jxl", ".webp", ".avif", ".heic", ".heif",
+)  # fmt: skip
+"""Endings of names of images in formats that are not read; some of them cannot be told by their first bytes."""
 OLD_RULES = "old"
 """The value of `class_level` by which a folder is read as older runs read it: their splits, their classes, machine-made files included."""
 
@@ -96,7 +102,7 @@ def splits_of_files(
         SourceError: There is no image, or more images are damaged than may be.
     """
     images = [file for file in files if file.info is not None]
-    foreign = [LeftOut(file.name, file.problem) for file in files if file.is_foreign]
+    foreign = [LeftOut(file.name, _format_problem(file)) for file in files if file.is_foreign or _is_named_like_image(file)]
     damaged = [LeftOut(file.name, file.problem) for file in files if file.problem and not file.is_foreign]
     num_images = len(images) + len(foreign) + len(damaged)
     check_rejected(damaged, num_images, max_rejected, source=str(source))
@@ -128,6 +134,16 @@ def splits_of_files(
         left_out=tuple(sorted([*foreign, *damaged])),
         without_classes=layout.without_classes,
     )
+
+
+def _is_named_like_image(file: FileInfo) -> bool:
+    """Returns True for a file that is not known for an image by its content, and has the name of one."""
+    return file.info is None and not file.problem and file.name.lower().endswith(_OTHER_SUFFIXES)
+
+
+def _format_problem(file: FileInfo) -> str:
+    """Returns the reason why an image has a format that is not read."""
+    return file.problem or f"{file.name.rpartition('.')[2].lower()}: convert it to png"
 
 
 def _advice(root: str) -> str:

@@ -192,7 +192,9 @@ class _ClassFinder:
 def _common_depth(directories: Sequence[Directories]) -> int:
     """Returns the number of directories, from the top, that all images have in common."""
     first, last = min(directories, default=()), max(directories, default=())
-    return next((depth for depth, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(len(first), len(last)))
+    return next(
+        (depth for depth, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(len(first), len(last))
+    )
 
 
 def _shown(directories: set[str]) -> str:
