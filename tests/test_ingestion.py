@@ -57,7 +57,7 @@ class TestSources:
         assert min(counts) > len(train) / len(counts) / 2  # a hash shares them out
         assert manifest["class_names"] == ["cats", "dogs"]
         rejected = json.loads((tmp_path / "records" / "rejected.json").read_text())
-        assert rejected == [{"name": "cats/new.webp", "reason": "webp: convert it to jpeg, png, gif or bmp"}]
+        assert rejected == [{"name": "cats/new.heic", "reason": "heic: convert it to jpeg, png, gif or bmp"}]
 
     @pytest.mark.slow
     def test_two_workers_one_and_a_copy_give_the_same_bytes(self, folder, tmp_path):
@@ -133,7 +133,7 @@ class TestSources:
 
         with pytest.raises(
             SourceError,
-            match=r"record 0 has 0 values of bytes_list under 'image/encoded', not one \(it has img, y\): say where it is with `image_key`",
+            match=r"record 0 has 0 values under 'image/encoded', not one \(it has img, y\): say where it is with `image_key`",
         ):
             ingested(f"tfrecords:{tmp_path}/?/*", tmp_path / "wrong")
         (tmp_path / "a" / "one.tfrecord").write_bytes((tmp_path / "a" / "one.tfrecord").read_bytes()[:-5])

@@ -111,7 +111,10 @@ class TestDigitsIdxNpz:
             ({"images": np.zeros((3, 4, 4), np.float32)}, r"float32 \[3, 4, 4, 1\]"),
             ({"images": np.zeros((3, 4, 4, 2), np.uint8)}, r"\[3, 4, 4, 2\]"),
             ({"images": np.zeros((0, 4, 4), np.uint8)}, r"\[0, 4, 4, 1\]"),
-            ({"images": np.zeros((3, 4, 4), np.uint8), "classes": np.zeros(2, int)}, r"classes must be 3 whole numbers from 0, or words: .*int64 \[2\]"),
+            (
+                {"images": np.zeros((3, 4, 4), np.uint8), "classes": np.zeros(2, int)},
+                r"classes must be 3 whole numbers from 0, or words: .*int64 \[2\]",
+            ),
         ],
     )
     def test_npz_that_will_not_do(self, tmp_path, arrays, message):

@@ -81,7 +81,7 @@ class Workers:
         tf.io.gfile.makedirs(place)
         for number, task in enumerate(tasks):
             write_text(f"{place}/task-{number}.json", json.dumps(task))
-        print(f"{what} {total} {'images' if kind == 'look' else 'shards'}", flush=True)
+        print(f"{what} {total} {'files' if kind == 'inspect' else 'shards'}", flush=True)
         with contextlib.ExitStack() as stack:
             # On this machine, TensorFlow and Beam write lines of their own for each worker.
             shown = sys.stderr if self._arguments else stack.enter_context(stderr_kept_back())

@@ -53,20 +53,20 @@ def inspect_or_convert(root: str, name: str) -> Converted:
         return Converted(file)
     with tf.io.gfile.GFile(file.path, "rb") as opened:
         data = opened.read()
-    if not (file.is_foreign or _is_named_like_image(name)):
+    if not (file.is_foreign or is_named_like_image(name)):
         return Converted(file)
     try:
         png = to_png(data)
         info = check_image(png)
     except UnreadableFormatError as error:
-        return Converted(file._replace(problem=str(error), is_foreign=True))
+        return Converted(file._replace(problem=file.problem or str(error), is_foreign=True))
     except BadImageError as error:
         return Converted(file._replace(problem=str(error), is_foreign=False))
     reason = file.problem or f"{pathlib.PurePath(name).suffix[1:].lower()}: not read by TensorFlow"
     return Converted(file._replace(info=info, problem="", is_foreign=False), png, reason)
 
 
-def _is_named_like_image(name: str) -> bool:
+def is_named_like_image(name: str) -> bool:
     """Returns True if the name has an ending of the formats that are tried."""
     return pathlib.PurePath(name).suffix.lower() in _suffixes()
 

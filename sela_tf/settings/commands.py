@@ -134,6 +134,23 @@ class ProbeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """The settings of `python -m sela_tf.convert`."""
+
+    input: str = option("", "Folder of images of any format that Pillow reads.")
+    output: str = option("", "Directory to write, made if missing; one of an earlier call is brought up to date.")
+
+    def __post_init__(self) -> None:
+        for name, what in (("input", "a folder of images"), ("output", "the directory to write")):
+            value = getattr(self, name).removeprefix("folder:")
+            if not value:
+                raise ConfigError(f"`{name}` is missing: {what}")
+            if "://" in value:
+                raise ConfigError(f"`{name}={value}` must be a local directory: copy it to a disk")
+            object.__setattr__(self, name, absolute_path(value))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """The settings of `python -m sela_tf.export`."""
 

@@ -41,7 +41,7 @@ def read_arrays(path: pathlib.Path, wanted: Collection[str], *, alone: str, sour
         names = names_in_npz(path)
         return ArrayFile(read_npz(path, names=[name for name in names if name in wanted]), names)
     except (OSError, ValueError, EOFError) as error:
-        if "Object arrays" in str(error):
+        if "object arrays" in str(error).lower() or "Python objects" in str(error):
             raise SourceError(
                 f"{source}: {str(path)!r} holds Python objects, which are never unpickled: save its arrays as numbers or text, as in "
                 "np.asarray(values.tolist())"
