@@ -119,7 +119,7 @@ def _begin(root: pathlib.Path, output: pathlib.Path) -> dict[str, _Outcome]:
 
 
 def _write_mark(root: pathlib.Path, output: pathlib.Path, files: Mapping[str, _Outcome]) -> None:
-    write_whole(output / _MARK, json.dumps({"input": str(root), "files": files}) + "\n")
+    write_whole(output / _MARK, json.dumps({"input": str(root), "files": dict(sorted(files.items()))}) + "\n")
 
 
 def _output_names(names: Sequence[str]) -> dict[str, str]:
