@@ -46,10 +46,10 @@ def check_rejected(damaged: Sequence[LeftOut], num_images: int, max_rejected: fl
         SourceError: More images are damaged. The message has names, counts, and the share that would do.
     """
     if len(damaged) > max_rejected * num_images:
-        enough = min(1.0, (len(damaged) * 1000 // num_images + 1) / 1000)
+        enough = (len(damaged) * 1000 // num_images + 1) / 1000
         raise SourceError(
             f"{source}: {len(damaged)} of {num_images} images cannot be read, `max_rejected={max_rejected:g}`: {in_words(damaged)}. Repair or "
-            f"remove them, or leave them out with `max_rejected={enough:g}`"
+            f"remove them" + (f", or leave them out with `max_rejected={enough:g}`" if len(damaged) < num_images else "")
         )
 
 
