@@ -25,7 +25,7 @@ from sela_tf.data.decoding import ImageInfo
 from sela_tf.data.errors import SourceError
 from sela_tf.data.folder_contents import walk
 from sela_tf.data.image_set import SourceName
-from sela_tf.data.left_out import LeftOut, check_rejected, in_words
+from sela_tf.data.left_out import ImageNote, check_rejected, in_words
 from sela_tf.data.listing import FileInfo, size_and_time
 from sela_tf.data.record_writer import Shard, shard_name, write_manifest
 from sela_tf.data.records import FEATURES, INDEX, MANIFEST, read_manifest
@@ -105,7 +105,7 @@ def _ingest(settings: IngestionSettings, directory: str, workers: Workers) -> di
     rejected = list(planned.rejected)
     for (split, *_), (shard, left_out) in zip(parts, workers.run("write", tasks, "writing", len(tasks)), strict=True):
         written[split].append(Shard(*shard))
-        rejected += [LeftOut(*each) for each in left_out]
+        rejected += [ImageNote(*each) for each in left_out]
     rows = [row for shards in written.values() for shard in shards for row in shard.rows]
     has_numbers = any(row["class"] >= 0 for row in rows)
     if not has_numbers:
@@ -140,7 +140,7 @@ def _made_of(settings: IngestionSettings) -> dict[str, Any]:
 
 
 def _refuse_or_report(
-    settings: IngestionSettings, written: dict[str, list[Shard]], rejected: Sequence[LeftOut], *, already_told: int
+    settings: IngestionSettings, written: dict[str, list[Shard]], rejected: Sequence[ImageNote], *, already_told: int
 ) -> None:
     """Checks the written shards and prints their numbers of images.
 
@@ -189,7 +189,7 @@ def _number_words(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _about(
-    settings: IngestionSettings, planned: Plan, rows: Sequence[dict[str, Any]], rejected: Sequence[LeftOut]
+    settings: IngestionSettings, planned: Plan, rows: Sequence[dict[str, Any]], rejected: Sequence[ImageNote]
 ) -> dict[str, Any]:
     """Returns the manifest's entries about the data. It has no path of this machine, so that the same images have the same manifest anywhere."""
     class_names = planned.class_names or _class_names(rows)

@@ -16,7 +16,7 @@ from sela_tf.data.converting import missing_packages
 from sela_tf.data.errors import SourceError
 from sela_tf.data.folder_contents import walk
 from sela_tf.data.image_set import ImageSet, SourceName
-from sela_tf.data.left_out import LeftOut, in_words
+from sela_tf.data.left_out import ImageNote, in_words
 from sela_tf.data.listing import FileInfo
 from sela_tf.data.record_writer import example_id
 from sela_tf.data.sources import SourceOptions, existing_path, load_source, without_classes
@@ -42,9 +42,9 @@ class Plan(NamedTuple):
     """Names of the classes, by number; None if they are not known before the images are read."""
     split_rule: str
     """The rule by which images are held out, for the manifest."""
-    rejected: list[LeftOut]
+    rejected: list[ImageNote]
     """Images that are left out."""
-    converted: list[LeftOut]
+    converted: list[ImageNote]
     """Images that are converted to png, with the reason."""
     report: tuple[str, ...]
     """Lines for the user."""
@@ -85,8 +85,8 @@ class _SetLoader:
     def __init__(self, settings: IngestionSettings, inspect: InspectFiles):
         self.memory_limit = int(settings.memory_limit * 2**30)
         self.files: dict[str, FileInfo] = {}
-        self.converted: dict[str, LeftOut] = {}
-        self.rejected: list[LeftOut] = []
+        self.converted: dict[str, ImageNote] = {}
+        self.rejected: list[ImageNote] = []
         self.report: list[str] = []
         self._settings, self._inspect = settings, inspect
 
@@ -103,7 +103,7 @@ class _SetLoader:
             inspected = self._inspect(root, contents.names)
             files = [file for file, _ in inspected]
             self.files.update((file.path, file) for file in files)
-            converted = {file.path: LeftOut(file.name, reason) for file, reason in inspected if reason}
+            converted = {file.path: ImageNote(file.name, reason) for file, reason in inspected if reason}
             self.converted.update(converted)
             if converted:
                 self.report.append(f"converted to png, {len(converted)} images: {in_words([*converted.values()])}")
@@ -114,7 +114,7 @@ class _SetLoader:
         else:
             options = SourceOptions(memory_limit=self.memory_limit, use_classes=settings.classes == "auto")
             found = load_source(dataset, options, setting=setting)
-        self.rejected.extend(found.left_out)
+        self.rejected.extend(found.rejected)
         self.report.extend(found.report)
         return found.train, found.eval
 

@@ -16,7 +16,7 @@ from sela_tf.compat.autotuning import untuned
 from sela_tf.data.converting import to_png
 from sela_tf.data.decoding import BadImageError, ImageInfo, check_image
 from sela_tf.data.errors import SourceError
-from sela_tf.data.left_out import LeftOut
+from sela_tf.data.left_out import ImageNote
 from sela_tf.data.record_writer import Record
 from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.sources.tfds import open_tfds
@@ -35,7 +35,7 @@ class ImageFiles(NamedTuple):
     converted: list[bool]
     """True for each file that is converted to png."""
 
-    def records(self) -> Iterator[Record | LeftOut]:
+    def records(self) -> Iterator[Record | ImageNote]:
         """Yields the records of the shard in order, and images that are left out."""
         for (path, name, number, text), info, is_converted in zip(self.entries, self.infos, self.converted, strict=True):
             with tf.io.gfile.GFile(path, "rb") as file:
@@ -55,7 +55,7 @@ class ArrayRows(NamedTuple):
     entries: list[tuple[int, str, int, str]]
     """Row, name, class label and class name of each image."""
 
-    def records(self) -> Iterator[Record | LeftOut]:
+    def records(self) -> Iterator[Record | ImageNote]:
         """Yields the records of the shard in order, and images that are left out."""
         pixels = getattr(_arrays(self.dataset, self.memory_limit), self.part).images
         for row, name, number, text in self.entries:
@@ -85,7 +85,7 @@ class TfdsRows(NamedTuple):
     use_classes: bool
     """False leaves class labels out."""
 
-    def records(self) -> Iterator[Record | LeftOut]:
+    def records(self) -> Iterator[Record | ImageNote]:
         """Yields the records of the shard in order, and images that are left out."""
         source = open_tfds(self.dataset, self.dataset, data_dir=self.data_dir)
         names = source.class_names or ()
@@ -112,7 +112,7 @@ class TfExamples(NamedTuple):
     held_out: bool
     """True for the images that are held out, False for the others."""
 
-    def records(self) -> Iterator[Record | LeftOut]:
+    def records(self) -> Iterator[Record | ImageNote]:
         """Yields the records of the shard in order, and images that are left out.
 
         Raises:
@@ -135,7 +135,7 @@ class TfExamples(NamedTuple):
                 f"{self.path}: cut or damaged after its first {row} records, or packed otherwise than by gzip"
             ) from error
 
-    def _one(self, name: str, row: int, features: Any) -> Record | LeftOut:
+    def _one(self, name: str, row: int, features: Any) -> Record | ImageNote:
         image, kind = self._only(features, self.image_key, row, "image_key")
         if kind != "bytes_list":
             raise SourceError(
@@ -188,12 +188,12 @@ def row_name(prefix: str, row: int) -> str:
     return f"{prefix}/{row:010d}"
 
 
-def _checked(name: str, encoded: bytes, number: int, text: str) -> Record | LeftOut:
+def _checked(name: str, encoded: bytes, number: int, text: str) -> Record | ImageNote:
     """Decodes an image file, and returns its record or the reason why it is left out."""
     try:
         info = check_image(encoded)
     except BadImageError as error:
-        return LeftOut(name, str(error))
+        return ImageNote(name, str(error))
     return Record(name, encoded, info.height, info.width, info.channels, number, text)
 
 

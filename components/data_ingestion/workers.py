@@ -21,7 +21,7 @@ from components.data_ingestion.shard_sources import SHARD_SOURCES
 from sela_tf.compat.quiet import stderr_kept_back
 from sela_tf.data.converting import inspect_or_convert
 from sela_tf.data.errors import SourceError
-from sela_tf.data.left_out import LeftOut
+from sela_tf.data.left_out import ImageNote
 from sela_tf.data.listing import FileInfo
 from sela_tf.data.record_writer import Shard, write_shard
 from sela_tf.files.remote import whole_remote_file
@@ -116,13 +116,13 @@ def _inspected(root: str, *names: str) -> list[tuple[FileInfo, str]]:
     return [(each.file, each.reason) for each in found]
 
 
-def _written(directory: str, file: str, kind: str, values: Sequence[Any]) -> tuple[Shard, list[LeftOut]]:
+def _written(directory: str, file: str, kind: str, values: Sequence[Any]) -> tuple[Shard, list[ImageNote]]:
     """Writes the shard of one source, and returns it with the images that are left out."""
     rejected = []
 
     def good() -> Iterator[Any]:
         for record in SHARD_SOURCES[kind](*values).records():
-            if isinstance(record, LeftOut):
+            if isinstance(record, ImageNote):
                 rejected.append(record)
             else:
                 yield record

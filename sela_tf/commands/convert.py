@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sela_tf.data.converting import inspect_or_convert, is_named_like_image, missing_packages
 from sela_tf.data.errors import SourceError
 from sela_tf.data.folder_contents import folder_contents
-from sela_tf.data.left_out import LeftOut, csv_text, in_words, write_left_out
+from sela_tf.data.left_out import ImageNote, csv_text, in_words, write_left_out
 from sela_tf.files.atomic import whole_file, write_whole
 from sela_tf.runs.names import LEFT_OUT
 from sela_tf.settings.commands import ConvertConfig
@@ -173,7 +173,7 @@ def _finish(root: pathlib.Path, output: pathlib.Path, before: Mapping[str, _Outc
     for old in {each.output for each in before.values() if each.output} - made:
         (output / old).unlink(missing_ok=True)
     _write_mark(root, output, outcomes)
-    left_out = [LeftOut(name, each.problem) for name, each in sorted(outcomes.items()) if each.problem]
+    left_out = [ImageNote(name, each.problem) for name, each in sorted(outcomes.items()) if each.problem]
     write_left_out(output / LEFT_OUT, left_out)
     if not made:
         raise SourceError(f"`input={root}`: no image in it or below it" + (f": {in_words(left_out)}" if left_out else ""))

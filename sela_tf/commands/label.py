@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sela_tf.commands.label_blocks import Block, LabelledSplit, StoredOutputs, store_blocks, stored_blocks
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.left_out import LeftOut, write_left_out
+from sela_tf.data.left_out import ImageNote, write_left_out
 from sela_tf.data.left_out import beside as left_out_beside
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import SourceOptions, load_source
@@ -76,7 +76,7 @@ def label_run(settings: LabelConfig) -> str:
     labels = read_labels(settings.workdir, (heads.num_heads, heads.num_clusters))
     splits: list[LabelledSplit] = []
     num_images = 0
-    sets, left_out = _images(settings, config)
+    sets, rejected = _images(settings, config)
     for name, images in sets:
         splits.append(LabelledSplit(name, match_input(images, model.input.shape[1:]), known_changes(images, labels), num_images))
         num_images += len(images)
@@ -95,7 +95,7 @@ def label_run(settings: LabelConfig) -> str:
             blocks = stored_blocks(stored, splits, settings.batch_size)
         writer = stack.enter_context(LabelWriter(output))
         columns, most_urgent = _write(writer, blocks, labelling, embeddings=settings.embeddings, name_splits=len(splits) > 1)
-    if write_left_out(left_out_beside(output), left_out):
+    if write_left_out(left_out_beside(output), rejected):
         print(f"images that were left out: {left_out_beside(output)}", flush=True)
     return _summary(output, num_images, columns, most_urgent)
 
@@ -121,7 +121,7 @@ def _output(settings: LabelConfig) -> pathlib.Path:
     return output
 
 
-def _images(settings: LabelConfig, config: SelaConfig) -> tuple[list[tuple[str, ImageSet]], tuple[LeftOut, ...]]:
+def _images(settings: LabelConfig, config: SelaConfig) -> tuple[list[tuple[str, ImageSet]], tuple[ImageNote, ...]]:
     """Loads the images to label, not yet in the form that the network takes.
 
     Returns:
@@ -146,7 +146,7 @@ def _images(settings: LabelConfig, config: SelaConfig) -> tuple[list[tuple[str, 
     )
     for line in splits.report:
         print(line, flush=True)
-    return [("train", splits.train)] + ([("eval", splits.eval)] if splits.eval is not None else []), splits.left_out
+    return [("train", splits.train)] + ([("eval", splits.eval)] if splits.eval is not None else []), splits.rejected
 
 
 def _blocks(model: keras.Model, splits: list[LabelledSplit], settings: LabelConfig) -> Iterator[Block]:

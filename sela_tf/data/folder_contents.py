@@ -65,8 +65,8 @@ def folder_contents(root: str, *, name: str, with_machine_made: bool = False) ->
         entered = [] if real in visited else sorted(each for each in directories if not each.startswith("."))
         files = [] if real in visited else [each for each in files if not each.startswith(".")]
         if not with_machine_made:
-            machine_made += [before + each for each in [*entered, *files] if each.lower() in MACHINE_MADE]
-            entered, files = ([each for each in part if each.lower() not in MACHINE_MADE] for part in (entered, files))
+            machine_made += [before + each for each in [*entered, *files] if _is_machine_made(each)]
+            entered, files = ([each for each in part if not _is_machine_made(each)] for part in (entered, files))
         # os.walk enters the directories that are left in its list.
         directories[:] = entered
         names += [each for each in (before + file for file in files) if remote or _is_file(os.path.join(root, each))]
@@ -76,6 +76,11 @@ def folder_contents(root: str, *, name: str, with_machine_made: bool = False) ->
     if odd:
         raise SourceError(f"{name}: {len(odd)} file names are not UTF-8: {', '.join(odd[:NAMES_SHOWN])}. Rename them")
     return FolderContents(sorted(names, key=order_of), machine_made)
+
+
+def _is_machine_made(name: str) -> bool:
+    """Returns True for a name among `MACHINE_MADE`; some file systems give directories with a slash at the end."""
+    return name.rstrip("/").lower() in MACHINE_MADE
 
 
 def _is_file(path: str) -> bool:

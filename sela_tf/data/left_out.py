@@ -13,8 +13,8 @@ from sela_tf.data.errors import NAMES_SHOWN, SourceError
 from sela_tf.files.atomic import write_whole
 
 
-class LeftOut(NamedTuple):
-    """An image that is left out."""
+class ImageNote(NamedTuple):
+    """An image that is left out or converted, and the reason."""
 
     name: str
     """The name of the image in its source."""
@@ -27,13 +27,13 @@ def shown_name(name: str) -> str:
     return repr(name)[1:-1]
 
 
-def in_words(images: Sequence[LeftOut]) -> str:
+def in_words(images: Sequence[ImageNote]) -> str:
     """Returns the first names with their reasons, for a message."""
     shown = "; ".join(f"{shown_name(image.name)} ({image.reason})" for image in images[:NAMES_SHOWN])
     return shown + (f"; and {len(images) - NAMES_SHOWN} more" if len(images) > NAMES_SHOWN else "")
 
 
-def check_rejected(damaged: Sequence[LeftOut], num_images: int, max_rejected: float, *, source: str) -> None:
+def check_rejected(damaged: Sequence[ImageNote], num_images: int, max_rejected: float, *, source: str) -> None:
     """Checks that the share of damaged images may be left out.
 
     Args:
@@ -53,14 +53,14 @@ def check_rejected(damaged: Sequence[LeftOut], num_images: int, max_rejected: fl
         )
 
 
-def write_left_out(path: pathlib.Path, images: Sequence[LeftOut]) -> bool:
+def write_left_out(path: pathlib.Path, images: Sequence[ImageNote]) -> bool:
     """Writes a CSV file of all images that are left out, with the columns name and reason; without any, it is removed.
 
     Returns:
         True if there are any.
     """
     if images:
-        write_whole(path, csv_text(LeftOut._fields, images))
+        write_whole(path, csv_text(ImageNote._fields, images))
     else:
         path.unlink(missing_ok=True)
     return bool(images)

@@ -69,6 +69,9 @@ def _is_name(word: str) -> bool:
     if word in SOURCES_WITHOUT_PATH:
         return True
     # TFDS takes a second to import, and is asked only where a directory has the name.
-    import tensorflow_datasets as tfds
+    try:
+        import tensorflow_datasets as tfds
 
-    return word in tfds.list_builders(with_community_datasets=False)
+        return word in tfds.list_builders(with_community_datasets=False)
+    except ImportError:  # Without TFDS no word is a name of it.
+        return False

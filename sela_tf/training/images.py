@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet, Splits
-from sela_tf.data.left_out import LeftOut
+from sela_tf.data.left_out import ImageNote
 from sela_tf.data.pipeline import channel_statistics, training_batches, with_rotations
 from sela_tf.data.sources import Outline, SourceOptions, load_source, outline_source
 from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
@@ -32,7 +32,7 @@ class Data(NamedTuple):
     variance: np.ndarray
     left_out: tuple[ImageSet, ...] = ()
     """Images of the source that are neither trained on nor held out; only names, rows and classes are kept of them."""
-    rejected: tuple[LeftOut, ...] = ()
+    rejected: tuple[ImageNote, ...] = ()
     """Images of the sources that cannot be read."""
 
 
@@ -106,11 +106,11 @@ def _check_outline(config: SelaConfig) -> dict[str, Splits]:
 def _split_and_match(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:
     """Does what `load_data` says; some sources may have been loaded before, by the name of their setting."""
     splits = loaded.get("dataset") or _load_source(config, "dataset")
-    report, rejected = list(splits.report), splits.left_out
+    report, rejected = list(splits.report), splits.rejected
     if config.eval_dataset:
         other = _load_source(config, "eval_dataset")
         report += other.report
-        rejected += tuple(each for each in other.left_out if each not in rejected)
+        rejected += tuple(each for each in other.rejected if each not in rejected)
         train, held_out = splits.train, other.eval or other.train
     elif splits.eval is not None:
         train, held_out = splits.train, splits.eval

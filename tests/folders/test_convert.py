@@ -108,7 +108,7 @@ class TestFolder:
         np.testing.assert_array_equal(tf.io.decode_png(made["a/1.tif.png"]), np.asarray(COLOUR.rotate(90)))
         splits = load_source(f"folder:{tmp_path}/out")
         assert splits.train.names == tuple(images)
-        assert splits.left_out == ()
+        assert splits.rejected == ()
         rows = [row[:2] for row in csv.reader(made["converted.csv"].decode().splitlines())][1:]
         assert ["b/Three, wide.pcx", "b/Three, wide.png"] in rows
         assert [name for name, _ in rows] == ["a/1.tif", "a/2.tiff", "a/7.jpg", "b/4.bmp", "b/Three, wide.pcx"]

@@ -89,6 +89,11 @@ class TestOddNames:
         (tmp_path / "known.csv").write_text("name,cluster\na/x.png ,1\n b/y.png ,0\n")
         assert read_known_labels(tmp_path / "known.csv", train, 2).labels.tolist() == [-1, 1, 0]
 
+    def test_a_folder_whose_name_a_flagfile_cannot_hold_is_refused(self):
+        for name in ("images ", "images\n", "im\nages", "im\rages"):
+            with pytest.raises(ConfigError, match="`dataset` must not end with a blank or hold a line break"):
+                SelaConfig(dataset=f"folder:/{name}")
+
 
 class TestWhatIsTold:
     def test_the_largest_classes(self, tmp_path):
@@ -120,7 +125,7 @@ class TestWhatIsTold:
         ):
             load_source(f"folder:{root}", SourceOptions(max_rejected=0.05))
         splits = load_source(f"folder:{root}", SourceOptions(max_rejected=0.056))
-        reasons = dict(splits.left_out)
+        reasons = dict(splits.rejected)
         assert len(reasons) == 9
         assert reasons["a/cut, short.png"] == "a damaged or cut png"
         assert reasons["a/x.pcx"] == "pcx: convert it to png"
@@ -129,14 +134,13 @@ class TestWhatIsTold:
 
     @pytest.mark.slow
     def test_it_is_written_in_full_by_every_command(self, tmp_path):
-        root = write(
-            tmp_path / "images", *(f"{name}/{i}.png" for name in "ab" for i in range(20)), *(f"a/{i}.tif" for i in range(7))
-        )
-        (root / "b" / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+        good = [f"{name}/{i}, {i} .png" for name in ("a, b", "x\n$^_") for i in range(20)]
+        root = write(tmp_path / "images, all", *good, *(f"a, b/{i}.tif" for i in range(7)))
+        (root / "x\n$^_" / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
         run = str(tmp_path / "run")
         train = [
             f"--dataset={root}", "--skip_bad_images", f"--workdir={run}", "--backbone=resnet8", "--width=4", "--num_heads=1", "--num_clusters=4",
-            "--batch_size=8", "--epochs=1", "--num_relabellings=1", "--eval_fraction=0.3", "--noreport",
+            "--batch_size=8", "--epochs=1", "--num_relabellings=1", "--eval_fraction=0.3",
         ]  # fmt: skip
         (trained,) = run_here([train])
         assert trained.returncode == 0, trained.stderr
@@ -148,13 +152,16 @@ class TestWhatIsTold:
         assert labelled.returncode == 0, labelled.stderr
         (probed,) = run_here([[f"--workdir={run}", f"--dataset={root}", "--max_rejected=1", "--stages=embedding"]], "sela_tf.probe")
         assert probed.returncode == 0, probed.stderr
+        with open(f"{tmp_path}/labels.csv", newline="") as opened:
+            assert [row["name"] for row in csv.DictReader(opened)] == sorted(good, key=lambda name: name.split("/"))
+        assert (tmp_path / "run" / "report.png").exists()
         for file in (f"{run}/left_out.csv", f"{tmp_path}/labels.csv.left_out.csv", f"{run}/probes_left_out.csv"):
             with open(file, newline="") as opened:
                 rows = list(csv.reader(opened))
             assert rows[0] == ["name", "reason"]
-            assert [name for name, _ in rows[1:]] == [*(f"a/{i}.tif" for i in range(7)), "b/cut.png"]
+            assert [name for name, _ in rows[1:]] == [*(f"a, b/{i}.tif" for i in range(7)), "x\n$^_/cut.png"]
         (refused,) = run_here([[f"--workdir={run}", f"--output={tmp_path}/labels.csv", f"--dataset={root}"]], "sela_tf.label")
-        assert "1 of 48 images cannot be read, --max_rejected=0: b/cut.png" in refused.stderr
+        assert "1 of 48 images cannot be read, --max_rejected=0: x\\n$^_/cut.png" in refused.stderr
 
 
 class TestSourcesByPath:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from sela_tf.data.errors import NAMES_SHOWN, SourceError
 from sela_tf.data.folder_contents import FolderContents, folder_contents
 from sela_tf.data.image_set import ImageSet, SourceName, Splits
-from sela_tf.data.left_out import LeftOut, check_rejected, in_words
+from sela_tf.data.left_out import ImageNote, check_rejected, in_words
 from sela_tf.data.listing import FileInfo, inspect_header, list_folder, unchanged
 from sela_tf.data.sources.layout import Layout, folder_layout, split_role
 from sela_tf.data.sources.old_layout import old_layout
@@ -102,8 +102,8 @@ def splits_of_files(
         SourceError: There is no image, or more images are damaged than may be.
     """
     images = [file for file in files if file.info is not None]
-    foreign = [LeftOut(file.name, _format_problem(file)) for file in files if file.is_foreign or _is_named_like_image(file)]
-    damaged = [LeftOut(file.name, file.problem) for file in files if file.problem and not file.is_foreign]
+    foreign = [ImageNote(file.name, _format_problem(file)) for file in files if file.is_foreign or _is_named_like_image(file)]
+    damaged = [ImageNote(file.name, file.problem) for file in files if file.problem and not file.is_foreign]
     num_images = len(images) + len(foreign) + len(damaged)
     check_rejected(damaged, num_images, max_rejected, source=str(source))
     if not images:
@@ -124,14 +124,17 @@ def splits_of_files(
         shown = ", ".join(sorted({name.rpartition("/")[2] for name in found.machine_made})[:NAMES_SHOWN])
         report.append(f"left out, {len(found.machine_made)} machine-made directories and files: {shown}")
     names = [file.name for file in images]
-    _refuse_evaluation_alone(root, names, str(source))
-    layout = old_layout(names) if class_level == OLD_RULES else folder_layout(names, class_level, source=str(source))
+    if class_level == OLD_RULES:
+        layout = old_layout(names)
+    else:
+        _refuse_evaluation_alone(root, names, str(source))
+        layout = folder_layout(names, class_level, source=str(source))
     train, held_out = (_image_set(source, images, places, layout) for places in (layout.train, layout.held_out))
     return Splits(
         train,
         held_out if len(held_out) else None,
         (*report, *layout.report),
-        left_out=tuple(sorted([*foreign, *damaged])),
+        rejected=tuple(sorted([*foreign, *damaged])),
         without_classes=layout.without_classes,
     )
 
