@@ -28,9 +28,13 @@ def shown_name(name: str) -> str:
 
 
 def in_words(images: Sequence[ImageNote]) -> str:
-    """Returns the first names with their reasons, for a message."""
-    shown = "; ".join(f"{shown_name(image.name)} ({image.reason})" for image in images[:NAMES_SHOWN])
-    return shown + (f"; and {len(images) - NAMES_SHOWN} more" if len(images) > NAMES_SHOWN else "")
+    """Returns the first names with their reasons, for a message; a reason that all share is said once."""
+    first, more = images[:NAMES_SHOWN], len(images) - NAMES_SHOWN
+    if len({image.reason for image in images}) == 1:
+        names = ", ".join(shown_name(image.name) for image in first)
+        return f"{names}{f' and {more} more' if more > 0 else ''} ({images[0].reason})"
+    shown = "; ".join(f"{shown_name(image.name)} ({image.reason})" for image in first)
+    return shown + (f"; and {more} more" if more > 0 else "")
 
 
 def check_rejected(damaged: Sequence[ImageNote], num_images: int, max_rejected: float, *, source: str) -> None:
