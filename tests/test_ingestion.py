@@ -62,20 +62,26 @@ class TestSources:
     def test_images_that_tensorflow_does_not_read_become_png(self, tmp_path, rng):
         wanted = {}
         for i, (kind, suffix) in enumerate([("TIFF", "tif"), ("PPM", "ppm"), ("PCX", "pcx"), ("PNG", "png")] * 4):
-            (tmp_path / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            name = f"{('Training', 'Testing')[i // 8]}/{'ab'[i // 4 % 2]}/patient {i % 2}/{i:02d}, .{suffix}"
+            (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
             image = picture(rng, "RGB", (12, 10))
-            (tmp_path / "images" / "ab"[i % 2] / f"{i:02d}.{suffix}").write_bytes(encoded(image, kind))
-            wanted[f"{'ab'[i % 2]}/{i:02d}.{suffix}"] = np.asarray(image)
-        _, found = ingested(f"folder:{tmp_path}/images", tmp_path / "records", eval_fraction=0.3)
+            (tmp_path / "images" / name).write_bytes(encoded(image, kind))
+            wanted[name] = np.asarray(image)
+        (tmp_path / "images" / "@eaDir").mkdir()
+        (tmp_path / "images" / "@eaDir" / "thumbnail.jpg").write_bytes(b"")
+        _, found = ingested(f"folder:{tmp_path}/images", tmp_path / "records")
+        assert set(found.eval.names) == {name for name in wanted if name.startswith("Testing/")}
+        assert found.train.class_names == ("a", "b")
+        assert found.train.classes.tolist() == [0] * 4 + [1] * 4
         for part in (found.train, found.eval):
             np.testing.assert_array_equal(pixels_of(part, (12, 10)), np.stack([wanted[name] for name in part.names]))
         assert set(found.train.names + found.eval.names) == set(wanted)
         converted = json.loads((tmp_path / "records" / "converted.json").read_text())
         assert [each["name"] for each in converted] == sorted(name for name in wanted if not name.endswith("png"))
         assert json.loads((tmp_path / "records" / "rejected.json").read_text()) == []
-        (tmp_path / "images" / "a" / "cut.ppm").write_bytes(b"P6 9 9 255 too short")
+        (tmp_path / "images" / "Testing" / "cut.ppm").write_bytes(b"P6 9 9 255 too short")
         with pytest.raises(
-            SourceError, match=r"1 of 17 images cannot be read, `max_rejected=0`: a/cut.ppm \(a damaged or cut image"
+            SourceError, match=r"1 of 17 images cannot be read, `max_rejected=0`: Testing/cut.ppm \(a damaged or cut image"
         ):
             ingested(f"folder:{tmp_path}/images", tmp_path / "records")
 

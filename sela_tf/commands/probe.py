@@ -59,17 +59,19 @@ def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str] | None = No
     """
     workdir = settings.workdir[0] if workdir is None else workdir
     refuse_unwritable("workdir", pathlib.Path(absolute_path(str(workdir))))
-    results = probe(settings, workdir)
+    left_out = pathlib.Path(absolute_path(str(workdir))) / PROBES_LEFT_OUT
+    results = probe(settings, workdir, left_out=left_out if settings.dataset or settings.eval_dataset else None)
     write_whole(pathlib.Path(workdir).expanduser() / PROBES, json.dumps(results, indent=1) + "\n")
     return results
 
 
-def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def probe(settings: ProbeConfig, workdir: str | os.PathLike[str], *, left_out: pathlib.Path | None = None) -> dict[str, Any]:
     """Probes the network of a finished run, and returns what `probe_run` writes into probes.json.
 
     Args:
         settings: settings of the command.
         workdir: directory of the run.
+        left_out: the CSV file for images that cannot be read; None for none.
 
     Raises:
         ValueError: there is no finished run, no such stage, or no classes to fit probes to.
@@ -84,8 +86,8 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
     if len(shape) == 3:
         config = dataclasses.replace(config, image_size=shape[0])
     data = _load_matching(config, shape)
-    if settings.dataset or settings.eval_dataset:
-        write_left_out(pathlib.Path(absolute_path(str(workdir))) / PROBES_LEFT_OUT, data.rejected)
+    if left_out is not None:
+        write_left_out(left_out, data.rejected)
     protocol = evaluation_protocol(settings.evaluate, len(data.train), len(data.held_out), seed=settings.seed)
     _check_enough_images(settings, data, protocol)
     images = evaluation_images(data.train, data.held_out, data.size, protocol)

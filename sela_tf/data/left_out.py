@@ -49,7 +49,7 @@ def check_rejected(damaged: Sequence[ImageNote], num_images: int, max_rejected: 
     Raises:
         SourceError: More images are damaged. The message has names, counts, and the share that would do.
     """
-    if len(damaged) > max_rejected * num_images:
+    if damaged and len(damaged) / num_images > max_rejected:
         enough = (len(damaged) * 1000 // num_images + 1) / 1000
         raise SourceError(
             f"{source}: {len(damaged)} of {num_images} images cannot be read, `max_rejected={max_rejected:g}`: {in_words(damaged)}. Repair or "

@@ -39,8 +39,9 @@ class SelaConfig:
     # data
     dataset: str = option(
         "",
-        "Training images: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR (as components.data_ingestion writes them), synthetic:N (N "
-        "images made on the fly), or a TFDS name such as cifar10. Or features:FILE, an npy or npz file of vectors [N, D] in place of images.",
+        "Training images: folder:DIR or just the path of the folder, npz:FILE, idx:DIR, digits, records:DIR (as components.data_ingestion "
+        "writes them), synthetic:N (N images made on the fly), or a TFDS name such as cifar10. Or features:FILE, an npy or npz file of "
+        "vectors [N, D] in place of images.",
     )
     eval_dataset: str = eval_dataset_option()
     eval_fraction: float = eval_fraction_option()

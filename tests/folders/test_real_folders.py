@@ -186,6 +186,9 @@ class TestSourcesByPath:
         ):
             assert absolute_source(given, tell=told.append) == wanted
         assert told[3] == f"'images' is taken for folder:{tmp_path}/images"
+        for path in (f"{tmp_path}/none", "./none", "~/none of these"):
+            with pytest.raises(SourceError, match=f"`dataset={path}`: there is no such directory or npz file"):
+                load_source(path)
         assert len(told) == 5
 
 

@@ -112,7 +112,7 @@ def _outline_tfds(request: Request) -> Outline:
 
 SOURCES = {
     "digits": Source(lambda r: load_digits(r.source)),
-    "idx": Source(lambda r: load_idx(pathlib.Path(r.path), source=r.source), path="directory"),
+    "idx": Source(lambda r: load_idx(pathlib.Path(r.path), source=r.source, use_classes=r.options.use_classes), path="directory"),
     "npz": Source(lambda r: load_npz(pathlib.Path(r.path), source=r.source, use_classes=r.options.use_classes), path="file"),
     "features": Source(
         lambda r: load_vectors(
@@ -163,6 +163,8 @@ def _requested(dataset: str, options: SourceOptions, setting: str, tell: Callabl
     # "digits" takes nothing behind a colon: such a name can only be one of TFDS.
     if dataset.startswith("digits:"):
         found = _TFDS
+    if found is _TFDS and dataset.startswith(("/", "./", "../", "~")):
+        raise SourceError(f"{source}: there is no such directory or npz file")
     path = existing_path(str(source), kind, rest) if found.path else rest
     return found, Request(source, path, options, tell)
 

@@ -112,7 +112,7 @@ def load_synthetic(count: int, *, source: SourceName, memory_limit: int) -> Spli
     return Splits(array_set(source, images, labels), None)
 
 
-def load_idx(directory: pathlib.Path, *, source: SourceName) -> Splits:
+def load_idx(directory: pathlib.Path, *, source: SourceName, use_classes: bool = True) -> Splits:
     """Loads the idx files of a directory, as MNIST has them: train-images-idx3-ubyte[.gz], and its labels and test images if they exist.
 
     Raises:
@@ -126,7 +126,7 @@ def load_idx(directory: pathlib.Path, *, source: SourceName) -> Splits:
                     return _read_idx(str(source), directory / file)
             return None
 
-        images, classes = read("images-idx3"), read("labels-idx1")
+        images, classes = read("images-idx3"), read("labels-idx1") if use_classes else None
         if images is None:
             return None
         key = f"{stem}-labels-idx1"
