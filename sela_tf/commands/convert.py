@@ -129,10 +129,14 @@ def _output_names(names: Sequence[str]) -> dict[str, str]:
     found = {}
     for name in names:
         path = pathlib.PurePosixPath(name)
+        if path.suffix.lower() == ".png":
+            found[name] = name
+            continue
         png = path.with_suffix(".png").as_posix() if stems[_stem(name)] <= 1 else f"{name}.png"
-        while png.casefold() in taken and path.suffix.lower() != ".png":
+        while png.casefold() in taken:
             png += ".png"
-        found[name] = name if path.suffix.lower() == ".png" else png
+        taken.add(png.casefold())
+        found[name] = png
     return found
 
 

@@ -119,6 +119,17 @@ class TestFolder:
         )
         assert said.endswith("left out, 2 files that are no images")
 
+    def test_no_two_outputs_have_one_name(self, tmp_path):
+        names = ["a.png", "a.tif", "a.tif.bmp", "a.tif.png", "A.tif", "b.tif", "b.txt", "c.ppm", "c.pgm", "d.jpg"]
+        for i, name in enumerate(names):
+            (tmp_path / "in").mkdir(exist_ok=True)
+            (tmp_path / "in" / name).write_bytes(encoded(picture(np.random.default_rng(i)).convert("P"), "TIFF"))
+        said = convert_folder(ConvertConfig(input=f"{tmp_path}/in", output=f"{tmp_path}/out"))
+        assert said == f"10 images in {tmp_path}/out: 10 converted to png (converted.csv), 0 copied"
+        made = {name for name in tree(tmp_path / "out") if name.endswith(".png")}
+        assert len({name.casefold() for name in made}) == 10
+        assert {"a.png", "a.tif.png", "b.png", "c.ppm.png", "d.png"} <= made
+
     def test_again_only_what_has_changed(self, folder, tmp_path, monkeypatch):
         settings = ConvertConfig(input=f"folder:{folder}", output=f"{tmp_path}/out")
         said, before = convert_folder(settings), tree(tmp_path / "out")
