@@ -125,7 +125,8 @@ def from_flagfile(path: str | os.PathLike[str]) -> SelaConfig:
     define(values, SelaConfig)
     parse(values, ["sela_tf", f"--flagfile={path}"])
     # A run that does not name the rule of its classes is older than the present rules of folders.
-    older = {} if values["class_level"].present else {"class_level": "old"}
+    has_folder = any(values[name].value.startswith("folder:") for name in ("dataset", "eval_dataset"))
+    older = {"class_level": "old"} if has_folder and not values["class_level"].present else {}
     return settings(values, SelaConfig, **older).absolute()
 
 

@@ -213,6 +213,9 @@ class TestOlderRuns:
         assert with_rules_of_older_run(dataclasses.replace(new, class_level="2"), tmp_path).class_level == "2"
         assert with_rules_of_older_run(asked, tmp_path / "new") == asked
         Workdir(tmp_path, with_rules_of_older_run(asked, tmp_path))
+        # There are no such rules of other sources.
+        (tmp_path / "flags.cfg").write_text(f"--dataset=digits\n{old}\n")
+        assert read_config(tmp_path).class_level == "auto"
 
     def test_what_a_level_may_be(self):
         for level in ("0", "-1", "second", "²", ""):
