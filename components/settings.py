@@ -11,12 +11,15 @@ from typing import Any
 
 from sela_tf.settings.commands import ProbeConfig
 from sela_tf.settings.data import (
+    check_class_level,
+    class_level_option,
+    classes_option,
     data_dir_option,
     download_option,
     eval_dataset_option,
     eval_fraction_option,
+    max_rejected_option,
     memory_limit_option,
-    skip_bad_images_option,
 )
 from sela_tf.settings.fields import SHARE, ConfigError, check_settings, option
 from sela_tf.settings.paths import absolute_path, absolute_source, refuse_unwritable
@@ -40,10 +43,9 @@ class IngestionSettings:
     examples: str = option("", "Directory to write: Split-train/, Split-eval/, an index and a manifest.")
     eval_dataset: str = eval_dataset_option()
     eval_fraction: float = eval_fraction_option(0.1, ", by a hash of the name")
-    classes: str = option("auto", "none leaves class labels out.", choices=("auto", "none"))
-    skip_bad_images: bool = skip_bad_images_option(
-        "Leave out damaged images, and list them in rejected.json, instead of refusing the data set."
-    )
+    classes: str = classes_option("none leaves class labels out.")
+    max_rejected: float = max_rejected_option("they are listed in rejected.json")
+    class_level: str = class_level_option()
     images_per_shard: int = option(2000, "Images per shard, approximately.", at_least=1)
     image_key: str = option(_IMAGE_KEY, "For tfrecords: the feature that holds the image file.")
     label_key: str = option(_LABEL_KEY, "For tfrecords: the feature that holds the class label, if it exists.")
@@ -62,14 +64,15 @@ class IngestionSettings:
         if not self.examples:
             raise ConfigError("`examples` is missing: the directory to write")
         check_settings(self)
+        check_class_level(self.class_level)
         own_keys = (self.image_key, self.label_key) == (_IMAGE_KEY, _LABEL_KEY)
         if not own_keys and not self.dataset.startswith("tfrecords:"):
             raise ConfigError(f"`image_key` and `label_key` are for tfrecords:GLOB. Received: `dataset={self.dataset}`")
         for source in (self.dataset, self.eval_dataset):
             if source.startswith(("records:", "features:")):
                 raise ConfigError(f"{source!r} need not be ingested: train on it as it is, `dataset={source}`")
-        object.__setattr__(self, "dataset", absolute_source(self.dataset))
-        object.__setattr__(self, "eval_dataset", absolute_source(self.eval_dataset))
+        object.__setattr__(self, "dataset", absolute_source(self.dataset, tell=print))
+        object.__setattr__(self, "eval_dataset", absolute_source(self.eval_dataset, tell=print))
         object.__setattr__(self, "examples", _directory(self.examples))
         for source in (self.dataset, self.eval_dataset):
             kind, _, path = source.partition(":")

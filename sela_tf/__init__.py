@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from sela_tf.callbacks.doctor import CollapseDoctor, Finding
     from sela_tf.callbacks.monitors import ClusterMonitor, KNNMonitor
+    from sela_tf.commands.convert import convert_folder
     from sela_tf.commands.export import export_run
     from sela_tf.commands.label import label_run
     from sela_tf.commands.probe import probe_run
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from sela_tf.self_labelling.loss import SelfLabelLoss
     from sela_tf.self_labelling.schedule import relabel_steps
     from sela_tf.serving.saved_model import export_saved_model
-    from sela_tf.settings.commands import ExportConfig, LabelConfig, ProbeConfig
+    from sela_tf.settings.commands import ConvertConfig, ExportConfig, LabelConfig, ProbeConfig
     from sela_tf.settings.fields import ConfigError
     from sela_tf.settings.training import SelaConfig
     from sela_tf.training.loop import TrainingInterrupted
@@ -49,6 +50,7 @@ _HOMES = {
     "ClusterMonitor": "callbacks.monitors",
     "CollapseDoctor": "callbacks.doctor",
     "ConfigError": "settings.fields",
+    "ConvertConfig": "settings.commands",
     "ExportConfig": "settings.commands",
     "Finding": "callbacks.doctor",
     "KNNMonitor": "callbacks.monitors",
@@ -67,6 +69,7 @@ _HOMES = {
     "assign_labels": "transport.assignment",
     "balanced_labels": "transport.rounding",
     "build_model": "models.build",
+    "convert_folder": "commands.convert",
     "export_run": "commands.export",
     "export_saved_model": "serving.saved_model",
     "head_log_probs": "self_labelling.label_pass",
@@ -88,6 +91,7 @@ __all__ = [
     "ClusterMonitor",
     "CollapseDoctor",
     "ConfigError",
+    "ConvertConfig",
     "ExportConfig",
     "Finding",
     "KNNMonitor",
@@ -107,6 +111,7 @@ __all__ = [
     "assign_labels",
     "balanced_labels",
     "build_model",
+    "convert_folder",
     "export_run",
     "export_saved_model",
     "head_log_probs",

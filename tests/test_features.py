@@ -66,7 +66,7 @@ class TestSource:
             ({"features": np.array([["a", "b"]])}, "must be numbers"),
             ({"features": np.array([[1.0, 2.0], [np.nan, 0.0]])}, "Row 1 is not"),
             ({"features": np.array([[1e300, 2.0]])}, "also as float32. Row 0"),
-            ({"features": np.zeros((5, 2)), "classes": np.zeros(4, int)}, "must be 5 integers from 0.*4"),
+            ({"features": np.zeros((5, 2)), "classes": np.zeros(4, int)}, "must be 5 whole numbers from 0.*4"),
             ({"features": np.zeros((5, 2)), "eval_features": np.zeros((5, 3))}, r"as many columns.*\(5, 3\)"),
             ({"vectors": np.zeros((5, 2))}, "no array 'features' .it has vectors."),
         ],
@@ -83,8 +83,10 @@ class TestSource:
         cut.write_bytes((tmp_path / "f.npy").read_bytes()[:-7])
         (tmp_path / "text.npy").write_text("no matrix")
         np.save(tmp_path / "objects.npy", np.array([{}, {}], object))
-        for name in ("cut", "text", "objects"):
-            with pytest.raises(SourceError, match="is not an npy file of numbers, or not a whole one"):
+        with pytest.raises(SourceError, match="holds Python objects, which are never unpickled"):
+            load_source(f"features:{tmp_path / 'objects.npy'}")
+        for name in ("cut", "text"):
+            with pytest.raises(SourceError, match="is not an npz or npy file, or not a whole one"):
                 load_source(f"features:{tmp_path}/{name}.npy")
         with pytest.raises(SourceError, match="there is no file"):
             load_source(f"features:{tmp_path}/none.npy")

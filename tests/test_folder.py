@@ -46,17 +46,21 @@ class TestFolder:
         assert splits.train.channels == 3
         assert splits.train.image_size is None
         assert splits.train.names == ("cats/a.png", "cats/b.jpg", "cats/deep/f.PNG", "dogs/c.png", "dogs/d.bmp", "dogs/e.gif")
-        assert splits.train.class_names == ("cats", "deep", "dogs")
-        assert splits.report == (f"6 images in {str(folder)!r}: 3 png, 1 jpeg, 1 bmp, 1 gif",)
+        assert splits.train.class_names == ("cats", "dogs")
+        assert splits.report == (
+            f"6 images in {str(folder)!r}: 3 png, 1 jpeg, 1 bmp, 1 gif",
+            f"2 classes in folder:{folder}: cats 3, dogs 3",
+        )
 
-    def test_classes_are_the_parents_names_where_there_are_two(self, folder, rng):
+    def test_classes_are_the_names_of_directories_where_there_are_two(self, folder, rng):
         assert load_source(f"folder:{folder}").train.classes.tolist() == [0, 0, 1, 1, 1]
         assert load_source(f"folder:{folder}", SourceOptions(use_classes=False)).train.classes is None
         assert load_source(f"folder:{folder / 'dogs'}").train.classes is None
         picture(rng).save(folder / "beside.png")  # an image beside the directories has no class, so there are none
         splits = load_source(f"folder:{folder}")
         assert splits.train.classes is None
-        assert "because 1 images lie beside them: beside.png" in splits.report[-1]
+        assert "no classes in folder:" in splits.report[-1]
+        assert "1 images lie beside the directories that could be classes: beside.png" in splits.report[-1]
 
     def test_a_class_may_be_called_train_and_evaluation_images_alone_are_refused(self, folder, rng):
         (folder / "cats").rename(folder / "train")
@@ -101,11 +105,11 @@ class TestFolder:
         assert splits.train.classes.tolist() == [0, 0, 0, 1, 1, 1]
         assert splits.train.channels == 1
         assert splits.train.image_size == (20, 14)
-        assert splits.report[-1] == "left out, 2 images outside the splits, in other"
+        assert splits.report[-2] == "left out, 2 images outside the splits, in other"
         (folder / "split" / "other").rename(folder / "split" / "test")
         splits = load_source(f"folder:{folder / 'split'}")
         assert len(splits.eval) == 2
-        assert splits.report[-1] == "left out, 4 images outside the splits, in val"
+        assert splits.report[-2] == "left out, 4 images outside the splits, in val"
 
     def test_what_is_left_out_is_said(self, folder, rng):
         picture(rng).save(folder / "cats" / "x.webp")
@@ -115,7 +119,8 @@ class TestFolder:
         report = load_source(f"folder:{folder}").report
         assert report[1] == (
             "left out, 2 images of a format that is not read: cats/x.webp (webp: convert it to jpeg, png, gif or bmp); "
-            "cats/y.tiff (tiff: convert it to jpeg, png, gif or bmp)"
+            f"cats/y.tiff (tiff: convert it to jpeg, png, gif or bmp). `sela-tf convert` with `input={folder}` writes a folder in which they "
+            "are png"
         )
         assert report[2] == "left out, 1 files that are no images"
 
@@ -127,10 +132,10 @@ class TestFolder:
         png = bytearray((folder / "cats" / "a.png").read_bytes())
         png[60] ^= 0xFF
         (folder / "dogs" / "flipped.png").write_bytes(png)
-        message = r"4 of 9 images cannot be read: cats/cut.jpg \(a damaged or cut jpeg\); dogs/empty.png .*`skip_bad_images=True`"
+        message = r"4 of 9 images cannot be read, `max_rejected=0`: cats/cut.jpg \(a damaged or cut jpeg\); dogs/empty.png .*`max_rejected=0.445`"
         with pytest.raises(SourceError, match=message):
             load_source(f"folder:{folder}")
-        splits = load_source(f"folder:{folder}", SourceOptions(skip_bad_images=True))
+        splits = load_source(f"folder:{folder}", SourceOptions(max_rejected=1.0))
         assert len(splits.train) == 5
         assert splits.report[1].startswith("left out, 4 damaged images: cats/cut.jpg")
 

@@ -57,7 +57,33 @@ class TestSources:
         assert min(counts) > len(train) / len(counts) / 2  # a hash shares them out
         assert manifest["class_names"] == ["cats", "dogs"]
         rejected = json.loads((tmp_path / "records" / "rejected.json").read_text())
-        assert rejected == [{"name": "cats/new.webp", "reason": "webp: convert it to jpeg, png, gif or bmp"}]
+        assert rejected == [{"name": "cats/new.heic", "reason": "heic: convert it to jpeg, png, gif or bmp"}]
+
+    def test_images_that_tensorflow_does_not_read_become_png(self, tmp_path, rng):
+        wanted = {}
+        for i, (kind, suffix) in enumerate([("TIFF", "tif"), ("PPM", "ppm"), ("PCX", "pcx"), ("PNG", "png")] * 4):
+            name = f"{('Training', 'Testing')[i // 8]}/{'ab'[i // 4 % 2]}/patient {i % 2}/{i:02d}, .{suffix}"
+            (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+            image = picture(rng, "RGB", (12, 10))
+            (tmp_path / "images" / name).write_bytes(encoded(image, kind))
+            wanted[name] = np.asarray(image)
+        (tmp_path / "images" / "@eaDir").mkdir()
+        (tmp_path / "images" / "@eaDir" / "thumbnail.jpg").write_bytes(b"")
+        _, found = ingested(f"folder:{tmp_path}/images", tmp_path / "records")
+        assert set(found.eval.names) == {name for name in wanted if name.startswith("Testing/")}
+        assert found.train.class_names == ("a", "b")
+        assert found.train.classes.tolist() == [0] * 4 + [1] * 4
+        for part in (found.train, found.eval):
+            np.testing.assert_array_equal(pixels_of(part, (12, 10)), np.stack([wanted[name] for name in part.names]))
+        assert set(found.train.names + found.eval.names) == set(wanted)
+        converted = json.loads((tmp_path / "records" / "converted.json").read_text())
+        assert [each["name"] for each in converted] == sorted(name for name in wanted if not name.endswith("png"))
+        assert json.loads((tmp_path / "records" / "rejected.json").read_text()) == []
+        (tmp_path / "images" / "Testing" / "cut.ppm").write_bytes(b"P6 9 9 255 too short")
+        with pytest.raises(
+            SourceError, match=r"1 of 17 images cannot be read, `max_rejected=0`: Testing/cut.ppm \(a damaged or cut image"
+        ):
+            ingested(f"folder:{tmp_path}/images", tmp_path / "records")
 
     @pytest.mark.slow
     def test_two_workers_one_and_a_copy_give_the_same_bytes(self, folder, tmp_path):
@@ -133,7 +159,7 @@ class TestSources:
 
         with pytest.raises(
             SourceError,
-            match=r"record 0 has 0 values of bytes_list under 'image/encoded', not one \(it has img, y\): say where it is with `image_key`",
+            match=r"record 0 has 0 values under 'image/encoded', not one \(it has img, y\): say where it is with `image_key`",
         ):
             ingested(f"tfrecords:{tmp_path}/?/*", tmp_path / "wrong")
         (tmp_path / "a" / "one.tfrecord").write_bytes((tmp_path / "a" / "one.tfrecord").read_bytes()[:-5])
@@ -144,6 +170,36 @@ class TestSources:
         # our own records are Examples as any other
         _, again = ingested(f"tfrecords:{tmp_path}/records/Split-train/*", tmp_path / "again", eval_fraction=0.5)
         assert len(again.train) + len(again.eval) == len(found.train)
+
+    def test_tfrecords_with_words_for_classes(self, tmp_path, rng):
+        def write(name: str, labels: list) -> str:
+            with tf.io.TFRecordWriter(str(tmp_path / name)) as writer:
+                for label in labels:
+                    features = {
+                        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded(picture(rng), "PNG")]))
+                    }
+                    if isinstance(label, str):
+                        features["y"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[label.encode()]))
+                    else:
+                        features["y"] = tf.train.Feature(float_list=tf.train.FloatList(value=[label]))
+                    writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+            return f"tfrecords:{tmp_path / name}"
+
+        words = ["wasp", "ant", "bee, wild"]
+        manifest, found = ingested(write("words", words * 10), tmp_path / "records", label_key="y", eval_fraction=0.3)
+        assert manifest["class_names"] == ["ant", "bee, wild", "wasp"]
+        for part in (found.train, found.eval):
+            rows = [int(name.rpartition("/")[2]) for name in part.names]
+            assert [part.class_names[number] for number in part.classes] == [words[row % 3] for row in rows]
+        schema = (tmp_path / "records" / "schema.pbtxt").read_text()
+        assert "image/class/text" in schema
+        assert "image/class/label" not in schema
+        # floats without a fraction are numbers
+        manifest, found = ingested(write("floats", [1.0, 0.0] * 10), tmp_path / "numbers", label_key="y", eval_fraction=0.3)
+        assert [int(name.rpartition("/")[2]) % 2 for name in found.train.names] == (1 - found.train.classes).tolist()
+        # records that were made of words are read again
+        again = ingested(f"tfrecords:{tmp_path}/records/Split-*/*", tmp_path / "again", eval_fraction=0.3)[1]
+        assert again.train.class_names == ("ant", "bee, wild", "wasp")
 
     def test_tfds(self, tmp_path, data_dir):
         options = {"data_dir": str(data_dir), "images_per_shard": 8}

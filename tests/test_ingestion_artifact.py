@@ -142,11 +142,12 @@ class TestBadInput:
         root = twelve_pictures(tmp_path, rng)
         (root / "05.png").write_bytes((root / "05.png").read_bytes()[:-20])
         with pytest.raises(
-            SourceError, match=r"1 of 12 images cannot be read: 05.png \(.*Leave|leave them out with `skip_bad_images=True`"
+            SourceError,
+            match=r"1 of 12 images cannot be read, `max_rejected=0`: 05.png \(.*leave them out with `max_rejected=0.084`",
         ):
             ingested(f"folder:{root}", tmp_path / "records")
         assert not (tmp_path / "records" / "manifest.json").exists()
-        manifest, found = ingested(f"folder:{root}", tmp_path / "records", skip_bad_images=True)
+        manifest, found = ingested(f"folder:{root}", tmp_path / "records", max_rejected=1.0)
         assert manifest["num_rejected"] == 1
         assert len(found.train) + len(found.eval) == 11
         assert [each["name"] for each in json.loads((tmp_path / "records" / "rejected.json").read_text())] == ["05.png"]
@@ -155,7 +156,10 @@ class TestBadInput:
         for i in range(8):
             (tmp_path / f"{i}.png").write_bytes(encoded(picture(rng), "PNG"))
         (tmp_path / "8.png").symlink_to(tmp_path / "gone.png")
-        with pytest.raises(SourceError, match=r"1 of 9 images cannot be read: 8.png \(cannot be read: No such file or directory\)"):
+        with pytest.raises(
+            SourceError,
+            match=r"1 of 9 images cannot be read, `max_rejected=0`: 8.png \(cannot be read: No such file or directory\)",
+        ):
             load_source(f"folder:{tmp_path}")
 
     def test_names_that_two_images_would_have(self, tmp_path, rng):
@@ -193,9 +197,13 @@ class TestBadInput:
         for dataset, changes, message in (
             (write("raw", b"\xff\xff no Example"), {}, "raw: record 0 is no tf.train.Example"),
             (write("packed", example(), options="ZLIB"), {}, "or packed otherwise than by gzip"),
-            (write("two", example(files=2)), {}, "2 values of bytes_list under 'image/encoded', not one"),
-            (write("float", example(1.5)), {}, "0 values of int64_list under 'image/class/label'"),
-            (write("unnamed", example(1)), {"label_key": "y"}, "0 values of int64_list under 'y'.*`label_key`"),
+            (write("two", example(files=2)), {}, "2 values under 'image/encoded', not one"),
+            (
+                write("float", example(1.5)),
+                {},
+                "record 0 has the class 1.5 under 'image/class/label', a float_list: classes are whole",
+            ),
+            (write("unnamed", example(1)), {"label_key": "y"}, "0 values under 'y'.*`label_key`"),
             (write("empty"), {}, "no image in it"),
         ):
             with pytest.raises(SourceError, match=message):

@@ -76,7 +76,7 @@ def infinite():
         (lambda: np.zeros((0, 4, 4), np.uint8), r"N > 0"),
         (lambda: np.array(["a", "b"]), "images must be uint8"),
         (lambda: np.zeros((2**11, 32, 32), np.uint8), "more than 0.0 GiB, `memory_limit="),
-        (lambda: (np.zeros((5, 4, 4), np.uint8), np.zeros(4, int)), "5 integers"),
+        (lambda: (np.zeros((5, 4, 4), np.uint8), np.zeros(4, int)), "classes must be 5 whole numbers"),
         (lambda: (np.zeros((5, 4, 4), np.uint8),), "a pair of images and class labels"),
         (lambda: 3, "Received: int"),
         (infinite, "infinite: leave out its repeat"),

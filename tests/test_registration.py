@@ -68,8 +68,8 @@ class TestOtherBackends:
         done = run_python(code, KERAS_BACKEND="torch")
         assert done.returncode == 0, done.stderr
         assert set(done.stdout.split()) == {
-            "Assignment", "BalancedLabels", "ConfigError", "ExportConfig", "LabelConfig", "LabelTable", "LinearLogits", "ProbeConfig",
-            "SelaConfig", "SinkhornOpResult", "SinkhornResult", "SourceError",
+            "Assignment", "BalancedLabels", "ConfigError", "ConvertConfig", "ExportConfig", "LabelConfig", "LabelTable", "LinearLogits",
+            "ProbeConfig", "SelaConfig", "SinkhornOpResult", "SinkhornResult", "SourceError",
             "__version__", "assign_labels", "balanced_labels", "relabel_steps", "sinkhorn", "sinkhorn_op",
         }  # fmt: skip
 

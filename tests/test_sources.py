@@ -11,7 +11,7 @@ import pytest
 
 from sela_tf.data.errors import SourceError
 from sela_tf.data.sources import SOURCES, SourceOptions, arrays, load_source, outline_source, synthetic_count
-from sela_tf.settings.paths import SOURCES_WITH_PATH
+from sela_tf.settings.paths import SOURCES_WITH_PATH, SOURCES_WITHOUT_PATH
 
 
 def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
@@ -22,6 +22,7 @@ def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
 def test_the_settings_make_the_paths_of_all_kinds_absolute():
     """The settings are read before TensorFlow is loaded, and so have a list of their own; `tfrecords` is a kind of ingestion."""
     assert {kind for kind, source in SOURCES.items() if source.path} | {"tfrecords"} == set(SOURCES_WITH_PATH)
+    assert {kind for kind, source in SOURCES.items() if not source.path} == set(SOURCES_WITHOUT_PATH)
 
 
 class TestDigitsIdxNpz:
@@ -65,7 +66,7 @@ class TestDigitsIdxNpz:
                 load_source(f"idx:{tmp_path}")
 
     def test_synthetic(self):
-        images, held_out, _ = load_source("synthetic:40")
+        images, held_out, *_ = load_source("synthetic:40")
         assert held_out is None
         assert images.images.shape == (40, 64, 64, 3)
         assert np.bincount(images.classes).tolist() == [4] * 10
@@ -110,7 +111,10 @@ class TestDigitsIdxNpz:
             ({"images": np.zeros((3, 4, 4), np.float32)}, r"float32 \[3, 4, 4, 1\]"),
             ({"images": np.zeros((3, 4, 4, 2), np.uint8)}, r"\[3, 4, 4, 2\]"),
             ({"images": np.zeros((0, 4, 4), np.uint8)}, r"\[0, 4, 4, 1\]"),
-            ({"images": np.zeros((3, 4, 4), np.uint8), "classes": np.zeros(2, int)}, "classes must be 3 integers"),
+            (
+                {"images": np.zeros((3, 4, 4), np.uint8), "classes": np.zeros(2, int)},
+                r"classes must be 3 whole numbers from 0, or words: .*int64 \[2\]",
+            ),
         ],
     )
     def test_npz_that_will_not_do(self, tmp_path, arrays, message):
@@ -125,9 +129,9 @@ class TestDigitsIdxNpz:
         np.save(tmp_path / "array.npy", np.zeros(3))
         (tmp_path / "array.npy").rename(tmp_path / "array.npz")
         for name, message in (
-            ("cut", "not an npz file"),
-            ("text", "not an npz file"),
-            ("array", "not an npz file"),
+            ("cut", "not an npz or npy file"),
+            ("text", "not an npz or npy file"),
+            ("array", r"images must be uint8 .* Received: float64 \[3\]"),
             ("none", "there is no file"),
         ):
             with pytest.raises(SourceError, match=message):

@@ -19,19 +19,20 @@ import tensorflow as tf
 
 from components import artifacts
 from components.data_ingestion.planning import Plan, files_of, plan
-from components.data_ingestion.shard_sources import Rejected
 from components.data_ingestion.workers import Workers, write_text
 from components.settings import IngestionSettings, missing_package
 from sela_tf.data.decoding import ImageInfo
-from sela_tf.data.errors import NAMES_SHOWN, SourceError
+from sela_tf.data.errors import SourceError
+from sela_tf.data.folder_contents import walk
 from sela_tf.data.image_set import SourceName
-from sela_tf.data.listing import FileInfo, size_and_time, walk
+from sela_tf.data.left_out import ImageNote, check_rejected, in_words
+from sela_tf.data.listing import FileInfo, size_and_time
 from sela_tf.data.record_writer import Shard, shard_name, write_manifest
 from sela_tf.data.records import FEATURES, INDEX, MANIFEST, read_manifest
 from sela_tf.data.sources.records import load_records
 from sela_tf.settings.fields import ConfigError
 
-REJECTED, SCHEMA = "rejected.json", "schema.pbtxt"
+REJECTED, CONVERTED, SCHEMA = "rejected.json", "converted.json", "schema.pbtxt"
 _NAME = "data_ingestion"
 _SCRATCH = ".unfinished-"
 """The beginning of the name of the directory beside the examples in which they are made."""
@@ -39,7 +40,7 @@ _INSPECTED_AT_ONCE = 500
 
 
 def ingest(settings: IngestionSettings) -> dict[str, Any]:
-    """Writes records (`sela_tf.data.records`) of a data set, with schema.pbtxt (tensorflow-metadata) and rejected.json.
+    """Writes records (`sela_tf.data.records`) of a data set, with schema.pbtxt (tensorflow-metadata), rejected.json and converted.json.
 
     Nothing is done if the directory already holds the records of the same input.
 
@@ -74,7 +75,7 @@ def ingest(settings: IngestionSettings) -> dict[str, Any]:
         staging = f"{scratch}/records"
         tf.io.gfile.makedirs(staging)
         manifest = _ingest(settings, staging, Workers(scratch, settings.beam_pipeline_args))
-        artifacts.start(directory, "examples", _NAME, clear=("Split-", MANIFEST, INDEX, REJECTED, SCHEMA))
+        artifacts.start(directory, "examples", _NAME, clear=("Split-", MANIFEST, INDEX, REJECTED, CONVERTED, SCHEMA))
         for name in walk(staging, name=staging):
             tf.io.gfile.makedirs(os.path.dirname(f"{directory}/{name}"))
             tf.io.gfile.rename(f"{staging}/{name}", f"{directory}/{name}", overwrite=True)
@@ -85,11 +86,11 @@ def ingest(settings: IngestionSettings) -> dict[str, Any]:
 def _ingest(settings: IngestionSettings, directory: str, workers: Workers) -> dict[str, Any]:
     """Plans and writes all shards, the schema and the manifest into `directory`, and returns the manifest."""
 
-    def inspect(root: str, names: Sequence[str]) -> list[FileInfo]:
+    def inspect(root: str, names: Sequence[str]) -> list[tuple[FileInfo, str]]:
         parts = [[root, *names[i : i + _INSPECTED_AT_ONCE]] for i in range(0, len(names), _INSPECTED_AT_ONCE)]
         found = workers.run("inspect", parts, "checking", len(names))
-        files = [FileInfo(*file) for part in found for file in part]
-        return [file if file.info is None else file._replace(info=ImageInfo(*file.info)) for file in files]
+        files = [(FileInfo(*file), reason) for part in found for file, reason in part]
+        return [(file if file.info is None else file._replace(info=ImageInfo(*file.info)), reason) for file, reason in files]
 
     planned = plan(settings, inspect)
     for line in planned.report:
@@ -104,11 +105,16 @@ def _ingest(settings: IngestionSettings, directory: str, workers: Workers) -> di
     rejected = list(planned.rejected)
     for (split, *_), (shard, left_out) in zip(parts, workers.run("write", tasks, "writing", len(tasks)), strict=True):
         written[split].append(Shard(*shard))
-        rejected += [Rejected(*each) for each in left_out]
+        rejected += [ImageNote(*each) for each in left_out]
+    rows = [row for shards in written.values() for shard in shards for row in shard.rows]
+    has_numbers = any(row["class"] >= 0 for row in rows)
+    if not has_numbers:
+        _number_words(rows)
     _refuse_or_report(settings, written, rejected, already_told=len(planned.rejected))
-    write_text(f"{directory}/{REJECTED}", json.dumps([each._asdict() for each in sorted(rejected)], indent=1) + "\n")
-    about = _about(settings, planned, written, rejected)
-    write_text(f"{directory}/{SCHEMA}", _schema(written, about["class_names"]))
+    for file, images in ((REJECTED, rejected), (CONVERTED, planned.converted)):
+        write_text(f"{directory}/{file}", json.dumps([each._asdict() for each in sorted(images)], indent=1) + "\n")
+    about = _about(settings, planned, rows, rejected)
+    write_text(f"{directory}/{SCHEMA}", _schema(rows, about["class_names"], has_numbers=has_numbers))
     return write_manifest(directory, written, about)
 
 
@@ -134,7 +140,7 @@ def _made_of(settings: IngestionSettings) -> dict[str, Any]:
 
 
 def _refuse_or_report(
-    settings: IngestionSettings, written: dict[str, list[Shard]], rejected: Sequence[Rejected], *, already_told: int
+    settings: IngestionSettings, written: dict[str, list[Shard]], rejected: Sequence[ImageNote], *, already_told: int
 ) -> None:
     """Checks the written shards and prints their numbers of images.
 
@@ -145,17 +151,14 @@ def _refuse_or_report(
         already_told: The number of them that the plan has reported.
 
     Raises:
-        SourceError: Images are damaged and `skip_bad_images` is False, a split is empty, or two images have one name.
+        SourceError: More images are damaged than `max_rejected` allows, a split is empty, or two images have one name.
     """
     new = rejected[already_told:]
-    shown = "; ".join(f"{each.name} ({each.reason})" for each in new[:NAMES_SHOWN]) + ("; …" if len(new) > NAMES_SHOWN else "")
-    if new and not settings.skip_bad_images:
-        raise SourceError(
-            f"`dataset={settings.dataset}`: {len(new)} images cannot be read: {shown}. Leave them out with `skip_bad_images=True`"
-        )
-    if new:
-        print(f"left out, {len(new)} images: {shown}", flush=True)
     rows = {split: [row for shard in shards for row in shard.rows] for split, shards in written.items()}
+    total = len(new) + sum(map(len, rows.values()))
+    check_rejected(new, total, settings.max_rejected, source=f"`dataset={settings.dataset}`")
+    if new:
+        print(f"left out, {len(new)} images: {in_words(new)}", flush=True)
     if not any(rows.values()):
         raise SourceError(f"`dataset={settings.dataset}`: no image in it")
     for split, found in rows.items():
@@ -178,11 +181,17 @@ def _refuse_or_report(
         )
 
 
+def _number_words(rows: Sequence[dict[str, Any]]) -> None:
+    """Numbers the classes of rows of the index that have words only, in the order of the words."""
+    numbers = {name: number for number, name in enumerate(sorted({row["class_name"] for row in rows} - {""}))}
+    for row in rows:
+        row["class"] = numbers.get(row["class_name"], -1)
+
+
 def _about(
-    settings: IngestionSettings, planned: Plan, written: dict[str, list[Shard]], rejected: Sequence[Rejected]
+    settings: IngestionSettings, planned: Plan, rows: Sequence[dict[str, Any]], rejected: Sequence[ImageNote]
 ) -> dict[str, Any]:
     """Returns the manifest's entries about the data. It has no path of this machine, so that the same images have the same manifest anywhere."""
-    rows = [row for shards in written.values() for shard in shards for row in shard.rows]
     class_names = planned.class_names or _class_names(rows)
     shapes = collections.Counter(f"{row['height']} x {row['width']} x {row['channels']}" for row in rows)
     return {
@@ -204,14 +213,19 @@ def _class_names(rows: Sequence[dict[str, Any]]) -> list[str] | None:
     return [found[number] for number in sorted(found)] if good else None
 
 
-def _schema(written: dict[str, list[Shard]], class_names: Sequence[str] | None) -> str:
-    """Returns the schema for TensorFlow Data Validation and TFX, in the text format of protocol buffers."""
+def _schema(rows: Sequence[dict[str, Any]], class_names: Sequence[str] | None, *, has_numbers: bool) -> str:
+    """Returns the schema for TensorFlow Data Validation and TFX, in the text format of protocol buffers.
+
+    Args:
+        rows: Rows of the index.
+        class_names: Names of the classes, by number; None if they have none.
+        has_numbers: True if the examples hold the numbers of their classes.
+    """
     from google.protobuf import text_format
     from tensorflow_metadata.proto.v0 import schema_pb2
 
-    rows = [row for shards in written.values() for shard in shards for row in shard.rows]
     present = {
-        "image/class/label": any(row["class"] >= 0 for row in rows),
+        "image/class/label": has_numbers,
         "image/class/text": any(row["class_name"] for row in rows),
     }
     schema = schema_pb2.Schema()

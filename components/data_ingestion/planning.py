@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import zlib
 from collections.abc import Callable, Sequence
@@ -10,14 +9,18 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from components.data_ingestion.shard_sources import ArrayRows, ImageFiles, Rejected, ShardSource, TfdsRows, TfExamples, row_name
+from components.data_ingestion.shard_sources import ArrayRows, ImageFiles, ShardSource, TfdsRows, TfExamples, row_name
 from components.settings import IngestionSettings
+from sela_tf.data.classes import with_classes_told
+from sela_tf.data.converting import missing_packages
 from sela_tf.data.errors import SourceError
+from sela_tf.data.folder_contents import walk
 from sela_tf.data.image_set import ImageSet, SourceName
-from sela_tf.data.listing import FileInfo, walk
+from sela_tf.data.left_out import ImageNote, in_words
+from sela_tf.data.listing import FileInfo
 from sela_tf.data.record_writer import example_id
-from sela_tf.data.sources import SourceOptions, existing_path, load_source
-from sela_tf.data.sources.folder import splits_of_files
+from sela_tf.data.sources import SourceOptions, existing_path, load_source, without_classes
+from sela_tf.data.sources.folder import contents_of_folder, splits_of_files
 from sela_tf.data.sources.tfds import TfdsSource, open_tfds
 from sela_tf.data.splits import hold_out, match_classes
 from sela_tf.data.stores import Files
@@ -26,8 +29,8 @@ _SETS = ("folder", "idx", "npz", "digits", "synthetic")
 """Kinds of data sets that are loaded as image sets, as in training. Others are read once, in their order."""
 _OWN_SPLITS, _EVAL_DATASET = "the data set's own splits", "--eval_dataset is the split eval"
 """Rules of splits in the manifest. They are part of its digest, so their words do not change."""
-InspectFiles = Callable[[str, Sequence[str]], Sequence[FileInfo]]
-"""A function of the root of a folder and the names of its files that returns `listing.inspect_file` of each."""
+InspectFiles = Callable[[str, Sequence[str]], Sequence[tuple[FileInfo, str]]]
+"""A function of the root of a folder and the names of its files that returns the result for each, and the reason for its conversion."""
 
 
 class Plan(NamedTuple):
@@ -39,8 +42,10 @@ class Plan(NamedTuple):
     """Names of the classes, by number; None if they are not known before the images are read."""
     split_rule: str
     """The rule by which images are held out, for the manifest."""
-    rejected: list[Rejected]
+    rejected: list[ImageNote]
     """Images that are left out."""
+    converted: list[ImageNote]
+    """Images that are converted to png, with the reason."""
     report: tuple[str, ...]
     """Lines for the user."""
 
@@ -80,22 +85,36 @@ class _SetLoader:
     def __init__(self, settings: IngestionSettings, inspect: InspectFiles):
         self.memory_limit = int(settings.memory_limit * 2**30)
         self.files: dict[str, FileInfo] = {}
-        self.rejected: list[Rejected] = []
+        self.converted: dict[str, ImageNote] = {}
+        self.rejected: list[ImageNote] = []
         self.report: list[str] = []
-        self._skip_bad_images, self._inspect = settings.skip_bad_images, inspect
+        self._settings, self._inspect = settings, inspect
 
     def load(self, dataset: str, setting: str) -> tuple[ImageSet, ImageSet | None]:
         """Loads the splits of a data set that `setting` names; of a folder, all files are inspected first."""
         kind, _, rest = dataset.partition(":")
+        settings = self._settings
         if kind == "folder":
             source = SourceName(dataset, setting)
             root = existing_path(str(source), kind, rest)
-            files = self._inspect(root, walk(root, name=str(source)))
+            contents = contents_of_folder(root, source=source, class_level=settings.class_level)
+            if lacking := missing_packages(contents.names):
+                self.report.append(lacking)
+            inspected = self._inspect(root, contents.names)
+            files = [file for file, _ in inspected]
             self.files.update((file.path, file) for file in files)
-            self.rejected.extend(Rejected(file.name, file.problem) for file in files if file.problem)
-            found = splits_of_files(root, files, source=source, skip_bad_images=self._skip_bad_images)
+            converted = {file.path: ImageNote(file.name, reason) for file, reason in inspected if reason}
+            self.converted.update(converted)
+            if converted:
+                self.report.append(f"converted to png, {len(converted)} images: {in_words([*converted.values()])}")
+            found = splits_of_files(
+                root, files, contents, source=source, max_rejected=settings.max_rejected, class_level=settings.class_level
+            )
+            found = with_classes_told(found if settings.classes == "auto" else without_classes(found))
         else:
-            found = load_source(dataset, SourceOptions(memory_limit=self.memory_limit), setting=setting)
+            options = SourceOptions(memory_limit=self.memory_limit, use_classes=settings.classes == "auto")
+            found = load_source(dataset, options, setting=setting)
+        self.rejected.extend(found.rejected)
         self.report.extend(found.report)
         return found.train, found.eval
 
@@ -118,14 +137,12 @@ def _plan_of_sets(settings: IngestionSettings, inspect: InspectFiles) -> Plan:
         train, held_out = hold_out(train, settings.eval_fraction)
         sources["eval"] = sources["train"]
         rule = _rule(settings.eval_fraction)
-    if settings.classes == "none":
-        train, held_out = _without_classes(train), _without_classes(held_out)
     train, held_out = match_classes(train, held_out)
     shards = {
         split: _shards_of_set(images, sources[split], loader, settings.images_per_shard)
         for split, images in (("train", train), ("eval", held_out))
     }
-    return Plan(shards, train.class_names, rule, loader.rejected, tuple(loader.report))
+    return Plan(shards, train.class_names, rule, loader.rejected, [*loader.converted.values()], tuple(loader.report))
 
 
 def _shards_of_set(images: ImageSet, source: _Source, loader: _SetLoader, images_per_shard: int) -> list[ShardSource]:
@@ -146,7 +163,8 @@ def _shards_of_set(images: ImageSet, source: _Source, loader: _SetLoader, images
         if isinstance(images.store, Files):
             paths = [images.store.paths[i] for i in chosen]
             entries = [(path, *each) for path, each in zip(paths, described, strict=True)]
-            shards.append(ImageFiles(entries, [info for path in paths if (info := loader.files[path].info) is not None]))
+            infos = [info for path in paths if (info := loader.files[path].info) is not None]
+            shards.append(ImageFiles(entries, infos, [path in loader.converted for path in paths]))
         else:
             rows = [(row, *each) for row, each in zip(images.rows[chosen].tolist(), described, strict=True)]
             shards.append(ArrayRows(source.dataset, loader.memory_limit, source.part, rows))
@@ -176,7 +194,7 @@ def _plan_of_tfds(settings: IngestionSettings) -> Plan:
     parts = {"train": shards(source.train, "train", False)}
     parts["eval"] = shards(source.eval, "eval", False) if source.eval else shards(source.train, "train", True)
     rule = _OWN_SPLITS if source.eval else _rule(settings.eval_fraction)
-    return Plan(parts, source.class_names if use_classes else None, rule, [], ())
+    return Plan(parts, source.class_names if use_classes else None, rule, [], [], ())
 
 
 def _plan_of_examples(settings: IngestionSettings) -> Plan:
@@ -200,21 +218,17 @@ def _plan_of_examples(settings: IngestionSettings) -> Plan:
             "train": shards(dataset, "dataset", "", 0.0, False),
             "eval": shards(settings.eval_dataset, "eval_dataset", "eval_dataset/", 0.0, False),
         }
-        return Plan(parts, None, _EVAL_DATASET, [], ())
+        return Plan(parts, None, _EVAL_DATASET, [], [], ())
     parts = {
         split: shards(dataset, "dataset", "", settings.eval_fraction, held_out)
         for split, held_out in (("train", False), ("eval", True))
     }
-    return Plan(parts, None, _rule(settings.eval_fraction), [], ())
+    return Plan(parts, None, _rule(settings.eval_fraction), [], [], ())
 
 
 def _rule(fraction: float) -> str:
     """Returns the rule of `splits.is_held_out` in words, for the manifest."""
     return f"{fraction:g} of the images are the split eval: those with crc32(sha256(name)) < {fraction:g} * 2**32, name or row"
-
-
-def _without_classes(images: ImageSet) -> ImageSet:
-    return dataclasses.replace(images, classes=None, class_names=None)
 
 
 def files_of(dataset: str, *, setting: str, data_dir: str, download: bool) -> list[str]:

@@ -13,8 +13,10 @@ import tensorflow as tf
 from google.protobuf import message
 
 from sela_tf.compat.autotuning import untuned
+from sela_tf.data.converting import to_png
 from sela_tf.data.decoding import BadImageError, ImageInfo, check_image
 from sela_tf.data.errors import SourceError
+from sela_tf.data.left_out import ImageNote
 from sela_tf.data.record_writer import Record
 from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.sources.tfds import open_tfds
@@ -23,28 +25,22 @@ from sela_tf.data.splits import is_held_out
 _LABEL_KEY, _TEXT_KEY = "image/class/label", "image/class/text"
 
 
-class Rejected(NamedTuple):
-    """An image that is left out."""
-
-    name: str
-    """The name of the image."""
-    reason: str
-    """The reason, for the user."""
-
-
 class ImageFiles(NamedTuple):
     """The source of a shard from image files that were checked before."""
 
     entries: list[tuple[str, str, int, str]]
     """Path, name, class label and class name of each image."""
     infos: list[ImageInfo]
-    """Format and size of each image."""
+    """Format and size of each image, after its conversion."""
+    converted: list[bool]
+    """True for each file that is converted to png."""
 
-    def records(self) -> Iterator[Record | Rejected]:
+    def records(self) -> Iterator[Record | ImageNote]:
         """Yields the records of the shard in order, and images that are left out."""
-        for (path, name, number, text), info in zip(self.entries, self.infos, strict=True):
+        for (path, name, number, text), info, is_converted in zip(self.entries, self.infos, self.converted, strict=True):
             with tf.io.gfile.GFile(path, "rb") as file:
-                yield Record(name, file.read(), info[1], info[2], info[3], number, text)
+                data = file.read()
+            yield Record(name, to_png(data) if is_converted else data, info[1], info[2], info[3], number, text)
 
 
 class ArrayRows(NamedTuple):
@@ -59,7 +55,7 @@ class ArrayRows(NamedTuple):
     entries: list[tuple[int, str, int, str]]
     """Row, name, class label and class name of each image."""
 
-    def records(self) -> Iterator[Record | Rejected]:
+    def records(self) -> Iterator[Record | ImageNote]:
         """Yields the records of the shard in order, and images that are left out."""
         pixels = getattr(_arrays(self.dataset, self.memory_limit), self.part).images
         for row, name, number, text in self.entries:
@@ -89,7 +85,7 @@ class TfdsRows(NamedTuple):
     use_classes: bool
     """False leaves class labels out."""
 
-    def records(self) -> Iterator[Record | Rejected]:
+    def records(self) -> Iterator[Record | ImageNote]:
         """Yields the records of the shard in order, and images that are left out."""
         source = open_tfds(self.dataset, self.dataset, data_dir=self.data_dir)
         names = source.class_names or ()
@@ -116,7 +112,7 @@ class TfExamples(NamedTuple):
     held_out: bool
     """True for the images that are held out, False for the others."""
 
-    def records(self) -> Iterator[Record | Rejected]:
+    def records(self) -> Iterator[Record | ImageNote]:
         """Yields the records of the shard in order, and images that are left out.
 
         Raises:
@@ -139,23 +135,45 @@ class TfExamples(NamedTuple):
                 f"{self.path}: cut or damaged after its first {row} records, or packed otherwise than by gzip"
             ) from error
 
-    def _one(self, name: str, row: int, features: Any) -> Record | Rejected:
-        def only(key: str, kind: str, setting: str) -> Any:
-            values = getattr(features[key], kind).value if key in features else []
-            if len(values) != 1:
-                raise SourceError(
-                    f"{self.path}: record {row} has {len(values)} values of {kind} under {key!r}, not one (it has "
-                    f"{', '.join(sorted(features))}): say where it is with `{setting}`"
-                )
-            return values[0]
-
+    def _one(self, name: str, row: int, features: Any) -> Record | ImageNote:
+        image, kind = self._only(features, self.image_key, row, "image_key")
+        if kind != "bytes_list":
+            raise SourceError(
+                f"{self.path}: record {row} has {kind} under {self.image_key!r}, no image file: name another `image_key`"
+            )
         number, text = -1, ""
+        words = features[_TEXT_KEY].bytes_list.value if _TEXT_KEY in features else []
+        if words and self.label_key:
+            text = words[0].decode(errors="replace")
         # A record may lack a class label unless the user has named the feature.
         if self.label_key and (self.label_key in features or self.label_key != _LABEL_KEY):
-            number = max(-1, only(self.label_key, "int64_list", "label_key"))
-            words = features[_TEXT_KEY].bytes_list.value if _TEXT_KEY in features else []
-            text = words[0].decode(errors="replace") if words else ""
-        return _checked(name, only(self.image_key, "bytes_list", "image_key"), number, text)
+            label, kind = self._only(features, self.label_key, row, "label_key")
+            if kind == "bytes_list":
+                # A word: the classes are numbered when all of them are known.
+                text = label.decode(errors="replace")
+            elif not float(label).is_integer():
+                raise SourceError(
+                    f"{self.path}: record {row} has the class {label:g} under {self.label_key!r}, a {kind}: classes are whole numbers or words. "
+                    "Name another `label_key`, or leave them out with `classes=none`"
+                )
+            else:
+                number = max(-1, int(label))
+        return _checked(name, image, number, text)
+
+    def _only(self, features: Any, key: str, row: int, setting: str) -> tuple[Any, str]:
+        """Returns the only value of a feature, and the kind of its list.
+
+        Raises:
+            SourceError: There is none, or there are several.
+        """
+        kind = features[key].WhichOneof("kind") if key in features else None
+        values = getattr(features[key], kind).value if kind else []
+        if len(values) != 1:
+            raise SourceError(
+                f"{self.path}: record {row} has {len(values)} values under {key!r}, not one (it has {', '.join(sorted(features))}): say "
+                f"where it is with `{setting}`"
+            )
+        return values[0], str(kind)
 
 
 ShardSource = ImageFiles | ArrayRows | TfdsRows | TfExamples
@@ -170,12 +188,12 @@ def row_name(prefix: str, row: int) -> str:
     return f"{prefix}/{row:010d}"
 
 
-def _checked(name: str, encoded: bytes, number: int, text: str) -> Record | Rejected:
+def _checked(name: str, encoded: bytes, number: int, text: str) -> Record | ImageNote:
     """Decodes an image file, and returns its record or the reason why it is left out."""
     try:
         info = check_image(encoded)
     except BadImageError as error:
-        return Rejected(name, str(error))
+        return ImageNote(name, str(error))
     return Record(name, encoded, info.height, info.width, info.channels, number, text)
 
 

@@ -17,10 +17,12 @@ from typing import Any, TextIO
 import tensorflow as tf
 from tqdm import tqdm
 
-from components.data_ingestion.shard_sources import SHARD_SOURCES, Rejected
+from components.data_ingestion.shard_sources import SHARD_SOURCES
 from sela_tf.compat.quiet import stderr_kept_back
+from sela_tf.data.converting import inspect_or_convert
 from sela_tf.data.errors import SourceError
-from sela_tf.data.listing import FileInfo, inspect_file
+from sela_tf.data.left_out import ImageNote
+from sela_tf.data.listing import FileInfo
 from sela_tf.data.record_writer import Shard, write_shard
 from sela_tf.files.remote import whole_remote_file
 from sela_tf.settings.fields import ConfigError
@@ -79,7 +81,7 @@ class Workers:
         tf.io.gfile.makedirs(place)
         for number, task in enumerate(tasks):
             write_text(f"{place}/task-{number}.json", json.dumps(task))
-        print(f"{what} {total} {'images' if kind == 'look' else 'shards'}", flush=True)
+        print(f"{what} {total} {'files' if kind == 'inspect' else 'shards'}", flush=True)
         with contextlib.ExitStack() as stack:
             # On this machine, TensorFlow and Beam write lines of their own for each worker.
             shown = sys.stderr if self._arguments else stack.enter_context(stderr_kept_back())
@@ -108,18 +110,19 @@ def _work(number: int, place: str, kind: str) -> None:
         write_text(unfinished, json.dumps(result))
 
 
-def _inspected(root: str, *names: str) -> list[FileInfo]:
-    """Inspects files of a folder."""
-    return [inspect_file(root, name) for name in names]
+def _inspected(root: str, *names: str) -> list[tuple[FileInfo, str]]:
+    """Inspects files of a folder; returns the result for each, and the reason for its conversion."""
+    found = (inspect_or_convert(root, name) for name in names)
+    return [(each.file, each.reason) for each in found]
 
 
-def _written(directory: str, file: str, kind: str, values: Sequence[Any]) -> tuple[Shard, list[Rejected]]:
+def _written(directory: str, file: str, kind: str, values: Sequence[Any]) -> tuple[Shard, list[ImageNote]]:
     """Writes the shard of one source, and returns it with the images that are left out."""
     rejected = []
 
     def good() -> Iterator[Any]:
         for record in SHARD_SOURCES[kind](*values).records():
-            if isinstance(record, Rejected):
+            if isinstance(record, ImageNote):
                 rejected.append(record)
             else:
                 yield record

@@ -22,6 +22,7 @@ from sela_tf.cli.wording import in_flags, on_one_line
 from sela_tf.compat.keras_registration import other_backend
 from sela_tf.compat.quiet import stderr_kept_back
 from sela_tf.data.errors import source_error_behind
+from sela_tf.settings.commands import ConvertConfig
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 
@@ -67,7 +68,7 @@ class Command:
         values = self.make_flags()
         try:
             with_recipes = recipes.with_flagfiles(argv) if recipes.FLAG in values else argv
-            flags.parse(values, with_recipes)
+            flags.parse(values, with_recipes, tell=print)
             if values["help"].value:
                 print(help_text(self.usage, self.settings, values))
                 return 0
@@ -141,7 +142,8 @@ class Command:
         behind = source_error_behind(error)
         message = str(behind) if behind is not None else str(getattr(error, "message", error))
         # Commands that read a finished run also name the settings of its training.
-        names = {*values, *(field.name for field in dataclasses.fields(SelaConfig))}
+        # The way out may be another command.
+        names = {*values, *(field.name for kind in (SelaConfig, ConvertConfig) for field in dataclasses.fields(kind))}
         print(f"{self.name}: error: {on_one_line(in_flags(message, names))}", file=sys.stderr)
         return 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
+_SKIP_BAD_IMAGES = re.compile(r"--?(?P<no>no)?skip_bad_images(?:=(?P<value>true|false|t|f|1|0))?", re.IGNORECASE)
+"""A flag of runs that exist, as absl reads it."""
 _TUPLES: dict[str, Callable[[str], Any]] = {"tuple[float, ...]": float, "tuple[int, ...]": int, "tuple[str, ...]": str}
 
 
@@ -47,19 +50,36 @@ def define(values: flags.FlagValues, kind: type[DataclassInstance], *, leave_out
             flags.DEFINE_list(**options)
 
 
-def parse(values: flags.FlagValues, argv: list[str]) -> None:
+def parse(values: flags.FlagValues, argv: list[str], *, tell: Callable[[str], None] | None = None) -> None:
     """Parses `argv`, flagfiles included.
+
+    Args:
+        values: Flags that were defined; they get their values.
+        argv: The name of the command and its arguments. Old names of flags are understood.
+        tell: A function that is called with a line for each flag that has an old name.
 
     Raises:
         ConfigError: a flag is unknown or malformed, a flagfile cannot be read, or an argument is no flag.
     """
     try:
-        rest = values(argv)[1:]
+        rest = values([argv[0], *(_renamed(arg, values, tell) for arg in values.read_flags_from_files(argv[1:]))])[1:]
     except (flags.Error, UnicodeDecodeError, OSError) as error:
         files = [arg for arg in argv if arg.lstrip("-").startswith("flagfile")]
         raise ConfigError(" ".join(str(error).split()) + (f" (also read: {' '.join(files)})" if files else "")) from error
     if rest:
         raise ConfigError(f"{rest[0]!r} is no flag: every setting is written --name=value")
+
+
+def _renamed(arg: str, values: flags.FlagValues, tell: Callable[[str], None] | None) -> str:
+    """Returns an argument with the present name of its flag: `--skip_bad_images` is `--max_rejected=1`."""
+    found = _SKIP_BAD_IMAGES.fullmatch(arg)
+    if found is None or "max_rejected" not in values:
+        return arg
+    is_on = not found["no"] and (found["value"] or "true").lower() in ("true", "t", "1")
+    new = f"--max_rejected={int(is_on)}"
+    if tell is not None:
+        tell(f"{arg} is the old name of {new}")
+    return new
 
 
 def settings(values: flags.FlagValues, kind: type[Settings], **given: Any) -> Settings:
@@ -122,6 +142,10 @@ def from_flagfile(path: str | os.PathLike[str]) -> SelaConfig:
         for field in dataclasses.fields(SelaConfig)
         if field.metadata["before"] is not None and not values[field.name].present
     }
+    # A run that does not name the rule of its classes is older than the present rules of folders.
+    has_folder = any((values[name].value or "").startswith("folder:") for name in ("dataset", "eval_dataset"))
+    if has_folder and not values["class_level"].present:
+        older["class_level"] = "old"
     return settings(values, SelaConfig, **older).absolute()
 
 

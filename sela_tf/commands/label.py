@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from sela_tf.commands.label_blocks import Block, LabelledSplit, StoredOutputs, store_blocks, stored_blocks
 from sela_tf.data.image_set import ImageSet
+from sela_tf.data.left_out import ImageNote, write_left_out
+from sela_tf.data.left_out import beside as left_out_beside
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import match_input
@@ -74,7 +76,8 @@ def label_run(settings: LabelConfig) -> str:
     labels = read_labels(settings.workdir, (heads.num_heads, heads.num_clusters))
     splits: list[LabelledSplit] = []
     num_images = 0
-    for name, images in _images(settings, config):
+    sets, rejected = _images(settings, config)
+    for name, images in sets:
         splits.append(LabelledSplit(name, match_input(images, model.input.shape[1:]), known_changes(images, labels), num_images))
         num_images += len(images)
     if settings.balanced and num_images < heads.num_clusters:
@@ -92,6 +95,8 @@ def label_run(settings: LabelConfig) -> str:
             blocks = stored_blocks(stored, splits, settings.batch_size)
         writer = stack.enter_context(LabelWriter(output))
         columns, most_urgent = _write(writer, blocks, labelling, embeddings=settings.embeddings, name_splits=len(splits) > 1)
+    if write_left_out(left_out_beside(output), rejected):
+        print(f"images that were left out: {left_out_beside(output)}", flush=True)
     return _summary(output, num_images, columns, most_urgent)
 
 
@@ -116,18 +121,24 @@ def _output(settings: LabelConfig) -> pathlib.Path:
     return output
 
 
-def _images(settings: LabelConfig, config: SelaConfig) -> list[tuple[str, ImageSet]]:
-    """Loads the images to label: (name of the split, its images), not yet in the form that the network takes."""
+def _images(settings: LabelConfig, config: SelaConfig) -> tuple[list[tuple[str, ImageSet]], tuple[ImageNote, ...]]:
+    """Loads the images to label, not yet in the form that the network takes.
+
+    Returns:
+        (for each split its name and images; images that cannot be read).
+    """
     cache_dir = absolute_cache(settings.cache_dir) if settings.cache_dir else config.cache_dir
     if not settings.dataset:
         data = load_data(dataclasses.replace(config, data_dir=settings.data_dir or config.data_dir, cache_dir=cache_dir))
-        return [("train", data.train), ("eval", data.held_out)]
+        return [("train", data.train), ("eval", data.held_out)], data.rejected
     splits = load_source(
-        absolute_source(settings.dataset),
+        absolute_source(settings.dataset, tell=tell),
         SourceOptions(
+            use_classes=settings.classes == "auto",
             data_dir=settings.data_dir or config.data_dir,
             download=settings.download,
-            skip_bad_images=settings.skip_bad_images,
+            max_rejected=settings.max_rejected,
+            class_level=settings.class_level,
             memory_limit=int(settings.memory_limit * 2**30),
             cache_dir=cache_dir,
         ),
@@ -135,7 +146,7 @@ def _images(settings: LabelConfig, config: SelaConfig) -> list[tuple[str, ImageS
     )
     for line in splits.report:
         print(line, flush=True)
-    return [("train", splits.train)] + ([("eval", splits.eval)] if splits.eval is not None else [])
+    return [("train", splits.train)] + ([("eval", splits.eval)] if splits.eval is not None else []), splits.rejected
 
 
 def _blocks(model: keras.Model, splits: list[LabelledSplit], settings: LabelConfig) -> Iterator[Block]:

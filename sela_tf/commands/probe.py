@@ -16,6 +16,7 @@ from scipy import stats
 
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.batch_sizes import EVALUATION_BATCH
+from sela_tf.data.left_out import write_left_out
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.splits import match_input
 from sela_tf.evaluation.kmeans import kmeans_clusters
@@ -31,14 +32,14 @@ from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.reporting.markdown import markdown
 from sela_tf.reporting.metric_labels import CLUSTER_LABELS, METRIC_LABELS
 from sela_tf.runs.flagfile import read_config
-from sela_tf.runs.names import PROBES
+from sela_tf.runs.names import PROBES, PROBES_LEFT_OUT
 from sela_tf.runs.network import load_run, read_description
 from sela_tf.settings.commands import ProbeConfig
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.paths import absolute_cache, absolute_path, absolute_source, refuse_unwritable
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import prepare_devices
-from sela_tf.training.images import Data, load_data
+from sela_tf.training.images import Data, load_data, tell
 from sela_tf.training.initial_state import first_network
 from sela_tf.training.optimizer import CoupledSGD, learning_rate_schedule
 
@@ -58,17 +59,19 @@ def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str] | None = No
     """
     workdir = settings.workdir[0] if workdir is None else workdir
     refuse_unwritable("workdir", pathlib.Path(absolute_path(str(workdir))))
-    results = probe(settings, workdir)
+    left_out = pathlib.Path(absolute_path(str(workdir))) / PROBES_LEFT_OUT
+    results = probe(settings, workdir, left_out=left_out if settings.dataset or settings.eval_dataset else None)
     write_whole(pathlib.Path(workdir).expanduser() / PROBES, json.dumps(results, indent=1) + "\n")
     return results
 
 
-def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def probe(settings: ProbeConfig, workdir: str | os.PathLike[str], *, left_out: pathlib.Path | None = None) -> dict[str, Any]:
     """Probes the network of a finished run, and returns what `probe_run` writes into probes.json.
 
     Args:
         settings: settings of the command.
         workdir: directory of the run.
+        left_out: the CSV file for images that cannot be read; None for none.
 
     Raises:
         ValueError: there is no finished run, no such stage, or no classes to fit probes to.
@@ -83,6 +86,8 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
     if len(shape) == 3:
         config = dataclasses.replace(config, image_size=shape[0])
     data = _load_matching(config, shape)
+    if left_out is not None:
+        write_left_out(left_out, data.rejected)
     protocol = evaluation_protocol(settings.evaluate, len(data.train), len(data.held_out), seed=settings.seed)
     _check_enough_images(settings, data, protocol)
     images = evaluation_images(data.train, data.held_out, data.size, protocol)
@@ -133,9 +138,15 @@ def _config_of(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> SelaCo
     """Returns the settings of the run, with the images that the command asks for."""
     config = read_config(workdir)
     if settings.dataset:
-        config = dataclasses.replace(config, dataset=absolute_source(settings.dataset), eval_dataset="")
+        config = dataclasses.replace(
+            config,
+            dataset=absolute_source(settings.dataset, tell=tell),
+            eval_dataset="",
+            max_rejected=settings.max_rejected,
+            class_level=settings.class_level,
+        )
     if settings.eval_dataset:
-        config = dataclasses.replace(config, eval_dataset=absolute_source(settings.eval_dataset))
+        config = dataclasses.replace(config, eval_dataset=absolute_source(settings.eval_dataset, tell=tell))
     if settings.cache_dir:
         config = dataclasses.replace(config, cache_dir=absolute_cache(settings.cache_dir))
     # A network that was trained with `imbalance` is judged on all images.

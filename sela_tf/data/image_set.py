@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.data.left_out import ImageNote
 from sela_tf.data.stores import Arrays, EncodedStore, Store
 
 TRAIN_NAMES = ("train", "training")
@@ -135,3 +136,7 @@ class Splits(NamedTuple):
     """Images to evaluate on; None if the source has no such split."""
     report: tuple[str, ...] = ()
     """Lines for the user about the images that were found and those that were left out."""
+    rejected: tuple[ImageNote, ...] = ()
+    """Images that were left out because they cannot be read."""
+    without_classes: str = ""
+    """The reason why the images have no classes, if one is known."""

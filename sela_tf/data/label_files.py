@@ -49,8 +49,11 @@ def read_known_labels(
     if kind == "name":
         if images.names is None:
             raise SourceError(f"the images have no names: begin {setting} with index,cluster")
-        places = match_names(keys, images.names)
-        other_places = match_names(keys, [name for each in others for name in each.names or ()])
+        other_names = [name for each in others for name in each.names or ()]
+        known_names = {*images.names, *other_names}
+        # Blanks around a name belong to it only if an image is called so.
+        keys = [key if key in known_names else key.strip() for key in keys]
+        places, other_places = match_names(keys, images.names), match_names(keys, other_names)
     else:
         places = _match_rows(keys, images.rows)
         # Sets without `source_rows` come from another source or split, and their rows do not count here.
@@ -96,19 +99,21 @@ def _read_lines(path: str | os.PathLike[str], setting: str) -> tuple[str, list[_
     """Returns the kind of the keys, "name" or "row", and all lines but the first; `setting` names the file in messages."""
     try:
         with pathlib.Path(path).expanduser().open(newline="", encoding="utf-8-sig") as file:
-            lines = [[cell.strip() for cell in line] for line in csv.reader(file)]
+            # A cell in quotes may hold line breaks, so that its line begins earlier than the reader stands.
+            reader = csv.reader(file)
+            lines = [(reader.line_num - sum(cell.count("\n") for cell in line), line) for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{setting} cannot be read: {error}") from error
-    header = lines[0] if lines else []
+    header = [cell.strip() for cell in lines[0][1]] if lines else []
     if header not in (["name", "cluster"], ["index", "cluster"]):
         raise SourceError(f"the first line of {setting} must be name,cluster or index,cluster. Received: {','.join(header)!r}")
     found = []
-    for number, line in enumerate(lines[1:], start=2):
-        if not any(line):
+    for number, line in lines[1:]:
+        if not any(cell.strip() for cell in line):
             continue
         if len(line) != 2:
             raise SourceError(f"line {number} of {setting} must have two columns. Received: {','.join(line)!r}")
-        found.append(_Line(number, *line))
+        found.append(_Line(number, line[0], line[1].strip()))
     return "name" if header[0] == "name" else "row", found
 
 

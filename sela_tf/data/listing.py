@@ -21,13 +21,11 @@ import pyarrow.parquet
 import tensorflow as tf
 
 from sela_tf.data.decoding import BadImageError, ImageInfo, UnreadableFormatError, check_image, image_kind, read_header
-from sela_tf.data.errors import NAMES_SHOWN, SourceError
+from sela_tf.data.folder_contents import SUFFIXES
 from sela_tf.files.atomic import whole_file
 
 FORMAT = 1
 """The version of the listings' format. A listing of another version is ignored."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
-"""Endings of the names of image files."""
 _SCHEMA = pa.schema(
     [
         ("name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("sha256", pa.string()), ("kind", pa.string()),
@@ -64,51 +62,6 @@ class FileInfo(NamedTuple):
     def top(self) -> str:
         """The top-level directory of the file in lower case; "" if it lies in the root."""
         return self.name.split("/")[0].lower() if "/" in self.name else ""
-
-
-def walk(root: str, *, name: str) -> list[str]:
-    """Returns the names of all files below a directory, relative to it and sorted by `order_of`.
-
-    Hidden files and hidden directories (those whose name begins with a dot) are left out. Links are followed; each directory is
-    visited once.
-
-    Args:
-        root: A directory on any file system that TensorFlow knows, such as gs://BUCKET/DIR.
-        name: The name of the data set, for messages.
-
-    Raises:
-        SourceError: A directory cannot be read, or the name of a file is not UTF-8.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise SourceError(f"{name}: {error.filename!r} cannot be read: {error.strerror}") from error
-
-    names, visited = [], set()
-    remote = "://" in root
-    found = tf.io.gfile.walk(root) if remote else os.walk(root, followlinks=True, onerror=refuse)
-    for directory, directories, files in found:
-        real = directory if remote else os.path.realpath(directory)
-        directories[:] = [] if real in visited else sorted(each for each in directories if not each.startswith("."))
-        if real not in visited:
-            below = directory[len(root) :].strip("/")
-            shown = [f"{below}/{file}" if below else file for file in files if not file.startswith(".")]
-            names += [each for each in shown if remote or _is_file(os.path.join(root, each))]
-        visited.add(real)
-    # Python decodes bytes that are not UTF-8 to lone surrogates, which no report and no file of labels can hold.
-    odd = [ascii(each) for each in names if any("\ud800" <= character <= "\udfff" for character in f"{root}/{each}")]
-    if odd:
-        raise SourceError(f"{name}: {len(odd)} file names are not UTF-8: {', '.join(odd[:NAMES_SHOWN])}. Rename them")
-    return sorted(names, key=order_of)
-
-
-def _is_file(path: str) -> bool:
-    """Returns True for a file, and for a broken link that is named like an image, so that the link is reported."""
-    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path) and path.lower().endswith(SUFFIXES))
-
-
-def order_of(name: str) -> tuple[str, ...]:
-    """Returns the key by which names are sorted: the parts of the path, so that a directory's files stay together."""
-    return tuple(name.split("/"))
 
 
 def inspect_file(root: str, name: str) -> FileInfo:

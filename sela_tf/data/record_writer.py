@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import tensorflow as tf
 
-from sela_tf.data.listing import order_of
+from sela_tf.data.folder_contents import order_of
 from sela_tf.data.records import FEATURES, FORMAT, FRAME, HEADER, IMAGE_KEY, INDEX, LENGTH, MANIFEST, digest_of
 from sela_tf.files.remote import whole_remote_file
 

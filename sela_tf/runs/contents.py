@@ -7,11 +7,13 @@ from sela_tf.runs.names import (
     FLAGS,
     GALLERIES,
     LABELS,
+    LEFT_OUT,
     LOCK,
     METRICS,
     NETWORK,
     PICTURE,
     PROBES,
+    PROBES_LEFT_OUT,
     REPORT,
     RESULTS,
     TENSORBOARD,
@@ -33,6 +35,8 @@ RUN_DIRECTORY = {
     GALLERIES: "Pictures of the members of clusters, of training and of held-out images.",
     REPORT: "The numbers behind report.png and galleries/.",
     PROBES: "The figures that `python -m sela_tf.probe` measured.",
+    LEFT_OUT: "Images of the data set that cannot be read, with the reason: `name,reason`; only if there are any.",
+    PROBES_LEFT_OUT: "The same of the data set that `python -m sela_tf.probe` was given.",
     LOCK: "The process that writes the run at present.",
 }
 """The files and directories of a run, in the order in which they appear."""

@@ -53,6 +53,9 @@ def settings_of_run(workdir: str | os.PathLike[str], given: Mapping[str, Any]) -
         old = flags.from_flagfile(path / FLAGS)
     except ConfigError as error:
         raise ConfigError(f"{path / FLAGS} is damaged ({error}): name another directory") from error
+    if given.get("class_level") == "auto" and old.class_level == "old":
+        # Nothing else can be asked of a run that is older than the present rules.
+        given.pop("class_level")
     new = dataclasses.replace(old, **given).absolute()
     different = [
         f"`{field.name}` was {getattr(old, field.name)!r}, is {getattr(new, field.name)!r}"

@@ -8,11 +8,14 @@ import os
 from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.settings.data import (
     cache_dir_option,
+    check_class_level,
+    class_level_option,
+    classes_option,
     data_dir_option,
     download_option,
     label_memory_option,
+    max_rejected_option,
     memory_limit_option,
-    skip_bad_images_option,
 )
 from sela_tf.settings.fields import (
     NOT_NEGATIVE,
@@ -42,7 +45,9 @@ class LabelConfig:
     )
     embeddings: bool = option(True, "Also write the embeddings.")
     batch_size: int = option(EVALUATION_BATCH, "Images at a time.", at_least=1)
-    skip_bad_images: bool = skip_bad_images_option()
+    classes: str = classes_option("none leaves class labels out of the file.")
+    max_rejected: float = max_rejected_option("they are listed in a file beside `output`")
+    class_level: str = class_level_option()
     data_dir: str = data_dir_option()
     download: bool = download_option()
     cache_dir: str = cache_dir_option("the run's")
@@ -57,6 +62,7 @@ class LabelConfig:
         if self.balanced and not self.potentials:
             raise ConfigError("`balanced` makes potentials of its own: leave out `potentials=False`")
         check_settings(self)
+        check_class_level(self.class_level)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,8 @@ class ProbeConfig:
     )
     dataset: str = option("", "Images with classes to fit the probes to; by default those of the run.")
     eval_dataset: str = option("", "Images with classes to score them on; by default those of the run, or `dataset`'s own.")
+    max_rejected: float = max_rejected_option("they are listed in probes_left_out.csv")
+    class_level: str = class_level_option()
     cache_dir: str = cache_dir_option("the run's")
     # of protocol sgd (R)
     epochs: int = option(36, "Epochs of sgd.", at_least=1)
@@ -114,6 +122,7 @@ class ProbeConfig:
         if not self.workdir:
             raise ConfigError("`workdir` is missing: the directory of a finished run")
         check_settings(self)
+        check_class_level(self.class_level)
         if not all(k >= 1 for k in self.knn):
             raise ConfigError(f"`knn` must be numbers of neighbours from 1. Received: {self.knn}")
         if not all(k >= 2 for k in self.kmeans):
@@ -122,6 +131,23 @@ class ProbeConfig:
             raise ConfigError(f"`drop_epochs` must be increasing epochs from 1. Received: {self.drop_epochs}")
         if self.ten_crop and self.protocol != "sgd":
             raise ConfigError("`ten_crop` needs `protocol=sgd`")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """The settings of `python -m sela_tf.convert`."""
+
+    input: str = option("", "Folder of images of any format that Pillow reads.")
+    output: str = option("", "Directory to write, made if missing; one of an earlier call is brought up to date.")
+
+    def __post_init__(self) -> None:
+        for name, what in (("input", "a folder of images"), ("output", "the directory to write")):
+            value = getattr(self, name).removeprefix("folder:")
+            if not value:
+                raise ConfigError(f"`{name}` is missing: {what}")
+            if "://" in value:
+                raise ConfigError(f"`{name}={value}` must be a local directory: copy it to a disk")
+            object.__setattr__(self, name, absolute_path(value))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

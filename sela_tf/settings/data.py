@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sela_tf.settings.fields import GIB, INNER_SHARE, POSITIVE, option
+from sela_tf.settings.fields import GIB, INNER_SHARE, POSITIVE, SHARE, ConfigError, option
 
 
 def eval_dataset_option() -> Any:
@@ -38,9 +38,36 @@ def cache_dir_option(default: str) -> Any:
     )
 
 
-def skip_bad_images_option(help: str = "Leave out damaged images of a folder instead of refusing it.") -> Any:
-    """Returns the field `skip_bad_images`."""
-    return option(False, help)
+def classes_option(help: str) -> Any:
+    """Returns the field `classes`."""
+    return option("auto", help, choices=("auto", "none"))
+
+
+def max_rejected_option(note: str = "they are listed in left_out.csv") -> Any:
+    """Returns the field `max_rejected`; its help says in `note` where images that are left out are listed."""
+    words = (
+        f"Largest share of the images that may be left out because they are damaged; {note}. With more, the data set is refused."
+    )
+    return option(0.0, words, bound=SHARE)
+
+
+def class_level_option() -> Any:
+    """Returns the field `class_level`."""
+    return option(
+        "auto",
+        "Directories of a folder that are its classes. auto: the first level below the split (train, test, …) that has two or more; a "
+        "number N: the N-th level below it; parent: those that hold the images; old: as in runs whose flags.cfg does not name this.",
+    )
+
+
+def check_class_level(value: str) -> None:
+    """Checks the value of `class_level`.
+
+    Raises:
+        ConfigError: It is none of those that are known.
+    """
+    if value not in ("auto", "parent", "old") and not (value.isdecimal() and value.isascii() and 1 <= int(value) <= 100):
+        raise ConfigError(f"`class_level` must be auto, parent, or a number from 1. Received: `class_level={value}`")
 
 
 def memory_limit_option(help: str) -> Any:

@@ -138,6 +138,11 @@ def check_settings(settings: Any) -> None:
     for name, (metadata, value) in fields.items():
         if metadata["bound"] is not None:
             metadata["bound"].check(name, value)
+    for name, (_, value) in fields.items():
+        if isinstance(value, str) and (value != value.rstrip() or "\n" in value or "\r" in value):
+            raise ConfigError(
+                f"`{name}` must not end with a blank or hold a line break, which flagfiles lose: rename it. Received: {value!r}"
+            )
     for name, (metadata, value) in fields.items():
         if metadata["choices"] and value not in metadata["choices"]:
             raise ConfigError(f"`{name}` must be one of {', '.join(metadata['choices'])}. Received: {value!r}")

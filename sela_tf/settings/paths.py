@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Callable
 
 from sela_tf.settings.fields import ConfigError
 
 SOURCES_WITH_PATH = ("idx", "folder", "npz", "features", "records", "tfrecords")
+SOURCES_WITHOUT_PATH = ("digits", "synthetic")
 
 
 def absolute_path(path: str) -> str:
@@ -35,9 +37,41 @@ def absolute_cache(cache_dir: str) -> str:
     return absolute_path(cache_dir or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sela_tf"))
 
 
-def absolute_source(dataset: str) -> str:
-    """Returns a source of images with an absolute path, so that it names the same data in any directory."""
+def absolute_source(dataset: str, *, tell: Callable[[str], None] | None = None) -> str:
+    """Returns a source of images with an absolute path, so that it names the same data in any directory.
+
+    The path of a directory stands for `folder:DIR`, that of an npz file for `npz:FILE`. A word without a slash is the name of a TFDS data
+    set where there is one, else a directory here.
+
+    Args:
+        dataset: The source as it was given.
+        tell: A function that is called with a line if the source was a path.
+    """
     kind, colon, path = dataset.partition(":")
-    if kind not in SOURCES_WITH_PATH or not path or "://" in path:
+    if kind in SOURCES_WITH_PATH and colon:
+        return dataset if not path or "://" in path else f"{kind}{colon}{absolute_path(path)}"
+    if not dataset or "://" in dataset:
         return dataset
-    return f"{kind}{colon}{absolute_path(path)}"
+    found = absolute_path(dataset)
+    if os.path.isdir(found) and (os.sep in dataset or not _is_name(dataset)):
+        kind = "folder"
+    elif os.path.isfile(found) and found.lower().endswith(".npz"):
+        kind = "npz"
+    else:
+        return dataset
+    if tell is not None:
+        tell(f"{dataset!r} is taken for {kind}:{found}")
+    return f"{kind}:{found}"
+
+
+def _is_name(word: str) -> bool:
+    """Returns True for the name of a data set: one of those without a path, or one that TFDS knows."""
+    if word in SOURCES_WITHOUT_PATH:
+        return True
+    # TFDS takes a second to import, and is asked only where a directory has the name.
+    try:
+        import tensorflow_datasets as tfds
+
+        return word in tfds.list_builders(with_community_datasets=False)
+    except ImportError:  # Without TFDS no word is a name of it.
+        return False

@@ -8,13 +8,16 @@ from typing import ClassVar
 
 from sela_tf.settings.data import (
     cache_dir_option,
+    check_class_level,
+    class_level_option,
+    classes_option,
     data_dir_option,
     download_option,
     eval_dataset_option,
     eval_fraction_option,
     label_memory_option,
+    max_rejected_option,
     memory_limit_option,
-    skip_bad_images_option,
 )
 from sela_tf.settings.fields import (
     CHOSEN,
@@ -51,22 +54,24 @@ class SelaConfig:
     # images
     dataset: str = option(
         "",
-        "Training images: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR (as components.data_ingestion writes them), synthetic:N (N "
-        "images made on the fly), or a TFDS name such as cifar10. Or features:FILE, an npy or npz file of vectors [N, D] in place of images.",
+        "Training images: folder:DIR or just the path of the folder, npz:FILE, idx:DIR, digits, records:DIR (as components.data_ingestion "
+        "writes them), synthetic:N (N images made on the fly), or a TFDS name such as cifar10. Or features:FILE, an npy or npz file of "
+        "vectors [N, D] in place of images.",
     )
     eval_dataset: str = eval_dataset_option()
     eval_fraction: float = eval_fraction_option(CHOSEN)
     data_dir: str = data_dir_option()
     download: bool = download_option()
     cache_dir: str = cache_dir_option("$XDG_CACHE_HOME/sela_tf or ~/.cache/sela_tf")
-    classes: str = option("auto", "none ignores class labels, which serve evaluation only.", choices=("auto", "none"))
+    classes: str = classes_option("none ignores class labels, which serve evaluation only.")
     imbalance: str = option(
         "none",
         "Remove training images to make classes unequal (P, on CIFAR-10). light: half of the last class. heavy: class i of C keeps "
         "(C - i + 1) / C of its images.",
         choices=("none", "light", "heavy"),
     )
-    skip_bad_images: bool = skip_bad_images_option()
+    max_rejected: float = max_rejected_option()
+    class_level: str = class_level_option()
     memory_limit: float = memory_limit_option("GiB that decoded images may take; TensorFlow keeps a second copy.")
     image_size: int = option(
         CHOSEN, "Side of the square that the network sees; 0 for the images' own size, where they have one.", at_least=0
@@ -212,6 +217,7 @@ class SelaConfig:
                 "`dataset` is missing: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR, features:FILE, synthetic:N, or a TFDS name"
             )
         check_settings(self)
+        check_class_level(self.class_level)
         if self.image_size == 1:
             raise ConfigError("`image_size` must be 0 or at least 2. Received: `image_size=1`")
         if self.optimizer == "lamb" and self.momentum != 0.9:
@@ -238,8 +244,8 @@ class SelaConfig:
         """Returns the settings with absolute paths, so that they mean the same data in any directory."""
         return dataclasses.replace(
             self,
-            dataset=absolute_source(self.dataset),
-            eval_dataset=absolute_source(self.eval_dataset),
+            dataset=absolute_source(self.dataset, tell=print),
+            eval_dataset=absolute_source(self.eval_dataset, tell=print),
             data_dir=self.data_dir and absolute_path(self.data_dir),
             cache_dir=absolute_cache(self.cache_dir),
             known_labels=self.known_labels and absolute_path(self.known_labels),

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet, Splits
+from sela_tf.data.left_out import ImageNote
 from sela_tf.data.pipeline import channel_statistics, training_batches, with_rotations
 from sela_tf.data.sources import Outline, SourceOptions, load_source, outline_source
 from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
@@ -32,6 +33,8 @@ class Data(NamedTuple):
     variance: np.ndarray
     left_out: tuple[ImageSet, ...] = ()
     """Images of the source that are neither trained on nor held out; only names, rows and classes are kept of them."""
+    rejected: tuple[ImageNote, ...] = ()
+    """Images of the sources that cannot be read."""
 
 
 def load_data(config: SelaConfig) -> Data:
@@ -128,7 +131,8 @@ def _source_options(config: SelaConfig) -> SourceOptions:
         data_dir=config.data_dir,
         download=config.download,
         use_classes=config.classes == "auto",
-        skip_bad_images=config.skip_bad_images,
+        max_rejected=config.max_rejected,
+        class_level=config.class_level,
         memory_limit=int(config.memory_limit * 2**30),
         cache_dir=config.cache_dir,
     )
@@ -145,7 +149,7 @@ def _check_outline(config: SelaConfig, outline: Outline) -> None:
     Raises:
         ValueError: the settings do not fit (ConfigError), or the images are not there (SourceError).
     """
-    train, held_out, _ = outline.splits
+    train, held_out = outline.splits.train, outline.splits.eval
     # Splitting images that are in memory would copy them.
     train = dataclasses.replace(train, store=Unread(len(train)))
     if not config.eval_dataset and held_out is None:
@@ -161,10 +165,11 @@ def _check_outline(config: SelaConfig, outline: Outline) -> None:
 def _split_and_match(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:
     """Does what `load_data` says; some sources may have been loaded before, by the name of their setting."""
     splits = loaded.get("dataset") or _load_source(config, "dataset")
-    report = list(splits.report)
+    report, rejected = list(splits.report), splits.rejected
     if config.eval_dataset:
         other = _load_source(config, "eval_dataset")
         report += other.report
+        rejected += tuple(each for each in other.rejected if each not in rejected)
         train, held_out = splits.train, other.eval or other.train
     elif splits.eval is not None:
         train, held_out = splits.train, splits.eval
@@ -185,7 +190,7 @@ def _split_and_match(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:
         tell(line)
     size = _network_size(config, train)
     mean, variance = channel_statistics(train, size=size, seed=config.seed)
-    return Data(train, match_input(held_out, (*size, train.channels)), size, mean, variance, left_out)
+    return Data(train, match_input(held_out, (*size, train.channels)), size, mean, variance, left_out, rejected)
 
 
 def _network_size(config: SelaConfig, train: ImageSet) -> tuple[int, ...]:

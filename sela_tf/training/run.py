@@ -11,10 +11,12 @@ import numpy as np
 
 from sela_tf.cli.signals import signals_noted
 from sela_tf.compat.releases import RELEASE
+from sela_tf.data.left_out import write_left_out
 from sela_tf.data.sources.python import ImagesFromPython, images_given
 from sela_tf.evaluation.outputs import EvaluationOutputs
 from sela_tf.runs import checkpoint
 from sela_tf.runs.labels import read_labels
+from sela_tf.runs.names import LEFT_OUT
 from sela_tf.runs.network import describe_older_run, load_run, save_network
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
@@ -100,6 +102,8 @@ def _run(
     describe_older_run(directory.path)
     try:
         directory.start(step, experiment.config)
+        if write_left_out(directory.path / LEFT_OUT, experiment.data.rejected):
+            tell(f"images that were left out: {directory.path / LEFT_OUT}")
         if directory.has_results:
             # Only the report is missing.
             results, outputs = directory.read_results(), _outputs_again(experiment, directory)

@@ -59,7 +59,7 @@ class TestRefusedBeforeDecoding:
             load_training_data(config)
         assert decoded == []
         # the one of another size is damaged: without it there is one size
-        config = dataclasses.replace(config, skip_bad_images=True)
+        config = dataclasses.replace(config, max_rejected=1.0)
         assert load_training_data(config)[1].size == (16, 20)
         decoded.clear()
         with pytest.raises(ConfigError, match="`num_clusters=2000` exceeds"):
@@ -88,5 +88,8 @@ class TestRefusedBeforeDecoding:
     def test_damaged_images_are_still_told_as_ever(self, folder):
         (folder / "a" / "cut.jpg").write_bytes(encoded(picture(np.random.default_rng(1), "RGB", (16, 20)), "PNG")[:300])
         config = SelaConfig(dataset=f"folder:{folder}", num_clusters=4, batch_size=4)
-        with pytest.raises(SourceError, match=r"2 of 15 images cannot be read: a/cut.jpg .*`skip_bad_images=True`"):
+        with pytest.raises(
+            SourceError,
+            match=r"2 of 15 images cannot be read, `max_rejected=0`: a/cut.jpg .*leave them out with `max_rejected=0.134`",
+        ):
             load_training_data(config)

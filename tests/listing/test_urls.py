@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from sela_tf.commands import label as labeller
 from sela_tf.data.augment import Augmentation
+from sela_tf.data.folder_contents import walk
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.label_files import read_known_labels, read_run_labels
-from sela_tf.data.listing import walk
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import hold_out

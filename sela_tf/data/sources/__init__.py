@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import tensorflow as tf
 
+from sela_tf.data.classes import with_classes_told
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import SourceName, Splits
 from sela_tf.data.sources.arrays import (
@@ -38,8 +39,10 @@ class SourceOptions(NamedTuple):
     """Lets TFDS download and prepare a data set that is missing."""
     use_classes: bool = True
     """False leaves class labels out."""
-    skip_bad_images: bool = False
-    """Leaves damaged files of a folder out, instead of refusing the folder."""
+    max_rejected: float = 0.0
+    """The largest share of a folder's images that may be left out because they are damaged."""
+    class_level: str = "auto"
+    """The level of a folder's directories that are the classes: "auto", "parent", a number from 1, or "old"."""
     memory_limit: int = 4 * 2**30
     """The limit for decoded images, in bytes."""
     cache_dir: str = ""
@@ -85,10 +88,22 @@ class Source(NamedTuple):
 def _outline_folder(request: Request) -> Outline | None:
     options = request.options
     try:
-        splits = outline_folder(request.path, source=request.source, cache_dir=options.cache_dir)
+        splits = outline_folder(request.path, source=request.source, class_level=options.class_level, cache_dir=options.cache_dir)
     except SourceError:  # Loading the folder gives a better message, because it finds all that is wrong.
         return None
-    return Outline(splits, sizes_are_known=not options.skip_bad_images)
+    return Outline(splits, sizes_are_known=options.max_rejected == 0)
+
+
+def _load_folder(request: Request) -> Splits:
+    options = request.options
+    return load_folder(
+        request.path,
+        source=request.source,
+        max_rejected=options.max_rejected,
+        class_level=options.class_level,
+        cache_dir=options.cache_dir,
+        tell=request.tell,
+    )
 
 
 def _outline_tfds(request: Request) -> Outline:
@@ -98,19 +113,15 @@ def _outline_tfds(request: Request) -> Outline:
 
 SOURCES = {
     "digits": Source(lambda r: load_digits(r.source)),
-    "idx": Source(lambda r: load_idx(pathlib.Path(r.path), source=r.source), path="directory"),
-    "npz": Source(lambda r: load_npz(pathlib.Path(r.path), source=r.source), path="file"),
+    "idx": Source(lambda r: load_idx(pathlib.Path(r.path), source=r.source, use_classes=r.options.use_classes), path="directory"),
+    "npz": Source(lambda r: load_npz(pathlib.Path(r.path), source=r.source, use_classes=r.options.use_classes), path="file"),
     "features": Source(
-        lambda r: load_vectors(pathlib.Path(r.path), source=r.source, memory_limit=r.options.memory_limit), path="file"
-    ),
-    "folder": Source(
-        lambda r: load_folder(
-            r.path, source=r.source, skip_bad_images=r.options.skip_bad_images, cache_dir=r.options.cache_dir, tell=r.tell
+        lambda r: load_vectors(
+            pathlib.Path(r.path), source=r.source, use_classes=r.options.use_classes, memory_limit=r.options.memory_limit
         ),
-        outline=_outline_folder,
-        path="directory",
-        takes_urls=True,
+        path="file",
     ),
+    "folder": Source(_load_folder, outline=_outline_folder, path="directory", takes_urls=True),
     "records": Source(
         lambda r: load_records(r.path, source=r.source, memory_limit=r.options.memory_limit),
         outline=lambda r: Outline(load_records(r.path, source=r.source, memory_limit=0)),
@@ -126,7 +137,13 @@ SOURCES = {
 """The kinds of sources, by the word before the colon. Everything else is the name of a TFDS data set."""
 
 _TFDS = Source(
-    lambda r: load_tfds(r.source, data_dir=r.options.data_dir, download=r.options.download, memory_limit=r.options.memory_limit),
+    lambda r: load_tfds(
+        r.source,
+        data_dir=r.options.data_dir,
+        download=r.options.download,
+        memory_limit=r.options.memory_limit,
+        use_classes=r.options.use_classes,
+    ),
     outline=_outline_tfds,
 )
 
@@ -148,6 +165,8 @@ def _requested(dataset: str, options: SourceOptions, setting: str, tell: Callabl
     # "digits" takes nothing behind a colon: such a name can only be one of TFDS.
     if dataset.startswith("digits:"):
         found = _TFDS
+    if found is _TFDS and dataset.startswith(("/", "./", "../", "~")):
+        raise SourceError(f"{source}: there is no such directory or npz file")
     path = existing_path(str(source), kind, rest) if found.path else rest
     return found, Request(source, path, options, tell)
 
@@ -177,13 +196,13 @@ def load_source(
     for part in (splits.train, splits.eval):
         if part is not None and part.images is not None:
             check_memory(str(request.source), part.images.nbytes, options.memory_limit)
-    return splits if options.use_classes else _without_classes(splits)
+    return with_classes_told(splits if options.use_classes else without_classes(splits))
 
 
 def outline_source(dataset: str, options: SourceOptions = _DEFAULTS, *, setting: str = "dataset") -> Outline | None:
     """Outlines a data set by headers, counts and listings, without decoding images.
 
-    With `skip_bad_images`, the outline may count images that are left out on loading.
+    With `max_rejected`, the outline may count images that are left out on loading.
 
     Args:
         dataset: The data set, as for `load_source`.
@@ -200,13 +219,15 @@ def outline_source(dataset: str, options: SourceOptions = _DEFAULTS, *, setting:
     outline = None if source.outline is None else source.outline(request)
     if outline is None:
         return None
-    return outline if options.use_classes else outline._replace(splits=_without_classes(outline.splits))
+    return outline if options.use_classes else outline._replace(splits=without_classes(outline.splits))
 
 
-def _without_classes(splits: Splits) -> Splits:
+def without_classes(splits: Splits) -> Splits:
+    """Returns the splits without class labels."""
     return splits._replace(
         train=dataclasses.replace(splits.train, classes=None, class_names=None),
         eval=splits.eval and dataclasses.replace(splits.eval, classes=None, class_names=None),
+        without_classes="`classes=none` leaves them out",
     )
 
 

@@ -7,14 +7,14 @@ import os
 import pathlib
 import struct
 import zlib
-from collections.abc import Iterable
 
 import numpy as np
 
+from sela_tf.data.classes import ClassLabels, class_labels, labels_of
 from sela_tf.data.errors import NAMES_SHOWN, SourceError
 from sela_tf.data.image_set import ImageSet, SourceName, Splits
+from sela_tf.data.sources.array_files import lacks, read_arrays
 from sela_tf.data.stores import Arrays, Unread
-from sela_tf.files.archives import read_npz
 
 INGEST = "Write them to records with python -m components.data_ingestion, and use `dataset=records:DIR`"
 """The advice for images that do not fit into memory."""
@@ -22,19 +22,16 @@ _AT_ONCE = 1000
 _SYNTHETIC_IMAGES, _SYNTHETIC_SIDE, _SYNTHETIC_CLASSES = 4096, 64, 10
 
 
-def array_set(
-    source: SourceName, images: np.ndarray, classes: np.ndarray | None, class_names: Iterable[str] | None = None
-) -> ImageSet:
+def array_set(source: SourceName, images: np.ndarray, labels: ClassLabels | None) -> ImageSet:
     """Makes an image set of arrays.
 
     Args:
         source: The name of the source.
         images: Pixels, uint8 `[N, H, W]` or `[N, H, W, C]`, C = 1 or 3.
-        classes: Class labels from 0, integers `[N]`; None if they are not known.
-        class_names: Names of the classes, by number; None if they have none.
+        labels: Class labels; None if they are not known.
 
     Raises:
-        SourceError: The arrays have another shape or dtype.
+        SourceError: The images have another shape or dtype.
     """
     if images.ndim == 3:
         images = images[..., np.newaxis]
@@ -43,19 +40,13 @@ def array_set(
             f"{source}: images must be uint8 [N, H, W] or [N, H, W, C] with C = 1 or 3 and N > 0. "
             f"Received: {images.dtype} {list(images.shape)}"
         )
-    if classes is not None and (
-        classes.shape != images.shape[:1] or classes.dtype.kind not in "iu" or classes.min() < 0 or classes.max() >= 2**63
-    ):
-        raise SourceError(
-            f"{source}: classes must be {len(images)} integers from 0. Received: {classes.dtype} {list(classes.shape)}"
-        )
     return ImageSet(
         name=source.name,
         setting=source.setting,
         channels=images.shape[-1],
         store=Arrays(images),
-        classes=None if classes is None else classes.astype(np.int64),
-        class_names=None if class_names is None else tuple(class_names),
+        classes=None if labels is None else labels.numbers,
+        class_names=None if labels is None else labels.names,
         image_size=images.shape[1:3],
     )
 
@@ -66,7 +57,8 @@ def load_digits(source: SourceName) -> Splits:
 
     digits = datasets.load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return Splits(array_set(source, pixels, digits.target, [str(digit) for digit in range(10)]), None)
+    labels = ClassLabels(digits.target.astype(np.int64), tuple(str(digit) for digit in range(10)))
+    return Splits(array_set(source, pixels, labels), None)
 
 
 def synthetic_count(dataset: str) -> int | None:
@@ -116,10 +108,11 @@ def load_synthetic(count: int, *, source: SourceName, memory_limit: int) -> Spli
             some = slice(start, start + _AT_ONCE)
             wave = np.sin(8 * np.pi * (x * np.cos(angle[some]) + y * np.sin(angle[some])) + phase[some])
             images[some, ..., channel] = np.clip(128 + strength[some] * wave + noise[some], 0, 255)
-    return Splits(array_set(source, images, classes, [f"direction {i}" for i in range(_SYNTHETIC_CLASSES)]), None)
+    labels = ClassLabels(classes.astype(np.int64), tuple(f"direction {i}" for i in range(_SYNTHETIC_CLASSES)))
+    return Splits(array_set(source, images, labels), None)
 
 
-def load_idx(directory: pathlib.Path, *, source: SourceName) -> Splits:
+def load_idx(directory: pathlib.Path, *, source: SourceName, use_classes: bool = True) -> Splits:
     """Loads the idx files of a directory, as MNIST has them: train-images-idx3-ubyte[.gz], and its labels and test images if they exist.
 
     Raises:
@@ -133,8 +126,12 @@ def load_idx(directory: pathlib.Path, *, source: SourceName) -> Splits:
                     return _read_idx(str(source), directory / file)
             return None
 
-        images = read("images-idx3")
-        return None if images is None else array_set(source, images, read("labels-idx1"))
+        images, classes = read("images-idx3"), read("labels-idx1") if use_classes else None
+        if images is None:
+            return None
+        key = f"{stem}-labels-idx1"
+        labels = None if classes is None else class_labels(classes, len(images), key=key, source=str(source))
+        return array_set(source, images, labels)
 
     train = part("train")
     if train is None:
@@ -158,44 +155,36 @@ def _read_idx(name: str, path: pathlib.Path) -> np.ndarray:
         raise SourceError(f"{name}: {str(path)!r} is cut or damaged ({error})") from error
 
 
-def load_npz(path: pathlib.Path, *, source: SourceName) -> Splits:
-    """Loads an npz file with the array `images` and, if they exist, `classes`, `eval_images` and `eval_classes`.
-
-    The names of Keras' mnist.npz (x_train, y_train, x_test, y_test) mean the same.
-
-    Raises:
-        SourceError: The file is not such a file, or an array has another shape or dtype.
-    """
-    arrays = read_archive(str(source), path)
-    named = {"x_train": "images", "y_train": "classes", "x_test": "eval_images", "y_test": "eval_classes"}
-    arrays = {named.get(key, key): value for key, value in arrays.items()}
-
-    def part(prefix: str) -> ImageSet | None:
-        if prefix + "images" not in arrays:
-            return None
-        classes = arrays.get(prefix + "classes")
-        return array_set(source, arrays[prefix + "images"], None if classes is None else classes.reshape(-1))
-
-    train = part("")
-    if train is None:
-        raise SourceError(f"{source}: {str(path)!r} has no array 'images' or 'x_train' (it has {', '.join(arrays)})")
-    return Splits(train, part("eval_"))
+_KERAS_NAMES = {"x_train": "images", "y_train": "classes", "x_test": "eval_images", "y_test": "eval_classes"}
+"""The names here of the arrays in Keras' mnist.npz."""
 
 
-def read_archive(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads all arrays of an npz file.
+def load_npz(path: pathlib.Path, *, source: SourceName, use_classes: bool = True) -> Splits:
+    """Loads an npz file with the array `images` and, if they exist, `classes`, `eval_images` and `eval_classes`; or an npy file of images.
+
+    The names of Keras' mnist.npz (x_train, y_train, x_test, y_test) mean the same. Other arrays are not read.
 
     Args:
-        name: The name of the data set, for messages.
-        path: The file.
+        path: The file. Its content decides on its kind, not its name.
+        source: The name of the source.
+        use_classes: False leaves class labels out, whatever they are.
 
     Raises:
-        SourceError: The file is not an npz file, or is cut or damaged.
+        SourceError: The file is not such a file, or an array has another shape, dtype or other values.
     """
-    try:
-        return read_npz(path)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{name}: {str(path)!r} is not an npz file, or not a whole one") from error
+    keys = ["images", "eval_images", *(["classes", "eval_classes"] if use_classes else [])]
+    found = read_arrays(path, [*keys, *_KERAS_NAMES], alone="images", source=str(source))
+    arrays = {_KERAS_NAMES.get(key, key): values for key, values in found.arrays.items()}
+    if "images" not in arrays:
+        as_vectors = f": for vectors, `{source.setting}=features:{path}`" if "features" in found.names else ""
+        raise lacks(path, found, f"'images' or 'x_train'{as_vectors}", source=str(source))
+    labels = labels_of(arrays, "images", source=str(source)) if use_classes else {}
+
+    def part(prefix: str) -> ImageSet:
+        return array_set(source, np.asarray(arrays[prefix + "images"]), labels.get(prefix + "classes"))
+
+    held_out = part("eval_") if "eval_images" in arrays else None
+    return Splits(part(""), held_out, tuple(each.note for each in labels.values() if each.note))
 
 
 def check_memory(name: str, size: int, limit: int) -> None:

@@ -11,35 +11,59 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.data.errors import NAMES_SHOWN, SourceError
-from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceName, Splits
-from sela_tf.data.listing import FileInfo, inspect_header, list_folder, unchanged, walk
+from sela_tf.data.folder_contents import FolderContents, folder_contents
+from sela_tf.data.image_set import ImageSet, SourceName, Splits
+from sela_tf.data.left_out import ImageNote, check_rejected, in_words
+from sela_tf.data.listing import FileInfo, inspect_header, list_folder, unchanged
+from sela_tf.data.sources.layout import Layout, folder_layout, split_role
+from sela_tf.data.sources.old_layout import old_layout
 from sela_tf.data.stores import Files
+
+_OTHER_SUFFIXES = (
+    ".tif", ".tiff", ".psd", ".ico", ".icns", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".pcx", ".tga", ".sgi", ".dds", ".qoi",
+    ".jp2", ".j2k", ".jxl", ".webp", ".avif", ".heic", ".heif",
+)  # fmt: skip
+"""Endings of names of images in formats that are not read; some of them cannot be told by their first bytes."""
+OLD_RULES = "old"
+"""The value of `class_level` by which a folder is read as older runs read it: their splits, their classes, machine-made files included."""
 
 
 def load_folder(
-    root: str, *, source: SourceName, skip_bad_images: bool = False, cache_dir: str = "", tell: Callable[[str], None] | None = None
+    root: str,
+    *,
+    source: SourceName,
+    max_rejected: float = 0.0,
+    class_level: str = "auto",
+    cache_dir: str = "",
+    tell: Callable[[str], None] | None = None,
 ) -> Splits:
     """Loads the paths of every jpeg, png, gif and bmp below a directory, in the order of their names. Hidden files are left out.
 
     Each file is read and decoded once, so that damaged files are found before training. The results are kept in `cache_dir`, see
-    `list_folder`. Top-level directories named train, and test, val or similar, are splits; test is preferred to val. The name of the
-    parent directory is the class if there are at least two such names.
+    `list_folder`. Splits and classes come from the names of directories, see `folder_layout`.
 
     Args:
         root: The directory.
         source: The name of the source.
-        skip_bad_images: Leaves damaged images out, instead of refusing the folder.
+        max_rejected: The largest share of the images that may be left out because they are damaged.
+        class_level: The level of directories that are the classes: "auto", "parent", a number from 1, or "old".
         cache_dir: The directory of listings; "" for none.
         tell: A function that is called with lines about the progress.
 
     Raises:
-        SourceError: There is no image, or images are damaged and `skip_bad_images` is False. The message has names and counts.
+        SourceError: There is no image, or more images are damaged than may be. The message has names and counts.
     """
-    files = list_folder(root, walk(root, name=str(source)), cache_dir=cache_dir, tell=tell)
-    return splits_of_files(root, files, source=source, skip_bad_images=skip_bad_images)
+    found = contents_of_folder(root, source=source, class_level=class_level)
+    files = list_folder(root, found.names, cache_dir=cache_dir, tell=tell)
+    return splits_of_files(root, files, found, source=source, max_rejected=max_rejected, class_level=class_level)
 
 
-def outline_folder(root: str, *, source: SourceName, cache_dir: str = "") -> Splits:
+def contents_of_folder(root: str, *, source: SourceName, class_level: str) -> FolderContents:
+    """Returns the names of the files of a folder that may be images."""
+    return folder_contents(root, name=str(source), with_machine_made=class_level == OLD_RULES)
+
+
+def outline_folder(root: str, *, source: SourceName, class_level: str = "auto", cache_dir: str = "") -> Splits:
     """Outlines a folder without decoding images: by its listing, and by the headers of files that are not listed.
 
     Damaged images are counted if their headers are whole. The number of channels is not known.
@@ -47,109 +71,119 @@ def outline_folder(root: str, *, source: SourceName, cache_dir: str = "") -> Spl
     Raises:
         SourceError: There is no image.
     """
-    names = walk(root, name=str(source))
-    listed = unchanged(root, names, cache_dir=cache_dir)
+    found = contents_of_folder(root, source=source, class_level=class_level)
+    listed = unchanged(root, found.names, cache_dir=cache_dir)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        pairs = zip(listed, names, strict=True)
+        pairs = zip(listed, found.names, strict=True)
         files = list(pool.map(lambda pair: pair[0] or inspect_header(root, pair[1]), pairs))
-    return splits_of_files(root, files, source=source, skip_bad_images=True)
+    return splits_of_files(root, files, found, source=source, max_rejected=1.0, class_level=class_level)
 
 
-def splits_of_files(root: str, files: Sequence[FileInfo], *, source: SourceName, skip_bad_images: bool = False) -> Splits:
+def splits_of_files(
+    root: str,
+    files: Sequence[FileInfo],
+    found: FolderContents,
+    *,
+    source: SourceName,
+    max_rejected: float = 0.0,
+    class_level: str = "auto",
+) -> Splits:
     """Makes the splits of a folder from the results for its files, in the order of their names.
 
     Args:
         root: The directory.
         files: The result for each file, as `list_folder` returns them.
+        found: The contents of the folder.
         source: The name of the source.
-        skip_bad_images: Leaves damaged images out, instead of refusing the folder.
+        max_rejected: The largest share of the images that may be left out because they are damaged.
+        class_level: The level of directories that are the classes, as for `load_folder`.
 
     Raises:
-        SourceError: There is no image, or images are damaged and `skip_bad_images` is False.
+        SourceError: There is no image, or more images are damaged than may be.
     """
     images = [file for file in files if file.info is not None]
-    foreign = [file for file in files if file.is_foreign]
-    damaged = [file for file in files if file.problem and not file.is_foreign]
-    others = len(files) - len(images) - len(foreign) - len(damaged)
-    if damaged and not skip_bad_images:
-        raise SourceError(
-            f"{source}: {len(damaged)} of {len(files) - others} images cannot be read: {_listed(damaged)}. "
-            "Repair or remove them, or leave them out with `skip_bad_images=True`"
-        )
+    foreign = [ImageNote(file.name, _format_problem(file)) for file in files if file.is_foreign or _is_named_like_image(file)]
+    damaged = [ImageNote(file.name, file.problem) for file in files if file.problem and not file.is_foreign]
+    num_images = len(images) + len(foreign) + len(damaged)
+    check_rejected(damaged, num_images, max_rejected, source=str(source))
     if not images:
-        rejected = _listed([*foreign, *damaged])
+        rejected = in_words([*foreign, *damaged])
         raise SourceError(
             f"{source}: no jpeg, png, gif or bmp image in {root!r} or below it; {len(files)} other files"
-            + (f" ({rejected})" if rejected else "")
+            + (f" ({rejected}). {_advice(root)}" if foreign else f" ({rejected})" if rejected else "")
         )
     kinds = collections.Counter(file.info.kind for file in images if file.info)
     report = [f"{len(images)} images in {root!r}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())]
     if foreign:
-        report.append(f"left out, {len(foreign)} images of a format that is not read: {_listed(foreign)}")
+        report.append(f"left out, {len(foreign)} images of a format that is not read: {in_words(foreign)}. {_advice(root)}")
     if damaged:
-        report.append(f"left out, {len(damaged)} damaged images: {_listed(damaged)}")
-    if others:
+        report.append(f"left out, {len(damaged)} damaged images: {in_words(damaged)}")
+    if others := len(files) - num_images:
         report.append(f"left out, {others} files that are no images")
+    if found.machine_made:
+        shown = ", ".join(sorted({name.rpartition("/")[2] for name in found.machine_made})[:NAMES_SHOWN])
+        report.append(f"left out, {len(found.machine_made)} machine-made directories and files: {shown}")
+    names = [file.name for file in images]
+    if class_level == OLD_RULES:
+        layout = old_layout(names)
+    else:
+        _refuse_evaluation_alone(root, names, str(source))
+        layout = folder_layout(names, class_level, source=str(source))
+    train, held_out = (_image_set(source, images, places, layout) for places in (layout.train, layout.held_out))
+    return Splits(
+        train,
+        held_out if len(held_out) else None,
+        (*report, *layout.report),
+        rejected=tuple(sorted([*foreign, *damaged])),
+        without_classes=layout.without_classes,
+    )
 
-    tops = {file.top for file in images}
-    eval_name = next((each for each in EVAL_NAMES if each in tops), None)
-    if eval_name and not tops & set(TRAIN_NAMES) and any(tf.io.gfile.isdir(f"{root}/{each}") for each in TRAIN_NAMES):
-        raise SourceError(f"{source}: the training directory is empty, and {eval_name!r} is for evaluation")
-    # A directory `train` beside others, none of them for evaluation, is a class (the vehicle).
-    if not (tops & set(TRAIN_NAMES) and (eval_name or tops <= set(TRAIN_NAMES))):
-        return Splits(_image_set(source, images, images, 0, report), None, tuple(report))
-    train = [file for file in images if file.top in TRAIN_NAMES]
-    held_out = [file for file in images if file.top == eval_name]
-    both = train + held_out
-    if len(both) < len(images):
-        elsewhere = ", ".join(sorted(top or "the folder itself" for top in tops - {*TRAIN_NAMES, eval_name})[:NAMES_SHOWN])
-        report.append(f"left out, {len(images) - len(both)} images outside the splits, in {elsewhere}")
-    training_set = _image_set(source, train, both, 1, report)
-    return Splits(training_set, _image_set(source, held_out, both, 1, []) if held_out else None, tuple(report))
+
+def _is_named_like_image(file: FileInfo) -> bool:
+    """Returns True for a file that is not known for an image by its content, and has the name of one."""
+    return file.info is None and not file.problem and file.name.lower().endswith(_OTHER_SUFFIXES)
 
 
-def _image_set(source: SourceName, files: list[FileInfo], all_files: list[FileInfo], depth: int, report: list[str]) -> ImageSet:
-    """Makes the set of one split.
+def _format_problem(file: FileInfo) -> str:
+    """Returns the reason why an image has a format that is not read."""
+    return file.problem or f"{file.name.rpartition('.')[2].lower()}: convert it to png"
 
-    Args:
-        source: The name of the source.
-        files: Images of the split.
-        all_files: Images of all splits, which decide on channels and classes.
-        depth: The number of directories above those of the classes.
-        report: A list that lines for the user are added to.
-    """
-    infos = [file.info for file in files if file.info is not None]
+
+def _advice(root: str) -> str:
+    """Returns the way out for images of formats that are not read."""
+    return f"`sela-tf convert` with `input={root}` writes a folder in which they are png"
+
+
+def _refuse_evaluation_alone(root: str, names: Sequence[str], source: str) -> None:
+    """Refuses a folder whose images are all for evaluation while a directory for training is there, without images."""
+    roles = {split_role(name.split("/")[0]) if "/" in name else None for name in names}
+    if None in roles or "train" in roles:
+        return
+    empty = [
+        each
+        for each in tf.io.gfile.listdir(root)
+        if split_role(each.rstrip("/")) == "train" and tf.io.gfile.isdir(f"{root}/{each}")
+    ]
+    if empty:
+        tops = sorted({name.split("/")[0] for name in names})
+        raise SourceError(f"{source}: the training directory is empty, and {tops[0]!r} is for evaluation")
+
+
+def _image_set(source: SourceName, files: Sequence[FileInfo], places: Sequence[int], layout: Layout) -> ImageSet:
+    """Makes the set of one split: the files at `places`. Those of both splits decide on the number of channels."""
+    chosen = [files[i] for i in places]
+    both = [files[i] for i in (*layout.train, *layout.held_out)]
     # A single colour image makes it a colour set, so that no colour is lost.
-    channels = 3 if any(file.info is not None and file.info.channels >= 3 for file in all_files) else 1
-    sizes = {(info.height, info.width) for info in infos}
-    class_names = _class_names(all_files, depth, report)
-    numbers = {each: number for number, each in enumerate(class_names or ())}
+    channels = 3 if any(file.info is not None and file.info.channels >= 3 for file in both) else 1
+    sizes = [(file.info.height, file.info.width) for file in chosen if file.info is not None]
     return ImageSet(
         name=source.name,
         setting=source.setting,
         channels=channels,
-        store=Files(tuple(file.path for file in files)),
-        names=tuple(file.name for file in files),
-        classes=np.array([numbers[file.name.split("/")[-2]] for file in files], np.int64) if class_names else None,
-        class_names=class_names,
-        image_size=sizes.pop() if len(sizes) == 1 else None,
-        median_side=int(np.median([min(info.height, info.width) for info in infos])) if infos else 0,
+        store=Files(tuple(file.path for file in chosen)),
+        names=tuple(file.name for file in chosen),
+        classes=None if layout.classes is None else layout.classes[np.array(places, int)],
+        class_names=layout.class_names,
+        image_size=sizes[0] if len(set(sizes)) == 1 else None,
+        median_side=int(np.median([min(size) for size in sizes])) if sizes else 0,
     )
-
-
-def _class_names(files: list[FileInfo], depth: int, report: list[str]) -> tuple[str, ...] | None:
-    """Returns the names of the images' directories; None if there is only one, or if images lie beside the directories."""
-    parents = [file.name.split("/")[:-1] for file in files]
-    names = sorted({parent[-1] for parent in parents if len(parent) > depth})
-    beside = [file.name for file, parent in zip(files, parents, strict=True) if len(parent) <= depth]
-    if beside and names:
-        report.append(
-            f"no classes are taken from the directories, because {len(beside)} images lie beside them: {', '.join(beside[:NAMES_SHOWN])}"
-        )
-    return tuple(names) if len(names) >= 2 and not beside else None
-
-
-def _listed(files: list[FileInfo]) -> str:
-    """Returns the first names with their problems, for a message."""
-    shown = "; ".join(f"{file.name} ({file.problem})" for file in files[:NAMES_SHOWN])
-    return shown + (f"; and {len(files) - NAMES_SHOWN} more" if len(files) > NAMES_SHOWN else "")

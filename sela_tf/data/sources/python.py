@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.data.classes import class_labels
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import SourceName, Splits
 from sela_tf.data.sources.arrays import array_set, check_memory
@@ -39,11 +40,12 @@ def images_given(data: ImagesFromPython, *, memory_limit: int, tell: Callable[[s
     """
     images, classes = _arrays(data, memory_limit)
     source = SourceName("images given from Python")
+    labels = None if classes is None else class_labels(classes, len(np.atleast_1d(images)), key="classes", source=str(source))
     if images.ndim == 2 and images.dtype.kind in "fiu" and images.dtype != np.uint8:
-        found = vector_set(source, "the array", images, classes, memory_limit)
+        found = vector_set(source, "the array", images, labels, memory_limit)
     else:
         check_memory(str(source), images.size, memory_limit)
-        found = array_set(source, _as_pixels(images, tell), classes)
+        found = array_set(source, _as_pixels(images, tell), labels)
     name = f"{_KIND}:{found.fingerprint()[:16]}"
     _given[name] = Splits(found, None)
     try:
@@ -74,7 +76,7 @@ def _arrays(data: ImagesFromPython, memory_limit: int) -> tuple[np.ndarray, np.n
     if isinstance(data, tuple):
         if len(data) != 2:
             raise SourceError(f"a pair of images and class labels is wanted. Received: a tuple of {len(data)}")
-        return np.asarray(data[0]), np.asarray(data[1]).reshape(-1)
+        return np.asarray(data[0]), np.asarray(data[1])
     if isinstance(data, np.ndarray | tf.Tensor):
         return np.asarray(data), None
     raise SourceError(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sela_tf.compat.autotuning import untuned
+from sela_tf.data.classes import class_labels
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import EVAL_NAMES, TRAIN_NAMES, ImageSet, SourceName, Splits
 from sela_tf.data.sources.arrays import INGEST, array_set, check_memory
@@ -100,11 +101,19 @@ def open_tfds(name: str, dataset: str, *, data_dir: str = "", download: bool = F
     return TfdsSource(builder, image_key, class_key, train, next((each for each in EVAL_NAMES if each in splits), None))
 
 
-def load_tfds(source: SourceName, *, data_dir: str, download: bool, memory_limit: int) -> Splits:
-    """Loads the images of a TFDS data set into memory; the arguments are those of `open_tfds`.
+def load_tfds(source: SourceName, *, data_dir: str, download: bool, memory_limit: int, use_classes: bool = True) -> Splits:
+    """Loads the images of a TFDS data set into memory.
+
+    Args:
+        source: The name of the source.
+        data_dir: The directory where TFDS keeps its data sets; "" for TFDS' own default.
+        download: Lets TFDS download and prepare the data set if it is missing.
+        memory_limit: Bytes that the images may take.
+        use_classes: False leaves class labels out.
 
     Raises:
-        SourceError: The data set is unknown or not prepared, has images of several sizes, or takes more than `memory_limit` bytes.
+        SourceError: The data set is unknown or not prepared, has images of several sizes, takes more than `memory_limit` bytes, or has
+            images without a class label.
     """
     name = str(source)
     prepared = open_tfds(name, source.name, data_dir=data_dir, download=download)
@@ -120,8 +129,10 @@ def load_tfds(source: SourceName, *, data_dir: str, download: bool, memory_limit
             if pixels.shape != images[0].shape:
                 raise SourceError(f"{name}: its images have many sizes ({images[0].shape}, {pixels.shape}, …). {INGEST}")
             check_memory(name, size, memory_limit)
-        known = prepared.class_names is not None
-        return array_set(source, np.stack(images), np.array(classes, np.int64) if known else None, prepared.class_names)
+        if prepared.class_names is None or not use_classes:
+            return array_set(source, np.stack(images), None)
+        labels = class_labels(np.array(classes), len(images), key=f"the labels of split {split!r}", source=name)
+        return array_set(source, np.stack(images), labels._replace(names=prepared.class_names))
 
     return Splits(part(prepared.train), part(prepared.eval) if prepared.eval else None)
 

@@ -6,34 +6,37 @@ import pathlib
 
 import numpy as np
 
+from sela_tf.data.classes import ClassLabels, labels_of
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import ImageSet, SourceName, Splits
-from sela_tf.data.sources.arrays import read_archive
+from sela_tf.data.sources.array_files import lacks, read_arrays
 from sela_tf.data.stores import Arrays
 
 
-def load_vectors(path: pathlib.Path, *, source: SourceName, memory_limit: int) -> Splits:
+def load_vectors(path: pathlib.Path, *, source: SourceName, use_classes: bool = True, memory_limit: int) -> Splits:
     """Loads vectors as float32 `[N, D]`.
 
     Args:
-        path: An .npy file with a matrix `[N, D]`; or an .npz file with the array `features` and, if they exist, `classes`,
-            `eval_features` and `eval_classes`.
+        path: An npy file with a matrix `[N, D]`; or an npz file with the array `features` and, if they exist, `classes`,
+            `eval_features` and `eval_classes`. Its content decides on its kind, not its name.
         source: The name of the source.
+        use_classes: False leaves class labels out, whatever they are.
         memory_limit: Bytes that the vectors may take.
 
     Raises:
         SourceError: The file is not such a file or too large, or a value is NaN or infinite.
     """
     name = str(source)
-    arrays = {"features": _mapped(name, path)} if path.suffix == ".npy" else read_archive(name, path)
+    keys = ["features", "eval_features", *(["classes", "eval_classes"] if use_classes else [])]
+    found = read_arrays(path, keys, alone="features", source=name)
+    arrays = found.arrays
     if "features" not in arrays:
-        raise SourceError(f"{name}: {str(path)!r} has no array 'features' (it has {', '.join(arrays)})")
+        raise lacks(path, found, "'features'", source=name)
+    labels = labels_of(arrays, "features", source=name)
 
     def part(prefix: str) -> ImageSet | None:
-        if prefix + "features" not in arrays:
-            return None
-        classes = arrays.get(prefix + "classes")
-        return vector_set(source, prefix + "features", arrays[prefix + "features"], classes, memory_limit)
+        key = prefix + "features"
+        return vector_set(source, key, arrays[key], labels.get(prefix + "classes"), memory_limit) if key in arrays else None
 
     train, held_out = part(""), part("eval_")
     if train is None or (held_out is not None and held_out.channels != train.channels):
@@ -41,18 +44,11 @@ def load_vectors(path: pathlib.Path, *, source: SourceName, memory_limit: int) -
             f"{name}: eval_features must have as many columns as features. Received: {arrays['eval_features'].shape} and "
             f"{arrays['features'].shape}"
         )
-    return Splits(train, held_out)
+    return Splits(train, held_out, tuple(each.note for each in labels.values() if each.note))
 
 
-def _mapped(name: str, path: pathlib.Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise SourceError(f"{name}: {str(path)!r} is not an npy file of numbers, or not a whole one") from error
-
-
-def vector_set(source: SourceName, key: str, vectors: np.ndarray, classes: np.ndarray | None, memory_limit: int) -> ImageSet:
-    """Makes a set of the vectors of the array named `key`, `[N, D]`, and their class labels `[N]`."""
+def vector_set(source: SourceName, key: str, vectors: np.ndarray, labels: ClassLabels | None, memory_limit: int) -> ImageSet:
+    """Makes a set of the vectors of the array named `key`, `[N, D]`, and their class labels."""
     name = str(source)
     if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype.kind not in "fiu":
         raise SourceError(f"{name}: {key} must be numbers [N, D], N and D > 0. Received: {vectors.dtype} {list(vectors.shape)}")
@@ -69,17 +65,12 @@ def vector_set(source: SourceName, key: str, vectors: np.ndarray, classes: np.nd
         raise SourceError(
             f"{name}: {key} must be finite numbers, also as float32. Row {wrong[0]} is not ({len(wrong)} of {len(values)})"
         )
-    if classes is not None:
-        classes = classes.reshape(-1)
-        if classes.shape != values.shape[:1] or classes.dtype.kind not in "iu" or classes.min() < 0:
-            raise SourceError(
-                f"{name}: the classes of {key} must be {len(values)} integers from 0. Received: {classes.dtype} {list(classes.shape)}"
-            )
     return ImageSet(
         name=source.name,
         setting=source.setting,
         channels=values.shape[1],
         store=Arrays(values),
-        classes=None if classes is None else classes.astype(np.int64),
+        classes=None if labels is None else labels.numbers,
+        class_names=None if labels is None else labels.names,
         image_size=(),
     )
