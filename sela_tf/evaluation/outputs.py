@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.data.augment import Augmentation
 from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.pipeline import inference_batches
+from sela_tf.data.pipeline import EVALUATION_STREAM, inference_batches
 from sela_tf.evaluation.protocol import EvaluationImages
 from sela_tf.models.build import cut_at
 from sela_tf.models.heads import find_multi_head
@@ -19,8 +20,19 @@ from sela_tf.models.inference import BatchedInference
 from sela_tf.models.layer_names import EMBEDDING
 
 
+class RandomView(NamedTuple):
+    """A random view of each image of a set."""
+
+    augmentation: Augmentation
+    """The strengths of the view."""
+    seed: int
+    """The seed of the views."""
+    pass_number: int
+    """The number of the view, from 0; views of different numbers are independent."""
+
+
 class NetworkOutputs(NamedTuple):
-    """The outputs of a network in inference mode on the clean views of M images."""
+    """The outputs of a network in inference mode on one view of each of M images."""
 
     embedding: np.ndarray
     """Embedding float32 [M, D]; [M, 0] where it was not kept."""
@@ -47,6 +59,7 @@ def network_outputs(
     *,
     size: tuple[int, ...],
     strategy: tf.distribute.Strategy | None = None,
+    view: RandomView | None = None,
     embedding: bool = True,
     potentials: np.ndarray | None = None,
     lam: float = 1.0,
@@ -60,6 +73,7 @@ def network_outputs(
         images: M images.
         size: (height, width) that the network sees; () for vectors.
         strategy: strategy that the model was built under; None for one device.
+        view: the random views that are shown; None for clean views.
         embedding: keep the embedding, too.
         potentials: potentials [T, K] of each head's transport; None for clusters without correction.
         lam: lambda of that transport.
@@ -71,7 +85,8 @@ def network_outputs(
         keras.layers.Concatenate(dtype="float32", name="embedding_and_clusters")([*kept, head_outputs]) if kept else head_outputs
     )
     inference = BatchedInference(cut_at(model, output), strategy)
-    found = inference.collect(inference_batches(images, size=size, batch_size=EVALUATION_BATCH), len(images))
+    drawn: dict[str, Any] = {} if view is None else {**view._asdict(), "stream": EVALUATION_STREAM}
+    found = inference.collect(inference_batches(images, size=size, batch_size=EVALUATION_BATCH, **drawn), len(images))
     values, numbers = np.split(found, [found.shape[1] - 3 * heads.num_heads], axis=1)
     clusters, confidence, corrected = (part.T for part in np.split(numbers, 3, axis=1))
     return NetworkOutputs(values, clusters.astype(np.int64), confidence.copy(), corrected.astype(np.int64))
@@ -80,15 +95,14 @@ def network_outputs(
 class EvaluationOutputs(NamedTuple):
     """The outputs of a network on the images that it is evaluated on."""
 
-    training: NetworkOutputs | None
-    """Outputs on the training images; None where neither the kNN nor the report needs them."""
+    training: NetworkOutputs
+    """Outputs on the training images."""
     held_out: NetworkOutputs
     """Outputs on the held-out images."""
 
     def without_embeddings(self) -> EvaluationOutputs:
         """Returns the outputs of the heads alone, which take little memory."""
-        training = None if self.training is None else self.training.without_embedding()
-        return EvaluationOutputs(training, self.held_out.without_embedding())
+        return EvaluationOutputs(self.training.without_embedding(), self.held_out.without_embedding())
 
 
 def evaluation_outputs(
@@ -98,29 +112,25 @@ def evaluation_outputs(
     strategy: tf.distribute.Strategy | None = None,
     potentials: np.ndarray | None = None,
     lam: float = 1.0,
-    always_training: bool = False,
 ) -> EvaluationOutputs:
-    """Runs a network once over each set. Embeddings are kept where there are classes to judge them by.
+    """Runs a network once over each set.
 
     Args:
         model: a network of `build_model`.
-        images: the images to evaluate on. The training images are used if there are classes, or with `always_training`.
+        images: the images to evaluate on.
         strategy: strategy that the model was built under; None for one device.
         potentials: potentials [T, K] of the last transport, for the corrected clusters.
         lam: lambda of that transport.
-        always_training: use the training images in any case.
     """
     outputs_on = functools.partial(
         network_outputs,
         model,
         size=images.size,
         strategy=strategy,
-        embedding=images.have_classes,
         potentials=potentials,
         lam=lam,
     )
-    training = outputs_on(images.training) if images.have_classes or always_training else None
-    return EvaluationOutputs(training, outputs_on(images.held_out))
+    return EvaluationOutputs(outputs_on(images.training), outputs_on(images.held_out))
 
 
 class _HeadOutputs(keras.layers.Layer):

@@ -12,7 +12,11 @@ SAMPLED_ABOVE = 100_000
 """The number of training images above which "auto" means "sampled"."""
 SAMPLED_TRAINING, SAMPLED_HELD_OUT = 50_000, 10_000
 _ITERATIONS, _SAMPLED_ITERATIONS = 500, 100
-_TRAINING_KEY, _HELD_OUT_KEY = 1, 2
+STABILITY_BANK, STABILITY_HELD_OUT = 10_000, 4000
+"""The most training and held-out images that the stability of a network is measured on."""
+RAW_PIXELS_HELD_OUT = 2500
+"""The most held-out images that raw pixels are scored on, whose many values make the kNN slow."""
+_TRAINING_KEY, _HELD_OUT_KEY, _BANK_KEY, _VIEWS_KEY, _RAW_PIXELS_KEY = 1, 2, 3, 4, 5
 
 LEFT_OUT = "evaluation was left out (`evaluate=none`)"
 """The reason that results.json gives for metrics that are null because no evaluation was wanted."""
@@ -138,6 +142,27 @@ def evaluation_protocol(evaluate: str, num_training: int, num_held_out: int, *, 
         _sample(num_training, SAMPLED_TRAINING, [seed, _TRAINING_KEY]),
         _sample(num_held_out, SAMPLED_HELD_OUT, [seed, _HELD_OUT_KEY]),
         _SAMPLED_ITERATIONS,
+    )
+
+
+class SmallSamples(NamedTuple):
+    """Samples of the images of an evaluation, for measures that would take long on all of them."""
+
+    bank: np.ndarray | None
+    """Increasing indices among the training images: the bank of neighbours of the stability; None for all."""
+    views: np.ndarray | None
+    """Increasing indices among the held-out images: those whose random views are compared; None for all."""
+    raw_pixels: np.ndarray | None
+    """Increasing indices among the held-out images: those that raw pixels are scored on; None for all."""
+
+
+def small_samples(images: EvaluationImages, *, seed: int) -> SmallSamples:
+    """Returns the samples for `images`, drawn by `seed`."""
+    num_held_out = len(images.held_out)
+    return SmallSamples(
+        _sample(len(images.training), STABILITY_BANK, [seed, _BANK_KEY]),
+        _sample(num_held_out, STABILITY_HELD_OUT, [seed, _VIEWS_KEY]),
+        _sample(num_held_out, RAW_PIXELS_HELD_OUT, [seed, _RAW_PIXELS_KEY]),
     )
 
 

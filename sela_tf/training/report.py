@@ -45,7 +45,7 @@ def write_report(
     num_heads, num_clusters = config.num_heads, config.num_clusters
     rows = directory.rows()
     shown = _gallery(config, data, labels[0], outputs)
-    plain = [None] * num_heads if outputs is None or outputs.training is None else outputs.training.clusters
+    plain = [None] * num_heads if outputs is None else outputs.training.clusters
     report = {
         "title": (
             f"{data.train.name}: {len(data.train)} images, {shape_in_words(data)}, {config.backbone}, "
@@ -77,7 +77,7 @@ def _gallery(
     config: SelaConfig, data: Data, labels: np.ndarray, outputs: EvaluationOutputs | None
 ) -> dict[str, list[dict[str, Any]]]:
     """The galleries of head 0, whose labels [N] are given; empty where the network was shown nothing."""
-    if outputs is None or outputs.training is None:
+    if outputs is None:
         return {"best": [], "random": []}
     protocol = protocol_of(config, data)
     source = GallerySource(
