@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -87,8 +87,3 @@ def compare_resampled(difference: float, resampled: np.ndarray, others: np.ndarr
     interval = bootstrap_interval(difference, resampled - others)
     outcome = BETTER if interval[0] > 0 else WORSE if interval[1] < 0 else NO_DIFFERENCE
     return {"difference": difference, "interval": interval, "outcome": outcome}
-
-
-def outcomes(compared: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Returns the outcomes of several comparisons."""
-    return {each["outcome"] for each in compared.values()}

@@ -13,8 +13,9 @@ from sela_tf.evaluation.contingency import ResampledTables
 
 ACCURACIES = ("knn", "linear_probe")
 """Figures that are shares of the held-out images."""
-HIGHER_IS_BETTER = ("nmi", "ami", "ari", "hungarian")
-"""Figures of clusters that networks are compared by; the others depend on the number of clusters in use."""
+CHANCE_CORRECTED = ("ami", "ari")
+"""Figures of clusters that networks are compared by. The others depend on the sizes of the clusters: a network that uses more of them has
+a higher NMI also by chance."""
 _RANGES = {"ami": (-1.0, 1.0), "ari": (-1.0, 1.0), "entropy": (0.0, np.inf)}
 
 
@@ -79,7 +80,7 @@ def compare_networks(one: Answers, other: Answers, classes: np.ndarray, *, seed:
         if name in one.correct and name in other.correct
     }
     values, resampled = zip(*(_mean_of_heads(each.clusters, classes, seed=seed) for each in (one, other)), strict=True)
-    for name in HIGHER_IS_BETTER:
+    for name in CHANCE_CORRECTED:
         found[name] = compare_resampled(values[0][name] - values[1][name], resampled[0][name], resampled[1][name])
     return found
 
@@ -87,11 +88,11 @@ def compare_networks(one: Answers, other: Answers, classes: np.ndarray, *, seed:
 def _mean_of_heads(
     clusters: np.ndarray, classes: np.ndarray, *, seed: int
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Returns the mean of the heads of each figure of HIGHER_IS_BETTER, and its values [R] on resamples."""
+    """Returns the mean of the heads of each figure of CHANCE_CORRECTED, and its values [R] on resamples."""
     metrics = [cluster_metrics(classes, head) for head in clusters]
     resampled = _resampled(clusters, classes, [each.ami for each in metrics], seed=seed)
-    values = {name: float(np.mean([getattr(each, name) for each in metrics])) for name in HIGHER_IS_BETTER}
-    return values, {name: np.mean([head[name] for head in resampled], axis=0) for name in HIGHER_IS_BETTER}
+    values = {name: float(np.mean([getattr(each, name) for each in metrics])) for name in CHANCE_CORRECTED}
+    return values, {name: np.mean([head[name] for head in resampled], axis=0) for name in CHANCE_CORRECTED}
 
 
 def _resampled(

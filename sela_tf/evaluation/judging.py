@@ -13,13 +13,14 @@ from sela_tf.data.augment import Augmentation
 from sela_tf.evaluation.arrangement import measure_arrangement
 from sela_tf.evaluation.bootstrap import wilson_interval
 from sela_tf.evaluation.intervals import ACCURACIES, Answers, compare_networks, label_intervals, network_intervals
-from sela_tf.evaluation.metrics import chance_clusters, evaluate_chance, evaluate_labels, evaluate_outputs
-from sela_tf.evaluation.outputs import EvaluationOutputs, evaluation_outputs
+from sela_tf.evaluation.metrics import Evaluation, chance_clusters, evaluate_chance, evaluate_labels, evaluate_outputs
+from sela_tf.evaluation.outputs import EvaluationOutputs, NetworkPasses, Passes, evaluation_batches
 from sela_tf.evaluation.protocol import EvaluationImages, small_samples
-from sela_tf.evaluation.raw_pixels import SIDE, raw_pixels_network
-from sela_tf.evaluation.stability import NEIGHBOURS, StabilityImages, measure_stability
+from sela_tf.evaluation.raw_pixels import SIDE, RawPixels
+from sela_tf.evaluation.stability import NEIGHBOURS, measure_stability, view_pairs
 from sela_tf.evaluation.without_classes import StabilityFigures, compare_stability, stability_figures, verdict
 from sela_tf.models.heads import find_multi_head
+from sela_tf.models.inference import BatchedInference
 
 _PROBE_ITERATIONS, _PROBE_WORK = 100, 2 * 10**8
 """Limits of the linear probe on raw pixels: iterations, and images x values x classes, above which it is left out."""
@@ -36,6 +37,8 @@ class Judged(NamedTuple):
     """The held-out images that the answers are for; None for all."""
     stability: StabilityFigures
     """The measures that need no classes."""
+    outputs: EvaluationOutputs
+    """The outputs on the clean views, without embeddings, which take much memory."""
 
 
 class Judging:
@@ -60,48 +63,58 @@ class Judging:
     ):
         self.images, self.num_clusters, self.seed, self.strategy = images, num_clusters, seed, strategy
         self._samples = small_samples(images, seed=seed)
-        bank, views = _taken(images.training, self._samples.bank), _taken(images.held_out, self._samples.views)
-        self._stability_images = StabilityImages(bank, views, images.size, augmentation, seed)
+        self._batches = evaluation_batches(images)
+        views = images.held_out if self._samples.views is None else images.held_out.take(self._samples.views)
+        self._views = view_pairs(views, size=images.size, augmentation=augmentation, seed=seed)
 
-    def network(self, model: keras.Model, outputs: EvaluationOutputs | None = None, *, statistics_filled: bool = False) -> Judged:
+    def network(
+        self,
+        model: keras.Model,
+        *,
+        potentials: np.ndarray | None = None,
+        lam: float = 1.0,
+        fill_statistics: bool = False,
+    ) -> Judged:
         """Evaluates a network.
 
         Args:
             model: a network of `build_model`.
-            outputs: its outputs on the images, where they are known already.
-            statistics_filled: the moving statistics were filled first, which the protocol line then says.
+            potentials: potentials [T, K] of the last transport, for the corrected clusters.
+            lam: lambda of that transport.
+            fill_statistics: first fill the moving statistics of batch normalisation, as a network before its first step needs.
         """
-        outputs = outputs or evaluation_outputs(model, self.images, strategy=self.strategy)
+        if fill_statistics:
+            BatchedInference(model, self.strategy).fill_moving_statistics(self._batches.training)
+        passes = NetworkPasses(model, strategy=self.strategy, potentials=potentials, lam=lam)
+        outputs = self._batches.outputs(passes)
         evaluated = evaluate_outputs(
-            outputs, self.images, num_clusters=find_multi_head(model).num_clusters, statistics_filled=statistics_filled
+            outputs, self.images, num_clusters=find_multi_head(model).num_clusters, statistics_filled=fill_statistics
         )
-        return Judged(*evaluated, None, self._stability(model, outputs))
+        return self._judged(evaluated, None, passes, outputs)
 
     def raw_pixels(self) -> Judged:
         """Evaluates raw pixels and k-means, on a sample of the held-out images if there are many."""
-        rows, protocol = self._samples.raw_pixels, self.images.protocol
-        images = self.images
+        batches, rows, images = self._batches, self._samples.raw_pixels, self.images
+        passes = RawPixels(
+            batches.training, batches.num_training, rows=self._samples.bank, num_clusters=self.num_clusters, seed=self.seed
+        )
+        held_out = passes.outputs(batches.held_out, batches.num_held_out)
+        protocol = images.protocol._replace(max_iterations=min(_PROBE_ITERATIONS, images.protocol.max_iterations))
         if rows is not None:
-            where = rows if protocol.held_out_sample is None else protocol.held_out_sample[rows]
-            images = images._replace(
-                held_out=images.held_out.take(rows), protocol=protocol._replace(held_out_sample=where)
-            )
-        images = images._replace(
-            protocol=images.protocol._replace(max_iterations=min(_PROBE_ITERATIONS, protocol.max_iterations))
-        )
-        model = raw_pixels_network(
-            self._stability_images.bank, size=images.size, num_clusters=self.num_clusters, seed=self.seed
-        )
-        outputs = evaluation_outputs(model, images)
+            chosen = rows if protocol.held_out_sample is None else protocol.held_out_sample[rows]
+            images = images._replace(held_out=images.held_out.take(rows))
+            protocol = protocol._replace(held_out_sample=chosen)
+            held_out = held_out.take(rows)
+        outputs = EvaluationOutputs(passes.training, held_out)
         classes = images.training.classes
         work = outputs.training.embedding.size * (0 if classes is None else int(classes.max()) + 1)
         evaluated = evaluate_outputs(
             outputs,
-            images,
-            num_clusters=find_multi_head(model).num_clusters,
+            images._replace(protocol=protocol),
+            num_clusters=passes.num_clusters,
             with_linear_probe=work <= _PROBE_WORK,
         )
-        return Judged(*evaluated, rows, self._stability(model, outputs))
+        return self._judged(evaluated, rows, passes, outputs)
 
     def figures(self, *, trained: Judged, untrained: Judged, raw_pixels: Judged, labels: np.ndarray) -> dict[str, Any]:
         """Returns the objects of results.json that hold figures.
@@ -156,27 +169,21 @@ class Judging:
         outcome, reason = verdict(
             stability["trained"], compared, arrangement, num_clusters=self.num_clusters, num_images=len(held_out)
         )
-        bank, views = self._stability_images.bank, self._stability_images.held_out
+        num_training, bank = self._batches.num_training, self._samples.bank
         return {
             "outcome": outcome,
             "reason": reason,
             **stability,
             "images": None if arrangement is None else arrangement._asdict(),
             "protocol": (
-                f"two random training views of {len(views)} held-out images; {NEIGHBOURS} nearest of {len(bank)} training images, clean "
-                f"view, cosine; raw_pixels: views of at most {SIDE} x {SIDE} pixels, k-means fitted to the same training images"
+                f"two random training views of {self._views.num_images} held-out images; {NEIGHBOURS} nearest of "
+                f"{num_training if bank is None else len(bank)} training images, clean view, cosine; raw_pixels: views of at most {SIDE} x {SIDE} pixels, k-means fitted to the same training images"
             ),
         }
 
-    def _stability(self, model: keras.Model, outputs: EvaluationOutputs) -> StabilityFigures:
-        """Measures the stability of a network whose outputs on the clean views are known."""
-        embedding, rows = outputs.training.embedding, self._samples.bank
-        stability = measure_stability(
-            model, self._stability_images, bank_embedding=embedding if rows is None else embedding[rows], strategy=self.strategy
-        )
-        return stability_figures(stability, outputs.held_out.clusters, seed=self.seed)
-
-
-def _taken(images: Any, rows: np.ndarray | None) -> Any:
-    """Returns the images at `rows`; None for all."""
-    return images if rows is None else images.take(rows)
+    def _judged(self, evaluated: Evaluation, rows: np.ndarray | None, passes: Passes, outputs: EvaluationOutputs) -> Judged:
+        """Returns the evaluation of one network, completed by the measures that need no classes."""
+        embedding, bank = outputs.training.embedding, self._samples.bank
+        stability = measure_stability(passes, self._views, embedding if bank is None else embedding[bank], seed=self.seed)
+        figures = stability_figures(stability, outputs.held_out.clusters, seed=self.seed)
+        return Judged(*evaluated, rows, figures, outputs.without_embeddings())

@@ -8,13 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.data.batch_sizes import EVALUATION_BATCH
-from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import ClusterMetrics, cluster_metrics
 from sela_tf.evaluation.intervals import Answers
 from sela_tf.evaluation.knn import knn_correct
 from sela_tf.evaluation.linear_probe import linear_probe_correct
-from sela_tf.evaluation.outputs import EvaluationOutputs, evaluation_outputs
+from sela_tf.evaluation.outputs import EvaluationOutputs, NetworkPasses, evaluation_batches
 from sela_tf.evaluation.protocol import LEFT_OUT, EvaluationImages
 from sela_tf.models.heads import find_multi_head
 from sela_tf.models.inference import BatchedInference
@@ -37,19 +35,12 @@ def evaluate_network(
         strategy: strategy that the model was built under; None for one device.
         fill_statistics: first fill the moving statistics of batch normalisation from the training images, as a network before its first step needs.
     """
+    batches = evaluation_batches(images)
     if fill_statistics:
-        fill_statistics_from(model, images, strategy=strategy)
-    outputs = evaluation_outputs(model, images, strategy=strategy)
+        BatchedInference(model, strategy).fill_moving_statistics(batches.training)
+    outputs = batches.outputs(NetworkPasses(model, strategy=strategy))
     num_clusters = find_multi_head(model).num_clusters
     return evaluate_outputs(outputs, images, num_clusters=num_clusters, statistics_filled=fill_statistics).figures
-
-
-def fill_statistics_from(
-    model: keras.Model, images: EvaluationImages, *, strategy: tf.distribute.Strategy | None = None
-) -> None:
-    """Fills the moving statistics of batch normalisation from the training images, as a network before its first step needs."""
-    batches = inference_batches(images.training, size=images.size, batch_size=EVALUATION_BATCH)
-    BatchedInference(model, strategy).fill_moving_statistics(batches)
 
 
 class Evaluation(NamedTuple):

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.data.augment import Augmentation
 from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.pipeline import EVALUATION_STREAM, inference_batches
+from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.protocol import EvaluationImages
 from sela_tf.models.build import cut_at
 from sela_tf.models.heads import find_multi_head
 from sela_tf.models.inference import BatchedInference
 from sela_tf.models.layer_names import EMBEDDING
-
-
-class RandomView(NamedTuple):
-    """A random view of each image of a set."""
-
-    augmentation: Augmentation
-    """The strengths of the view."""
-    seed: int
-    """The seed of the views."""
-    pass_number: int
-    """The number of the view, from 0; views of different numbers are independent."""
 
 
 class NetworkOutputs(NamedTuple):
@@ -48,48 +35,75 @@ class NetworkOutputs(NamedTuple):
         """The number of images M."""
         return self.clusters.shape[1]
 
+    def take(self, rows: np.ndarray) -> NetworkOutputs:
+        """Returns the outputs on the images at `rows`."""
+        return NetworkOutputs(self.embedding[rows], *(each[:, rows] for each in self[1:]))
+
     def without_embedding(self) -> NetworkOutputs:
         """Returns the outputs of the heads alone, which take little memory."""
         return self._replace(embedding=np.empty((self.num_images, 0), np.float32))
 
 
-def network_outputs(
-    model: keras.Model,
-    images: ImageSet,
-    *,
-    size: tuple[int, ...],
-    strategy: tf.distribute.Strategy | None = None,
-    view: RandomView | None = None,
-    embedding: bool = True,
-    potentials: np.ndarray | None = None,
-    lam: float = 1.0,
-) -> NetworkOutputs:
-    """Runs the network once over `images` and keeps embedding and clusters.
+class Passes(Protocol):
+    """Passes over images by a network, or by what stands in for one."""
+
+    def outputs(self, batches: tf.data.Dataset, num_images: int) -> NetworkOutputs:
+        """Returns the outputs on the `num_images` images of `batches`, which yield (views, example indices)."""
+
+
+class NetworkPasses:
+    """Passes of a network over images, whose graph is made once.
 
     The logits [B, T, K] of a batch are reduced to clusters at once, so memory does not grow with the number of clusters K.
 
     Args:
         model: a network of `build_model`, with one MultiHead layer; none of its variables changes.
-        images: M images.
-        size: (height, width) that the network sees; () for vectors.
         strategy: strategy that the model was built under; None for one device.
-        view: the random views that are shown; None for clean views.
         embedding: keep the embedding, too.
         potentials: potentials [T, K] of each head's transport; None for clusters without correction.
         lam: lambda of that transport.
     """
-    heads = find_multi_head(model)
-    kept = [model.get_layer(EMBEDDING).output] if embedding else []
-    head_outputs = _HeadOutputs(potentials, lam, dtype="float32", name="clusters_of_heads")(heads.output)
-    output = (
-        keras.layers.Concatenate(dtype="float32", name="embedding_and_clusters")([*kept, head_outputs]) if kept else head_outputs
-    )
-    inference = BatchedInference(cut_at(model, output), strategy)
-    drawn: dict[str, Any] = {} if view is None else {**view._asdict(), "stream": EVALUATION_STREAM}
-    found = inference.collect(inference_batches(images, size=size, batch_size=EVALUATION_BATCH, **drawn), len(images))
-    values, numbers = np.split(found, [found.shape[1] - 3 * heads.num_heads], axis=1)
-    clusters, confidence, corrected = (part.T for part in np.split(numbers, 3, axis=1))
-    return NetworkOutputs(values, clusters.astype(np.int64), confidence.copy(), corrected.astype(np.int64))
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        strategy: tf.distribute.Strategy | None = None,
+        embedding: bool = True,
+        potentials: np.ndarray | None = None,
+        lam: float = 1.0,
+    ):
+        heads = find_multi_head(model)
+        kept = [model.get_layer(EMBEDDING).output] if embedding else []
+        head_outputs = _HeadOutputs(potentials, lam, dtype="float32", name="clusters_of_heads")(heads.output)
+        output = (
+            keras.layers.Concatenate(dtype="float32", name="embedding_and_clusters")([*kept, head_outputs]) if kept else head_outputs
+        )
+        self._inference = BatchedInference(cut_at(model, output), strategy)
+        self._num_heads = heads.num_heads
+
+    def outputs(self, batches: tf.data.Dataset, num_images: int) -> NetworkOutputs:
+        """Returns the outputs on the `num_images` images of `batches`, which yield (views, example indices)."""
+        found = self._inference.collect(batches, num_images)
+        values, numbers = np.split(found, [found.shape[1] - 3 * self._num_heads], axis=1)
+        clusters, confidence, corrected = (part.T for part in np.split(numbers, 3, axis=1))
+        return NetworkOutputs(values, clusters.astype(np.int64), confidence.copy(), corrected.astype(np.int64))
+
+
+def network_outputs(
+    model: keras.Model, images: ImageSet, *, size: tuple[int, ...], strategy: tf.distribute.Strategy | None = None, **options: Any
+) -> NetworkOutputs:
+    """Runs a network once over the clean views of `images`.
+
+    Args:
+        model: a network of `build_model`; none of its variables changes.
+        images: M images.
+        size: (height, width) that the network sees; () for vectors.
+        strategy: strategy that the model was built under; None for one device.
+        options: further arguments of `NetworkPasses`.
+    """
+    batches = inference_batches(images, size=size, batch_size=EVALUATION_BATCH)
+    return NetworkPasses(model, strategy=strategy, **options).outputs(batches, len(images))
 
 
 class EvaluationOutputs(NamedTuple):
@@ -105,32 +119,37 @@ class EvaluationOutputs(NamedTuple):
         return EvaluationOutputs(self.training.without_embedding(), self.held_out.without_embedding())
 
 
-def evaluation_outputs(
-    model: keras.Model,
-    images: EvaluationImages,
-    *,
-    strategy: tf.distribute.Strategy | None = None,
-    potentials: np.ndarray | None = None,
-    lam: float = 1.0,
-) -> EvaluationOutputs:
+class EvaluationBatches(NamedTuple):
+    """Batches of the clean views of the images that networks are evaluated on. Every network goes through the same ones."""
+
+    training: tf.data.Dataset
+    held_out: tf.data.Dataset
+    num_training: int
+    num_held_out: int
+
+    def outputs(self, passes: Passes) -> EvaluationOutputs:
+        """Returns the outputs of a network, which goes once over each set."""
+        return EvaluationOutputs(
+            passes.outputs(self.training, self.num_training), passes.outputs(self.held_out, self.num_held_out)
+        )
+
+
+def evaluation_batches(images: EvaluationImages) -> EvaluationBatches:
+    """Returns the batches of `images`."""
+    sets = images.training, images.held_out
+    training, held_out = (inference_batches(each, size=images.size, batch_size=EVALUATION_BATCH) for each in sets)
+    return EvaluationBatches(training, held_out, *map(len, sets))
+
+
+def evaluation_outputs(model: keras.Model, images: EvaluationImages, **options: Any) -> EvaluationOutputs:
     """Runs a network once over each set.
 
     Args:
         model: a network of `build_model`.
         images: the images to evaluate on.
-        strategy: strategy that the model was built under; None for one device.
-        potentials: potentials [T, K] of the last transport, for the corrected clusters.
-        lam: lambda of that transport.
+        options: further arguments of `NetworkPasses`.
     """
-    outputs_on = functools.partial(
-        network_outputs,
-        model,
-        size=images.size,
-        strategy=strategy,
-        potentials=potentials,
-        lam=lam,
-    )
-    return EvaluationOutputs(outputs_on(images.training), outputs_on(images.held_out))
+    return evaluation_batches(images).outputs(NetworkPasses(model, **options))
 
 
 class _HeadOutputs(keras.layers.Layer):

@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from sela_tf.data.augment import Augmentation
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
+from sela_tf.data.pipeline import EVALUATION_STREAM, inference_batches
 from sela_tf.evaluation.bootstrap import resampled_means
 from sela_tf.evaluation.contingency import ResampledTables, chance_corrected_agreement
 from sela_tf.evaluation.knn import nearest_images
-from sela_tf.evaluation.outputs import RandomView, network_outputs
+from sela_tf.evaluation.outputs import Passes
 
 NEIGHBOURS = 10
 """Neighbours k of an image whose stability is measured."""
 _PAIRING_KEY = 12
 
 
-class StabilityImages(NamedTuple):
-    """The images that the stability of a network is measured on."""
+class ViewPairs(NamedTuple):
+    """Two random views of each of M held-out images, which every network is shown."""
 
-    bank: ImageSet
-    """Training images among which neighbours are searched, in their clean views."""
-    held_out: ImageSet
-    """Held-out images, of which two random views each are taken."""
-    size: tuple[int, ...]
-    """(height, width) that the network sees; () for vectors."""
-    augmentation: Augmentation
-    """The strengths of the views: those of training."""
-    seed: int
-    """The seed of views and resamples."""
+    first: tf.data.Dataset
+    second: tf.data.Dataset
+    num_images: int
+
+
+def view_pairs(images: ImageSet, *, size: tuple[int, ...], augmentation: Augmentation, seed: int) -> ViewPairs:
+    """Returns batches of the views of `images`.
+
+    Args:
+        images: M held-out images.
+        size: (height, width) of the views; () for vectors.
+        augmentation: the strengths of the views: those of training.
+        seed: seed of the views.
+    """
+    first, second = (
+        inference_batches(
+            images,
+            size=size,
+            batch_size=EVALUATION_BATCH,
+            seed=seed,
+            augmentation=augmentation,
+            stream=EVALUATION_STREAM,
+            pass_number=number,
+        )
+        for number in range(2)
+    )
+    return ViewPairs(first, second, len(images))
 
 
 class Agreement(NamedTuple):
@@ -57,31 +74,20 @@ class Stability(NamedTuple):
     """The share that views of two different images have in common."""
 
 
-def measure_stability(
-    model: keras.Model,
-    images: StabilityImages,
-    *,
-    bank_embedding: np.ndarray | None = None,
-    strategy: tf.distribute.Strategy | None = None,
-) -> Stability:
+def measure_stability(passes: Passes, views: ViewPairs, bank: np.ndarray, *, seed: int) -> Stability:
     """Shows a network two random views of each held-out image and measures how much they have in common.
 
     Args:
-        model: a network of `build_model`.
-        images: the images to measure on.
-        bank_embedding: the embedding [N, D] of the bank's clean views, where it is known already.
-        strategy: strategy that the model was built under; None for one device.
+        passes: the network.
+        views: the views.
+        bank: its embedding [N, D] of the clean views of training images, among which neighbours are searched.
+        seed: seed of the resamples.
     """
-    outputs_on = functools.partial(network_outputs, model, size=images.size, strategy=strategy)
-    if bank_embedding is None:
-        bank_embedding = outputs_on(images.bank).embedding
-    first, second = (
-        outputs_on(images.held_out, view=RandomView(images.augmentation, images.seed, number)) for number in range(2)
-    )
-    own, others = _shared_neighbours(*(nearest_images(bank_embedding, view.embedding, k=NEIGHBOURS) for view in (first, second)))
+    first, second = (passes.outputs(batches, views.num_images) for batches in views[:2])
+    own, others = _shared_neighbours(*(nearest_images(bank, view.embedding, k=NEIGHBOURS) for view in (first, second)))
     return Stability(
-        clusterings_agreement(first.clusters, second.clusters, seed=images.seed),
-        _corrected(own, others, seed=images.seed),
+        clusterings_agreement(first.clusters, second.clusters, seed=seed),
+        _corrected(own, others, seed=seed),
         float(own.mean()),
         float(others.mean()),
     )

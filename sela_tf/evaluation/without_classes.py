@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import entr
 
 from sela_tf.evaluation.arrangement import Arrangement
-from sela_tf.evaluation.bootstrap import BETTER, bootstrap_interval, compare_resampled, outcomes
+from sela_tf.evaluation.bootstrap import BETTER, bootstrap_interval, compare_resampled
 from sela_tf.evaluation.stability import Agreement, Stability, heads_agreement
 
 WORKED, NOT_CLEAR, DID_NOT_WORK = "worked", "not clear", "did not work"
@@ -107,9 +107,10 @@ def verdict(
     effective = min(trained["effective_clusters"])
     if effective < max(2.0, LEAST_SHARE_OF_CLUSTERS * min(num_clusters, num_images)):
         return DID_NOT_WORK, f"the clusters collapsed: {num_clusters} are as good as {effective:.1f} equal ones"
-    if BETTER not in outcomes(compared["untrained"]):
+    found = {name: {each[measure]["outcome"] for measure in JUDGED_BY} for name, each in compared.items()}
+    if BETTER not in found["untrained"]:
         return DID_NOT_WORK, "the network is no better than before its first step"
-    if not all(outcomes(each) == {BETTER} for each in compared.values()):
+    if any(each != {BETTER} for each in found.values()):
         return NOT_CLEAR, "the network is not better in both measures than both the untrained one and raw pixels"
     if arrangement is not None and arrangement.neighbour_correlation < LEAST_CORRELATION:
         return NOT_CLEAR, (

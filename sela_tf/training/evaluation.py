@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.evaluation.judging import Judging
-from sela_tf.evaluation.metrics import fill_statistics_from, no_metrics
+from sela_tf.evaluation.metrics import no_metrics
 from sela_tf.evaluation.outputs import EvaluationOutputs, evaluation_outputs
 from sela_tf.evaluation.protocol import LEFT_OUT, EvaluationProtocol, evaluation_images, evaluation_protocol
 from sela_tf.settings.training import SelaConfig
@@ -70,8 +70,7 @@ def judge(
         strategy: the strategy that the model was built under; None for one device.
     """
     protocol = protocol_of(config, data)
-    outputs = outputs_of_run(config, data, model, potentials=potentials, lam=lam, strategy=strategy)
-    if outputs is None:
+    if protocol.kind == "none":
         networks = ("trained", "untrained", "raw_pixels", "chance", "training_labels")
         derived = ("random_clusters", "intervals", "compared", "without_classes")
         return Verdict({**{name: no_metrics() for name in networks}, **{name: {"reason": LEFT_OUT} for name in derived}}, None)
@@ -79,13 +78,10 @@ def judge(
     judging = Judging(
         images, augmentation=augmentation(config), num_clusters=config.num_clusters, seed=config.seed, strategy=strategy
     )
-    trained = judging.network(model, outputs)
-    # Memory holds the embeddings of one network at a time.
-    outputs = outputs.without_embeddings()
+    trained = judging.network(model, potentials=potentials, lam=lam)
     first = first_network(config, description_of(config, data), strategy or tf.distribute.get_strategy())
-    fill_statistics_from(first, images, strategy=strategy)
-    untrained = judging.network(first, statistics_filled=True)
+    untrained = judging.network(first, fill_statistics=True)
     sampled = labels if protocol.training_sample is None else labels[:, protocol.training_sample]
     return Verdict(
-        judging.figures(trained=trained, untrained=untrained, raw_pixels=judging.raw_pixels(), labels=sampled), outputs
+        judging.figures(trained=trained, untrained=untrained, raw_pixels=judging.raw_pixels(), labels=sampled), trained.outputs
     )
