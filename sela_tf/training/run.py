@@ -169,6 +169,7 @@ def _judge(experiment: Experiment, final: list[HeadLabels]) -> tuple[dict[str, A
         "data": {
             "num_training_images": len(data.train),
             "num_held_out_images": len(data.held_out),
+            "num_classes": None if data.train.classes is None else len(np.unique(data.train.classes)),
             "image_shape": [*data.size, data.train.channels],
             "mean": data.mean.tolist(),
             "variance": data.variance.tolist(),
