@@ -85,9 +85,7 @@ def compare_networks(one: Answers, other: Answers, classes: np.ndarray, *, seed:
     return found
 
 
-def _mean_of_heads(
-    clusters: np.ndarray, classes: np.ndarray, *, seed: int
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def _mean_of_heads(clusters: np.ndarray, classes: np.ndarray, *, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Returns the mean of the heads of each figure of CHANCE_CORRECTED, and its values [R] on resamples."""
     metrics = [cluster_metrics(classes, head) for head in clusters]
     resampled = _resampled(clusters, classes, [each.ami for each in metrics], seed=seed)
@@ -95,9 +93,7 @@ def _mean_of_heads(
     return values, {name: np.mean([head[name] for head in resampled], axis=0) for name in CHANCE_CORRECTED}
 
 
-def _resampled(
-    labels: np.ndarray, classes: np.ndarray, amis: Sequence[float], *, seed: int
-) -> list[dict[str, np.ndarray]]:
+def _resampled(labels: np.ndarray, classes: np.ndarray, amis: Sequence[float], *, seed: int) -> list[dict[str, np.ndarray]]:
     """Returns the figures [R] of each head on resamples of the images."""
     found = []
     for head, ami in zip(labels, amis, strict=True):

@@ -22,7 +22,7 @@ from sela_tf.evaluation.without_classes import StabilityFigures, compare_stabili
 from sela_tf.models.heads import find_multi_head
 from sela_tf.models.inference import BatchedInference
 
-_PROBE_ITERATIONS, _PROBE_WORK = 100, 2 * 10**8
+_PROBE_ITERATIONS, _PROBE_WORK = 50, 2 * 10**8
 """Limits of the linear probe on raw pixels: iterations, and images x values x classes, above which it is left out."""
 
 
@@ -64,7 +64,7 @@ class Judging:
         self.images, self.num_clusters, self.seed, self.strategy = images, num_clusters, seed, strategy
         self._samples = small_samples(images, seed=seed)
         self._batches = evaluation_batches(images)
-        views = images.held_out if self._samples.views is None else images.held_out.take(self._samples.views)
+        views = images.held_out if self._samples.held_out is None else images.held_out.take(self._samples.held_out)
         self._views = view_pairs(views, size=images.size, augmentation=augmentation, seed=seed)
 
     def network(
@@ -94,9 +94,9 @@ class Judging:
 
     def raw_pixels(self) -> Judged:
         """Evaluates raw pixels and k-means, on a sample of the held-out images if there are many."""
-        batches, rows, images = self._batches, self._samples.raw_pixels, self.images
+        batches, rows, images = self._batches, self._samples.held_out, self.images
         passes = RawPixels(
-            batches.training, batches.num_training, rows=self._samples.bank, num_clusters=self.num_clusters, seed=self.seed
+            batches.training, batches.num_training, rows=self._samples.training, num_clusters=self.num_clusters, seed=self.seed
         )
         held_out = passes.outputs(batches.held_out, batches.num_held_out)
         protocol = images.protocol._replace(max_iterations=min(_PROBE_ITERATIONS, images.protocol.max_iterations))
@@ -136,7 +136,9 @@ class Judging:
         shuffled = np.random.default_rng([self.seed, 1]).permuted(trained.answers.clusters, axis=1)
         figures["random_clusters"] = evaluate_labels(shuffled, classes)
         figures["intervals"] = {name: each.stability.intervals for name, each in networks.items()}
-        figures["compared"] = {name: compare_stability(trained.stability, networks[name].stability) for name in networks if name != "trained"}
+        figures["compared"] = {
+            name: compare_stability(trained.stability, networks[name].stability) for name in networks if name != "trained"
+        }
         if classes is not None:
             self._add_classes(figures, networks, classes)
         if train_classes is not None:
@@ -169,7 +171,7 @@ class Judging:
         outcome, reason = verdict(
             stability["trained"], compared, arrangement, num_clusters=self.num_clusters, num_images=len(held_out)
         )
-        num_training, bank = self._batches.num_training, self._samples.bank
+        num_training, bank = self._batches.num_training, self._samples.training
         return {
             "outcome": outcome,
             "reason": reason,
@@ -177,13 +179,14 @@ class Judging:
             "images": None if arrangement is None else arrangement._asdict(),
             "protocol": (
                 f"two random training views of {self._views.num_images} held-out images; {NEIGHBOURS} nearest of "
-                f"{num_training if bank is None else len(bank)} training images, clean view, cosine; raw_pixels: views of at most {SIDE} x {SIDE} pixels, k-means fitted to the same training images"
+                f"{num_training if bank is None else len(bank)} training images, clean view, cosine; raw_pixels: at most {SIDE} x {SIDE} "
+                "pixels, k-means fitted to the same training images"
             ),
         }
 
     def _judged(self, evaluated: Evaluation, rows: np.ndarray | None, passes: Passes, outputs: EvaluationOutputs) -> Judged:
         """Returns the evaluation of one network, completed by the measures that need no classes."""
-        embedding, bank = outputs.training.embedding, self._samples.bank
+        embedding, bank = outputs.training.embedding, self._samples.training
         stability = measure_stability(passes, self._views, embedding if bank is None else embedding[bank], seed=self.seed)
         figures = stability_figures(stability, outputs.held_out.clusters, seed=self.seed)
         return Judged(*evaluated, rows, figures, outputs.without_embeddings())

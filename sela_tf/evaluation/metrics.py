@@ -70,8 +70,8 @@ def evaluate_outputs(
         with_linear_probe: fit the linear probe; otherwise its figure is None.
 
     Returns:
-        The figures: "knn" and "linear_probe", accuracies of the embedding; the metrics of `evaluate_labels` of each head's plain argmax; "protocol", a
-        text. Where classes are missing, all that needs them is None, and "reason" says why.
+        The figures: "knn" and "linear_probe", accuracies of the embedding; the metrics of `evaluate_labels` of each head's plain argmax;
+        "protocol", a text. Where classes are missing, all that needs them is None, and "reason" says why.
     """
     view = "clean view, inference mode" + (", moving statistics of 50 batches" if statistics_filled else "")
     train_classes, classes, protocol = images.training.classes, images.held_out.classes, images.protocol

@@ -77,7 +77,9 @@ class NetworkPasses:
         kept = [model.get_layer(EMBEDDING).output] if embedding else []
         head_outputs = _HeadOutputs(potentials, lam, dtype="float32", name="clusters_of_heads")(heads.output)
         output = (
-            keras.layers.Concatenate(dtype="float32", name="embedding_and_clusters")([*kept, head_outputs]) if kept else head_outputs
+            keras.layers.Concatenate(dtype="float32", name="embedding_and_clusters")([*kept, head_outputs])
+            if kept
+            else head_outputs
         )
         self._inference = BatchedInference(cut_at(model, output), strategy)
         self._num_heads = heads.num_heads
@@ -129,9 +131,7 @@ class EvaluationBatches(NamedTuple):
 
     def outputs(self, passes: Passes) -> EvaluationOutputs:
         """Returns the outputs of a network, which goes once over each set."""
-        return EvaluationOutputs(
-            passes.outputs(self.training, self.num_training), passes.outputs(self.held_out, self.num_held_out)
-        )
+        return EvaluationOutputs(passes.outputs(self.training, self.num_training), passes.outputs(self.held_out, self.num_held_out))
 
 
 def evaluation_batches(images: EvaluationImages) -> EvaluationBatches:

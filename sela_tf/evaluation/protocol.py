@@ -12,11 +12,9 @@ SAMPLED_ABOVE = 100_000
 """The number of training images above which "auto" means "sampled"."""
 SAMPLED_TRAINING, SAMPLED_HELD_OUT = 50_000, 10_000
 _ITERATIONS, _SAMPLED_ITERATIONS = 500, 100
-STABILITY_BANK, STABILITY_HELD_OUT = 10_000, 4000
-"""The most training and held-out images that the stability of a network is measured on."""
-RAW_PIXELS_HELD_OUT = 2500
-"""The most held-out images that raw pixels are scored on, whose many values make the kNN slow."""
-_TRAINING_KEY, _HELD_OUT_KEY, _BANK_KEY, _VIEWS_KEY, _RAW_PIXELS_KEY = 1, 2, 3, 4, 5
+SMALL_TRAINING, SMALL_HELD_OUT = 10_000, 2000
+"""The most images of what would take long on all of them: the stability of a network, and raw pixels, which have many values."""
+_TRAINING_KEY, _HELD_OUT_KEY, _SMALL_TRAINING_KEY, _SMALL_HELD_OUT_KEY = 1, 2, 3, 4
 
 LEFT_OUT = "evaluation was left out (`evaluate=none`)"
 """The reason that results.json gives for metrics that are null because no evaluation was wanted."""
@@ -148,21 +146,17 @@ def evaluation_protocol(evaluate: str, num_training: int, num_held_out: int, *, 
 class SmallSamples(NamedTuple):
     """Samples of the images of an evaluation, for measures that would take long on all of them."""
 
-    bank: np.ndarray | None
-    """Increasing indices among the training images: the bank of neighbours of the stability; None for all."""
-    views: np.ndarray | None
-    """Increasing indices among the held-out images: those whose random views are compared; None for all."""
-    raw_pixels: np.ndarray | None
-    """Increasing indices among the held-out images: those that raw pixels are scored on; None for all."""
+    training: np.ndarray | None
+    """Increasing indices among the training images: the bank of neighbours of the stability, and what k-means is fitted to; None for all."""
+    held_out: np.ndarray | None
+    """Increasing indices among the held-out images: those whose random views are compared, and that raw pixels are scored on; None for all."""
 
 
 def small_samples(images: EvaluationImages, *, seed: int) -> SmallSamples:
     """Returns the samples for `images`, drawn by `seed`."""
-    num_held_out = len(images.held_out)
     return SmallSamples(
-        _sample(len(images.training), STABILITY_BANK, [seed, _BANK_KEY]),
-        _sample(num_held_out, STABILITY_HELD_OUT, [seed, _VIEWS_KEY]),
-        _sample(num_held_out, RAW_PIXELS_HELD_OUT, [seed, _RAW_PIXELS_KEY]),
+        _sample(len(images.training), SMALL_TRAINING, [seed, _SMALL_TRAINING_KEY]),
+        _sample(len(images.held_out), SMALL_HELD_OUT, [seed, _SMALL_HELD_OUT_KEY]),
     )
 
 

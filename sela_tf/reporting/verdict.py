@@ -61,7 +61,8 @@ def many_clusters_note(results: Mapping[str, Any]) -> str:
 
 def _by_classes(results: Mapping[str, Any]) -> str:
     """Returns the verdict where there are classes."""
-    trained, untrained, chance, compared = (results.get(name) for name in ("trained", "untrained", "chance", "compared"))
+    trained, untrained, chance = (results[name] for name in ("trained", "untrained", "chance"))
+    compared = results.get("compared")
     said = [f"kNN {trained['knn']:.3f}{_half(results, 'knn')}"]
     for name, whose in _REFERENCES.items():
         if compared and "knn" in compared[name]:
@@ -72,7 +73,8 @@ def _by_classes(results: Mapping[str, Any]) -> str:
     agreement = f"{key.upper()} {np.mean(trained[key]):.3f}"
     if compared:
         agreement += ", " + ", ".join(
-            f"{_outcome(compared[name][key]['outcome'])} {whose} {_reference(results, name, key)}" for name, whose in _REFERENCES.items()
+            f"{_outcome(compared[name][key]['outcome'])} {whose} {_reference(results, name, key)}"
+            for name, whose in _REFERENCES.items()
         )
     else:
         agreement += f" against {np.mean(untrained[key]):.3f}"
