@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.evaluation.bootstrap import bootstrap_interval
-from sela_tf.evaluation.outputs import NetworkPasses, evaluation_batches
+from sela_tf.evaluation.outputs import NetworkPasses, Passes, evaluation_batches
 from sela_tf.evaluation.protocol import EvaluationImages, small_samples
 from sela_tf.evaluation.raw_pixels import RawPixels
 from sela_tf.evaluation.stability import Agreement, clusterings_agreement
@@ -78,11 +78,9 @@ def _clusters(run: OneRun, strategy: tf.distribute.Strategy) -> dict[str, np.nda
         num_clusters=run.config.num_clusters,
         seed=run.config.seed,
     )
-    passes = {
-        **{
-            name: NetworkPasses(model, strategy=strategy, embedding=False)
-            for name, model in (("trained", run.model), ("untrained", untrained))
-        },
+    passes: dict[str, Passes] = {
+        "trained": NetworkPasses(run.model, strategy=strategy, embedding=False),
+        "untrained": NetworkPasses(untrained, strategy=strategy, embedding=False),
         "raw_pixels": raw,
     }
     return {name: each.outputs(batches.held_out, batches.num_held_out).clusters for name, each in passes.items()}
