@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import adjusted_mutual_info_score
 
+from sela_tf.evaluation import contingency
 from sela_tf.evaluation.bootstrap import (
     NUM_RESAMPLES,
     bootstrap_interval,
@@ -56,11 +57,13 @@ def clustering(rng):
     return classes, np.where(rng.random(300) < 0.6, 3 * classes, rng.integers(0, 20, 300))
 
 
-def test_tables_of_resamples_are_scikit_learns(clustering):
+def test_tables_of_resamples_are_scikit_learns(clustering, monkeypatch):
     classes, clusters = clustering
-    tables = ResampledTables(classes, clusters, seed=1)
-    found = {name: getattr(tables, name)() for name in ("nmi", "ari", "purity", "entropy", "hungarian")}
-    found["ami"] = tables.ami(adjusted_mutual_info_score(classes, clusters))
+    tables, names = ResampledTables(classes, clusters, seed=1), ("nmi", "ari", "purity", "entropy", "hungarian", "ami")
+    found = tables.agreement(*names, ami=adjusted_mutual_info_score(classes, clusters))
+    monkeypatch.setattr(contingency, "_COUNTS_AT_ONCE", 1000)
+    for name, values in tables.agreement(*names, ami=adjusted_mutual_info_score(classes, clusters)).items():
+        np.testing.assert_array_equal(values, found[name])
     for number, times in zip(range(20), resamples(300, seed=1), strict=False):
         drawn = np.repeat(np.arange(300), times)
         expected = cluster_metrics(classes[drawn], clusters[drawn])
@@ -80,9 +83,12 @@ def test_intervals_hold_what_fresh_samples_do(rng):
 
     samples = [draw() for _ in range(60)]
     values = [adjusted_mutual_info_score(*sample) for sample in samples]
-    deviations = [ResampledTables(*s, seed=0).ami(v).std() for s, v in zip(samples[:5], values[:5], strict=True)]
+    deviations = [
+        ResampledTables(*s, seed=0).agreement("ami", ami=v)["ami"].std() for s, v in zip(samples[:5], values[:5], strict=True)
+    ]
     assert np.mean(deviations) == pytest.approx(np.std(values), rel=0.3)
-    low, high = bootstrap_interval(values[0], ResampledTables(*samples[0], seed=0).ami(values[0]), high=1.0)
+    resampled = ResampledTables(*samples[0], seed=0).agreement("ami", ami=values[0])["ami"]
+    low, high = bootstrap_interval(values[0], resampled, high=1.0)
     assert low < values[0] < high
 
 

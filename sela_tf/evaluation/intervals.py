@@ -95,17 +95,5 @@ def _mean_of_heads(clusters: np.ndarray, classes: np.ndarray, *, seed: int) -> t
 
 def _resampled(labels: np.ndarray, classes: np.ndarray, amis: Sequence[float], *, seed: int) -> list[dict[str, np.ndarray]]:
     """Returns the figures [R] of each head on resamples of the images."""
-    found = []
-    for head, ami in zip(labels, amis, strict=True):
-        tables = ResampledTables(classes, head, seed=seed)
-        found.append(
-            {
-                "nmi": tables.nmi(),
-                "ami": tables.ami(ami),
-                "ari": tables.ari(),
-                "hungarian": tables.hungarian(),
-                "purity": tables.purity(),
-                "entropy": tables.entropy(),
-            }
-        )
-    return found
+    names = ("nmi", "ami", "ari", "hungarian", "purity", "entropy")
+    return [ResampledTables(classes, head, seed=seed).agreement(*names, ami=ami) for head, ami in zip(labels, amis, strict=True)]

@@ -117,7 +117,7 @@ def clusterings_agreement(first: np.ndarray, second: np.ndarray, *, seed: int) -
     found = []
     for one, other in zip(first, second, strict=True):
         value = chance_corrected_agreement(one, other)
-        found.append((value, ResampledTables(one, other, seed=seed).ami(value)))
+        found.append((value, ResampledTables(one, other, seed=seed).agreement("ami", ami=value)["ami"]))
     values, resampled = zip(*found, strict=True)
     return Agreement(float(np.mean(values)), np.mean(resampled, axis=0))
 
