@@ -50,8 +50,8 @@ def chance_figures(results: Mapping[str, Any], key: str) -> Any:
 
 def many_clusters_note(results: Mapping[str, Any]) -> str:
     """Returns the reason why ARI and Hungarian accuracy are not shown, where there are far more clusters than classes; else ""."""
-    num_clusters, num_classes = results["config"]["num_clusters"], results.get("data", {}).get("num_classes")
-    if not num_classes or num_clusters <= MANY_CLUSTERS * num_classes:
+    num_clusters, num_classes = results.get("config", {}).get("num_clusters"), results.get("data", {}).get("num_classes")
+    if not num_clusters or not num_classes or num_clusters <= MANY_CLUSTERS * num_classes:
         return ""
     return (
         f"K = {num_clusters} clusters for {num_classes} classes: even clusters of one class each, of equal sizes, have a Hungarian accuracy of "
