@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.commands.other_run import OneRun, compare_runs
+from sela_tf.compat.activity import Activity
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.pipeline import inference_batches
@@ -81,9 +82,11 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
         other_config, other_model, other_data = _load(settings, settings.other_run, strategy)
         one = OneRun(str(workdir), config, model, images)
         other = OneRun(settings.other_run, other_config, other_model, _images(settings, other_data)[1])
-        results["other_run"] = compare_runs(one, other, strategy)
+        with Activity("comparing the runs"):
+            results["other_run"] = compare_runs(one, other, strategy)
     if images.have_classes:
-        results["trained"] = _metrics(settings, model, stages, data, images, strategy)
+        with Activity("probing the trained network"):
+            results["trained"] = _metrics(settings, model, stages, data, images, strategy)
     results |= {
         "num_held_out_images": protocol.held_out_size,
         "protocol": _protocol_text(settings, protocol) if images.have_classes else f"{protocol.held_out_words}.",
@@ -94,7 +97,8 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
         untrained = first_network(config, read_description(workdir), strategy)
         views = inference_batches(images.training, size=data.size, batch_size=EVALUATION_BATCH)
         BatchedInference(untrained, strategy).fill_moving_statistics(views)
-        results["untrained"] = _metrics(settings, untrained, stages, data, images, strategy)
+        with Activity("probing the untrained network"):
+            results["untrained"] = _metrics(settings, untrained, stages, data, images, strategy)
     return results
 
 

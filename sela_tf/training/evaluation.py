@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.compat.activity import Activity
 from sela_tf.evaluation.judging import Judging
 from sela_tf.evaluation.metrics import no_metrics
 from sela_tf.evaluation.outputs import EvaluationOutputs, evaluation_outputs
@@ -78,10 +79,15 @@ def judge(
     judging = Judging(
         images, augmentation=augmentation(config), num_clusters=config.num_clusters, seed=config.seed, strategy=strategy
     )
-    trained = judging.network(model, potentials=potentials, lam=lam)
-    first = first_network(config, description_of(config, data), strategy or tf.distribute.get_strategy())
-    untrained = judging.network(first, fill_statistics=True)
     sampled = labels if protocol.training_sample is None else labels[:, protocol.training_sample]
-    return Verdict(
-        judging.figures(trained=trained, untrained=untrained, raw_pixels=judging.raw_pixels(), labels=sampled), trained.outputs
-    )
+    with Activity("evaluation", total=4) as shown:
+        shown.begin("trained network")
+        trained = judging.network(model, potentials=potentials, lam=lam)
+        shown.begin("untrained network")
+        first = first_network(config, description_of(config, data), strategy or tf.distribute.get_strategy())
+        untrained = judging.network(first, fill_statistics=True)
+        shown.begin("raw pixels")
+        raw_pixels = judging.raw_pixels()
+        shown.begin("intervals")
+        figures = judging.figures(trained=trained, untrained=untrained, raw_pixels=raw_pixels, labels=sampled)
+    return Verdict(figures, trained.outputs)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
+from sela_tf.compat.activity import Activity
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet, Splits
 from sela_tf.data.pipeline import channel_statistics, training_batches, with_rotations
@@ -39,7 +42,8 @@ def load_data(config: SelaConfig) -> Data:
     Raises:
         ValueError: they cannot be loaded (SourceError), or their size is not known (ConfigError).
     """
-    return _split_and_match(config, {})
+    with Activity("reading images"):
+        return _split_and_match(config, {})
 
 
 def load_training_data(config: SelaConfig) -> Data:
@@ -48,15 +52,16 @@ def load_training_data(config: SelaConfig) -> Data:
     Raises:
         ValueError: the images cannot be loaded (SourceError), or the settings do not fit the images (ConfigError).
     """
-    loaded = _check_outline(config)
-    data = _split_and_match(config, loaded)
+    with Activity("reading images"):
+        data = _split_and_match(config, _check_outline(config))
     _check_settings_suit(config, data.train, data.size)
     return data
 
 
 def tell(line: str) -> None:
-    """Prints a line at once, also where the output is a file or a pipe."""
-    print(line, flush=True)
+    """Prints a line at once, also where the output is a file or a pipe; above the line of an `Activity`, if there is one."""
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
 def _source_options(config: SelaConfig) -> SourceOptions:

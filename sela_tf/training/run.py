@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sela_tf.cli.signals import signals_noted
+from sela_tf.compat.activity import Activity
 from sela_tf.compat.releases import RELEASE
 from sela_tf.evaluation.outputs import EvaluationOutputs
 from sela_tf.runs import checkpoint
@@ -199,7 +200,8 @@ def _outputs_again(experiment: Experiment, directory: Workdir) -> EvaluationOutp
 
 def _draw(experiment: Experiment, directory: Workdir, results: dict[str, Any], outputs: EvaluationOutputs | None) -> None:
     try:
-        write_report(directory, experiment.config, experiment.data, experiment.labels.labels, results, outputs)
+        with Activity("drawing the report"):
+            write_report(directory, experiment.config, experiment.data, experiment.labels.labels, results, outputs)
     except Exception as error:
         # Whatever goes wrong with a picture, the training is done and must not be lost.
         print(f"WARNING: the report could not be drawn: {type(error).__name__}: {error}", flush=True)
