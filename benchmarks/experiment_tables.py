@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiment_rows import ROWS_OF, SEEDS, TABLES, TRANSFER, Peer, Row
-from sela_tf.commands.probe import mean_and_interval
 from sela_tf.reporting.markdown import markdown
 from sela_tf.reporting.metric_labels import CLUSTER_LABELS
+from sela_tf.reporting.probe_tables import mean_and_interval
 
 RESULTS = pathlib.Path(__file__).parent.parent / "docs" / "results"
 PAGE, ROWS = RESULTS.with_suffix(".md"), RESULTS / "rows"

@@ -25,8 +25,8 @@ from absl import flags as absl_flags
 from benchmarks.experiment_rows import ROWS_OF, SEEDS, Peer, Row
 from benchmarks.experiment_tables import ROWS, figures, kept, write_page
 from sela_tf.cli import flags
-from sela_tf.commands.probe import interval, mean_and_interval
 from sela_tf.data.sources import load_source
+from sela_tf.reporting.probe_tables import interval, mean_and_interval
 from sela_tf.settings.commands import ProbeConfig
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -26,6 +26,7 @@ from sela_tf.evaluation.metrics import evaluate_network
 from sela_tf.evaluation.probes import ProbeSchedule, ProbeTask, logistic_probes, pooled, sgd_probes
 from sela_tf.evaluation.protocol import evaluation_images
 from sela_tf.models.build import build_model, stage_names
+from sela_tf.reporting import probe_tables
 from sela_tf.runs.network import load_run
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
@@ -160,8 +161,8 @@ def test_ten_crops_are_averaged(digits, monkeypatch):
 
 def test_interval_is_students():
     # of 3 values: t = 4.3027
-    assert prober.interval([0.1, 0.2, 0.4]) == pytest.approx(4.302653 * np.std([0.1, 0.2, 0.4], ddof=1) / np.sqrt(3))
-    assert np.isnan(prober.interval([0.5]))
+    assert probe_tables.interval([0.1, 0.2, 0.4]) == pytest.approx(4.302653 * np.std([0.1, 0.2, 0.4], ddof=1) / np.sqrt(3))
+    assert np.isnan(probe_tables.interval([0.5]))
 
 
 def test_runs_that_differ_in_more_than_the_seed_have_no_mean(tmp_path):

@@ -51,7 +51,7 @@ def test_course_is_that_of_the_metrics(finished, report):
         assert steps == [step for row in mine for step in [row["step"]] * 2]
         assert values == [value for row in mine for value in (row["objective_before"], row["objective_after"])]
     results = json.loads((workdir / "results.json").read_text())
-    for column in ("trained", "untrained", "chance"):
+    for column in ("trained", "untrained", "raw_pixels", "chance"):
         assert list(report["figures"][column]) == ["knn", "linear_probe", "nmi", "ami", "ari", "hungarian"]
     assert report["figures"]["trained"]["nmi"] == pytest.approx(np.mean(results["trained"]["nmi"]))
     assert f"kNN {results['trained']['knn']:.3f}" in report["verdict"]
@@ -153,7 +153,7 @@ def test_runs_without_classes_of_vectors_and_without_a_report(tmp_path, rng):
     assert names == [f"{kind}_{part}.png" for kind in ("highest_confidence", "random") for part in ("held_out", "training")]
     for run in ("blind", "vectors"):
         assert _is_a_picture(tmp_path / run / "report.png")
-        assert "no class labels to judge by" in json.loads((tmp_path / run / "report.json").read_text())["verdict"]
+        assert json.loads((tmp_path / run / "report.json").read_text())["verdict"].startswith("It ")
     assert not (tmp_path / "vectors" / "galleries").exists()
     # eight or fewer clusters are all among the best
     few = sorted(path.name for path in (tmp_path / "few" / "galleries").iterdir())

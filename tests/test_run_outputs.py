@@ -70,12 +70,20 @@ class TestFinishedRun:
     def test_results(self, finished):
         workdir, _ = finished
         results = json.loads((workdir / "results.json").read_text())
-        assert set(results) == {"trained", "untrained", "chance", "training_labels", "transport", "config", "data"}
+        networks, derived = {"trained", "untrained", "raw_pixels"}, {"random_clusters", "intervals", "compared", "without_classes"}
+        assert set(results) == networks | derived | {"chance", "training_labels", "transport", "config", "data"}
         assert results["transport"]["converged"] == [True, True]
-        for network in ("trained", "untrained"):
+        for network in networks:
             agreement = {"nmi", "ami", "ari", "hungarian", "purity", "entropy"}
             assert set(results[network]) == {"knn", "linear_probe", "clusters_used", "protocol"} | agreement
-            assert len(results[network]["nmi"]) == 2
+            assert len(results[network]["nmi"]) == (1 if network == "raw_pixels" else 2)
+            intervals = results["intervals"][network]
+            for name in ("knn", "linear_probe", "view_agreement", "neighbour_stability"):
+                value = (results if name in results[network] else results["without_classes"])[network][name]
+                assert intervals[name][0] <= value <= intervals[name][1]
+            for name in agreement:
+                for value, (low, high) in zip(results[network][name], intervals[name], strict=True):
+                    assert low <= value <= high
         assert results["trained"]["knn"] > 0.8
         assert results["trained"]["ami"][0] > 0.2
         assert results["config"]["num_clusters"] == 16

@@ -156,7 +156,7 @@ def test_sampled_figures_are_those_of_the_sample(rng, few):
     # the solver's limit is the protocol's
     images = evaluation_images(data.train, data.held_out, (), chosen._replace(max_iterations=1))
     outputs = evaluation_outputs(network, images)
-    one = evaluate_outputs(outputs, images, num_clusters=K)
+    one = evaluate_outputs(outputs, images, num_clusters=K).figures
     arrays = outputs.training.embedding, train.classes, outputs.held_out.embedding, held_out.classes
     assert one["linear_probe"] == linear_probe_accuracy(*arrays, max_iterations=1) != linear_probe_accuracy(*arrays)
     assert found["chance"] == evaluate_chance(held_out.classes, K, seed=6)
@@ -198,7 +198,7 @@ def test_none_looks_at_nothing_and_the_rest_goes_on(rng, network, data, passes, 
     assert knn_monitor(config, data) == []
     write_report(workdir(tmp_path, config), config, data, labels, verdict.figures, verdict.outputs)
     assert passes == []
-    for column in ("trained", "untrained", "chance", "training_labels"):
+    for column in ("trained", "untrained", "raw_pixels", "chance", "training_labels"):
         values = verdict.figures[column]
         words = {values.pop(key) for key in ("reason", "protocol")}
         assert words == {"evaluation was left out (`evaluate=none`)", "evaluation was left out (`evaluate=none`)."}

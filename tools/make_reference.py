@@ -102,7 +102,8 @@ def run_files() -> Iterator[str]:
     """The sections on the directory of a run."""
     yield from described("## The directory of a run", "`--workdir`, in the order of appearance.", "file", contents.RUN_DIRECTORY)
     yield from described("### `results.json`", "An object.", "key", contents.RESULT_KEYS)
-    yield from described("", "The first four hold figures.", "key", contents.FIGURE_KEYS)
+    yield from described("", "The first five and `random_clusters` hold figures.", "key", contents.FIGURE_KEYS)
+    yield from described("", "Each network in `without_classes` holds measures.", "key", contents.STABILITY_KEYS)
     yield from described(
         "### `labels.npz`", "Arrays, of T heads, K clusters and N training images.", "array", contents.LABEL_ARRAYS
     )

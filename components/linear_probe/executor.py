@@ -12,11 +12,11 @@ import numpy as np
 from components import artifacts
 from components.settings import RUN, LinearProbeSettings, probe_config
 from sela_tf.commands.probe import probe as probe_network
-from sela_tf.commands.probe import probes_table
 from sela_tf.data.image_set import SourceName
 from sela_tf.data.records import read_manifest
 from sela_tf.data.sources.records import load_records
 from sela_tf.files.atomic import write_whole
+from sela_tf.reporting.probe_tables import probes_table
 from sela_tf.settings.commands import ProbeConfig
 from sela_tf.settings.fields import ConfigError
 

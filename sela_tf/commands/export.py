@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.compat.activity import Activity
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import match_input
@@ -27,7 +28,7 @@ from sela_tf.settings.commands import ExportConfig
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.paths import refuse_unwritable
 from sela_tf.training.devices import prepare_devices
-from sela_tf.training.images import load_data
+from sela_tf.training.images import load_data, tell
 
 
 class ExportResult(NamedTuple):
@@ -77,11 +78,12 @@ def export_to(path: pathlib.Path, settings: ExportConfig) -> ExportResult:
 
     def check(unfinished: pathlib.Path) -> None:
         if images is not None:
-            print(f"checking it with {min(NUM_IMAGES, len(images))} of {images.full_name}", flush=True)
+            tell(f"checking it with {min(NUM_IMAGES, len(images))} of {images.full_name}")
             checked.append(check_saved_model(unfinished, model, images, **transport._asdict()))
 
     try:
-        export_saved_model(model, path, warm_up=settings.warm_up, check=check, **transport._asdict())
+        with Activity("writing the served model"):
+            export_saved_model(model, path, warm_up=settings.warm_up, check=check, **transport._asdict())
     except FileExistsError as error:
         raise _version_is_there(path) from error
     return ExportResult(path, checked[0] if checked else None, images.name if images is not None else "")

@@ -6,14 +6,15 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy import stats
 
+from sela_tf.commands.other_run import OneRun, compare_runs
+from sela_tf.compat.activity import Activity
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.left_out import write_left_out
@@ -29,8 +30,6 @@ from sela_tf.files.atomic import write_whole
 from sela_tf.models.build import stage_names
 from sela_tf.models.inference import BatchedInference
 from sela_tf.models.layer_names import EMBEDDING
-from sela_tf.reporting.markdown import markdown
-from sela_tf.reporting.metric_labels import CLUSTER_LABELS, METRIC_LABELS
 from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.names import PROBES, PROBES_LEFT_OUT
 from sela_tf.runs.network import load_run, read_description
@@ -76,50 +75,68 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str], *, left_out: p
     Raises:
         ValueError: there is no finished run, no such stage, or no classes to fit probes to.
     """
-    config = _config_of(settings, workdir)
-    strategy = prepare_devices(config)
-    with strategy.scope():
-        model = load_run(workdir)
-    shape = model.input.shape[1:]
+    strategy = prepare_devices(_config_of(settings, workdir))
+    config, model, data = _load(settings, workdir, strategy)
     stages = _stages(settings, model, workdir)
-    # The network sees the images of another data set at its own size.
-    if len(shape) == 3:
-        config = dataclasses.replace(config, image_size=shape[0])
-    data = _load_matching(config, shape)
     if left_out is not None:
         write_left_out(left_out, data.rejected)
-    protocol = evaluation_protocol(settings.evaluate, len(data.train), len(data.held_out), seed=settings.seed)
+    protocol, images = _images(settings, data)
     _check_enough_images(settings, data, protocol)
-    images = evaluation_images(data.train, data.held_out, data.size, protocol)
-    results: dict[str, Any] = {
-        "trained": _metrics(settings, model, stages, data, images, strategy),
+    results: dict[str, Any] = {}
+    if settings.other_run:
+        other_config, other_model, other_data = _load(settings, settings.other_run, strategy)
+        one = OneRun(str(workdir), config, model, images)
+        other = OneRun(settings.other_run, other_config, other_model, _images(settings, other_data)[1])
+        with Activity("comparing the runs"):
+            results["other_run"] = compare_runs(one, other, strategy)
+    if images.have_classes:
+        with Activity("probing the trained network"):
+            results["trained"] = _metrics(settings, model, stages, data, images, strategy)
+    results |= {
         "num_held_out_images": protocol.held_out_size,
-        "protocol": _protocol_text(settings, protocol),
+        "protocol": _protocol_text(settings, protocol) if images.have_classes else f"{protocol.held_out_words}.",
         "config": dataclasses.asdict(config),
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "workdir"},
     }
-    if settings.untrained:
+    if settings.untrained and images.have_classes:
         untrained = first_network(config, read_description(workdir), strategy)
         views = inference_batches(images.training, size=data.size, batch_size=EVALUATION_BATCH)
         BatchedInference(untrained, strategy).fill_moving_statistics(views)
-        results["untrained"] = _metrics(settings, untrained, stages, data, images, strategy)
+        with Activity("probing the untrained network"):
+            results["untrained"] = _metrics(settings, untrained, stages, data, images, strategy)
     return results
 
 
-def _load_matching(config: SelaConfig, shape: Sequence[int]) -> Data:
-    """Loads training and held-out images in the shape that the network takes.
+def _load(
+    settings: ProbeConfig, workdir: str | os.PathLike[str], strategy: tf.distribute.Strategy
+) -> tuple[SelaConfig, keras.Model, Data]:
+    """Loads the settings of a run, its network, and the images in the shape that the network takes.
 
     Raises:
-        ConfigError: a set has no classes.
+        ConfigError: there is no finished run, or a set has no classes and there is no other run to compare with.
     """
+    config = _config_of(settings, workdir)
+    with strategy.scope():
+        model = load_run(workdir)
+    shape = model.input.shape[1:]
+    # The network sees the images of another data set at its own size.
+    if len(shape) == 3:
+        config = dataclasses.replace(config, image_size=shape[0])
     data = load_data(config)._replace(size=tuple(shape[:-1]))
     data = data._replace(train=match_input(data.train, shape), held_out=match_input(data.held_out, shape))
     for images in (data.train, data.held_out):
-        if images.classes is None:
+        if images.classes is None and not settings.other_run:
             raise ConfigError(
-                f"{images.full_name} has no class labels, which probes need: name another `dataset` or `eval_dataset`"
+                f"{images.full_name} has no class labels, which probes need: name another `dataset` or `eval_dataset`, or another run of "
+                "these images with `other_run`, whose clusters are compared without classes"
             )
-    return data
+    return config, model, data
+
+
+def _images(settings: ProbeConfig, data: Data) -> tuple[EvaluationProtocol, EvaluationImages]:
+    """Returns the protocol of the settings, and the images that it chooses."""
+    protocol = evaluation_protocol(settings.evaluate, len(data.train), len(data.held_out), seed=settings.seed)
+    return protocol, evaluation_images(data.train, data.held_out, data.size, protocol)
 
 
 def _check_enough_images(settings: ProbeConfig, data: Data, protocol: EvaluationProtocol) -> None:
@@ -246,13 +263,6 @@ def _protocol_text(settings: ProbeConfig, protocol: EvaluationProtocol) -> str:
     )
 
 
-def interval(values: Sequence[float], *, confidence: float = 0.95) -> float:
-    """Returns half the width of Student's confidence interval of the mean of `values`; NaN for a single value."""
-    if len(values) < 2:
-        return float("nan")
-    return float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values))
-
-
 def check_same_settings(workdirs: Sequence[str]) -> None:
     """Checks that runs have the same settings, so that a mean over them is a mean over seeds.
 
@@ -271,32 +281,3 @@ def check_same_settings(workdirs: Sequence[str]) -> None:
         ]
         if different:
             raise ConfigError(f"`workdir` names runs that differ in more than their seed: {'; '.join(different)}")
-
-
-def probes_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a Markdown table of the mean over runs, with its confidence interval where there are several.
-
-    Args:
-        runs: contents of their probes.json.
-    """
-    columns = [name for name in ("trained", "untrained") if name in runs[0]]
-    rows = [["held-out images", *columns]]
-    for kind, label in (
-        ("knn", f"{METRIC_LABELS['knn'].short_label}, k = {{}}"),
-        ("linear_probe", f"{METRIC_LABELS['linear_probe'].label}, {{}}"),
-    ):
-        for key in runs[0]["trained"][kind]:
-            rows.append([label.format(key), *(mean_and_interval([run[column][kind][key] for run in runs]) for column in columns)])
-    for key, label in CLUSTER_LABELS.items():
-        means = [[float(np.mean(run[column]["clustering"][key])) for run in runs] for column in columns]
-        rows.append([f"{label}, mean of heads" if key == "nmi" else label, *map(mean_and_interval, means)])
-    for k in runs[0]["trained"]["kmeans"]:
-        numbers = [[run[column]["kmeans"][k]["nmi"][0] for run in runs] for column in columns]
-        rows.append([f"{CLUSTER_LABELS['nmi']}, k-means on the embedding, {k} clusters", *map(mean_and_interval, numbers)])
-    return markdown(rows[0], rows[1:])
-
-
-def mean_and_interval(values: Sequence[float]) -> str:
-    """Returns the mean over seeds, "0.123 ± 0.004" with half its 95 % confidence interval, or "0.123" for a single value."""
-    mean = f"{np.mean(values):.3f}"
-    return mean if len(values) < 2 else f"{mean} ± {interval(values):.3f}"

@@ -20,7 +20,7 @@ from sela_tf.data.decoding import decode_image
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays
 
-_TRAINING, _LABELLING = 1, 2
+_TRAINING, _LABELLING, EVALUATION_STREAM = 1, 2, 3
 """Streams of random numbers; a seed, a stream and a pass give the numbers of each example."""
 
 
@@ -76,6 +76,7 @@ def inference_batches(
     batch_size: int,
     seed: int = 0,
     augmentation: Augmentation | None = None,
+    stream: int = _LABELLING,
     pass_number: int = 0,
     crop: int | None = None,
     in_order: bool = False,
@@ -90,6 +91,7 @@ def inference_batches(
         batch_size: The most images per batch.
         seed: The seed of order and views.
         augmentation: The strengths of training views; None for clean views.
+        stream: The stream of the random numbers: that of label passes, or EVALUATION_STREAM.
         pass_number: The number of the pass. Each pass has its own order and views.
         crop: The crop of ten-crop evaluation, 0 to 9; only without an augmentation.
         in_order: Keeps the order of the images.
@@ -97,7 +99,7 @@ def inference_batches(
     Yields:
         Views, float32 `[b, height, width, C]` in [0, 255] (or vectors `[b, D]`), and example indices, int64 `[b]`.
     """
-    order, draws = _keyed(seed, _LABELLING, tf.constant(pass_number, tf.int64), len(images))
+    order, draws = _keyed(seed, stream, tf.constant(pass_number, tf.int64), len(images))
     if in_order:
         order = tf.range(len(images), dtype=tf.int64)
     num_batches = -(-len(images) // batch_size)

@@ -30,9 +30,34 @@ def knn_accuracy(
     Raises:
         ValueError: `k` is not positive.
     """
+    correct = knn_correct(bank, bank_classes, queries, classes, k=k, temperature=temperature)
+    return int(correct.sum()) / len(queries)
+
+
+def knn_correct(
+    bank: np.ndarray,
+    bank_classes: np.ndarray,
+    queries: np.ndarray,
+    classes: np.ndarray,
+    *,
+    k: int = 10,
+    temperature: float = 0.1,
+) -> np.ndarray:
+    """Returns the queries whose class `knn_accuracy` finds, bool [M]; the arguments are the same."""
     num_classes = int(max(bank_classes.max(), classes.max())) + 1
-    found = knn_classes(bank, bank_classes, queries, num_classes=num_classes, k=k, temperature=temperature)
-    return int((found == classes).sum()) / len(queries)
+    return knn_classes(bank, bank_classes, queries, num_classes=num_classes, k=k, temperature=temperature) == classes
+
+
+def nearest_images(bank: np.ndarray, queries: np.ndarray, *, k: int = 10) -> np.ndarray:
+    """Returns the rows of the k nearest neighbours of each query by the cosine, int64 [M, min(k, N)], the nearest first.
+
+    Args:
+        bank: embeddings [N, D] among which neighbours are searched.
+        queries: embeddings [M, D].
+        k: number of neighbours.
+    """
+    blocks = [queries[start : start + _QUERY_ROWS] for start in range(0, len(queries), _QUERY_ROWS)]
+    return np.concatenate([_nearest(_normalised(block), bank, k, _BANK_ROWS)[1] for block in blocks])
 
 
 def knn_classes(

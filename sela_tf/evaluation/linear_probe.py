@@ -15,7 +15,15 @@ _VALUES_AT_ONCE = 2**23
 def linear_probe_accuracy(
     train_inputs: np.ndarray, train_classes: np.ndarray, inputs: np.ndarray, classes: np.ndarray, *, max_iterations: int = 500
 ) -> float:
-    """Returns the accuracy, in [0, 1], of scikit-learn's logistic regression on held-out inputs.
+    """Returns the accuracy, in [0, 1], of scikit-learn's logistic regression on held-out inputs (`linear_probe_correct`)."""
+    correct = linear_probe_correct(train_inputs, train_classes, inputs, classes, max_iterations=max_iterations)
+    return int(correct.sum()) / len(inputs)
+
+
+def linear_probe_correct(
+    train_inputs: np.ndarray, train_classes: np.ndarray, inputs: np.ndarray, classes: np.ndarray, *, max_iterations: int = 500
+) -> np.ndarray:
+    """Returns the held-out inputs that scikit-learn's logistic regression classifies correctly, bool [M].
 
     Inputs are standardised by the mean and variance of `train_inputs`. Memory: one copy of the training inputs, float32 if they are
     float32, and a few matrices [N, C] for the C classes.
@@ -37,4 +45,4 @@ def linear_probe_accuracy(
         # The protocol is this number of iterations, converged or not.
         warnings.simplefilter("ignore", ConvergenceWarning)
         probe.fit(scaler.transform(train_inputs), train_classes)
-    return float(probe.score(scaler.transform(inputs), classes))
+    return probe.predict(scaler.transform(inputs)) == classes

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.data.batch_sizes import EVALUATION_BATCH
-from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import ClusterMetrics, cluster_metrics
-from sela_tf.evaluation.knn import knn_accuracy
-from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.evaluation.outputs import EvaluationOutputs, evaluation_outputs
+from sela_tf.evaluation.intervals import Answers
+from sela_tf.evaluation.knn import knn_correct
+from sela_tf.evaluation.linear_probe import linear_probe_correct
+from sela_tf.evaluation.outputs import EvaluationOutputs, NetworkPasses, evaluation_batches
 from sela_tf.evaluation.protocol import LEFT_OUT, EvaluationImages
 from sela_tf.models.heads import find_multi_head
 from sela_tf.models.inference import BatchedInference
@@ -28,7 +27,7 @@ _NO_EVAL_CLASSES = "the held-out images have no class labels"
 def evaluate_network(
     model: keras.Model, images: EvaluationImages, *, strategy: tf.distribute.Strategy | None = None, fill_statistics: bool = False
 ) -> dict[str, Any]:
-    """Runs a network over the images and returns its metrics (`evaluate_outputs`).
+    """Runs a network over the images and returns its figures (`evaluate_outputs`).
 
     Args:
         model: a network of `build_model`.
@@ -36,48 +35,69 @@ def evaluate_network(
         strategy: strategy that the model was built under; None for one device.
         fill_statistics: first fill the moving statistics of batch normalisation from the training images, as a network before its first step needs.
     """
-    train, size = images.training, images.size
+    batches = evaluation_batches(images)
     if fill_statistics:
-        BatchedInference(model, strategy).fill_moving_statistics(inference_batches(train, size=size, batch_size=EVALUATION_BATCH))
-    outputs = evaluation_outputs(model, images, strategy=strategy)
-    return evaluate_outputs(outputs, images, num_clusters=find_multi_head(model).num_clusters, statistics_filled=fill_statistics)
+        BatchedInference(model, strategy).fill_moving_statistics(batches.training)
+    outputs = batches.outputs(NetworkPasses(model, strategy=strategy))
+    num_clusters = find_multi_head(model).num_clusters
+    return evaluate_outputs(outputs, images, num_clusters=num_clusters, statistics_filled=fill_statistics).figures
+
+
+class Evaluation(NamedTuple):
+    """The figures of a network, and its answers for each image that they come from."""
+
+    figures: dict[str, Any]
+    """Figures by name, as they stand in results.json."""
+    answers: Answers
+    """Answers for the held-out images."""
 
 
 def evaluate_outputs(
-    outputs: EvaluationOutputs, images: EvaluationImages, *, num_clusters: int, statistics_filled: bool = False
-) -> dict[str, Any]:
-    """Returns the metrics of a network on the held-out images, from its outputs.
+    outputs: EvaluationOutputs,
+    images: EvaluationImages,
+    *,
+    num_clusters: int,
+    statistics_filled: bool = False,
+    with_linear_probe: bool = True,
+) -> Evaluation:
+    """Evaluates a network on the held-out images, from its outputs.
 
     Args:
         outputs: the network's outputs on `images`.
         images: the images, for their classes and their protocol.
         num_clusters: number of clusters K.
         statistics_filled: the moving statistics were filled first, which the protocol line then says.
+        with_linear_probe: fit the linear probe; otherwise its figure is None.
 
     Returns:
-        "knn" and "linear_probe", accuracies of the embedding; the metrics of `evaluate_labels` of each head's plain argmax; "protocol", a
-        text. Where classes are missing, all that needs them is None, and "reason" says why.
+        The figures: "knn" and "linear_probe", accuracies of the embedding; the metrics of `evaluate_labels` of each head's plain argmax;
+        "protocol", a text. Where classes are missing, all that needs them is None, and "reason" says why.
     """
     view = "clean view, inference mode" + (", moving statistics of 50 batches" if statistics_filled else "")
     train_classes, classes, protocol = images.training.classes, images.held_out.classes, images.protocol
     clusters = outputs.held_out.clusters
-    if train_classes is None or classes is None or outputs.training is None:
+    if train_classes is None or classes is None:
         reason = _NO_CLASSES if train_classes is None else _NO_EVAL_CLASSES
         words = f"{protocol.held_out_words}, {view}. clusters_used: plain argmax of each head, K = {num_clusters}."
-        return {"knn": None, "linear_probe": None, **evaluate_labels(clusters, None), "reason": reason, "protocol": words}
-    bank, queries = outputs.training.embedding, outputs.held_out.embedding
-    return {
-        "knn": knn_accuracy(bank, train_classes, queries, classes, k=KNN_NEIGHBOURS),
-        "linear_probe": linear_probe_accuracy(bank, train_classes, queries, classes, max_iterations=protocol.max_iterations),
+        figures = {"knn": None, "linear_probe": None, **evaluate_labels(clusters, None), "reason": reason, "protocol": words}
+        return Evaluation(figures, Answers({}, clusters))
+    embeddings = outputs.training.embedding, train_classes, outputs.held_out.embedding, classes
+    correct = {"knn": knn_correct(*embeddings, k=KNN_NEIGHBOURS)}
+    if with_linear_probe:
+        correct["linear_probe"] = linear_probe_correct(*embeddings, max_iterations=protocol.max_iterations)
+    figures = {
+        "knn": int(correct["knn"].sum()) / len(classes),
+        "linear_probe": int(correct["linear_probe"].sum()) / len(classes) if with_linear_probe else None,
         **evaluate_labels(clusters, classes),
         "protocol": (
             f"{protocol.held_out_words}, {view}. "
             f"knn: k = {KNN_NEIGHBOURS}, cosine, votes weighted exp(similarity / .1), among {protocol.training_words}. "
             f"linear_probe: scikit-learn's logistic regression{protocol.solver_words} on the standardised embedding of "
-            f"{bank.shape[1]} values. "
+            f"{embeddings[0].shape[1]} values. "
             f"{', '.join(ClusterMetrics._fields)}: plain argmax of each head, K = {num_clusters}.{protocol.labels_words}"
         ),
     }
+    return Evaluation(figures, Answers(correct, clusters))
 
 
 def no_metrics() -> dict[str, Any]:
@@ -113,10 +133,15 @@ def evaluate_chance(classes: np.ndarray | None, num_clusters: int, *, seed: int)
     """
     if classes is None:
         return {"knn": None, "linear_probe": None, **dict.fromkeys(ClusterMetrics._fields), "reason": _NO_CLASSES}
-    clusters = np.random.default_rng(seed).permutation(np.arange(len(classes)) % num_clusters)
+    clusters = chance_clusters(len(classes), num_clusters, seed=seed)
     share = float(np.bincount(classes).max() / len(classes))
     return {
         "knn": share,
         "linear_probe": share,
         **{name: [value] for name, value in cluster_metrics(classes, clusters)._asdict().items()},
     }
+
+
+def chance_clusters(num_images: int, num_clusters: int, *, seed: int) -> np.ndarray:
+    """Returns random clusters of equal sizes, integers [N]."""
+    return np.random.default_rng(seed).permutation(np.arange(num_images) % num_clusters)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -20,7 +19,7 @@ from sela_tf.models.layer_names import EMBEDDING
 
 
 class NetworkOutputs(NamedTuple):
-    """The outputs of a network in inference mode on the clean views of M images."""
+    """The outputs of a network in inference mode on one view of each of M images."""
 
     embedding: np.ndarray
     """Embedding float32 [M, D]; [M, 0] where it was not kept."""
@@ -36,91 +35,121 @@ class NetworkOutputs(NamedTuple):
         """The number of images M."""
         return self.clusters.shape[1]
 
+    def take(self, rows: np.ndarray) -> NetworkOutputs:
+        """Returns the outputs on the images at `rows`."""
+        return NetworkOutputs(self.embedding[rows], *(each[:, rows] for each in self[1:]))
+
     def without_embedding(self) -> NetworkOutputs:
         """Returns the outputs of the heads alone, which take little memory."""
         return self._replace(embedding=np.empty((self.num_images, 0), np.float32))
 
 
-def network_outputs(
-    model: keras.Model,
-    images: ImageSet,
-    *,
-    size: tuple[int, ...],
-    strategy: tf.distribute.Strategy | None = None,
-    embedding: bool = True,
-    potentials: np.ndarray | None = None,
-    lam: float = 1.0,
-) -> NetworkOutputs:
-    """Runs the network once over `images` and keeps embedding and clusters.
+class Passes(Protocol):
+    """Passes over images by a network, or by what stands in for one."""
+
+    def outputs(self, batches: tf.data.Dataset, num_images: int) -> NetworkOutputs:
+        """Returns the outputs on the `num_images` images of `batches`, which yield (views, example indices)."""
+
+
+class NetworkPasses:
+    """Passes of a network over images, whose graph is made once.
 
     The logits [B, T, K] of a batch are reduced to clusters at once, so memory does not grow with the number of clusters K.
 
     Args:
         model: a network of `build_model`, with one MultiHead layer; none of its variables changes.
-        images: M images.
-        size: (height, width) that the network sees; () for vectors.
         strategy: strategy that the model was built under; None for one device.
         embedding: keep the embedding, too.
         potentials: potentials [T, K] of each head's transport; None for clusters without correction.
         lam: lambda of that transport.
     """
-    heads = find_multi_head(model)
-    kept = [model.get_layer(EMBEDDING).output] if embedding else []
-    head_outputs = _HeadOutputs(potentials, lam, dtype="float32", name="clusters_of_heads")(heads.output)
-    output = (
-        keras.layers.Concatenate(dtype="float32", name="embedding_and_clusters")([*kept, head_outputs]) if kept else head_outputs
-    )
-    inference = BatchedInference(cut_at(model, output), strategy)
-    found = inference.collect(inference_batches(images, size=size, batch_size=EVALUATION_BATCH), len(images))
-    values, numbers = np.split(found, [found.shape[1] - 3 * heads.num_heads], axis=1)
-    clusters, confidence, corrected = (part.T for part in np.split(numbers, 3, axis=1))
-    return NetworkOutputs(values, clusters.astype(np.int64), confidence.copy(), corrected.astype(np.int64))
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        strategy: tf.distribute.Strategy | None = None,
+        embedding: bool = True,
+        potentials: np.ndarray | None = None,
+        lam: float = 1.0,
+    ):
+        heads = find_multi_head(model)
+        kept = [model.get_layer(EMBEDDING).output] if embedding else []
+        head_outputs = _HeadOutputs(potentials, lam, dtype="float32", name="clusters_of_heads")(heads.output)
+        output = (
+            keras.layers.Concatenate(dtype="float32", name="embedding_and_clusters")([*kept, head_outputs])
+            if kept
+            else head_outputs
+        )
+        self._inference = BatchedInference(cut_at(model, output), strategy)
+        self._num_heads = heads.num_heads
+
+    def outputs(self, batches: tf.data.Dataset, num_images: int) -> NetworkOutputs:
+        """Returns the outputs on the `num_images` images of `batches`, which yield (views, example indices)."""
+        found = self._inference.collect(batches, num_images)
+        values, numbers = np.split(found, [found.shape[1] - 3 * self._num_heads], axis=1)
+        clusters, confidence, corrected = (part.T for part in np.split(numbers, 3, axis=1))
+        return NetworkOutputs(values, clusters.astype(np.int64), confidence.copy(), corrected.astype(np.int64))
+
+
+def network_outputs(
+    model: keras.Model, images: ImageSet, *, size: tuple[int, ...], strategy: tf.distribute.Strategy | None = None, **options: Any
+) -> NetworkOutputs:
+    """Runs a network once over the clean views of `images`.
+
+    Args:
+        model: a network of `build_model`; none of its variables changes.
+        images: M images.
+        size: (height, width) that the network sees; () for vectors.
+        strategy: strategy that the model was built under; None for one device.
+        options: further arguments of `NetworkPasses`.
+    """
+    batches = inference_batches(images, size=size, batch_size=EVALUATION_BATCH)
+    return NetworkPasses(model, strategy=strategy, **options).outputs(batches, len(images))
 
 
 class EvaluationOutputs(NamedTuple):
     """The outputs of a network on the images that it is evaluated on."""
 
-    training: NetworkOutputs | None
-    """Outputs on the training images; None where neither the kNN nor the report needs them."""
+    training: NetworkOutputs
+    """Outputs on the training images."""
     held_out: NetworkOutputs
     """Outputs on the held-out images."""
 
     def without_embeddings(self) -> EvaluationOutputs:
         """Returns the outputs of the heads alone, which take little memory."""
-        training = None if self.training is None else self.training.without_embedding()
-        return EvaluationOutputs(training, self.held_out.without_embedding())
+        return EvaluationOutputs(self.training.without_embedding(), self.held_out.without_embedding())
 
 
-def evaluation_outputs(
-    model: keras.Model,
-    images: EvaluationImages,
-    *,
-    strategy: tf.distribute.Strategy | None = None,
-    potentials: np.ndarray | None = None,
-    lam: float = 1.0,
-    always_training: bool = False,
-) -> EvaluationOutputs:
-    """Runs a network once over each set. Embeddings are kept where there are classes to judge them by.
+class EvaluationBatches(NamedTuple):
+    """Batches of the clean views of the images that networks are evaluated on. Every network goes through the same ones."""
+
+    training: tf.data.Dataset
+    held_out: tf.data.Dataset
+    num_training: int
+    num_held_out: int
+
+    def outputs(self, passes: Passes) -> EvaluationOutputs:
+        """Returns the outputs of a network, which goes once over each set."""
+        return EvaluationOutputs(passes.outputs(self.training, self.num_training), passes.outputs(self.held_out, self.num_held_out))
+
+
+def evaluation_batches(images: EvaluationImages) -> EvaluationBatches:
+    """Returns the batches of `images`."""
+    sets = images.training, images.held_out
+    training, held_out = (inference_batches(each, size=images.size, batch_size=EVALUATION_BATCH) for each in sets)
+    return EvaluationBatches(training, held_out, *map(len, sets))
+
+
+def evaluation_outputs(model: keras.Model, images: EvaluationImages, **options: Any) -> EvaluationOutputs:
+    """Runs a network once over each set.
 
     Args:
         model: a network of `build_model`.
-        images: the images to evaluate on. The training images are used if there are classes, or with `always_training`.
-        strategy: strategy that the model was built under; None for one device.
-        potentials: potentials [T, K] of the last transport, for the corrected clusters.
-        lam: lambda of that transport.
-        always_training: use the training images in any case.
+        images: the images to evaluate on.
+        options: further arguments of `NetworkPasses`.
     """
-    outputs_on = functools.partial(
-        network_outputs,
-        model,
-        size=images.size,
-        strategy=strategy,
-        embedding=images.have_classes,
-        potentials=potentials,
-        lam=lam,
-    )
-    training = outputs_on(images.training) if images.have_classes or always_training else None
-    return EvaluationOutputs(training, outputs_on(images.held_out))
+    return evaluation_batches(images).outputs(NetworkPasses(model, **options))
 
 
 class _HeadOutputs(keras.layers.Layer):

@@ -12,7 +12,9 @@ SAMPLED_ABOVE = 100_000
 """The number of training images above which "auto" means "sampled"."""
 SAMPLED_TRAINING, SAMPLED_HELD_OUT = 50_000, 10_000
 _ITERATIONS, _SAMPLED_ITERATIONS = 500, 100
-_TRAINING_KEY, _HELD_OUT_KEY = 1, 2
+SMALL_TRAINING, SMALL_HELD_OUT = 10_000, 2000
+"""The most images of what would take long on all of them: the stability of a network, and raw pixels, which have many values."""
+_TRAINING_KEY, _HELD_OUT_KEY, _SMALL_TRAINING_KEY, _SMALL_HELD_OUT_KEY = 1, 2, 3, 4
 
 LEFT_OUT = "evaluation was left out (`evaluate=none`)"
 """The reason that results.json gives for metrics that are null because no evaluation was wanted."""
@@ -138,6 +140,23 @@ def evaluation_protocol(evaluate: str, num_training: int, num_held_out: int, *, 
         _sample(num_training, SAMPLED_TRAINING, [seed, _TRAINING_KEY]),
         _sample(num_held_out, SAMPLED_HELD_OUT, [seed, _HELD_OUT_KEY]),
         _SAMPLED_ITERATIONS,
+    )
+
+
+class SmallSamples(NamedTuple):
+    """Samples of the images of an evaluation, for measures that would take long on all of them."""
+
+    training: np.ndarray | None
+    """Increasing indices among the training images: the bank of neighbours of the stability, and what k-means is fitted to; None for all."""
+    held_out: np.ndarray | None
+    """Increasing indices among the held-out images: those whose random views are compared, and that raw pixels are scored on; None for all."""
+
+
+def small_samples(images: EvaluationImages, *, seed: int) -> SmallSamples:
+    """Returns the samples for `images`, drawn by `seed`."""
+    return SmallSamples(
+        _sample(len(images.training), SMALL_TRAINING, [seed, _SMALL_TRAINING_KEY]),
+        _sample(len(images.held_out), SMALL_HELD_OUT, [seed, _SMALL_HELD_OUT_KEY]),
     )
 
 

@@ -34,3 +34,10 @@ REPORT_LABELS = {key: metric.short_label for key, metric in METRIC_LABELS.items(
 
 CLUSTER_LABELS = {key: metric.label for key, metric in METRIC_LABELS.items() if key not in ("knn", "linear_probe")}
 """Labels in tables of the metrics that compare clusters with classes, by key."""
+
+STABILITY_LABELS = {
+    "view_agreement": Metric("cluster of two views, AMI", "views, AMI"),
+    "neighbour_stability": Metric("neighbours of two views", "neighbours"),
+    "head_agreement": Metric("agreement of heads, AMI"),
+}
+"""Measures that need no classes, by key."""

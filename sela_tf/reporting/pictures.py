@@ -12,7 +12,6 @@ import numpy as np
 
 from sela_tf.reporting.gallery import NUM_MEMBERS_SHOWN
 from sela_tf.reporting.history import objective_curve
-from sela_tf.reporting.metric_labels import REPORT_LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,24 +189,22 @@ def _draw_entropies(axis: Axes, report: Mapping[str, Any]) -> None:
 
 
 def _draw_metrics(axis: Axes, report: Mapping[str, Any]) -> None:
-    """Draws the table of metrics: trained, untrained and chance."""
+    """Draws the table of metrics, with half the width of their 95 % intervals."""
     axis.set_axis_off()
     axis.set_title("held-out images", fontsize=10, loc="left")
-    columns = ["trained", "untrained", "chance"]
-    cells = []
-    for key, label in REPORT_LABELS.items():
-        values = [report["figures"][column].get(key) for column in columns]
-        if values[0] is not None:
-            cells.append([label, *("" if value is None else f"{value:.3f}" for value in values)])
-    if not cells:
+    if not report["table"]:
         _say(axis, report["no_figures"] or "no class labels, so no accuracies")
         return
-    table = axis.table(cellText=cells, colLabels=["", *columns], loc="upper left", cellLoc="right", edges="horizontal")
+    header, *cells = report["table"]
+    table = axis.table(cellText=cells, colLabels=header, loc="upper left", cellLoc="right", edges="horizontal")
     table.auto_set_font_size(False)
-    table.set_fontsize(10)
+    table.set_fontsize(8)
+    table.auto_set_column_width(list(range(len(header))))
     table.scale(1, 1.6)
+    notes = textwrap.wrap(report["table_note"], 75)
     if len(report["relabellings"]) > 1:
-        axis.text(0, 0.02, "NMI … Hungarian: mean of the heads", fontsize=8, color=_GRAY, transform=axis.transAxes)
+        notes.append("figures of clusters: mean of the heads")
+    axis.text(0, 0, "\n".join(notes), fontsize=8, color=_GRAY, transform=axis.transAxes)
 
 
 def _legend(axis: Axes, **options: Any) -> None:

@@ -30,7 +30,7 @@ RUN_DIRECTORY = {
     NETWORK: "The network in words: its layers, the shape of its images, and the digest of its weights. Written right after training.",
     WEIGHTS: "The weights of the network. `sela_tf.load_run(DIR)` builds the `keras.Model` from both files.",
     LABELS: "The cluster of every training image under each head, and the potentials that label new images.",
-    RESULTS: "The figures of the trained network beside the untrained one and chance. It exists when the training is finished.",
+    RESULTS: "The figures of the trained network beside the untrained one, raw pixels and chance. It exists when the training is finished.",
     PICTURE: "One picture: the course of the training, and the figures.",
     GALLERIES: "Pictures of the members of clusters, of training and of held-out images.",
     REPORT: "The numbers behind report.png and galleries/.",
@@ -60,11 +60,19 @@ LABEL_ARRAYS = {
 RESULT_KEYS = {
     "trained": "Figures of the trained network on the held-out images.",
     "untrained": "The same figures of the network before its first step, with moving statistics taken from training images.",
+    "raw_pixels": "The same figures of the pixels themselves, at most 16 x 16 of them, with k-means for clusters; on at most 2,000 held-out images.",
     "chance": "The same figures without any knowledge: the share of the largest class, and random clusters of equal size.",
     "training_labels": "Agreement of the labels of the last transport with the classes of the training images.",
+    "random_clusters": "Agreement of the trained network's clusters, dealt to the images at random, with the classes: chance for these sizes.",
+    "intervals": "95 % intervals [from, to] of the figures, by the names of both: Wilson's of shares, else 1.96 standard deviations of 200 "
+    "resamples of the images.",
+    "compared": "The trained network against `untrained` and `raw_pixels` on the same images: `difference`, its `interval`, `outcome` (better, "
+    "worse, no difference seen), and `p` of McNemar's exact test. AMI and ARI: mean of the heads.",
+    "without_classes": "The verdict that needs no classes: `outcome` (worked, not clear, did not work), `reason`, `protocol`; the measures of "
+    "`trained`, `untrained` and `raw_pixels`; `images`.",
     "transport": "`converged`, `marginal_error` and `num_iterations` of the last transport: lists of T values.",
     "config": "The settings of the run: the flags by name.",
-    "data": "`num_training_images`, `num_held_out_images`, `image_shape`, and `mean` and `variance` of the channels.",
+    "data": "`num_training_images`, `num_held_out_images`, `num_classes`, `image_shape`, and `mean` and `variance` of the channels.",
 }
 """The keys of results.json."""
 
@@ -81,7 +89,19 @@ FIGURE_KEYS = {
     "protocol": "How the figures were taken, in words.",
     "reason": "The reason why figures are null; only if they are.",
 }
-"""The keys of each of the first four objects of results.json."""
+"""The keys of each of the objects of results.json that hold figures."""
+
+STABILITY_KEYS = {
+    "view_agreement": "Adjusted mutual information of the clusters of two random training views of an image, mean of the heads: 1 for the same "
+    "clusters, 0 for chance and for a collapse.",
+    "neighbour_stability": "Share of the 10 nearest training images that two views of an image have in common, corrected for that of two "
+    "different images: `(neighbours_shared - neighbours_by_chance) / (1 - neighbours_by_chance)`.",
+    "head_agreement": "Adjusted mutual information of each head's clusters with the next head's; null for one head.",
+    "neighbours_shared": "The share before the correction.",
+    "neighbours_by_chance": "The share of two different images.",
+    "effective_clusters": "Exponential of the entropy of the clusters' sizes: K for equal clusters, 1 for a collapse; a list, one a head.",
+}
+"""The keys of each network in "without_classes" of results.json."""
 
 METRIC_ROWS = {
     "first_labels": "At the start, for each head: how the random labels agree with the classes.",

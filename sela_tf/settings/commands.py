@@ -91,6 +91,11 @@ class ProbeConfig:
         (), "Numbers of clusters of k-means on the held-out images' embedding, which are compared with the classes.", example="128"
     )
     untrained: bool = option(False, "Also probe the network before its first step.")
+    other_run: str = option(
+        "",
+        "Directory of another finished run of the same images, such as one with another seed: the clusters of the held-out images by both "
+        "are compared, which needs no classes.",
+    )
     evaluate: str = option(
         "auto",
         "Images of kNN, clustering and protocol logistic: full for all; sampled for at most 50,000 training and 10,000 held-out images, "
@@ -129,6 +134,10 @@ class ProbeConfig:
             raise ConfigError(f"`kmeans` must be numbers of clusters from 2. Received: {self.kmeans}")
         if list(self.drop_epochs) != sorted(self.drop_epochs) or not all(epoch >= 1 for epoch in self.drop_epochs):
             raise ConfigError(f"`drop_epochs` must be increasing epochs from 1. Received: {self.drop_epochs}")
+        if self.other_run:
+            object.__setattr__(self, "other_run", absolute_path(self.other_run))
+            if self.other_run in map(absolute_path, self.workdir):
+                raise ConfigError(f"`other_run={self.other_run}` is the run itself: name another one")
         if self.ten_crop and self.protocol != "sgd":
             raise ConfigError("`ten_crop` needs `protocol=sgd`")
 

@@ -14,7 +14,7 @@ from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import cluster_metrics
 from sela_tf.evaluation.knn import knn_accuracy
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
+from sela_tf.evaluation.protocol import SMALL_HELD_OUT, EvaluationProtocol, evaluation_protocol
 from sela_tf.models.build import cut_at_heads
 from sela_tf.models.inference import BatchedInference
 from sela_tf.models.layer_names import EMBEDDING, HEADS
@@ -214,9 +214,10 @@ def _parts_of_evaluation(experiment: Experiment, protocol: EvaluationProtocol, p
     config, data = experiment.config, experiment.data
     n, m = protocol.training_size, protocol.held_out_size
     classes = num_classes(data)
-    judged = classes > 0
-    parts = [Part("looking at images", 2, per_image * (n * (judged or config.report) + m))]
-    if not judged or protocol.kind == "none":
+    if protocol.kind == "none":
+        return []
+    parts = [Part("looking at images", 2, per_image * (n + m + 2 * min(m, SMALL_HELD_OUT)))]
+    if not classes:
         return parts
     width = int(experiment.model.get_layer(EMBEDDING).output.shape[-1])
     random = np.random.default_rng(config.seed)

@@ -8,11 +8,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.evaluation.metrics import evaluate_chance, evaluate_labels, evaluate_network, evaluate_outputs, no_metrics
+from sela_tf.compat.activity import Activity
+from sela_tf.evaluation.judging import Judging
+from sela_tf.evaluation.metrics import no_metrics
 from sela_tf.evaluation.outputs import EvaluationOutputs, evaluation_outputs
-from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_images, evaluation_protocol
+from sela_tf.evaluation.protocol import LEFT_OUT, EvaluationProtocol, evaluation_images, evaluation_protocol
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.images import Data
+from sela_tf.training.images import Data, augmentation
 from sela_tf.training.initial_state import description_of, first_network
 
 
@@ -25,7 +27,7 @@ class Verdict(NamedTuple):
     """The figures of a run, and the outputs of its network on the images that they are taken on."""
 
     figures: dict[str, dict[str, Any]]
-    """ "trained", "untrained", "chance" and "training_labels" of results.json."""
+    """The objects of results.json that hold figures."""
     outputs: EvaluationOutputs | None
     """The outputs of the trained network, without embeddings, for the report; None where nothing was evaluated."""
 
@@ -43,14 +45,8 @@ def outputs_of_run(
     protocol = protocol_of(config, data)
     if protocol.kind == "none":
         return None
-    return evaluation_outputs(
-        model,
-        evaluation_images(data.train, data.held_out, data.size, protocol),
-        strategy=strategy,
-        potentials=potentials,
-        lam=lam,
-        always_training=config.report,
-    )
+    images = evaluation_images(data.train, data.held_out, data.size, protocol)
+    return evaluation_outputs(model, images, strategy=strategy, potentials=potentials, lam=lam)
 
 
 def judge(
@@ -63,7 +59,7 @@ def judge(
     lam: float,
     strategy: tf.distribute.Strategy | None = None,
 ) -> Verdict:
-    """Judges a trained network and its labels beside the untrained network and chance.
+    """Judges a trained network and its labels beside the untrained network, raw pixels and chance.
 
     Args:
         config: the settings of the run.
@@ -75,22 +71,23 @@ def judge(
         strategy: the strategy that the model was built under; None for one device.
     """
     protocol = protocol_of(config, data)
-    outputs = outputs_of_run(config, data, model, potentials=potentials, lam=lam, strategy=strategy)
-    if outputs is None:
-        return Verdict({name: no_metrics() for name in ("trained", "untrained", "chance", "training_labels")}, None)
+    if protocol.kind == "none":
+        networks = ("trained", "untrained", "raw_pixels", "chance", "training_labels")
+        derived = ("random_clusters", "intervals", "compared", "without_classes")
+        return Verdict({**{name: no_metrics() for name in networks}, **{name: {"reason": LEFT_OUT} for name in derived}}, None)
     images = evaluation_images(data.train, data.held_out, data.size, protocol)
-    train, held_out = images.training, images.held_out
-    trained = evaluate_outputs(outputs, images, num_clusters=config.num_clusters)
-    # Memory holds the embeddings of one network at a time.
-    outputs = outputs.without_embeddings()
-    untrained = first_network(config, description_of(config, data), strategy or tf.distribute.get_strategy())
-    sampled = labels if protocol.training_sample is None else labels[:, protocol.training_sample]
-    return Verdict(
-        {
-            "trained": trained,
-            "untrained": evaluate_network(untrained, images, strategy=strategy, fill_statistics=True),
-            "chance": evaluate_chance(None if train.classes is None else held_out.classes, config.num_clusters, seed=config.seed),
-            "training_labels": evaluate_labels(sampled, train.classes),
-        },
-        outputs,
+    judging = Judging(
+        images, augmentation=augmentation(config), num_clusters=config.num_clusters, seed=config.seed, strategy=strategy
     )
+    sampled = labels if protocol.training_sample is None else labels[:, protocol.training_sample]
+    with Activity("evaluation", total=4) as shown:
+        shown.begin("trained network")
+        trained = judging.network(model, potentials=potentials, lam=lam)
+        shown.begin("untrained network")
+        first = first_network(config, description_of(config, data), strategy or tf.distribute.get_strategy())
+        untrained = judging.network(first, fill_statistics=True)
+        shown.begin("raw pixels")
+        raw_pixels = judging.raw_pixels()
+        shown.begin("intervals")
+        figures = judging.figures(trained=trained, untrained=untrained, raw_pixels=raw_pixels, labels=sampled)
+    return Verdict(figures, trained.outputs)

@@ -40,6 +40,7 @@ from sela_tf.training.initial_state import description_of, first_network, known_
 from sela_tf.training.loop import Clock, step_function
 from sela_tf.training.monitoring import class_agreement, cluster_monitors, knn_monitor, log_relabelling
 from sela_tf.training.optimizer import learning_rate_schedule, make_optimizer
+from sela_tf.training.progress import ShownLabelling
 from sela_tf.transport.assignment import assign_labels
 
 
@@ -149,7 +150,7 @@ class Experiment:
             pass_number=pass_number,
         )
 
-    def make_labelling(self, kind: type[SelfLabelling] = SelfLabelling, **options: Any) -> SelfLabelling:
+    def make_labelling(self, kind: type[SelfLabelling] = ShownLabelling, **options: Any) -> SelfLabelling:
         """Returns the callback that relabels as the settings say.
 
         Args:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
+from sela_tf.compat.activity import Activity
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet, Splits
 from sela_tf.data.left_out import ImageNote
@@ -46,7 +49,8 @@ def load_data(config: SelaConfig) -> Data:
     Raises:
         ValueError: they cannot be loaded (SourceError), or their size is not known (ConfigError).
     """
-    return _split_and_match(config, {})
+    with Activity("reading images"):
+        return _split_and_match(config, {})
 
 
 def load_training_data(
@@ -71,15 +75,16 @@ def load_training_data(
     def fit(splits: Splits) -> tuple[SelaConfig, list[Choice]]:
         return choose(config, _images_seen(config, splits, replicas), given_by)
 
-    outline = outline_source(config.dataset, _source_options(config))
-    splits = None
-    if outline is None:
-        splits = _load_source(config, "dataset")
-        outline = Outline(splits)
-    _check_outline(fit(outline.splits)[0], outline)
-    splits = splits or _load_source(config, "dataset")
-    config = _tell_choices(*fit(splits))
-    data = _split_and_match(config, {"dataset": splits})
+    with Activity("reading images"):
+        outline = outline_source(config.dataset, _source_options(config))
+        splits = None
+        if outline is None:
+            splits = _load_source(config, "dataset")
+            outline = Outline(splits)
+        _check_outline(fit(outline.splits)[0], outline)
+        splits = splits or _load_source(config, "dataset")
+        config = _tell_choices(*fit(splits))
+        data = _split_and_match(config, {"dataset": splits})
     _check_settings_suit(config, data.train, data.size)
     return config, data
 
@@ -121,8 +126,9 @@ def _images_seen(config: SelaConfig, splits: Splits, replicas: int) -> ImagesSee
 
 
 def tell(line: str) -> None:
-    """Prints a line at once, also where the output is a file or a pipe."""
-    print(line, flush=True)
+    """Prints a line at once, also where the output is a file or a pipe; above the line of an `Activity`, if there is one."""
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
 def _source_options(config: SelaConfig) -> SourceOptions:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import keras
 from tqdm import tqdm
 
+from sela_tf.compat.activity import Activity
 from sela_tf.compat.releases import learning_rate_of
 from sela_tf.runs.workdir import Workdir
+from sela_tf.self_labelling.callback import SelfLabelling
+from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.training.loop import Clock
+
+
+class ShownLabelling(SelfLabelling):
+    """A relabelling that shows a line on the terminal while it passes over the images and solves the transport."""
+
+    def relabel(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
+        with Activity("new labels: pass over the images, and transport"):
+            return super().relabel(step, only=only)
 
 
 class Progress(keras.callbacks.Callback):

@@ -17,11 +17,15 @@ from sela_tf.reporting.gallery import GallerySource, choose_gallery
 from sela_tf.reporting.history import training_history
 from sela_tf.reporting.metric_labels import REPORT_LABELS
 from sela_tf.reporting.pictures import draw_gallery, draw_report
+from sela_tf.reporting.tables import report_table
+from sela_tf.reporting.verdict import many_clusters_note, verdict_line
 from sela_tf.runs.names import GALLERIES, PICTURE, REPORT
 from sela_tf.runs.workdir import Workdir
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.evaluation import protocol_of
 from sela_tf.training.images import Data, shape_in_words
+
+_COLUMNS = ("trained", "untrained", "raw_pixels", "chance")
 
 
 def write_report(
@@ -45,13 +49,13 @@ def write_report(
     num_heads, num_clusters = config.num_heads, config.num_clusters
     rows = directory.rows()
     shown = _gallery(config, data, labels[0], outputs)
-    plain = [None] * num_heads if outputs is None or outputs.training is None else outputs.training.clusters
+    plain = [None] * num_heads if outputs is None else outputs.training.clusters
     report = {
         "title": (
             f"{data.train.name}: {len(data.train)} images, {shape_in_words(data)}, {config.backbone}, "
             f"{num_heads} x {num_clusters} clusters, {config.epochs} epochs"
         ),
-        "verdict": _verdict(results),
+        "verdict": verdict_line(results),
         "warnings": [row["message"] for row in rows if row["kind"] == "warning"],
         "num_clusters": num_clusters,
         "num_classes": None if data.train.classes is None else len(np.unique(data.train.classes)),
@@ -60,7 +64,9 @@ def write_report(
             {"labels": _sizes(head, num_clusters), "network": [] if own is None else _sizes(own, num_clusters)}
             for head, own in zip(labels, plain, strict=True)
         ],
-        "figures": {column: _figures(results[column]) for column in ("trained", "untrained", "chance")},
+        "figures": {column: _figures(results[column]) for column in _COLUMNS if column in results},
+        "table": report_table(results),
+        "table_note": many_clusters_note(results),
         "no_figures": results["trained"].get("reason"),
         "gallery": shown,
     }
@@ -77,7 +83,7 @@ def _gallery(
     config: SelaConfig, data: Data, labels: np.ndarray, outputs: EvaluationOutputs | None
 ) -> dict[str, list[dict[str, Any]]]:
     """The galleries of head 0, whose labels [N] are given; empty where the network was shown nothing."""
-    if outputs is None or outputs.training is None:
+    if outputs is None:
         return {"best": [], "random": []}
     protocol = protocol_of(config, data)
     source = GallerySource(
@@ -129,20 +135,3 @@ def _sizes(clusters: np.ndarray, num_clusters: int) -> list[int]:
 def _figures(column: Mapping[str, Any]) -> dict[str, float | None]:
     """Returns the figures of a column, the mean where there are several heads."""
     return {key: None if column[key] is None else float(np.mean(column[key])) for key in REPORT_LABELS}
-
-
-def _verdict(results: Mapping[str, Any]) -> str:
-    """Returns one line for a stranger: is the network better than an untrained one, and are the clusters in use?"""
-    trained, untrained, chance = (results[column] for column in ("trained", "untrained", "chance"))
-    if trained["clusters_used"] is None:
-        return trained["reason"]
-    used = min(trained["clusters_used"])
-    if trained["knn"] is None:
-        return f"{used} of {results['config']['num_clusters']} clusters in use on held-out images; no class labels to judge by"
-    gained = trained["knn"] - untrained["knn"]
-    words = "better than" if gained > 0.005 else "as good as" if gained > -0.005 else "WORSE THAN"
-    return (
-        f"kNN {trained['knn']:.3f}, {words} the untrained network's {untrained['knn']:.3f} (chance {chance['knn']:.3f}); NMI "
-        f"{np.mean(trained['nmi']):.3f} against {np.mean(untrained['nmi']):.3f}; "
-        f"{used} of {results['config']['num_clusters']} clusters in use on held-out images"
-    )

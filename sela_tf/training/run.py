@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sela_tf.cli.signals import signals_noted
+from sela_tf.compat.activity import Activity
 from sela_tf.compat.releases import RELEASE
 from sela_tf.data.left_out import write_left_out
 from sela_tf.data.sources.python import ImagesFromPython, images_given
@@ -219,6 +220,7 @@ def _judge(experiment: Experiment, final: list[HeadLabels]) -> tuple[dict[str, A
         "data": {
             "num_training_images": len(data.train),
             "num_held_out_images": len(data.held_out),
+            "num_classes": None if data.train.classes is None else len(np.unique(data.train.classes)),
             "image_shape": [*data.size, data.train.channels],
             "mean": data.mean.tolist(),
             "variance": data.variance.tolist(),
@@ -248,7 +250,8 @@ def _outputs_again(experiment: Experiment, directory: Workdir) -> EvaluationOutp
 
 def _draw(experiment: Experiment, directory: Workdir, results: dict[str, Any], outputs: EvaluationOutputs | None) -> None:
     try:
-        write_report(directory, experiment.config, experiment.data, experiment.labels.labels, results, outputs)
+        with Activity("drawing the report"):
+            write_report(directory, experiment.config, experiment.data, experiment.labels.labels, results, outputs)
     except Exception as error:
         # Whatever goes wrong with a picture, the training is done and must not be lost.
         print(f"WARNING: the report could not be drawn: {type(error).__name__}: {error}", flush=True)
