@@ -15,7 +15,23 @@ _VALUES_AT_ONCE = 2**23
 def linear_probe_accuracy(
     train_inputs: np.ndarray, train_classes: np.ndarray, inputs: np.ndarray, classes: np.ndarray, *, max_iterations: int = 500
 ) -> float:
-    """Returns the accuracy, in [0, 1], of scikit-learn's logistic regression on held-out inputs.
+    """Returns the accuracy, in [0, 1], of scikit-learn's logistic regression (`linear_probe_classes`) on held-out inputs.
+
+    Args:
+        train_inputs: inputs [N, D] that the classifier is fitted to.
+        train_classes: integers [N].
+        inputs: held-out inputs [M, D].
+        classes: integers [M].
+        max_iterations: limit of the solver, which stops there whether it converged or not.
+    """
+    found = linear_probe_classes(train_inputs, train_classes, inputs, max_iterations=max_iterations)
+    return float(np.mean(found == classes))
+
+
+def linear_probe_classes(
+    train_inputs: np.ndarray, train_classes: np.ndarray, inputs: np.ndarray, *, max_iterations: int = 500
+) -> np.ndarray:
+    """Returns the class of each of `inputs`, integers [M], by scikit-learn's logistic regression.
 
     Inputs are standardised by the mean and variance of `train_inputs`. Memory: one copy of the training inputs, float32 if they are
     float32, and a few matrices [N, C] for the C classes.
@@ -24,7 +40,6 @@ def linear_probe_accuracy(
         train_inputs: inputs [N, D] that the classifier is fitted to.
         train_classes: integers [N].
         inputs: held-out inputs [M, D].
-        classes: integers [M].
         max_iterations: limit of the solver, which stops there whether it converged or not.
     """
     scaler = StandardScaler()
@@ -37,4 +52,4 @@ def linear_probe_accuracy(
         # The protocol is this number of iterations, converged or not.
         warnings.simplefilter("ignore", ConvergenceWarning)
         probe.fit(scaler.transform(train_inputs), train_classes)
-    return float(probe.score(scaler.transform(inputs), classes))
+    return probe.predict(scaler.transform(inputs))
