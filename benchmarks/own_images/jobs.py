@@ -8,11 +8,6 @@ import pathlib
 import re
 from typing import Any
 
-from absl import flags as absl_flags
-
-from sela_tf.cli import flags
-from sela_tf.settings.training import SelaConfig
-
 METHODS = ("sela", "untrained", "raw", "histogram", "simclr")
 
 Row = dict[str, Any]
@@ -42,14 +37,6 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """Returns what tells the rows of a file apart."""
         return {key: getattr(self, key) for key in ("set", "method", "name", "seed")}
-
-
-def config_of(arguments: list[str]) -> SelaConfig:
-    """Returns the settings that flags stand for; later ones win."""
-    values = absl_flags.FlagValues()
-    flags.define(values, SelaConfig)
-    flags.parse(values, ["own_images", *arguments])
-    return flags.settings(values, SelaConfig).absolute()
 
 
 def tried_flags(text: str) -> list[str]:

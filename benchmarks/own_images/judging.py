@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import adjusted_mutual_info_score
 
+from benchmarks.own_images.packing import pack
 from benchmarks.own_images.pictures import FINE
 from sela_tf.data.image_set import ImageSet
 from sela_tf.evaluation.kmeans import kmeans_clusters
@@ -60,21 +60,6 @@ def judge(features: Features, data: Data, *, num_clusters: int) -> dict[str, Any
         figures["ami_heads"] = float(np.mean([adjusted_mutual_info_score(classes, head) for head in heads]))
     answers["clusters"] = pack(np.concatenate([clusters[np.newaxis], heads]))
     return {"figures": figures, "answers": answers}
-
-
-def pack(values: np.ndarray) -> list[Any]:
-    """Returns shape, dtype and base64 of an array of truth values or of integers below 32,768."""
-    small = np.packbits(values) if values.dtype == bool else values.astype(np.int16)
-    return [list(values.shape), "bool" if values.dtype == bool else "int16", base64.b64encode(small.tobytes()).decode()]
-
-
-def unpack(packed: list[Any]) -> np.ndarray:
-    """Returns the array that `pack` was given."""
-    shape, dtype, text = packed
-    data = base64.b64decode(text)
-    if dtype == "bool":
-        return np.unpackbits(np.frombuffer(data, np.uint8), count=int(np.prod(shape))).astype(bool).reshape(shape)
-    return np.frombuffer(data, np.int16).astype(np.int64).reshape(shape)
 
 
 def _classes(data: Data) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -12,7 +12,6 @@ import numpy as np
 from benchmarks.own_images.fetching import made
 from benchmarks.own_images.glyphs import write_glyphs
 from benchmarks.own_images.pictures import PICTURES
-from sela_tf.data.sources import load_source
 
 _FASHION = "idx:/usr/share/datasets/fashion-mnist"
 
@@ -62,6 +61,9 @@ def _first(count: int, whole: str, sets_dir: pathlib.Path, download: bool) -> Se
     directory = sets_dir / f"{whole}-{count}"
     settings = set_settings(whole, sets_dir, download=download)
     if not directory.exists():
+        # TensorFlow takes seconds to start, and most sets are there.
+        from sela_tf.data.sources import load_source
+
         splits = load_source(settings["dataset"])
         assert splits.eval is not None
         assert splits.train.classes is not None

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.metrics import adjusted_mutual_info_score
 
 from benchmarks.own_images.jobs import METHODS, Row
-from benchmarks.own_images.judging import unpack
+from benchmarks.own_images.packing import unpack
 from sela_tf.reporting.markdown import markdown
 
 PAIRED = ("knn", "linear")

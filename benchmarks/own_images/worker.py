@@ -10,14 +10,15 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from absl import flags as absl_flags
 
 from benchmarks.own_images.baselines import features_of_pixels, histograms, pixels
-from benchmarks.own_images.jobs import Job, config_of
+from benchmarks.own_images.jobs import Job
 from benchmarks.own_images.judging import Features, judge
 from benchmarks.own_images.sela import TimedExperiment, fitted
 from benchmarks.own_images.simclr import train_simclr
 from benchmarks.own_images.variants import VARIANTS
-from sela_tf.cli.flags import departures
+from sela_tf.cli import flags
 from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.outputs import network_outputs
@@ -55,13 +56,21 @@ def make_row(job: Job) -> dict[str, Any]:
         features = features_of_pixels(data, {"raw": pixels, "histogram": histograms}[job.method])
     judged = judge(features, data, num_clusters=config.num_clusters)
     described = {
-        "flags": departures(config),
+        "flags": flags.departures(config),
         "image_shape": [*data.size, data.train.channels],
         "num_training": len(data.train),
         "num_held_out": len(data.held_out),
         "process_seconds": time.process_time() - start,
     }
     return {**job.identity(), **described, **row, **judged}
+
+
+def config_of(arguments: list[str]) -> SelaConfig:
+    """Returns the settings that flags stand for; later ones win."""
+    values = absl_flags.FlagValues()
+    flags.define(values, SelaConfig)
+    flags.parse(values, ["own_images", *arguments])
+    return flags.settings(values, SelaConfig).absolute()
 
 
 def network_features(model: keras.Model, data: Data) -> Features:
