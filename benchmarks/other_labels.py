@@ -63,6 +63,18 @@ def renumbered(clusters: np.ndarray, before: np.ndarray, num_clusters: int) -> n
     return linear_sum_assignment(common, maximize=True)[1][clusters]
 
 
+def start_heads_anew(model: keras.Model, step: int) -> None:
+    """Draws the heads' weights again, and forgets their momentum."""
+    heads, optimizer = find_multi_head(model), model.optimizer
+    random = keras.initializers.RandomNormal(stddev=0.01, seed=step)
+    heads.kernel.assign(random(heads.kernel.shape))
+    heads.bias.assign(tf.zeros(heads.bias.shape))
+    own = {id(variable) for variable in heads.trainable_variables}
+    for variable, velocity in zip(model.trainable_variables, optimizer.velocities, strict=True):
+        if id(variable) in own:
+            velocity.assign(tf.zeros(velocity.shape))
+
+
 class DeepCluster(SelfLabelling):
     """Labels by k-means; batches must come from `even_views`."""
 
@@ -81,7 +93,7 @@ class DeepCluster(SelfLabelling):
     def write(self, step: int, outcome: list[HeadLabels]) -> None:
         """The last time, after training, the heads stay. Otherwise `objective_after` is that of the new ones, which know nothing."""
         if self._in_training:
-            self._start_heads_anew(step)
+            start_heads_anew(self.model, step)
             outcome = [head._replace(metrics={**head.metrics, "objective_after": self._objective(head)}) for head in outcome]
         super().write(step, outcome)
 
@@ -91,16 +103,6 @@ class DeepCluster(SelfLabelling):
         clusters = deep_clusters(self._clustered, self.labels.num_clusters, seed=seed)
         clusters = renumbered(clusters, self.labels.labels[0], self.labels.num_clusters)
         return Assignment(clusters, np.zeros(self.labels.num_clusters, np.float32))
-
-    def _start_heads_anew(self, step: int) -> None:
-        heads, optimizer = find_multi_head(self.model), self.model.optimizer
-        random = keras.initializers.RandomNormal(stddev=0.01, seed=step)
-        heads.kernel.assign(random(heads.kernel.shape))
-        heads.bias.assign(tf.zeros(heads.bias.shape))
-        own = {id(variable) for variable in heads.trainable_variables}
-        for variable, velocity in zip(self.model.trainable_variables, optimizer.velocities, strict=True):
-            if id(variable) in own:
-                velocity.assign(tf.zeros(velocity.shape))
 
     def _objective(self, head: HeadLabels) -> float:
         logits = find_multi_head(self.model).head_logits(tf.constant(self._clustered), head.head)

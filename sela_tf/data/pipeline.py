@@ -23,6 +23,9 @@ from sela_tf.data.stores import Arrays
 _TRAINING, _LABELLING, EVALUATION_STREAM = 1, 2, 3
 """Streams of random numbers; a seed, a stream and a pass give the numbers of each example."""
 
+View = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+"""A function of example indices `[B]` and random numbers `[B, NUM_DRAWS]` that returns views and the indices."""
+
 
 def training_batches(
     images: ImageSet,
@@ -111,6 +114,17 @@ def inference_batches(
 
     crops = _Crops(size, augmentation=augmentation, number=crop or 0, is_clean=augmentation is None and crop is None)
     return _with_views(images, tf.data.Dataset.range(num_batches).map(batch), crops)
+
+
+def random_views(images: ImageSet, *, size: tuple[int, ...], augmentation: Augmentation) -> View:
+    """Returns the function that makes training views of any of the images, for those who draw images in another way.
+
+    Args:
+        images: The images, or vectors.
+        size: (height, width) of the views; () for vectors.
+        augmentation: The strengths of the views.
+    """
+    return _view(images, _Crops(size, augmentation=augmentation))
 
 
 def with_rotations(batches: tf.data.Dataset, *, share: float = 1.0, replicas: int = 1) -> tf.data.Dataset:
@@ -213,17 +227,19 @@ class _Crops(NamedTuple):
         return augment.evaluation_crop_boxes(aspect, target, self.number)
 
 
-_View = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-"""A function of example indices `[B]` and random numbers `[B, D]` that returns views and the indices."""
-
-
 def _with_views(images: ImageSet, steps: tf.data.Dataset, crops: _Crops) -> tf.data.Dataset:
     """Maps batches of (indices, random numbers) to batches of (views, indices)."""
-    view = _views_of_vectors(images, crops.augmentation) if images.is_vectors else _views_of_images(images, crops)
-    return untuned(steps.map(view, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE))
+    return untuned(
+        steps.map(_view(images, crops), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    )
 
 
-def _views_of_images(images: ImageSet, crops: _Crops) -> _View:
+def _view(images: ImageSet, crops: _Crops) -> View:
+    """Returns the function that makes views of images or vectors."""
+    return _views_of_vectors(images, crops.augmentation) if images.is_vectors else _views_of_images(images, crops)
+
+
+def _views_of_images(images: ImageSet, crops: _Crops) -> View:
     """Returns the function that makes views of images."""
     crop = _crops_of_arrays(images.arrays, crops) if images.images is not None else _crops_of_files(images, crops)
 
@@ -234,7 +250,7 @@ def _views_of_images(images: ImageSet, crops: _Crops) -> _View:
     return view
 
 
-def _views_of_vectors(images: ImageSet, augmentation: Augmentation | None) -> _View:
+def _views_of_vectors(images: ImageSet, augmentation: Augmentation | None) -> View:
     """Returns the function that makes views of vectors."""
     all_vectors, moments = images.arrays.tensor, images.arrays.moments
 
