@@ -32,6 +32,7 @@ def linear_probe_correct(
         train_inputs: inputs [N, D] that the classifier is fitted to.
         train_classes: integers [N].
         inputs: held-out inputs [M, D].
+        classes: integers [M].
         max_iterations: limit of the solver, which stops there whether it converged or not.
     """
     scaler = StandardScaler()
