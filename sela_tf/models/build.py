@@ -12,7 +12,7 @@ from sela_tf.models.backbones import BACKBONES, check_backbone, check_image_size
 from sela_tf.models.backbones.applications import PREFIX, application
 from sela_tf.models.batch_norm import FusedBatchNormalization
 from sela_tf.models.heads import MultiHead, find_multi_head
-from sela_tf.models.layer_names import EMBEDDING, HEADS, HIDDEN, ROTATION
+from sela_tf.models.layer_names import EMBEDDING, HEADS, HIDDEN, NORMALIZATION, ROTATION
 
 _STAGE = re.compile(r"stem|stage\d+|conv\d+|fc\d+")
 """The names that our own backbones give to their stages."""
@@ -83,7 +83,7 @@ def build_model(
     # The policy is float32 in any case: half precision cannot hold the difference of a pixel from the mean.
     # Not all releases of Keras 3 take one number for all channels.
     moments = {name: np.broadcast_to(each, image_shape[-1]).tolist() for name, each in (("mean", mean), ("variance", variance))}
-    x = keras.layers.Normalization(**moments, dtype="float32", name="normalization")(inputs)
+    x = keras.layers.Normalization(**moments, dtype="float32", name=NORMALIZATION)(inputs)
     if named:
         stages = application(x, backbone.removeprefix(PREFIX), weights=weights, dtype=dtype)
     else:

@@ -9,6 +9,8 @@ fully connected layers."""
 HIDDEN = "hidden"
 """The optional hidden layer between the embedding and the heads, [B, hidden_units]."""
 
+NORMALIZATION = "normalization"
+"""The layer that normalises the pixels."""
 HEADS = "heads"
 """The MultiHead layer, with logits [B, T, K]."""
 

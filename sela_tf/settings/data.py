@@ -25,7 +25,9 @@ def data_dir_option() -> Any:
 
 def download_option() -> Any:
     """Returns the field `download`."""
-    return option(False, "Let TFDS download what is missing. Nothing is downloaded without it.", may_change=True)
+    return option(
+        False, "Let TFDS download what is missing, and Keras its weights. Nothing is downloaded without it.", may_change=True
+    )
 
 
 def cache_dir_option(default: str) -> Any:

@@ -84,8 +84,14 @@ class SelaConfig:
     )
     backbone_weights: str = option(
         "",
-        "File of weights that the backbone starts from: model.weights.h5 in the directory of a run with this backbone, or one of "
-        "keras.applications; by default random weights.",
+        "Weights that the backbone starts from: model.weights.h5 in the directory of a run with this backbone; a Keras model with its layers, "
+        "NAME.keras; a file of weights of keras.applications; or imagenet for those that Keras publishes. By default random weights.",
+    )
+    backbone_learning_rate: float = option(
+        0.0, "Learning rate of a backbone that starts from `backbone_weights`; 0 for that of the rest.", bound=NOT_NEGATIVE
+    )
+    frozen_epochs: int = option(
+        0, "First epochs, in which the weights of a backbone that starts from `backbone_weights` stay as they are.", at_least=0
     )
     width: int = option(CHOSEN, "Channels of the backbone's first stage; 0 for as many as published.", at_least=0)
     hidden_units: int = option(CHOSEN, "Width of a hidden layer between the embedding and the heads; 0 for none.", at_least=0)
@@ -220,6 +226,14 @@ class SelaConfig:
         check_class_level(self.class_level)
         if self.image_size == 1:
             raise ConfigError("`image_size` must be 0 or at least 2. Received: `image_size=1`")
+        for name in ("backbone_learning_rate", "frozen_epochs"):
+            value = getattr(self, name)
+            if value and not self.backbone_weights:
+                raise ConfigError(
+                    f"`{name}={value}` is for a backbone that starts from `backbone_weights`: give them, or leave it out"
+                )
+            if value and self.optimizer != "sgd":
+                raise ConfigError(f"`{name}={value}` needs `optimizer=sgd`. Received: `optimizer={self.optimizer}`")
         if self.optimizer == "lamb" and self.momentum != 0.9:
             raise ConfigError(
                 f"`momentum={self.momentum}` is of no use to `optimizer=lamb`, which has moments of its own: leave it out"
@@ -250,7 +264,9 @@ class SelaConfig:
             cache_dir=absolute_cache(self.cache_dir),
             known_labels=self.known_labels and absolute_path(self.known_labels),
             labels_from=self.labels_from and absolute_path(self.labels_from),
-            backbone_weights=self.backbone_weights and absolute_path(self.backbone_weights),
+            backbone_weights=self.backbone_weights
+            if self.backbone_weights in ("", "imagenet")
+            else absolute_path(self.backbone_weights),
         )
 
 

@@ -23,9 +23,9 @@ from sela_tf.compat.releases import (
 )
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.models.build import with_rotation_head
+from sela_tf.models.build import cut_at, with_rotation_head
 from sela_tf.models.inference import read_variable
-from sela_tf.models.layer_names import HEADS, ROTATION
+from sela_tf.models.layer_names import EMBEDDING, HEADS, ROTATION
 from sela_tf.runs.checkpoint import arrays_under
 from sela_tf.runs.names import LABELS, WEIGHTS
 from sela_tf.runs.network import NetworkDescription
@@ -110,6 +110,7 @@ class Experiment:
                 ),
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
+                **self._of_backbone(model),
             )
             if config.mixed_precision == "float16":
                 optimizer = LossScaleOptimizer(optimizer)
@@ -120,6 +121,17 @@ class Experiment:
             # Keras makes the trackers of several losses when they are first used, which is too late within a distributed step.
             model.evaluate(self.views(0, 2, batch_size=replicas), steps=1, verbose=0)
         return model
+
+    def _of_backbone(self, model: keras.Model) -> dict[str, float]:
+        """Returns the arguments of the optimizer for a backbone that learns more slowly, or later; none for any other."""
+        config = self.config
+        if not config.backbone_learning_rate and not config.frozen_epochs:
+            return {}
+        return {
+            "num_slow": len(cut_at(model, EMBEDDING).trainable_variables),
+            "slow_share": (config.backbone_learning_rate or config.learning_rate) / config.learning_rate,
+            "frozen_steps": config.frozen_epochs * self.steps_per_epoch,
+        }
 
     def views(self, first_step: int, last_step: int, *, batch_size: int | None = None) -> tf.data.Dataset:
         """Returns the batches that the steps from `first_step` up to, not including, `last_step` train on.

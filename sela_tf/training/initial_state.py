@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -11,15 +12,18 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.data.label_files import read_known_labels, read_run_labels, read_run_shape
-from sela_tf.models.backbones.applications import PREFIX
+from sela_tf.models.backbones.applications import IMAGENET, PREFIX, MissingWeightsError, imagenet_weights
 from sela_tf.models.build import cut_at
-from sela_tf.models.layer_names import EMBEDDING
+from sela_tf.models.layer_names import EMBEDDING, NORMALIZATION
 from sela_tf.runs.names import FLAGS, NETWORK, WEIGHTS
 from sela_tf.runs.network import NetworkDescription, describe_network, load_run, read_description
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.settings.fields import CHOSEN, ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import Data, tell
+
+KERAS_FILE = ".keras"
+"""The ending of the name of a Keras model on disk."""
 
 
 def label_table(config: SelaConfig, data: Data, strategy: tf.distribute.Strategy) -> LabelTable:
@@ -64,6 +68,11 @@ def check_backbone_weights(config: SelaConfig) -> None:
     weights, run = config.backbone_weights, _run_of_weights(config)
     if not weights:
         return
+    if weights == IMAGENET:
+        if config.backbone is CHOSEN or not config.backbone.startswith(PREFIX):
+            raise ConfigError(f"`backbone_weights={weights}` is for `backbone={PREFIX}NAME`, such as {PREFIX}MobileNetV2: name one")
+        _published_weights(config)
+        return
     if not os.path.isfile(weights):
         raise ConfigError(f"`backbone_weights={weights}`: there is no such file")
     if run is not None:
@@ -77,11 +86,25 @@ def check_backbone_weights(config: SelaConfig) -> None:
                 raise ConfigError(f"`backbone_weights={weights}` is of a run with `{name}={other}`. Received: `{name}={own}`")
     elif config.backbone is CHOSEN:
         raise ConfigError(f"`backbone_weights={weights}` is of a network that it does not name: give its `backbone`")
-    elif not config.backbone.startswith(PREFIX):
+    elif not config.backbone.startswith(PREFIX) and not weights.endswith(KERAS_FILE):
         raise ConfigError(
-            f"`backbone_weights={weights}`: weights of {config.backbone} are read from the directory of a finished run alone: give its "
-            f"{WEIGHTS}, beside its {FLAGS} or {NETWORK}"
+            f"`backbone_weights={weights}`: weights of {config.backbone} are read from a Keras model, NAME{KERAS_FILE}, or from the directory of "
+            f"a finished run: give its {WEIGHTS}, beside its {FLAGS} or {NETWORK}"
         )
+
+
+def _published_weights(config: SelaConfig) -> str:
+    """Returns the file with the weights that Keras publishes of the backbone.
+
+    Raises:
+        ConfigError: it is not in the cache of Keras, and `download` is not given.
+    """
+    try:
+        return imagenet_weights(config.backbone.removeprefix(PREFIX), download=config.download)
+    except MissingWeightsError as error:
+        raise ConfigError(
+            f"`backbone_weights={IMAGENET}`: {error}. Put it there, or let Keras do so with `download=True`"
+        ) from error
 
 
 def settings_of_files(config: SelaConfig) -> dict[str, tuple[Any, str]]:
@@ -108,10 +131,13 @@ def first_network(config: SelaConfig, description: NetworkDescription, strategy:
         ConfigError: the weights that the backbone is to start from cannot be read, or do not fit the images.
     """
     check_backbone_weights(config)
-    run = _run_of_weights(config)
+    weights, run = config.backbone_weights, _run_of_weights(config)
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
-        network = description.build(weights="" if run else config.backbone_weights)
+        own_file = run is not None or weights.endswith(KERAS_FILE)
+        network = description.build(weights="" if own_file else _published_weights(config) if weights == IMAGENET else weights)
+        if own_file and run is None:
+            _take_layers(network, config)
         if run:
             try:
                 trained = load_run(run)
@@ -126,6 +152,43 @@ def first_network(config: SelaConfig, description: NetworkDescription, strategy:
                     f"shape {network.input.shape[1:]}"
                 ) from error
     return network
+
+
+def _take_layers(network: keras.Model, config: SelaConfig) -> None:
+    """Gives the backbone of a network the weights that the layers of the same names have in a Keras model on disk.
+
+    Raises:
+        ConfigError: the file is no Keras model, or lacks layers of the backbone.
+    """
+    setting = f"`backbone_weights={config.backbone_weights}`"
+    try:
+        # Code in the file is not run: Keras refuses it.
+        theirs = dict(_layers(keras.models.load_model(config.backbone_weights, compile=False)))
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        raise ConfigError(f"{setting} is not a Keras model, or not a whole one ({str(error).splitlines()[0]})") from error
+    # The inputs are normalised by the statistics of these images.
+    own = [(name, layer) for name, layer in _layers(cut_at(network, EMBEDDING)) if layer.weights and name != NORMALIZATION]
+
+    def shapes(layer: keras.Layer) -> list[tuple[int, ...]]:
+        return [tuple(weight.shape) for weight in layer.weights]
+
+    missing = [name for name, layer in own if name not in theirs or shapes(theirs[name]) != shapes(layer)]
+    if missing:
+        raise ConfigError(
+            f"{setting} lacks {len(missing)} of the {len(own)} layers with weights of `backbone={config.backbone}`, such as {missing[0]!r}: its "
+            "layers must have the names and the shapes of the backbone's"
+        )
+    for name, layer in own:
+        layer.set_weights(theirs[name].get_weights())
+
+
+def _layers(model: keras.Model) -> Iterator[tuple[str, keras.Layer]]:
+    """Yields the layers of a model by name, those of the models within it included."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer)
+        else:
+            yield layer.name, layer
 
 
 def _run_of_weights(config: SelaConfig) -> pathlib.Path | None:

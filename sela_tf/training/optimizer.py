@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -22,14 +23,33 @@ class CoupledSGD(Optimizer):
     Keras' SGD differs twice: its `weight_decay` is decoupled from the gradient, which at momentum .9 acts ten times weaker, and its
     velocity holds the learning rate, so that a drop takes effect over several steps. Decay applies to all variables, biases and
     batch normalisation included, as in the reference.
+
+    Args:
+        learning_rate: the rate, or its schedule.
+        momentum: the momentum.
+        coupled_weight_decay: the weight decay.
+        num_slow: the number of first variables, those of a backbone, that have a rate of their own.
+        slow_share: their share of the learning rate.
+        frozen_steps: the first steps, in which these variables stay as they are.
+        name: the name of the optimizer.
+        kwargs: further arguments of Keras' optimizers.
     """
 
     def __init__(
-        self, learning_rate=0.05, momentum: float = 0.9, coupled_weight_decay: float = 0.0, name: str = "coupled_sgd", **kwargs
+        self,
+        learning_rate=0.05,
+        momentum: float = 0.9,
+        coupled_weight_decay: float = 0.0,
+        num_slow: int = 0,
+        slow_share: float = 1.0,
+        frozen_steps: int = 0,
+        name: str = "coupled_sgd",
+        **kwargs,
     ):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.momentum = momentum
         self.coupled_weight_decay = coupled_weight_decay
+        self.num_slow, self.slow_share, self.frozen_steps = num_slow, slow_share, frozen_steps
 
     def build(self, variables: Sequence) -> None:
         if self.built:
@@ -38,14 +58,21 @@ class CoupledSGD(Optimizer):
         self.velocities = [self.add_variable_from_reference(variable, "velocity") for variable in variables]
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
-        velocity = self.velocities[self._get_variable_index(variable)]
+        index = self._get_variable_index(variable)
+        velocity = self.velocities[index]
         gradient = tf.cast(gradient, variable.dtype) + self.coupled_weight_decay * tf.convert_to_tensor(variable)
         moved = self.momentum * tf.convert_to_tensor(velocity) + gradient
+        rate = tf.cast(learning_rate, variable.dtype)
+        if index < self.num_slow:
+            # A frozen variable has no velocity either, so that it does not jump when it is let go.
+            moved = moved * tf.cast(tf.convert_to_tensor(self.iterations) >= self.frozen_steps, variable.dtype)
+            rate = rate * self.slow_share
         self.assign(velocity, moved)
-        self.assign_sub(variable, tf.cast(learning_rate, variable.dtype) * moved)
+        self.assign_sub(variable, rate * moved)
 
     def get_config(self) -> dict:
-        return {**super().get_config(), "momentum": self.momentum, "coupled_weight_decay": self.coupled_weight_decay}
+        own = ("momentum", "coupled_weight_decay", "num_slow", "slow_share", "frozen_steps")
+        return {**super().get_config(), **{name: getattr(self, name) for name in own}}
 
 
 def check_optimizer(name: str) -> None:
@@ -59,7 +86,12 @@ def check_optimizer(name: str) -> None:
 
 
 def make_optimizer(
-    name: str, rates: keras.optimizers.schedules.LearningRateSchedule, *, momentum: float, weight_decay: float
+    name: str,
+    rates: keras.optimizers.schedules.LearningRateSchedule,
+    *,
+    momentum: float,
+    weight_decay: float,
+    **of_backbone: Any,
 ) -> keras.optimizers.Optimizer:
     """Returns an optimizer that has no state yet. Its decay applies to all variables.
 
@@ -68,12 +100,13 @@ def make_optimizer(
         rates: the learning rate by step.
         momentum: the momentum of sgd and sgdw.
         weight_decay: coupled, added to the gradient times the weight; decoupled, taken off the weight times learning rate and weight.
+        of_backbone: `num_slow`, `slow_share` and `frozen_steps` of CoupledSGD, where they are asked for.
     """
     if name == "lamb":
         return decoupled.lamb(rates, weight_decay=weight_decay)
     if name == "sgdw":
         return decoupled.sgdw(rates, momentum=momentum, weight_decay=weight_decay)
-    return CoupledSGD(rates, momentum=momentum, coupled_weight_decay=weight_decay)
+    return CoupledSGD(rates, momentum=momentum, coupled_weight_decay=weight_decay, **of_backbone)
 
 
 def learning_rate_schedule(

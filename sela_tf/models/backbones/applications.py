@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import inspect
 import os
+import sys
+import warnings
 from collections.abc import Iterator
+from unittest import mock
 
 import keras
 import tensorflow as tf
 
 PREFIX = "applications:"
 """The beginning of the name of such a backbone, before the name of the network."""
+IMAGENET = "imagenet"
+"""The word for the weights that Keras publishes of such a network, trained on ImageNet with classes."""
 
 
 def check_application(name: str) -> None:
@@ -70,6 +77,59 @@ def application(inputs: tf.Tensor, name: str, *, weights: str = "", dtype: str |
     if 0 in output.shape[1:]:
         raise ValueError(f"images of {size} are too small for {PREFIX}{name}: give a larger `image_size`")
     return {network.layers[-1].name: output}
+
+
+class MissingWeightsError(ValueError):
+    """Weights that Keras publishes are not in its cache, and may not be downloaded."""
+
+
+class _FoundError(Exception):
+    """Ends the building of a network at the place where Keras asks for the file of its weights."""
+
+
+@functools.cache
+def imagenet_weights(name: str, *, download: bool) -> str:
+    """Returns the file of the weights that Keras publishes of a network of `keras.applications`, without the classifier.
+
+    Args:
+        name: the name of the network.
+        download: lets Keras download the file into its cache, $KERAS_HOME or ~/.keras.
+
+    Raises:
+        MissingWeightsError: the file is not there, or is another than the published one, and `download` is False.
+        ValueError: `check_application` refuses the name.
+    """
+    check_application(name)
+    found: list[str] = []
+    get_file = keras.utils.get_file
+
+    def find(fname: str, origin: str, *args: object, **options: object) -> None:
+        # Keras would remove a file that is not the published one before it tries to download it.
+        found.append(get_file(fname, origin, *args, **options) if download else _in_cache(fname, origin, options))
+        raise _FoundError
+
+    replaced = mock.patch.object(sys.modules[get_file.__module__], "get_file", find)
+    with replaced, contextlib.suppress(_FoundError), warnings.catch_warnings():
+        # Some warn that no size is named, which decides on nothing but the classifier.
+        warnings.simplefilter("ignore", UserWarning)
+        getattr(keras.applications, name)(include_top=False, weights=IMAGENET)
+    if not found:
+        raise MissingWeightsError(f"Keras publishes no weights of {PREFIX}{name}")
+    return found[0]
+
+
+def _in_cache(fname: str, origin: str, options: dict[str, object]) -> str:
+    """Returns the path of a file in the cache of Keras, whose digest is checked where Keras knows it."""
+    home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
+    path = os.path.join(home, str(options.get("cache_subdir", "datasets")), fname)
+    wanted = str(options.get("file_hash") or options.get("md5_hash") or "")
+    if not os.path.isfile(path):
+        raise MissingWeightsError(f"{path} is not there, and Keras would download it from {origin}")
+    kind = "sha256" if len(wanted) == 64 else "md5"
+    with open(path, "rb") as file:
+        if wanted and hashlib.file_digest(file, kind).hexdigest() != wanted:
+            raise MissingWeightsError(f"{path} is not the file that Keras publishes, and would be replaced from {origin}")
+    return path
 
 
 @contextlib.contextmanager
