@@ -47,8 +47,8 @@ def on_a_terminal(seconds: float) -> str:
 
 
 def test_a_terminal_shows_one_line_in_place():
-    shown = on_a_terminal(0.5)
-    assert "evaluation, 1 of 2: trained network, 00:00" in shown
+    shown = on_a_terminal(1.0)
+    assert "evaluation, 1 of 2: trained network, 00:0" in shown
     assert "evaluation, 2 of 2: untrained network, 00:0" in shown
     assert shown.count("\n") == 1
     # the line is gone before the next one is printed

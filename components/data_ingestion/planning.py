@@ -99,7 +99,7 @@ class _SetLoader:
             root = existing_path(str(source), kind, rest)
             contents = contents_of_folder(root, source=source, class_level=settings.class_level)
             if lacking := missing_packages(contents.names):
-                self.report.append(lacking)
+                print(f"{source}: {lacking}", flush=True)
             inspected = self._inspect(root, contents.names)
             files = [file for file, _ in inspected]
             self.files.update((file.path, file) for file in files)

@@ -45,8 +45,8 @@ class Activity:
         """Shows the line from two seconds on, until the work is done."""
         if self._stop.wait(DELAY_SECONDS):
             return
-        # tqdm moves the line away while other lines are printed by `tqdm.write`.
-        with tqdm(file=sys.stderr, leave=False, bar_format="{desc}, {elapsed}", dynamic_ncols=True) as line:
+        # tqdm moves the line away while other lines are printed by `tqdm.write`. With a delay it shows no line before there are words.
+        with tqdm(file=sys.stderr, leave=False, bar_format="{desc}, {elapsed}", dynamic_ncols=True, delay=1e-3) as line:
             line.start_t -= DELAY_SECONDS
             while True:
                 line.set_description_str(self._words())

@@ -73,5 +73,5 @@ def _is_name(word: str) -> bool:
         import tensorflow_datasets as tfds
 
         return word in tfds.list_builders(with_community_datasets=False)
-    except ImportError:  # Without TFDS no word is a name of it.
+    except (ImportError, AttributeError):  # Without TFDS, or with one that lacks its own packages, no word is a name of it.
         return False

@@ -125,14 +125,9 @@ class _ClassFinder:
 
     def __init__(self, directories: Sequence[Directories], names: Sequence[str], class_level: str, source: str):
         self._reason = ""
-        self._is_auto, self._level = class_level == "auto", None if class_level == "parent" else 0
-        if self._is_auto:
-            depths = range(max(map(len, directories), default=0))
-            self._level = next(
-                (level for level in depths if len({each[level] for each in directories if len(each) > level}) > 1), 0
-            )
-        elif class_level != "parent":
-            self._level = int(class_level) - 1
+        self._is_auto = class_level == "auto"
+        # The level from 0; None for the directory that holds the image.
+        self._level = int(class_level) - 1 if class_level.isdecimal() else _first_level(directories) if self._is_auto else None
         beside = [name for name, each in zip(names, directories, strict=True) if len(each) <= (self._level or 0)]
         some = f"{len(beside)} images lie beside {{}}: {', '.join(map(shown_name, beside[:NAMES_SHOWN]))}"
         if beside and len(beside) < len(names):
@@ -167,14 +162,11 @@ class _ClassFinder:
             return None, None, self._reason
         parts = [[directories[i] for i in places] for places in (train, held_out) if places]
         if held_out and not self.are_labelled(parts[1]):
-            return (
-                None,
-                None,
-                (
-                    "the images to evaluate on lie in no directories of classes, as those to train on do. Name the directory of the latter "
-                    "as the data set, so that some of them are held out"
-                ),
+            reason = (
+                "the images to evaluate on lie in no directories of classes, as those to train on do. Name the directory of the latter as "
+                "the data set, so that some of them are held out"
             )
+            return None, None, reason
         keys = [key for part in parts for key in self._keys(part)]
         found = sorted(set(keys))
         if len(found) < 2:
@@ -187,6 +179,12 @@ class _ClassFinder:
         classes = np.full(count, -1, np.int64)
         classes[[*train, *held_out]] = [numbers[key] for key in keys]
         return classes, tuple(names[i] for i in order), ""
+
+
+def _first_level(directories: Sequence[Directories]) -> int:
+    """Returns the first level, from 0, at which there are two or more directories; 0 if there is none."""
+    depths = range(max(map(len, directories), default=0))
+    return next((level for level in depths if len({each[level] for each in directories if len(each) > level}) > 1), 0)
 
 
 def _common_depth(directories: Sequence[Directories]) -> int:
