@@ -12,8 +12,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sela_tf.data.decoding import BadImageError, check_image, decode_image
+from sela_tf.data.decoding import check_image, decode_image
 from sela_tf.data.errors import SourceError
+from sela_tf.data.headers import BadImageError
 from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import hold_out, match_classes, match_input
 

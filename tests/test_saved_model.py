@@ -16,7 +16,8 @@ from served import ask, encoded, is_blank, picture
 import sela_tf
 from sela_tf.data import decoding
 from sela_tf.data.augment import clean_view
-from sela_tf.data.decoding import BadImageError, check_image, decode_image, readable
+from sela_tf.data.decoding import check_image, decode_image
+from sela_tf.data.headers import BadImageError, readable
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import match_input

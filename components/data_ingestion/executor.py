@@ -89,7 +89,7 @@ def _ingest(settings: IngestionSettings, directory: str, workers: Workers) -> di
         parts = [[root, *names[i : i + _INSPECTED_AT_ONCE]] for i in range(0, len(names), _INSPECTED_AT_ONCE)]
         found = workers.run("inspect", parts, "checking", len(names))
         files = [FileInfo(*file) for part in found for file in part]
-        return [file if file.info is None else file._replace(info=ImageInfo(*file.info)) for file in files]
+        return [file if file.decoded is None else file._replace(decoded=ImageInfo(*file.decoded)) for file in files]
 
     planned = plan(settings, inspect)
     for line in planned.report:

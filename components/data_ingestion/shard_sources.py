@@ -13,8 +13,9 @@ import tensorflow as tf
 from google.protobuf import message
 
 from sela_tf.compat.autotuning import untuned
-from sela_tf.data.decoding import BadImageError, ImageInfo, check_image
+from sela_tf.data.decoding import ImageInfo, check_image
 from sela_tf.data.errors import SourceError
+from sela_tf.data.headers import BadImageError
 from sela_tf.data.record_writer import Record
 from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.sources.tfds import open_tfds
@@ -44,7 +45,9 @@ class ImageFiles(NamedTuple):
         """Yields the records of the shard in order, and images that are left out."""
         for (path, name, number, text), info in zip(self.entries, self.infos, strict=True):
             with tf.io.gfile.GFile(path, "rb") as file:
-                yield Record(name, file.read(), info[1], info[2], info[3], number, text)
+                described = ImageInfo(*info)
+                size = (described.height, described.width, described.channels)
+                yield Record(name, file.read(), *size, number, text, described.largest)
 
 
 class ArrayRows(NamedTuple):
@@ -176,7 +179,7 @@ def _checked(name: str, encoded: bytes, number: int, text: str) -> Record | Reje
         info = check_image(encoded)
     except BadImageError as error:
         return Rejected(name, str(error))
-    return Record(name, encoded, info.height, info.width, info.channels, number, text)
+    return Record(name, encoded, info.height, info.width, info.channels, number, text, info.largest)
 
 
 @functools.lru_cache(maxsize=2)

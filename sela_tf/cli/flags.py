@@ -104,7 +104,9 @@ def from_flagfile(path: str | os.PathLike[str]) -> SelaConfig:
     values = flags.FlagValues()
     define(values, SelaConfig)
     parse(values, ["sela_tf", f"--flagfile={path}"])
-    return settings(values, SelaConfig).absolute()
+    # A run that names no background is older than the pixel rules.
+    older = {} if values["background"].present else {"background": "old"}
+    return settings(values, SelaConfig, **older).absolute()
 
 
 def _flag(name: str, value: Any) -> str:

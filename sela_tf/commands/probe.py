@@ -17,6 +17,7 @@ from scipy import stats
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.pipeline import inference_batches
+from sela_tf.data.pixel_rules import PixelRules
 from sela_tf.data.splits import match_input
 from sela_tf.evaluation.kmeans import kmeans_clusters
 from sela_tf.evaluation.knn import knn_accuracy
@@ -82,7 +83,7 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
     # The network sees the images of another data set at its own size.
     if len(shape) == 3:
         config = dataclasses.replace(config, image_size=shape[0])
-    data = _load_matching(config, shape)
+    data = _load_matching(config, shape, read_description(workdir).pixel_rules)
     protocol = evaluation_protocol(settings.evaluate, len(data.train), len(data.held_out), seed=settings.seed)
     _check_enough_images(settings, data, protocol)
     images = evaluation_images(data.train, data.held_out, data.size, protocol)
@@ -101,13 +102,13 @@ def probe(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> dict[str, A
     return results
 
 
-def _load_matching(config: SelaConfig, shape: Sequence[int]) -> Data:
-    """Loads training and held-out images in the shape that the network takes.
+def _load_matching(config: SelaConfig, shape: Sequence[int], rules: PixelRules) -> Data:
+    """Loads training and held-out images in the shape that the network takes, by its pixel rules.
 
     Raises:
         ConfigError: a set has no classes.
     """
-    data = load_data(config)._replace(size=tuple(shape[:-1]))
+    data = load_data(config, rules)._replace(size=tuple(shape[:-1]))
     data = data._replace(train=match_input(data.train, shape), held_out=match_input(data.held_out, shape))
     for images in (data.train, data.held_out):
         if images.classes is None:

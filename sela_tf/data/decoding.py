@@ -13,7 +13,6 @@ from sela_tf.data.headers import (
     DECODES_WEBP,
     HEADER_BYTES,
     MAX_PIXELS,
-    BadImageError,
     UnreadableFormatError,
     has_bmp_alpha,
     not_decoded,
@@ -28,7 +27,7 @@ from sela_tf.data.parsing import (
     webp_is_animated,
     webp_orientation,
 )
-from sela_tf.data.pixel_rules import PixelRules
+from sela_tf.data.pixel_rules import DEFAULT_RULES, PixelRules
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _DEPTH_AT = 24
@@ -111,7 +110,7 @@ def stored_pixels(data: bytes | tf.Tensor, kind: str) -> tf.Tensor:
     return tf.io.decode_webp(data)[0] if kind == "webp" else _decode_gif_or_bmp(data)
 
 
-def decode_image(data: tf.Tensor, channels: int, rules: PixelRules = PixelRules()) -> tf.Tensor:
+def decode_image(data: tf.Tensor, channels: int, rules: PixelRules = DEFAULT_RULES) -> tf.Tensor:
     """Decodes an image file to pixels by the rules of a run; runs in a graph.
 
     Transparent parts are laid on the background, a jpeg is turned upright, a png of 16 bits is scaled, and channels are converted: then all

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.data.parsing import jpeg_orientation
+from sela_tf.data.pixel_rules import DEFAULT_RULES, PixelRules
 
 MAX_PIXELS = 2 * (1024 * 1024 * 1024 // 4 // 3)
 """The most pixels (height x width) that are decoded, about 179 million: the limit of Pillow's decompression-bomb error.
@@ -127,7 +128,7 @@ def not_decoded(kind: str, data: bytes) -> BadImageError:
     return to_convert("jpeg of an unusual coding") if marker > _JPEG_USUAL else BadImageError(f"a damaged or cut {kind}")
 
 
-def readable(data: tf.Tensor) -> tf.Tensor:
+def readable(data: tf.Tensor, rules: PixelRules = DEFAULT_RULES) -> tf.Tensor:
     """Tells, by their first bytes, which files may be decoded; runs in a graph.
 
     Every file that begins like a jpeg passes. `decode_image` refuses it later if its size, which comes further on, is too large, and files
@@ -135,6 +136,7 @@ def readable(data: tf.Tensor) -> tf.Tensor:
 
     Args:
         data: Contents of files, string `[B]`.
+        rules: The rules of the run. Older runs read no webp, and any bitmap without a palette.
 
     Returns:
         bool `[B]`.
@@ -152,7 +154,8 @@ def readable(data: tf.Tensor) -> tf.Tensor:
         pixels = tf.reduce_prod(sides, axis=0)  # The product may exceed 64 bits.
         return (pixels > 0) & (pixels <= MAX_PIXELS)
 
-    also = {"bmp": _is_bmp(header) & is_read_bmp(header), "webp": _is_webp(header)}
+    is_bmp = _is_bmp(header) & ((_number(header, 28, 2) > _BMP_PALETTE_BITS) if rules.are_old else is_read_bmp(header))
+    also = {"bmp": is_bmp, "webp": _is_webp(header) & (not rules.are_old)}
     others = [begins(kind) & is_small(kind) & also.get(kind, True) for kind in KINDS if kind != "jpeg"]
     return tf.reduce_any([begins("jpeg"), *others], axis=0)
 
@@ -257,6 +260,7 @@ def _webp_sides(header: Header) -> tuple[Any, Any]:
     extended = (_number(header, 27, 3) + 1, _number(header, 24, 3) + 1)
     lossy = (_number(header, 28, 2) % 2**14, _number(header, 26, 2) % 2**14)
     height, width = (
-        where(is_extended, sides[0], where(is_lossless, sides[1], sides[2])) for sides in zip(extended, lossless, lossy, strict=True)
+        where(is_extended, sides[0], where(is_lossless, sides[1], sides[2]))
+        for sides in zip(extended, lossless, lossy, strict=True)
     )
     return height, width

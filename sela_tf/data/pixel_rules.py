@@ -24,5 +24,7 @@ class PixelRules(NamedTuple):
         return self.background is None
 
 
+DEFAULT_RULES = PixelRules()
+"""The rules of images without 16-bit files, on white."""
 OLD_RULES = PixelRules(background=None)
 """The rules of runs whose network.json has none: transparency is dropped, no image is turned, and of 16 bits the upper eight are kept."""

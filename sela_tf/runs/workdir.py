@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -219,6 +220,17 @@ def read_config(workdir: str | os.PathLike[str]) -> SelaConfig:
         return flags.from_flagfile(path)
     except ConfigError as error:
         raise ConfigError(f"{path} is damaged, or was written by another version of sela_tf ({error})") from error
+
+
+def with_rules_of_older_run(config: SelaConfig, workdir: str | os.PathLike[str]) -> SelaConfig:
+    """Returns the settings with the rules of the run in `workdir`, if it is older than `background` and none is asked for."""
+    path = pathlib.Path(workdir).expanduser() / FLAGS
+    if config.background != "white" or not path.exists():
+        return config
+    with contextlib.suppress(ConfigError):  # `Workdir` says what is wrong with the file.
+        if flags.from_flagfile(path).background == "old":
+            return dataclasses.replace(config, background="old")
+    return config
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -38,6 +38,16 @@ def cache_dir_option(default: str) -> Any:
     )
 
 
+def background_option() -> Any:
+    """Returns the field `background`."""
+    return option(
+        "white",
+        "Colour that transparent parts of images are laid on: white, black, or mean, that of the training images. old is for runs that are "
+        "older than this setting: they drop transparency and orientation.",
+        choices=("white", "black", "mean", "old"),
+    )
+
+
 def skip_bad_images_option(help: str = "Leave out damaged images of a folder instead of refusing it.") -> Any:
     """Returns the field `skip_bad_images`."""
     return option(False, help)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sela_tf.settings.data import (
+    background_option,
     cache_dir_option,
     data_dir_option,
     download_option,
@@ -52,6 +53,7 @@ class SelaConfig:
         choices=("none", "light", "heavy"),
     )
     skip_bad_images: bool = skip_bad_images_option()
+    background: str = background_option()
     memory_limit: float = memory_limit_option("GiB that decoded images may take; TensorFlow keeps a second copy.")
     image_size: int = option(0, "Side of the square that the network sees; 0 for the images' own size.", at_least=0)
     # network

@@ -14,7 +14,7 @@ from sela_tf.evaluation.outputs import EvaluationOutputs
 from sela_tf.runs import checkpoint
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.network import describe_older_run, load_run, save_network
-from sela_tf.runs.workdir import Workdir
+from sela_tf.runs.workdir import Workdir, with_rules_of_older_run
 from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
@@ -43,7 +43,7 @@ def run(config: SelaConfig, workdir: str | os.PathLike[str], *, experiment_of: t
         ValueError: the settings, the data or the directory cannot be used (ConfigError, SourceError), or training diverged.
         TrainingInterrupted: on SIGINT or SIGTERM, after saving.
     """
-    config = config.absolute()
+    config = with_rules_of_older_run(config.absolute(), workdir)
     strategy = prepare_devices(config)
     check_before_loading(config, strategy)
     directory = Workdir(workdir, config)

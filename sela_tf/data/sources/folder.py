@@ -17,9 +17,15 @@ from sela_tf.data.stores import Files
 
 
 def load_folder(
-    root: str, *, source: SourceName, skip_bad_images: bool = False, cache_dir: str = "", tell: Callable[[str], None] | None = None
+    root: str,
+    *,
+    source: SourceName,
+    skip_bad_images: bool = False,
+    cache_dir: str = "",
+    reads_as_before: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> Splits:
-    """Loads the paths of every jpeg, png, gif and bmp below a directory, in the order of their names. Hidden files are left out.
+    """Loads the paths of every jpeg, png, gif, bmp and webp below a directory, in the order of their names. Hidden files are left out.
 
     Each file is read and decoded once, so that damaged files are found before training. The results are kept in `cache_dir`, see
     `list_folder`. Top-level directories named train, and test, val or similar, are splits; test is preferred to val. The name of the
@@ -30,16 +36,19 @@ def load_folder(
         source: The name of the source.
         skip_bad_images: Leaves damaged images out, instead of refusing the folder.
         cache_dir: The directory of listings; "" for none.
+        reads_as_before: Reads the images that were read before there were pixel rules.
         tell: A function that is called with lines about the progress.
 
     Raises:
         SourceError: There is no image, or images are damaged and `skip_bad_images` is False. The message has names and counts.
     """
     files = list_folder(root, walk(root, name=str(source)), cache_dir=cache_dir, tell=tell)
+    if reads_as_before:
+        files = [file.before_rules() for file in files]
     return splits_of_files(root, files, source=source, skip_bad_images=skip_bad_images)
 
 
-def outline_folder(root: str, *, source: SourceName, cache_dir: str = "") -> Splits:
+def outline_folder(root: str, *, source: SourceName, cache_dir: str = "", reads_as_before: bool = False) -> Splits:
     """Outlines a folder without decoding images: by its listing, and by the headers of files that are not listed.
 
     Damaged images are counted if their headers are whole. The number of channels is not known.
@@ -52,6 +61,8 @@ def outline_folder(root: str, *, source: SourceName, cache_dir: str = "") -> Spl
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         pairs = zip(listed, names, strict=True)
         files = list(pool.map(lambda pair: pair[0] or inspect_header(root, pair[1]), pairs))
+    if reads_as_before:
+        files = [file.before_rules() for file in files]
     return splits_of_files(root, files, source=source, skip_bad_images=True)
 
 
@@ -79,7 +90,7 @@ def splits_of_files(root: str, files: Sequence[FileInfo], *, source: SourceName,
     if not images:
         rejected = _listed([*foreign, *damaged])
         raise SourceError(
-            f"{source}: no jpeg, png, gif or bmp image in {root!r} or below it; {len(files)} other files"
+            f"{source}: no jpeg, png, gif, bmp or webp image in {root!r} or below it; {len(files)} other files"
             + (f" ({rejected})" if rejected else "")
         )
     kinds = collections.Counter(file.info.kind for file in images if file.info)
@@ -128,7 +139,7 @@ def _image_set(source: SourceName, files: list[FileInfo], all_files: list[FileIn
         name=source.name,
         setting=source.setting,
         channels=channels,
-        store=Files(tuple(file.path for file in files)),
+        store=Files(tuple(file.path for file in files), np.array([info.largest for info in infos], np.int32)),
         names=tuple(file.name for file in files),
         classes=np.array([numbers[file.name.split("/")[-2]] for file in files], np.int64) if class_names else None,
         class_names=class_names,
