@@ -47,5 +47,5 @@ def make_folder(root: pathlib.Path) -> pathlib.Path:
         image = encoded(picture(rng, mode, (12 + i % 5, 10)), kind)
         (root / ("cats" if i % 3 else "dogs") / f"ü {i}.{kind.lower()}").write_bytes(image)
     (root / "notes.txt").write_text("no image")
-    (root / "cats" / "new.webp").write_bytes(b"RIFF\x00\x00\x00\x00WEBPVP8 ")
+    (root / "cats" / "new.tiff").write_bytes(b"II*\x00")
     return root

@@ -57,7 +57,7 @@ class TestSources:
         assert min(counts) > len(train) / len(counts) / 2  # a hash shares them out
         assert manifest["class_names"] == ["cats", "dogs"]
         rejected = json.loads((tmp_path / "records" / "rejected.json").read_text())
-        assert rejected == [{"name": "cats/new.webp", "reason": "webp: convert it to jpeg, png, gif or bmp"}]
+        assert rejected == [{"name": "cats/new.tiff", "reason": "tiff: convert it to png"}]
 
     @pytest.mark.slow
     def test_two_workers_one_and_a_copy_give_the_same_bytes(self, folder, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,26 +12,28 @@ from sela_tf.data.headers import (
     DECODES_WEBP,
     HEADER_BYTES,
     MAX_PIXELS,
+    WEBP_ANIMATION,
+    WEBP_EXIF,
     UnreadableFormatError,
     has_bmp_alpha,
+    has_webp_flag,
+    header_of,
     not_decoded,
     read_header,
     to_convert,
 )
-from sela_tf.data.parsing import (
-    gif_is_transparent,
-    jpeg_orientation,
-    png_orientation,
-    read_bytes,
-    webp_is_animated,
-    webp_orientation,
-)
+from sela_tf.data.parsing import gif_is_transparent, jpeg_orientation, png_orientation, webp_orientation
 from sela_tf.data.pixel_rules import DEFAULT_RULES, PixelRules
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_DEPTH_AT = 24
-"""The offset of a png's bits per channel; the type of its colours comes after it."""
+_JPEG_FIRST, _PNG_FIRST, _WEBP_FIRST = 0xFF, 0x89, ord("R")
+"""The first bytes of files. They suffice to choose a decoder, which looks at the others itself."""
+_DEPTH_AT, _COLOURS_AT = 24, 25
+"""Offsets of a png's bits per channel and of the type of its colours."""
 _DEEP, _GRAY, _WITH_PALETTE = 16, 0, 3
+_EXIF_WITHIN = 2**18
+"""Bytes at the beginning of a jpeg within which EXIF begins. Its standard wants it first; only a preview may come before it."""
+_HAS_EXIF, _HAS_MARKS = r"\C*Exif\x00\x00\C*", r"\C*(?:eXIf|tRNS)\C*"
+"""Files that may have EXIF or, for a png, EXIF or a transparent colour. Most have none, and are not searched any further."""
 _LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights, whose sum is 1, so that a white background stays white."""
 
@@ -77,10 +78,10 @@ def check_image(data: bytes) -> ImageInfo:
     """
     header = read_header(data)
     kind = header.kind
-    if kind == "webp" and bool(webp_is_animated(data)):
+    if kind == "webp" and has_webp_flag(header_of(data), WEBP_ANIMATION):
         raise to_convert("webp with several frames")
     try:
-        pixels = stored_pixels(data, kind).numpy()
+        pixels = stored_pixels(data, kind, header.orientation)
     except tf.errors.InvalidArgumentError as error:
         raise not_decoded(kind, data) from error
     digest = hashlib.sha256(str(pixels.shape).encode())
@@ -89,13 +90,20 @@ def check_image(data: bytes) -> ImageInfo:
     info = ImageInfo(kind, height, width, channels, digest.hexdigest(), header.orientation, _largest(pixels))
     if kind == "gif" and bool(gif_is_transparent(data)):
         raise UnreadImageError(str(to_convert("gif with transparency")), info)
-    if kind in ("png", "webp") and int((png_orientation if kind == "png" else webp_orientation)(data)) > 1:
+    if (kind == "png" and b"eXIf" in data and int(png_orientation(data)) > 1) or (
+        kind == "webp" and has_webp_flag(header_of(data), WEBP_EXIF) and int(webp_orientation(data)) > 1
+    ):
         raise UnreadImageError(str(to_convert(f"{kind} with an EXIF orientation")), info)
     return info
 
 
-def stored_pixels(data: bytes | tf.Tensor, kind: str) -> tf.Tensor:
-    """Decodes a file whose format is known to the values that it holds, upright; not in a graph.
+def stored_pixels(data: bytes, kind: str, orientation: int = 1) -> np.ndarray:
+    """Decodes a file whose format is known to the values that it holds, upright.
+
+    Args:
+        data: The content of the file.
+        kind: The format, one of `headers.KINDS`.
+        orientation: The EXIF orientation of a jpeg.
 
     Returns:
         uint8 or, for a png of 16 bits, uint16 `[h, w, C]`: gray, gray and alpha, RGB or RGBA.
@@ -104,10 +112,17 @@ def stored_pixels(data: bytes | tf.Tensor, kind: str) -> tf.Tensor:
         tf.errors.InvalidArgumentError: The file does not decode.
     """
     if kind == "jpeg":
-        return _turned(_decode_jpeg(data), jpeg_orientation(data))
+        pixels = _decode_jpeg(data)
+        return (_turned(pixels, tf.constant(orientation)) if orientation > 1 else pixels).numpy()
     if kind == "png":
-        return _decode_png(data, tf.uint16 if bool(read_bytes(data, _DEPTH_AT, 1)[0] == _DEEP) else tf.uint8)
-    return tf.io.decode_webp(data)[0] if kind == "webp" else _decode_gif_or_bmp(data)
+        dtype = tf.uint16 if data[_DEPTH_AT] == _DEEP else tf.uint8
+        if b"tRNS" in data and data[_COLOURS_AT] < _WITH_PALETTE:
+            return _decode_keyed_png(data, data[_COLOURS_AT] == _GRAY, dtype).numpy()
+        return tf.io.decode_png(data, channels=0, dtype=dtype).numpy()
+    if kind == "webp":
+        return tf.io.decode_webp(data)[0].numpy()
+    pixels = _decode_any(data).numpy()
+    return pixels[..., :3] if kind == "bmp" and not has_bmp_alpha(header_of(data)) else pixels
 
 
 def decode_image(data: tf.Tensor, channels: int, rules: PixelRules = DEFAULT_RULES) -> tf.Tensor:
@@ -131,28 +146,36 @@ def decode_image(data: tf.Tensor, channels: int, rules: PixelRules = DEFAULT_RUL
     if rules.are_old:
         pixels = tf.cond(tf.io.is_jpeg(data), lambda: _decode_jpeg(data), lambda: _decode_any(data))
         return tf.ensure_shape(to_channels(pixels, channels), [None, None, channels])
+    header = tf.io.decode_raw(data, tf.uint8, fixed_length=HEADER_BYTES)
+
+    def jpeg() -> tf.Tensor:
+        pixels = to_channels(_decode_jpeg(data), channels)
+        has_exif = tf.strings.regex_full_match(tf.strings.substr(data, 0, _EXIF_WITHIN), _HAS_EXIF)
+        return tf.cond(has_exif, lambda: _turned(pixels, jpeg_orientation(data)), lambda: pixels)
 
     def png() -> tf.Tensor:
-        # An empty string does not decode.
-        upright = tf.where(png_orientation(data) > 1, b"", data)
-        shown = [lambda dtype=dtype: shown_pixels(_decode_png(upright, dtype), channels, rules) for dtype in (tf.uint16, tf.uint8)]
-        return tf.cond(read_bytes(data, _DEPTH_AT, 1)[0] == _DEEP, *shown)
+        def marked(dtype: tf.DType) -> tf.Tensor:
+            return shown_pixels(_decode_marked_png(data, header[_COLOURS_AT], dtype), channels, rules)
+
+        is_deep, is_marked = header[_DEPTH_AT] == _DEEP, tf.strings.regex_full_match(data, _HAS_MARKS)
+        rare = [(is_deep, lambda: marked(tf.uint16)), (is_marked, lambda: marked(tf.uint8))]
+        return tf.case(rare, default=lambda: shown_pixels(tf.io.decode_png(data), channels, rules))
 
     def webp() -> tf.Tensor:
-        still = tf.where((webp_orientation(data) > 1) | webp_is_animated(data), b"", data)
+        is_animated, has_exif = (has_webp_flag(tf.cast(header, tf.int64), flag) for flag in (WEBP_ANIMATION, WEBP_EXIF))
+        is_turned = tf.cond(has_exif, lambda: webp_orientation(data) > 1, lambda: tf.constant(False))
+        still = tf.where(is_animated | is_turned, b"", data)
         return shown_pixels(tf.io.decode_webp(still)[0], channels, rules)
 
     def gif_or_bmp() -> tf.Tensor:
-        is_gif = tf.strings.substr(data, 0, 3) == b"GIF"
-        is_transparent = tf.cond(is_gif, lambda: gif_is_transparent(data), lambda: tf.constant(False))
-        return shown_pixels(_decode_gif_or_bmp(tf.where(is_transparent, b"", data)), channels, rules)
+        is_transparent = tf.cond(header[0] == ord("G"), lambda: gif_is_transparent(data), lambda: tf.constant(False))
+        pixels = _decode_any(tf.where(is_transparent, b"", data))
+        drops = (tf.shape(pixels)[-1] == 4) & ~has_bmp_alpha(tf.cast(header, tf.int64))
+        return shown_pixels(tf.cond(drops, lambda: pixels[..., :3], lambda: pixels), channels, rules)
 
-    kinds: list[tuple[tf.Tensor, Callable[[], tf.Tensor]]] = [
-        (tf.io.is_jpeg(data), lambda: _turned(to_channels(_decode_jpeg(data), channels), jpeg_orientation(data))),
-        (tf.strings.substr(data, 0, len(_PNG)) == _PNG, png),
-    ]
+    kinds = [(header[0] == _JPEG_FIRST, jpeg), (header[0] == _PNG_FIRST, png)]
     if DECODES_WEBP:
-        kinds.append((tf.strings.substr(data, 0, 4) == b"RIFF", webp))
+        kinds.append((header[0] == _WEBP_FIRST, webp))
     return tf.ensure_shape(tf.case(kinds, default=gif_or_bmp), [None, None, channels])
 
 
@@ -247,25 +270,21 @@ def _decode_jpeg(data: tf.Tensor) -> tf.Tensor:
     return tf.cond(shape[2] == 1, lambda: tf.io.decode_jpeg(data, channels=1), lambda: tf.io.decode_jpeg(data, channels=3))
 
 
-def _decode_png(data: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Decodes a png to uint8 or uint16, with the transparency that a palette or a transparent colour gives."""
-    colours = read_bytes(data, _DEPTH_AT + 1, 1)[0]
-    # The decoder drops a transparent colour unless it is asked for RGBA. Files that hold these letters elsewhere come out opaque.
-    has_chunk = tf.shape(tf.strings.split(data, b"tRNS", maxsplit=1))[0] > 1
-
-    def with_alpha() -> tf.Tensor:
-        pixels = tf.io.decode_png(data, channels=4, dtype=dtype)
-        return tf.cond(colours == _GRAY, lambda: pixels[..., 2:], lambda: pixels)
-
-    is_keyed = has_chunk & (colours < _WITH_PALETTE)
-    return tf.cond(is_keyed, with_alpha, lambda: tf.io.decode_png(data, channels=0, dtype=dtype))
+def _decode_marked_png(data: tf.Tensor, colours: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Decodes a png that may have EXIF, or a transparent colour, to uint8 or uint16; it fails if EXIF asks for a turn."""
+    # An empty string does not decode.
+    upright = tf.where(png_orientation(data) > 1, b"", data)
+    return tf.cond(
+        colours < _WITH_PALETTE,
+        lambda: _decode_keyed_png(upright, colours == _GRAY, dtype),
+        lambda: tf.io.decode_png(upright, dtype=dtype),
+    )
 
 
-def _decode_gif_or_bmp(data: tf.Tensor) -> tf.Tensor:
-    """Decodes the first frame of a gif, or a bmp without the last bits of its pixels where they are no transparency."""
-    pixels = _decode_any(data)
-    drops = (tf.shape(pixels)[-1] == 4) & ~has_bmp_alpha(read_bytes(data, 0, HEADER_BYTES))
-    return tf.cond(drops, lambda: pixels[..., :3], lambda: pixels)
+def _decode_keyed_png(data: tf.Tensor, is_gray: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Decodes a png of gray or RGB with the transparency that a colour in its chunk tRNS has, which is dropped unless RGBA is asked for."""
+    pixels = tf.io.decode_png(data, channels=4, dtype=dtype)
+    return tf.cond(is_gray, lambda: pixels[..., 2:], lambda: pixels)
 
 
 def _decode_any(data: tf.Tensor) -> tf.Tensor:

@@ -42,6 +42,8 @@ _BMP_MASKS = (0xFF0000, 0xFF00, 0xFF)
 """The masks of red, green and blue of the only order of 32 bits that tf.io reads right."""
 _BMP_ALPHA = 0xFF000000
 
+WEBP_ANIMATION, WEBP_EXIF = 0x02, 0x08
+"""Flags of a webp's extended header. TensorFlow's decoder ends the process at some animations, so that none may reach it."""
 _JPEG_USUAL = 0xC2
 """The last marker of a usual jpeg: baseline, extended or progressive, each in Huffman coding."""
 
@@ -88,7 +90,7 @@ def image_kind(data: bytes) -> str | None:
     for signatures in (_SIGNATURES, _OTHER_IMAGES):
         for signature, kind in signatures.items():
             if data.startswith(signature):
-                header = _header_of(data)
+                header = header_of(data)
                 return None if (kind == "bmp" and not _is_bmp(header)) or (kind == "webp" and not _is_webp(header)) else kind
     if data[4:8] == b"ftyp":
         return {b"avif": "avif", b"heic": "heic", b"heix": "heic", b"mif1": "heic"}.get(data[8:12])
@@ -111,7 +113,7 @@ def read_header(data: bytes) -> ImageHeader:
         raise to_convert(kind)
     if kind == "bmp":
         _refuse_other_bmp(data)
-    height, width, orientation = _jpeg_size(data) if kind == "jpeg" else (*_sides(_header_of(data), kind), 1)
+    height, width, orientation = _jpeg_size(data) if kind == "jpeg" else (*_sides(header_of(data), kind), 1)
     height, width = int(height), int(width)
     if height * width > MAX_PIXELS:
         raise BadImageError(f"{height} x {width} pixels; at most {MAX_PIXELS:,} are decoded")
@@ -160,6 +162,11 @@ def readable(data: tf.Tensor, rules: PixelRules = DEFAULT_RULES) -> tf.Tensor:
     return tf.reduce_any([begins("jpeg"), *others], axis=0)
 
 
+def header_of(data: bytes) -> np.ndarray:
+    """Returns the header of one file, int64 `[HEADER_BYTES]`."""
+    return np.frombuffer(data[:HEADER_BYTES].ljust(HEADER_BYTES, b"\0"), np.uint8).astype(np.int64)
+
+
 def is_read_bmp(header: Header) -> Any:
     """Returns True for a bitmap whose kind tf.io reads right, bool `[...]`."""
     bits, compression, begin = _number(header, 28, 2), _number(header, 30, 4), _number(header, 10, 4)
@@ -175,9 +182,9 @@ def has_bmp_alpha(header: Header) -> Any:
     return (_number(header, 14, 4) >= 56) & (_number(header, 30, 4) == 3) & (_number(header, 66, 4) == _BMP_ALPHA)
 
 
-def _header_of(data: bytes) -> np.ndarray:
-    """Returns the header of one file, int64 `[HEADER_BYTES]`."""
-    return np.frombuffer(data[:HEADER_BYTES].ljust(HEADER_BYTES, b"\0"), np.uint8).astype(np.int64)
+def has_webp_flag(header: Header, flag: int) -> Any:
+    """Returns True for a webp with a flag in its extended header, bool `[...]`."""
+    return (header[..., 15] == ord("X")) & (header[..., 20] // flag % 2 == 1)
 
 
 def _number(header: Header, at: int, length: int, order: Literal["big", "little"] = "little") -> Any:
@@ -202,7 +209,7 @@ def _refuse_other_bmp(data: bytes) -> None:
     Raises:
         UnreadableFormatError: The bitmap is of such a kind.
     """
-    header = _header_of(data)
+    header = header_of(data)
     bits = int(_number(header, 28, 2))
     if int(_number(header, 14, 4)) < 40:
         raise to_convert("bmp of OS/2")
@@ -222,7 +229,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int, int]:
         height, width = (int(size) for size in tf.io.extract_jpeg_shape(data)[:2])
     except tf.errors.InvalidArgumentError as error:
         raise not_decoded("jpeg", data) from error
-    orientation = int(jpeg_orientation(data))
+    orientation = int(jpeg_orientation(data)) if b"Exif\0\0" in data else 1
     return (width, height, orientation) if orientation >= 5 else (height, width, orientation)
 
 

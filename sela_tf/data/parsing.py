@@ -12,11 +12,9 @@ _ORIENTATION_TAG, _SHORT = 0x0112, 3
 """The EXIF tag of the orientation, and the TIFF type of a number of 16 bits."""
 _JPEG_APP1, _JPEG_END, _JPEG_SCAN = 0xE1, 0xD9, 0xDA
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_CONTROL = 0x21, 0x2C, 0xF9
-_WEBP_EXTENDED, _WEBP_ANIMATION = 16, 0x02
-"""The length of a webp's header with its first chunk's name, and the flag of an animation in its extended header."""
 
 
-def read_bytes(data: tf.Tensor, at: tf.Tensor | int, count: tf.Tensor | int) -> tf.Tensor:
+def _read_bytes(data: tf.Tensor, at: tf.Tensor | int, count: tf.Tensor | int) -> tf.Tensor:
     """Returns `count` bytes of a file from the offset `at` on as int64 `[count]`; bytes beyond its end are zero."""
     length = tf.strings.length(data, unit="BYTE")
     at = tf.cast(tf.clip_by_value(tf.cast(at, tf.int64), 0, tf.cast(length, tf.int64)), tf.int32)
@@ -57,12 +55,12 @@ def _walk(start: int, step: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf
 
 def _exif_orientation(data: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
     """Returns the orientation, 1 to 8, in the TIFF header at the offset `at`; 1 if there is none."""
-    head = read_bytes(data, at, 8)
+    head = _read_bytes(data, at, 8)
     is_little = tf.reduce_all(head[:4] == [0x49, 0x49, 42, 0])
     is_tiff = is_little | tf.reduce_all(head[:4] == [0x4D, 0x4D, 0, 42])
     directory = at + _number(head[4:8], is_little)
-    count = _choose(is_tiff, _number(read_bytes(data, directory, 2), is_little), 0)
-    entries = tf.reshape(read_bytes(data, directory + 2, 12 * tf.maximum(count, 1)), [-1, 12])
+    count = _choose(is_tiff, _number(_read_bytes(data, directory, 2), is_little), 0)
+    entries = tf.reshape(_read_bytes(data, directory + 2, 12 * tf.maximum(count, 1)), [-1, 12])
     tags, types = _number(entries[:, 0:2], is_little), _number(entries[:, 2:4], is_little)
     values = _choose(types == _SHORT, _number(entries[:, 8:10], is_little), _number(entries[:, 8:12], is_little))
     found = tf.concat([tf.boolean_mask(values, tags == _ORIENTATION_TAG), [1]], axis=0)[0]
@@ -74,7 +72,7 @@ def jpeg_orientation(data: tf.Tensor) -> tf.Tensor:
     """Returns the EXIF orientation of a jpeg, int64 from 1 to 8; 1 for a file without one."""
 
     def step(at: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        head = read_bytes(data, at, 10)
+        head = _read_bytes(data, at, 10)
         marker = head[1]
         is_filler = (head[0] == 255) & (marker == 255)
         is_exif = (marker == _JPEG_APP1) & tf.reduce_all(head[4:] == list(b"Exif\0\0"))
@@ -101,7 +99,7 @@ def webp_orientation(data: tf.Tensor) -> tf.Tensor:
     length = tf.cast(tf.strings.length(data, unit="BYTE"), tf.int64)
 
     def step(at: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        head = read_bytes(data, at, 14)
+        head = _read_bytes(data, at, 14)
         size = _number(head[4:8], True)
         # Some programs write the beginning of a jpeg's segment before the TIFF header.
         begin = at + 8 + _choose(tf.reduce_all(head[8:] == list(b"Exif\0\0")), 6, 0)
@@ -114,12 +112,12 @@ def webp_orientation(data: tf.Tensor) -> tf.Tensor:
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def gif_is_transparent(data: tf.Tensor) -> tf.Tensor:
     """Returns True if the first frame of a gif declares a transparent colour, or does not fill the image."""
-    screen = read_bytes(data, 6, 5)
+    screen = _read_bytes(data, 6, 5)
     table = _choose(screen[4] >= 128, 3 * 2 ** (screen[4] % 8 + 1), 0)
 
     def step(at: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The state is 0 at the beginning of a block, and 1 at the length of a part of an extension."""
-        head = read_bytes(data, table + at, 9)
+        head = _read_bytes(data, table + at, 9)
         covers = tf.reduce_all(head[1:5] == 0) & tf.reduce_all(_number(tf.reshape(head[5:9], [2, 2]), True) >= sides)
         is_control = (head[0] == _GIF_EXTENSION) & (head[1] == _GIF_CONTROL)
         is_marked = is_control & (head[3] % 2 == 1)
@@ -134,9 +132,3 @@ def gif_is_transparent(data: tf.Tensor) -> tf.Tensor:
 
     sides = _number(tf.reshape(screen[:4], [2, 2]), True)
     return _walk(13, step) == 1
-
-
-def webp_is_animated(data: tf.Tensor) -> tf.Tensor:
-    """Returns True for a webp with several frames. TensorFlow's decoder ends the process at some of these, so none may reach it."""
-    head = read_bytes(data, 12, 9)
-    return tf.reduce_all(head[:4] == list(b"VP8X")) & (head[8] // _WEBP_ANIMATION % 2 == 1)

@@ -111,7 +111,7 @@ def _mean_colour(images: ImageSet, largest: int) -> np.ndarray:
 
     def mean_of(place: int) -> np.ndarray:
         data = images.encoded(tf.constant([place], tf.int64))[0].numpy()
-        return visible_mean(stored_pixels(data, image_kind(data) or "").numpy(), largest)
+        return visible_mean(stored_pixels(data, image_kind(data) or ""), largest)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         means = np.array(list(pool.map(mean_of, range(len(images)))))
