@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -151,14 +152,14 @@ def decode_image(data: tf.Tensor, channels: int, rules: PixelRules = DEFAULT_RUL
     def jpeg() -> tf.Tensor:
         pixels = to_channels(_decode_jpeg(data), channels)
         has_exif = tf.strings.regex_full_match(tf.strings.substr(data, 0, _EXIF_WITHIN), _HAS_EXIF)
-        return tf.cond(has_exif, lambda: _turned(pixels, jpeg_orientation(data)), lambda: pixels)
+        return tf.cond(has_exif, _apart(lambda: _turned(pixels, jpeg_orientation(data))), lambda: pixels)
 
     def png() -> tf.Tensor:
         def marked(dtype: tf.DType) -> tf.Tensor:
             return shown_pixels(_decode_marked_png(data, header[_COLOURS_AT], dtype), channels, rules)
 
         is_deep, is_marked = header[_DEPTH_AT] == _DEEP, tf.strings.regex_full_match(data, _HAS_MARKS)
-        rare = [(is_deep, lambda: marked(tf.uint16)), (is_marked, lambda: marked(tf.uint8))]
+        rare = [(is_deep, _apart(lambda: marked(tf.uint16))), (is_marked, _apart(lambda: marked(tf.uint8)))]
         return tf.case(rare, default=lambda: shown_pixels(tf.io.decode_png(data), channels, rules))
 
     def webp() -> tf.Tensor:
@@ -175,8 +176,13 @@ def decode_image(data: tf.Tensor, channels: int, rules: PixelRules = DEFAULT_RUL
 
     kinds = [(header[0] == _JPEG_FIRST, jpeg), (header[0] == _PNG_FIRST, png)]
     if DECODES_WEBP:
-        kinds.append((header[0] == _WEBP_FIRST, webp))
-    return tf.ensure_shape(tf.case(kinds, default=gif_or_bmp), [None, None, channels])
+        kinds.append((header[0] == _WEBP_FIRST, _apart(webp)))
+    return tf.ensure_shape(tf.case(kinds, default=_apart(gif_or_bmp)), [None, None, channels])
+
+
+def _apart(branch: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
+    """Returns a branch of a graph as a function that is called. TensorFlow visits every operation of other branches, taken or not."""
+    return tf.function(branch, autograph=False, experimental_attributes={"_noinline": True})
 
 
 def shown_pixels(pixels: tf.Tensor, channels: int, rules: PixelRules) -> tf.Tensor:
