@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from pixel_files import MASKS, RGBA_MASKS, bmp, chunk, laid, opened, oriented, png
 from served import encoded, picture
 
-from sela_tf.data.decoding import check_image, decode_image, shown_pixels
+from sela_tf.data.channels import shown_pixels
+from sela_tf.data.decoding import check_image, decode_image
 from sela_tf.data.headers import DECODES_WEBP, BadImageError, UnreadableFormatError, readable
 from sela_tf.data.pixel_rules import DEFAULT_RULES, OLD_RULES, PixelRules
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.data.channels import called, shown_pixels, to_channels
 from sela_tf.data.headers import (
     DECODES_WEBP,
     HEADER_BYTES,
@@ -35,8 +35,8 @@ _EXIF_WITHIN = 2**18
 """Bytes at the beginning of a jpeg within which EXIF begins. Its standard wants it first; only a preview may come before it."""
 _HAS_EXIF, _HAS_MARKS = r"\C*Exif\x00\x00\C*", r"\C*(?:eXIf|tRNS)\C*"
 """Files that may have EXIF or, for a png, EXIF or a transparent colour. Most have none, and are not searched any further."""
-_LUMA = (0.299, 0.587, 0.114)
-"""ITU-R BT.601 weights, whose sum is 1, so that a white background stays white."""
+_CONTENT, _STORED = tf.TensorSpec([], tf.string), tf.TensorSpec([None, None, None], tf.uint8)
+"""The content of a file, and stored pixels."""
 
 
 class ImageInfo(NamedTuple):
@@ -148,113 +148,63 @@ def decode_image(data: tf.Tensor, channels: int, rules: PixelRules = DEFAULT_RUL
         pixels = tf.cond(tf.io.is_jpeg(data), lambda: _decode_jpeg(data), lambda: _decode_any(data))
         return tf.ensure_shape(to_channels(pixels, channels), [None, None, channels])
     header = tf.io.decode_raw(data, tf.uint8, fixed_length=HEADER_BYTES)
+    is_png = header[0] == _PNG_FIRST
 
     def jpeg() -> tf.Tensor:
-        pixels = to_channels(_decode_jpeg(data), channels)
+        pixels = _decode_jpeg(data)
         has_exif = tf.strings.regex_full_match(tf.strings.substr(data, 0, _EXIF_WITHIN), _HAS_EXIF)
-        return tf.cond(has_exif, _apart(lambda: _turned(pixels, jpeg_orientation(data))), lambda: pixels)
+        return tf.cond(has_exif, lambda: _upright_jpeg(pixels, data), lambda: pixels)
 
     def png() -> tf.Tensor:
-        def marked(dtype: tf.DType) -> tf.Tensor:
-            return shown_pixels(_decode_marked_png(data, header[_COLOURS_AT], dtype), channels, rules)
+        is_marked = tf.strings.regex_full_match(data, _HAS_MARKS)
+        return tf.cond(is_marked, lambda: _marked_png(data), lambda: tf.io.decode_png(data))
 
-        is_deep, is_marked = header[_DEPTH_AT] == _DEEP, tf.strings.regex_full_match(data, _HAS_MARKS)
-        rare = [(is_deep, _apart(lambda: marked(tf.uint16))), (is_marked, _apart(lambda: marked(tf.uint8)))]
-        return tf.case(rare, default=lambda: shown_pixels(tf.io.decode_png(data), channels, rules))
-
-    def webp() -> tf.Tensor:
-        is_animated, has_exif = (has_webp_flag(tf.cast(header, tf.int64), flag) for flag in (WEBP_ANIMATION, WEBP_EXIF))
-        is_turned = tf.cond(has_exif, lambda: webp_orientation(data) > 1, lambda: tf.constant(False))
-        still = tf.where(is_animated | is_turned, b"", data)
-        return shown_pixels(tf.io.decode_webp(still)[0], channels, rules)
-
-    def gif_or_bmp() -> tf.Tensor:
-        is_transparent = tf.cond(header[0] == ord("G"), lambda: gif_is_transparent(data), lambda: tf.constant(False))
-        pixels = _decode_any(tf.where(is_transparent, b"", data))
-        drops = (tf.shape(pixels)[-1] == 4) & ~has_bmp_alpha(tf.cast(header, tf.int64))
-        return shown_pixels(tf.cond(drops, lambda: pixels[..., :3], lambda: pixels), channels, rules)
-
-    kinds = [(header[0] == _JPEG_FIRST, jpeg), (header[0] == _PNG_FIRST, png)]
+    kinds = [(header[0] == _JPEG_FIRST, jpeg), (is_png, png)]
     if DECODES_WEBP:
-        kinds.append((header[0] == _WEBP_FIRST, _apart(webp)))
-    return tf.ensure_shape(tf.case(kinds, default=_apart(gif_or_bmp)), [None, None, channels])
+        kinds.append((header[0] == _WEBP_FIRST, lambda: _still_webp(data)))
+    pixels = tf.cond(
+        is_png & (header[_DEPTH_AT] == _DEEP),
+        lambda: shown_pixels(tf.ensure_shape(_marked_deep_png(data), _STORED.shape), channels, rules),
+        lambda: shown_pixels(tf.ensure_shape(tf.case(kinds, default=lambda: _gif_or_bmp(data)), _STORED.shape), channels, rules),
+    )
+    return tf.ensure_shape(pixels, [None, None, channels])
 
 
-def _apart(branch: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
-    """Returns a branch of a graph as a function that is called. TensorFlow visits every operation of other branches, taken or not."""
-    return tf.function(branch, autograph=False, experimental_attributes={"_noinline": True})
+@called(_STORED, _CONTENT)
+def _upright_jpeg(pixels: tf.Tensor, data: tf.Tensor) -> tf.Tensor:
+    """Returns the stored pixels of a jpeg upright."""
+    return _turned(pixels, jpeg_orientation(data))
 
 
-def shown_pixels(pixels: tf.Tensor, channels: int, rules: PixelRules) -> tf.Tensor:
-    """Lays stored pixels on the background, scales 16 bits, and converts the channels.
-
-    Args:
-        pixels: uint8 or uint16 `[..., C]`: gray (C = 1), gray and alpha (2), RGB (3) or RGBA (4).
-        channels: 1 or 3.
-        rules: The rules of the run.
-
-    Returns:
-        uint8 `[..., channels]`.
-    """
-    if pixels.dtype == tf.uint16:
-        return _laid(pixels, channels, rules)
-    is_opaque = tf.shape(pixels)[-1] % 2 == 1
-    return tf.cond(is_opaque, lambda: to_channels(pixels, channels), lambda: _laid(pixels, channels, rules))
+@called(_CONTENT)
+def _marked_png(data: tf.Tensor) -> tf.Tensor:
+    """Decodes a png that may have EXIF or a transparent colour to uint8."""
+    return _decode_marked_png(data, tf.uint8)
 
 
-def to_channels(pixels: tf.Tensor, channels: int) -> tf.Tensor:
-    """Converts the channels of images.
-
-    Gray becomes colour by repetition, colour becomes gray by its luma (ITU-R BT.601) in whole numbers, transparency is dropped.
-
-    Args:
-        pixels: Images `[..., C]`: gray (C = 1), gray and alpha (2), RGB (3) or RGBA (4).
-        channels: 1 or 3.
-
-    Returns:
-        Images `[..., channels]` of the same dtype.
-    """
-    is_gray = tf.shape(pixels)[-1] <= 2
-    if channels == 1:
-        return tf.cond(is_gray, lambda: pixels[..., :1], lambda: _luma(pixels[..., :3]))
-    return tf.cond(is_gray, lambda: tf.repeat(pixels[..., :1], 3, axis=-1), lambda: pixels[..., :3])
+@called(_CONTENT)
+def _marked_deep_png(data: tf.Tensor) -> tf.Tensor:
+    """Decodes such a png to uint16."""
+    return _decode_marked_png(data, tf.uint16)
 
 
-def _luma(pixels: tf.Tensor) -> tf.Tensor:
-    """Returns the luma of RGB images `[..., 3]`, rounded to whole numbers, as `[..., 1]`."""
-    whole = tf.saturate_cast(tf.round(pixels), tf.uint8)
-    return tf.cast(tf.image.rgb_to_grayscale(whole), pixels.dtype)
+@called(_CONTENT)
+def _still_webp(data: tf.Tensor) -> tf.Tensor:
+    """Decodes a webp; it fails if there are several frames, or if EXIF asks for a turn."""
+    header = tf.cast(tf.io.decode_raw(data, tf.uint8, fixed_length=HEADER_BYTES), tf.int64)
+    is_turned = has_webp_flag(header, WEBP_EXIF) & (webp_orientation(data) > 1)
+    # An empty string does not decode.
+    return tf.io.decode_webp(tf.where(has_webp_flag(header, WEBP_ANIMATION) | is_turned, b"", data))[0]
 
 
-def _laid(pixels: tf.Tensor, channels: int, rules: PixelRules) -> tf.Tensor:
-    """Returns stored pixels, uint8 or uint16 `[..., C]`, on the background, as uint8 `[..., channels]`."""
-    full = pixels.dtype.max
-    # Each type holds the whole numbers of the numerator exactly, so that its quotient is rounded as that of real numbers is.
-    largest, real = (255, tf.float32) if pixels.dtype == tf.uint8 else (rules.largest, tf.float64)
-    count = tf.shape(pixels)[-1]
-    has_alpha = count % 2 == 0
-    values = tf.cast(pixels, real)
-    alpha = tf.cond(has_alpha, lambda: values[..., -1:], lambda: tf.fill(tf.shape(values[..., :1]), tf.constant(full, real)))
-
-    def lay(colour: tf.Tensor, background: tuple[float, ...]) -> tf.Tensor:
-        under = tf.constant(background, real) * largest
-        return (tf.minimum(colour, largest) * 255.0 * alpha + under * (full - alpha)) / (largest * full)
-
-    def whole(laid: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tf.floor(laid + 0.5), tf.uint8)
-
-    background = rules.background or (0, 0, 0)
-    if channels == 3:
-        colour = tf.cond(count <= 2, lambda: tf.repeat(values[..., :1], 3, axis=-1), lambda: values[..., :3])
-        return whole(lay(colour, background))
-    gray = (sum(weight * part for weight, part in zip(_LUMA, background, strict=True)),)
-
-    def luma() -> tf.Tensor:
-        # TensorFlow's conversion of whole numbers, without its rounding before. Opaque images come out as `to_channels` has them.
-        part = tf.cast(lay(values[..., :3], background), tf.float32) * (1.0 / 255)
-        return tf.image.convert_image_dtype(tf.image.rgb_to_grayscale(part), tf.uint8, saturate=True)
-
-    return tf.cond(count <= 2, lambda: whole(lay(values[..., :1], gray)), luma)
+@called(_CONTENT)
+def _gif_or_bmp(data: tf.Tensor) -> tf.Tensor:
+    """Decodes the first frame of a gif, which fails if it is transparent, or a bmp, without its last bits if they mean nothing."""
+    header = tf.cast(tf.io.decode_raw(data, tf.uint8, fixed_length=HEADER_BYTES), tf.int64)
+    is_transparent = tf.cond(header[0] == ord("G"), lambda: gif_is_transparent(data), lambda: tf.constant(False))
+    pixels = _decode_any(tf.where(is_transparent, b"", data))
+    drops = (tf.shape(pixels)[-1] == 4) & ~has_bmp_alpha(header)
+    return tf.cond(drops, lambda: pixels[..., :3], lambda: pixels)
 
 
 def _turned(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -276,8 +226,9 @@ def _decode_jpeg(data: tf.Tensor) -> tf.Tensor:
     return tf.cond(shape[2] == 1, lambda: tf.io.decode_jpeg(data, channels=1), lambda: tf.io.decode_jpeg(data, channels=3))
 
 
-def _decode_marked_png(data: tf.Tensor, colours: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+def _decode_marked_png(data: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """Decodes a png that may have EXIF, or a transparent colour, to uint8 or uint16; it fails if EXIF asks for a turn."""
+    colours = tf.io.decode_raw(data, tf.uint8, fixed_length=HEADER_BYTES)[_COLOURS_AT]
     # An empty string does not decode.
     upright = tf.where(png_orientation(data) > 1, b"", data)
     return tf.cond(

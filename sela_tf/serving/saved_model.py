@@ -13,7 +13,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from sela_tf.data.augment import clean_view
-from sela_tf.data.decoding import decode_image, shown_pixels, to_channels
+from sela_tf.data.channels import shown_pixels, to_channels
+from sela_tf.data.decoding import decode_image
 from sela_tf.data.headers import readable
 from sela_tf.data.pixel_rules import DEFAULT_RULES, PixelRules
 from sela_tf.data.records import IMAGE_KEY
