@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from sela_tf.data.channels import called, shown_pixels, to_channels
 from sela_tf.data.headers import (
-    DECODES_WEBP,
     HEADER_BYTES,
     MAX_PIXELS,
     WEBP_ANIMATION,
@@ -120,8 +119,6 @@ def stored_pixels(data: bytes, kind: str, orientation: int = 1) -> np.ndarray:
         if b"tRNS" in data and data[_COLOURS_AT] < _WITH_PALETTE:
             return _decode_keyed_png(data, data[_COLOURS_AT] == _GRAY, dtype).numpy()
         return tf.io.decode_png(data, channels=0, dtype=dtype).numpy()
-    if kind == "webp":
-        return tf.io.decode_webp(data)[0].numpy()
     pixels = _decode_any(data).numpy()
     return pixels[..., :3] if kind == "bmp" and not has_bmp_alpha(header_of(data)) else pixels
 
@@ -159,9 +156,7 @@ def decode_image(data: tf.Tensor, channels: int, rules: PixelRules = DEFAULT_RUL
         is_marked = tf.strings.regex_full_match(data, _HAS_MARKS)
         return tf.cond(is_marked, lambda: _marked_png(data), lambda: tf.io.decode_png(data))
 
-    kinds = [(header[0] == _JPEG_FIRST, jpeg), (is_png, png)]
-    if DECODES_WEBP:
-        kinds.append((header[0] == _WEBP_FIRST, lambda: _still_webp(data)))
+    kinds = [(header[0] == _JPEG_FIRST, jpeg), (is_png, png), (header[0] == _WEBP_FIRST, lambda: _still_webp(data))]
     pixels = tf.cond(
         is_png & (header[_DEPTH_AT] == _DEEP),
         lambda: shown_pixels(tf.ensure_shape(_marked_deep_png(data), _STORED.shape), channels, rules),
@@ -194,7 +189,7 @@ def _still_webp(data: tf.Tensor) -> tf.Tensor:
     header = tf.cast(tf.io.decode_raw(data, tf.uint8, fixed_length=HEADER_BYTES), tf.int64)
     is_turned = has_webp_flag(header, WEBP_EXIF) & (webp_orientation(data) > 1)
     # An empty string does not decode.
-    return tf.io.decode_webp(tf.where(has_webp_flag(header, WEBP_ANIMATION) | is_turned, b"", data))[0]
+    return _decode_any(tf.where(has_webp_flag(header, WEBP_ANIMATION) | is_turned, b"", data))
 
 
 @called(_CONTENT)
@@ -245,7 +240,10 @@ def _decode_keyed_png(data: tf.Tensor, is_gray: tf.Tensor, dtype: tf.DType) -> t
 
 
 def _decode_any(data: tf.Tensor) -> tf.Tensor:
-    """Decodes a file of any format to uint8 as it is stored."""
+    """Decodes a file of any format to uint8 as it is stored.
+
+    The operation exists in every release, unlike that of webp alone, so that an export is loaded by older releases, too.
+    """
     return tf.io.decode_image(data, channels=0, expand_animations=False)
 
 
