@@ -31,7 +31,7 @@ def ask(server: str, model: str, files: list[bytes], timeout: float) -> dict:
 def main() -> int:
     """Prints a line for each image and head; 1 if an image is none, 2 if there is no answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", nargs="+", type=pathlib.Path, help="jpeg, png, gif or bmp files")
+    parser.add_argument("images", nargs="+", type=pathlib.Path, help="jpeg, png, gif, bmp or webp files")
     parser.add_argument("--server", default="localhost:8500", help="host:port of the server's gRPC interface")
     parser.add_argument("--model", default="sela", help="the name that the server knows it by")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds")

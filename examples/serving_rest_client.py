@@ -25,7 +25,7 @@ def ask(url: str, model: str, files: list[bytes], timeout: float) -> list[dict]:
 def main() -> int:
     """Prints a line for each image and head; 1 if an image is none, 2 if there is no answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", nargs="+", type=pathlib.Path, help="jpeg, png, gif or bmp files")
+    parser.add_argument("images", nargs="+", type=pathlib.Path, help="jpeg, png, gif, bmp or webp files")
     parser.add_argument("--url", default="http://localhost:8501", help="of the server's REST interface")
     parser.add_argument("--model", default="sela", help="the name that the server knows it by")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds")

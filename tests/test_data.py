@@ -14,7 +14,7 @@ from sela_tf.data import augment
 from sela_tf.data.augment import NUM_DRAWS, Augmentation
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.pipeline import channel_statistics, inference_batches, training_batches, with_rotations
+from sela_tf.data.pipeline import inference_batches, training_batches, view_statistics, with_rotations
 from sela_tf.data.splits import unbalanced
 from sela_tf.data.stores import Arrays, Files
 from sela_tf.settings.training import SelaConfig
@@ -312,11 +312,11 @@ class TestPipeline:
         views = [next(iter(inference_batches(s, size=(16, 16), batch_size=12, augmentation=flip))) for s in (images, files)]
         np.testing.assert_allclose(views[0][0], views[1][0], atol=0.05)
 
-    def test_channel_statistics(self, rng):
+    def test_view_statistics(self, rng):
         images = image_set(rng, 30)
-        mean, variance = channel_statistics(images, size=(9, 7))
+        mean, variance, *_ = view_statistics(images, size=(9, 7))
         values = images.images.reshape(-1, 3).astype(np.float64)
         np.testing.assert_allclose(mean, values.mean(axis=0))
         np.testing.assert_allclose(variance, values.var(axis=0))
         black = ImageSet(name="black", channels=1, store=Arrays(np.zeros((4, 8, 8, 1), np.uint8)))
-        assert channel_statistics(black, size=(8, 8))[1].tolist() == [1.0]
+        assert view_statistics(black, size=(8, 8)).variance.tolist() == [1.0]

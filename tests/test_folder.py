@@ -12,8 +12,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sela_tf.data.decoding import BadImageError, check_image, decode_image
+from sela_tf.data.decoding import check_image, decode_image
 from sela_tf.data.errors import SourceError
+from sela_tf.data.headers import BadImageError
 from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import hold_out, match_classes, match_input
 
@@ -112,15 +113,14 @@ class TestFolder:
         assert splits.report[-2] == "left out, 4 images outside the splits, in val"
 
     def test_what_is_left_out_is_said(self, folder, rng):
-        picture(rng).save(folder / "cats" / "x.webp")
+        picture(rng).save(folder / "cats" / "x.ico")
         picture(rng).save(folder / "cats" / "y.tiff")
         (folder / "notes.txt").write_text("BMW makes cars; this is no bitmap")
         (folder / ".hidden.png").write_text("hello")
         report = load_source(f"folder:{folder}").report
         assert report[1] == (
-            "left out, 2 images of a format that is not read: cats/x.webp (webp: convert it to jpeg, png, gif or bmp); "
-            f"cats/y.tiff (tiff: convert it to jpeg, png, gif or bmp). `sela-tf convert` with `input={folder}` writes a folder in which they "
-            "are png"
+            "left out, 2 images of a format that is not read: cats/x.ico (ico: convert it to png); "
+            f"cats/y.tiff (tiff: convert it to png). `sela-tf convert` with `input={folder}` writes a folder in which they are png"
         )
         assert report[2] == "left out, 1 files that are no images"
 
@@ -140,7 +140,7 @@ class TestFolder:
         assert splits.report[1].startswith("left out, 4 damaged images: cats/cut.jpg")
 
     def test_empty_or_missing(self, tmp_path):
-        with pytest.raises(SourceError, match="no jpeg, png, gif or bmp image in"):
+        with pytest.raises(SourceError, match="no jpeg, png, gif, bmp or webp image in"):
             load_source(f"folder:{tmp_path}")
         (tmp_path / "a.txt").write_text("hello")
         with pytest.raises(SourceError, match="1 other files"):

@@ -17,8 +17,10 @@ from served import encoded, picture
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import SourceName
 from sela_tf.data.pipeline import inference_batches
+from sela_tf.data.pixel_rules import DEFAULT_RULES
 from sela_tf.data.record_writer import Record, example_id, shard_name, write_manifest, write_shard
 from sela_tf.data.records import IMAGE_KEY
+from sela_tf.data.rules_of_images import with_rules
 from sela_tf.data.sources.records import load_records
 
 EVERYTHING = 2**40
@@ -51,7 +53,8 @@ def directory(tmp_path, rng) -> pathlib.Path:
 
 
 def load(directory: pathlib.Path | str, memory_limit: int = EVERYTHING):
-    return load_records(str(directory), source=SourceName(f"records:{directory}", "dataset"), memory_limit=memory_limit)
+    loaded = load_records(str(directory), source=SourceName(f"records:{directory}", "dataset"), memory_limit=memory_limit)
+    return with_rules(loaded, DEFAULT_RULES, memory_limit=memory_limit)
 
 
 class TestFormat:
@@ -240,6 +243,7 @@ import numpy as np
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import SourceName
 from sela_tf.data.pipeline import training_batches
+from sela_tf.data.rules_of_images import with_rules
 from sela_tf.data.sources.records import load_records
 images = load_records(sys.argv[1], source=SourceName("records"), memory_limit=0).train
 steps = len(images) // 16

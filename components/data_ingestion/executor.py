@@ -90,7 +90,9 @@ def _ingest(settings: IngestionSettings, directory: str, workers: Workers) -> di
         parts = [[root, *names[i : i + _INSPECTED_AT_ONCE]] for i in range(0, len(names), _INSPECTED_AT_ONCE)]
         found = workers.run("inspect", parts, "checking", len(names))
         files = [(FileInfo(*file), reason) for part in found for file, reason in part]
-        return [(file if file.info is None else file._replace(info=ImageInfo(*file.info)), reason) for file, reason in files]
+        return [
+            (file if file.decoded is None else file._replace(decoded=ImageInfo(*file.decoded)), reason) for file, reason in files
+        ]
 
     planned = plan(settings, inspect)
     for line in planned.report:

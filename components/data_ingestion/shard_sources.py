@@ -14,8 +14,9 @@ from google.protobuf import message
 
 from sela_tf.compat.autotuning import untuned
 from sela_tf.data.converting import to_png
-from sela_tf.data.decoding import BadImageError, ImageInfo, check_image
+from sela_tf.data.decoding import ImageInfo, check_image
 from sela_tf.data.errors import SourceError
+from sela_tf.data.headers import BadImageError
 from sela_tf.data.left_out import ImageNote
 from sela_tf.data.record_writer import Record
 from sela_tf.data.sources import SourceOptions, load_source
@@ -40,7 +41,9 @@ class ImageFiles(NamedTuple):
         for (path, name, number, text), info, is_converted in zip(self.entries, self.infos, self.converted, strict=True):
             with tf.io.gfile.GFile(path, "rb") as file:
                 data = file.read()
-            yield Record(name, to_png(data) if is_converted else data, info[1], info[2], info[3], number, text)
+            described = ImageInfo(*info)
+            size = (described.height, described.width, described.channels)
+            yield Record(name, to_png(data) if is_converted else data, *size, number, text, described.largest)
 
 
 class ArrayRows(NamedTuple):
@@ -194,7 +197,7 @@ def _checked(name: str, encoded: bytes, number: int, text: str) -> Record | Imag
         info = check_image(encoded)
     except BadImageError as error:
         return ImageNote(name, str(error))
-    return Record(name, encoded, info.height, info.width, info.channels, number, text)
+    return Record(name, encoded, info.height, info.width, info.channels, number, text, info.largest)
 
 
 @functools.lru_cache(maxsize=2)

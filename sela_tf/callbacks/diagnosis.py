@@ -8,7 +8,7 @@ import numpy as np
 
 from sela_tf.callbacks.label_statistics import ClusterSizes
 
-KINDS = ("loss", "features", "clusters", "labels", "potentials", "waiting")
+KINDS = ("loss", "features", "clusters", "labels", "potentials", "waiting", "images")
 
 
 class Thresholds(NamedTuple):
@@ -43,6 +43,9 @@ class Thresholds(NamedTuple):
     max_waiting_share: float = 0.5
     """Largest share of the training time that is spent waiting for data. Healthy: .08 at most. Above a half, the data and not the device
     decide how long training takes."""
+    max_same_images: float = 0.1
+    """Largest share of the sample's images that are each identical to another one. Healthy: 0 of Fashion-MNIST and of the digits. Where
+    transparency was dropped, a quarter of a set of cliparts was one black image."""
     patience_epochs: float = 2
     """Number of ill epochs in a row that make a finding of the kinds loss, labels, waiting and, for the network's own clusters, clusters.
     The first epoch is no measure for these, because of compilation and of the first of several relabellings. The other kinds need no
@@ -76,6 +79,8 @@ class Symptoms(NamedTuple):
     """Number of epochs with relabellings, in a row up to this one, in which the largest range of the potentials grew."""
     waiting_share: float | None
     """Share of the epoch's training time that was spent waiting for data."""
+    same_images: float | None = None
+    """Share of the sample's images that are each identical to another one."""
 
     @property
     def num_clusters(self) -> int:
@@ -154,6 +159,7 @@ def diagnose(seen: Symptoms, limits: Thresholds) -> dict[str, Diagnosis]:
         "labels": _UNKNOWN if explained else _labels(seen, limits),
         "potentials": _potentials(seen, limits),
         "waiting": _waiting(seen, limits),
+        "images": _images(seen, limits),
     }
 
 
@@ -268,3 +274,17 @@ def _waiting(seen: Symptoms, limits: Thresholds) -> Diagnosis:
         "cheaper views (`blur_probability=0`, `hue=0`); in your own fit, Dataset.cache(), map(num_parallel_calls=tf.data.AUTOTUNE) and prefetch()"
     )
     return Diagnosis(True, message, limits.patience_epochs)
+
+
+def _images(seen: Symptoms, limits: Thresholds) -> Diagnosis:
+    """Diagnoses images that are the same to the network."""
+    if seen.same_images is None:
+        return _UNKNOWN
+    if seen.same_images <= limits.max_same_images:
+        return _WELL
+    message = (
+        f"many images are the same to the network: {seen.same_images:.0%} of the sample are each identical to another, so that their labels "
+        "tell nothing. Remove copies, or look at what the images became: transparent ones need another `background`, small details a larger "
+        "`image_size` (in your own fit, your own preprocessing)"
+    )
+    return Diagnosis(True, message)

@@ -18,14 +18,14 @@ from sela_tf.models.inference import steps_taken
 from sela_tf.transport.marginals import Marginals, check_marginals
 
 _REPEATABLE = [kind for kind in KINDS if kind != "waiting"]
-"""The kinds whose diagnoses repeat with the seed; waiting depends on the clock."""
+"""The kinds whose diagnoses repeat with the seed; waiting depends on the clock. A saved state may lack the last ones, which are newer."""
 
 
 class Finding(NamedTuple):
     """A failure of the training that `CollapseDoctor` found."""
 
     kind: str
-    """The kind of failure: "loss", "features", "clusters", "labels", "potentials" or "waiting"."""
+    """The kind of failure: "loss", "features", "clusters", "labels", "potentials", "waiting" or "images"."""
     epoch: int
     """The epoch, counted from 0, at whose end the failure was found."""
     message: str
@@ -33,7 +33,7 @@ class Finding(NamedTuple):
 
 
 class CollapseDoctor(keras.callbacks.Callback):
-    """A Keras callback that looks for six failures of a self-labelling at the end of every epoch, and says what to change.
+    """A Keras callback that looks for seven failures of a self-labelling at the end of every epoch, and says what to change.
 
     A failure is reported once until it has passed, in one printed line, and kept in the list `findings`. `symptoms` has the statistics of
     the last epoch.
@@ -44,6 +44,7 @@ class CollapseDoctor(keras.callbacks.Callback):
     - "labels": relabellings no longer change the labels, and more of them are to come.
     - "potentials": the potentials of the transport are so large, or grow so, that the balance is forced on the network.
     - "waiting": much of the training time is spent waiting for data.
+    - "images": many images of the sample are identical.
 
     Args:
         labels: the table that `SelfLabelling` rewrites.
@@ -125,8 +126,8 @@ class CollapseDoctor(keras.callbacks.Callback):
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Restores the arrays of `state`, before training starts."""
-        self._ill_epochs.update(zip(_REPEATABLE, map(int, state["ill_epochs"]), strict=True))
-        self._said.update(zip(_REPEATABLE, map(bool, state["said"]), strict=True))
+        self._ill_epochs.update(zip(_REPEATABLE, map(int, state["ill_epochs"]), strict=False))
+        self._said.update(zip(_REPEATABLE, map(bool, state["said"]), strict=False))
         self._counts = np.array(state["counts"])
         self._loss_before, self._network_before, self._largest_range, growing = map(float, state["figures"])
         self._growing = int(growing)
@@ -161,6 +162,7 @@ class CollapseDoctor(keras.callbacks.Callback):
             potential_ranges=ranges,
             growing=self._growing,
             waiting_share=None if self.waiting_share is None else self.waiting_share(),
+            same_images=None if self._sample is None else self._sample.same_images,
         )
         self._loss_before, self._network_before = (
             float("nan") if value is None else value for value in (seen.loss, seen.network_clusters)

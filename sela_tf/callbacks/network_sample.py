@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import functools
+import hashlib
 from typing import NamedTuple
 
 import keras
@@ -9,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.callbacks.label_statistics import ClusterSizes, Labels
+from sela_tf.compat.autotuning import untuned
 from sela_tf.models.build import cut_at_heads
 from sela_tf.models.heads import check_heads, find_multi_head
 from sela_tf.models.inference import BatchedInference
@@ -55,6 +59,16 @@ class NetworkSample:
         self._heads = find_multi_head(model)
         check_heads(self._heads, self._labels.num_heads, self._labels.num_clusters)
         self._inference = BatchedInference(cut_at_heads(model), model.distribute_strategy)
+
+    @functools.cached_property
+    def same_images(self) -> float:
+        """The share of the images that are each identical to another one."""
+        digests: collections.Counter[bytes] = collections.Counter()
+        for batch in untuned(self._batches):
+            images = batch[0] if isinstance(batch, tuple | list) else batch
+            parts = [np.asarray(part) for part in tf.nest.flatten(images)]
+            digests.update(hashlib.sha256(b"".join(each.tobytes() for each in row)).digest() for row in zip(*parts, strict=True))
+        return sum(count for count in digests.values() if count > 1) / max(digests.total(), 1)
 
     def outputs(self) -> SampleOutputs | None:
         """Runs the network over the sample; None before `set_model`."""

@@ -142,10 +142,6 @@ def from_flagfile(path: str | os.PathLike[str]) -> SelaConfig:
         for field in dataclasses.fields(SelaConfig)
         if field.metadata["before"] is not None and not values[field.name].present
     }
-    # A run that does not name the rule of its classes is older than the present rules of folders.
-    has_folder = any((values[name].value or "").startswith("folder:") for name in ("dataset", "eval_dataset"))
-    if has_folder and not values["class_level"].present:
-        older["class_level"] = "old"
     return settings(values, SelaConfig, **older).absolute()
 
 

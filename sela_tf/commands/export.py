@@ -15,13 +15,14 @@ import tensorflow as tf
 
 from sela_tf.compat.activity import Activity
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.sources import load_source
+from sela_tf.data.pixel_rules import PixelRules
+from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import match_input
 from sela_tf.data.stores import Arrays
 from sela_tf.reporting.markdown import markdown
 from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.labels import read_labels
-from sela_tf.runs.network import load_run
+from sela_tf.runs.network import load_run, read_description
 from sela_tf.serving.check import NUM_IMAGES, CheckResult, check_saved_model
 from sela_tf.serving.saved_model import export_saved_model, read_signatures
 from sela_tf.settings.commands import ExportConfig
@@ -69,12 +70,12 @@ def export_to(path: pathlib.Path, settings: ExportConfig) -> ExportResult:
     """Writes the network of a finished run into the new directory `path`, whose name need not be a number (see `export_run`)."""
     # Serving does not need the devices that the run was trained on.
     prepare_devices(dataclasses.replace(read_config(settings.workdir), logical_cpus=0))
-    model = load_run(settings.workdir)
+    model, rules = load_run(settings.workdir), read_description(settings.workdir).pixel_rules
     transport = _read_transport(pathlib.Path(settings.workdir), model) if settings.potentials else _Transport()
     checked: list[CheckResult] = []
     images: ImageSet | None = None
     if settings.check:
-        images = _images(settings, model)
+        images = _images(settings, model, rules)
 
     def check(unfinished: pathlib.Path) -> None:
         if images is not None:
@@ -83,7 +84,7 @@ def export_to(path: pathlib.Path, settings: ExportConfig) -> ExportResult:
 
     try:
         with Activity("writing the served model"):
-            export_saved_model(model, path, warm_up=settings.warm_up, check=check, **transport._asdict())
+            export_saved_model(model, path, pixel_rules=rules, warm_up=settings.warm_up, check=check, **transport._asdict())
     except FileExistsError as error:
         raise _version_is_there(path) from error
     return ExportResult(path, checked[0] if checked else None, images.name if images is not None else "")
@@ -146,18 +147,18 @@ def _read_transport(workdir: pathlib.Path, model: keras.Model) -> _Transport:
     return _Transport(potentials, lam)
 
 
-def _images(settings: ExportConfig, model: keras.Model) -> ImageSet:
+def _images(settings: ExportConfig, model: keras.Model, rules: PixelRules) -> ImageSet:
     """Returns the run's held-out images in the form that the network takes; synthetic images if those cannot be loaded."""
     shape = model.input.shape[1:]
     try:
-        held_out = load_data(read_config(settings.workdir)).held_out
+        held_out = load_data(read_config(settings.workdir), rules).held_out
         return match_input(held_out, shape)
     except (ValueError, OSError, tf.errors.OpError) as error:
         print(f"the run's images cannot be loaded ({' '.join(str(error).split())}): checking with synthetic ones", flush=True)
         if len(shape) == 1:
             vectors = np.random.default_rng(0).normal(size=(NUM_IMAGES, *shape)).astype(np.float32)
             return ImageSet(name="synthetic vectors", channels=shape[0], store=Arrays(vectors), image_size=())
-        return match_input(load_source(f"synthetic:{NUM_IMAGES}").train, shape)
+        return match_input(load_source(f"synthetic:{NUM_IMAGES}", SourceOptions(rules=rules)).train, shape)
 
 
 def summary(exported: ExportResult) -> str:

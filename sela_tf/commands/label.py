@@ -19,6 +19,8 @@ from sela_tf.data.image_set import ImageSet
 from sela_tf.data.left_out import ImageNote, write_left_out
 from sela_tf.data.left_out import beside as left_out_beside
 from sela_tf.data.pipeline import inference_batches
+from sela_tf.data.pixel_rules import PixelRules
+from sela_tf.data.rules_of_images import saturation_in_words
 from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import match_input
 from sela_tf.models.build import cut_at
@@ -28,7 +30,7 @@ from sela_tf.reporting.markdown import markdown
 from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.names import RUN_FILES
-from sela_tf.runs.network import load_run
+from sela_tf.runs.network import load_run, read_description
 from sela_tf.serving.label_writer import Columns, LabelWriter
 from sela_tf.serving.predictions import predictions
 from sela_tf.serving.review import ReviewScores, known_changes
@@ -76,7 +78,7 @@ def label_run(settings: LabelConfig) -> str:
     labels = read_labels(settings.workdir, (heads.num_heads, heads.num_clusters))
     splits: list[LabelledSplit] = []
     num_images = 0
-    sets, rejected = _images(settings, config)
+    sets, rejected = _images(settings, config, read_description(settings.workdir).pixel_rules)
     for name, images in sets:
         splits.append(LabelledSplit(name, match_input(images, model.input.shape[1:]), known_changes(images, labels), num_images))
         num_images += len(images)
@@ -121,15 +123,17 @@ def _output(settings: LabelConfig) -> pathlib.Path:
     return output
 
 
-def _images(settings: LabelConfig, config: SelaConfig) -> tuple[list[tuple[str, ImageSet]], tuple[ImageNote, ...]]:
-    """Loads the images to label, not yet in the form that the network takes.
+def _images(
+    settings: LabelConfig, config: SelaConfig, rules: PixelRules
+) -> tuple[list[tuple[str, ImageSet]], tuple[ImageNote, ...]]:
+    """Loads the images to label by the rules of the run, not yet in the form that the network takes.
 
     Returns:
         (for each split its name and images; images that cannot be read).
     """
     cache_dir = absolute_cache(settings.cache_dir) if settings.cache_dir else config.cache_dir
     if not settings.dataset:
-        data = load_data(dataclasses.replace(config, data_dir=settings.data_dir or config.data_dir, cache_dir=cache_dir))
+        data = load_data(dataclasses.replace(config, data_dir=settings.data_dir or config.data_dir, cache_dir=cache_dir), rules)
         return [("train", data.train), ("eval", data.held_out)], data.rejected
     splits = load_source(
         absolute_source(settings.dataset, tell=tell),
@@ -141,12 +145,14 @@ def _images(settings: LabelConfig, config: SelaConfig) -> tuple[list[tuple[str, 
             class_level=settings.class_level,
             memory_limit=int(settings.memory_limit * 2**30),
             cache_dir=cache_dir,
+            rules=rules,
         ),
         tell=tell,
     )
-    for line in splits.report:
-        print(line, flush=True)
-    return [("train", splits.train)] + ([("eval", splits.eval)] if splits.eval is not None else []), splits.rejected
+    parts = [("train", splits.train)] + ([("eval", splits.eval)] if splits.eval is not None else [])
+    for line in (*splits.report, *filter(None, (saturation_in_words(images) for _, images in parts))):
+        tell(line)
+    return parts, splits.rejected
 
 
 def _blocks(model: keras.Model, splits: list[LabelledSplit], settings: LabelConfig) -> Iterator[Block]:

@@ -122,7 +122,7 @@ def _load(
     # The network sees the images of another data set at its own size.
     if len(shape) == 3:
         config = dataclasses.replace(config, image_size=shape[0])
-    data = load_data(config)._replace(size=tuple(shape[:-1]))
+    data = load_data(config, read_description(workdir).pixel_rules)._replace(size=tuple(shape[:-1]))
     data = data._replace(train=match_input(data.train, shape), held_out=match_input(data.held_out, shape))
     for images in (data.train, data.held_out):
         if images.classes is None and not settings.other_run:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.data.decoding import MAX_PIXELS, BadImageError, UnreadableFormatError, check_image
+from sela_tf.data.decoding import check_image
+from sela_tf.data.headers import MAX_PIXELS, BadImageError, UnreadableFormatError
 from sela_tf.data.listing import FileInfo, inspect_file
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def inspect_or_convert(root: str, name: str) -> Converted:
     except BadImageError as error:
         return Converted(file._replace(problem=str(error), is_foreign=False))
     reason = file.problem or f"{pathlib.PurePath(name).suffix[1:].lower()}: not read by TensorFlow"
-    return Converted(file._replace(info=info, problem="", is_foreign=False), png, reason)
+    return Converted(file._replace(decoded=info, problem="", is_foreign=False), png, reason)
 
 
 def is_named_like_image(name: str) -> bool:

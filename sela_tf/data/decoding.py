@@ -3,129 +3,70 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-MAX_PIXELS = 2 * (1024 * 1024 * 1024 // 4 // 3)
-"""The most pixels (height x width) that are decoded, about 179 million: the limit of Pillow's decompression-bomb error.
+from sela_tf.data.channels import called, shown_pixels, to_channels
+from sela_tf.data.headers import (
+    HEADER_BYTES,
+    MAX_PIXELS,
+    WEBP_ANIMATION,
+    WEBP_EXIF,
+    UnreadableFormatError,
+    has_bmp_alpha,
+    has_webp_flag,
+    header_of,
+    not_decoded,
+    read_header,
+    to_convert,
+)
+from sela_tf.data.parsing import gif_is_transparent, jpeg_orientation, png_orientation, webp_orientation
+from sela_tf.data.pixel_rules import DEFAULT_RULES, PixelRules
 
-The size in the header is checked before decoding, because a PNG file of 76 KB can decode to hundreds of megabytes."""
-
-_SIGNATURES = {
-    b"\xff\xd8\xff": "jpeg",
-    b"\x89PNG\r\n\x1a\n": "png",
-    b"GIF87a": "gif",
-    b"GIF89a": "gif",
-    b"BM": "bmp",
-}
-_HEADER_BYTES = 30
-_BMP_RESERVED = slice(6, 10)
-"""Reserved bytes of a bitmap, which are zero. They tell a bitmap from a text that begins with the letters BM."""
-_BMP_BITS = slice(28, 30)
-"""Bytes of a bitmap that hold the number of bits per pixel."""
-_BMP_PALETTE_BITS = 8
-"""The most bits per pixel of a bitmap with a palette. tf.io takes its indices for gray values."""
-_OTHER_IMAGES = {b"II*\x00": "tiff", b"MM\x00*": "tiff", b"8BPS": "psd", b"\x00\x00\x01\x00": "ico", b"P5": "pgm", b"P6": "ppm"}
-
-
-class _Sides(NamedTuple):
-    """The place of the image's width in a header; the height comes right after it."""
-
-    at: int
-    """The offset of the width, in bytes."""
-    length: int
-    """The length of each number, in bytes."""
-    order: Literal["big", "little"]
-    """The byte order."""
-
-    def parts(self) -> tuple[slice, slice]:
-        """Returns the bytes of the width and those of the height."""
-        middle = self.at + self.length
-        return slice(self.at, middle), slice(middle, middle + self.length)
-
-
-_SIDES = {"png": _Sides(16, 4, "big"), "gif": _Sides(6, 2, "little"), "bmp": _Sides(18, 4, "little")}
-"""Places by format. In a jpeg they come after parts of any length; tf.io.extract_jpeg_shape finds them."""
-
-
-class Header(NamedTuple):
-    """The format and size of an image file, read from its first bytes."""
-
-    kind: str
-    """The format: "jpeg", "png", "gif" or "bmp"."""
-    height: int
-    """The height in pixels."""
-    width: int
-    """The width in pixels."""
+_JPEG_FIRST, _PNG_FIRST, _WEBP_FIRST = 0xFF, 0x89, ord("R")
+"""The first bytes of files. They suffice to choose a decoder, which looks at the others itself."""
+_DEPTH_AT, _COLOURS_AT = 24, 25
+"""Offsets of a png's bits per channel and of the type of its colours."""
+_DEEP, _GRAY, _WITH_PALETTE = 16, 0, 3
+_EXIF_WITHIN = 2**18
+"""Bytes at the beginning of a jpeg within which EXIF begins. Its standard wants it first; only a preview may come before it."""
+_HAS_EXIF, _HAS_MARKS = r"\C*Exif\x00\x00\C*", r"\C*(?:eXIf|tRNS)\C*"
+"""Files that may have EXIF or, for a png, EXIF or a transparent colour. Most have none, and are not searched any further."""
+_CONTENT, _STORED = tf.TensorSpec([], tf.string), tf.TensorSpec([None, None, None], tf.uint8)
+"""The content of a file, and stored pixels."""
 
 
 class ImageInfo(NamedTuple):
     """The format, size and digest of an image file that was decoded."""
 
     kind: str
-    """The format: "jpeg", "png", "gif" or "bmp"."""
+    """The format: "jpeg", "png", "gif", "bmp" or "webp"."""
     height: int
-    """The height in pixels."""
+    """The height in pixels, as the image stands upright."""
     width: int
-    """The width in pixels."""
+    """The width in pixels, as the image stands upright."""
     channels: int
-    """Channels as decoded, 1 to 4; 0 if only the header was read."""
+    """Channels of the file, 1 to 4, of which even numbers include transparency; 0 if only the header was read."""
     pixels_sha256: str = ""
-    """The SHA-256 digest of the decoded shape and pixels; "" if only the header was read."""
+    """The SHA-256 digest of the upright file's shape and values, before any rule is applied; "" if only the header was read."""
+    orientation: int = 1
+    """The EXIF orientation of a jpeg, 1 to 8."""
+    largest: int = 0
+    """The largest visible value of a file of 16 bits; 0 for any other."""
+
+    def before_rules(self) -> ImageInfo:
+        """Returns the info of the image as runs see it that are older than the pixel rules: not turned."""
+        return self._replace(height=self.width, width=self.height, orientation=1) if self.orientation >= 5 else self
 
 
-class BadImageError(ValueError):
-    """A file that does not decode to an image."""
+class UnreadImageError(UnreadableFormatError):
+    """An image that decodes, but wrongly: without its transparency, or not upright."""
 
-
-class UnreadableFormatError(BadImageError):
-    """An image in a format that tf.io does not read."""
-
-
-def image_kind(data: bytes) -> str | None:
-    """Returns the format of an image file by its first bytes.
-
-    Returns:
-        "jpeg", "png", "gif" or "bmp"; the name of another image format, which cannot be decoded; None if `data` is no image.
-    """
-    if data.startswith(b"BM") and any(data[_BMP_RESERVED].ljust(4, b"x")):
-        return None
-    for signatures in (_SIGNATURES, _OTHER_IMAGES):
-        for signature, kind in signatures.items():
-            if data.startswith(signature):
-                return kind
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    if data[4:8] == b"ftyp":
-        return {b"avif": "avif", b"heic": "heic", b"heix": "heic", b"mif1": "heic"}.get(data[8:12])
-    return None
-
-
-def read_header(data: bytes) -> Header:
-    """Reads the format and size of an image file that begins with `data`, without decoding it.
-
-    Raises:
-        BadImageError: The file is empty, no image or too large, or the header is damaged or longer than `data`.
-        UnreadableFormatError: The image has a format that tf.io does not read.
-    """
-    kind = image_kind(data)
-    if kind is None:
-        raise BadImageError("no image" if data else "an empty file")
-    if kind not in _SIGNATURES.values():
-        raise UnreadableFormatError(f"{kind}: convert it to jpeg, png, gif or bmp")
-    if kind == "bmp" and len(data) >= _HEADER_BYTES and int.from_bytes(data[_BMP_BITS], "little") <= _BMP_PALETTE_BITS:
-        raise UnreadableFormatError("bmp with a palette: convert it to png")
-    try:
-        height, width = _header_size(kind, data)
-    except tf.errors.InvalidArgumentError as error:
-        raise _damaged(kind) from error
-    if height * width > MAX_PIXELS:
-        raise BadImageError(f"{height} x {width} pixels; at most {MAX_PIXELS:,} are decoded")
-    if height * width == 0:
-        raise _damaged(kind)
-    return Header(kind, height, width)
+    def __init__(self, message: str, info: ImageInfo):
+        super().__init__(message)
+        self.info = info
 
 
 def check_image(data: bytes) -> ImageInfo:
@@ -133,128 +74,183 @@ def check_image(data: bytes) -> ImageInfo:
 
     Raises:
         BadImageError: The file is empty, no image, too large, cut or damaged.
-        UnreadableFormatError: The image has a format that tf.io does not read.
+        UnreadableFormatError: The image has a format that is not read.
     """
-    kind = read_header(data).kind
+    header = read_header(data)
+    kind = header.kind
+    if kind == "webp" and has_webp_flag(header_of(data), WEBP_ANIMATION):
+        raise to_convert("webp with several frames")
     try:
-        decoded = tf.io.decode_image(data, channels=3 if kind == "jpeg" and _is_cmyk(data) else 0, expand_animations=False)
+        pixels = stored_pixels(data, kind, header.orientation)
     except tf.errors.InvalidArgumentError as error:
-        raise _damaged(kind) from error
-    pixels = decoded.numpy()
+        raise not_decoded(kind, data) from error
     digest = hashlib.sha256(str(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     height, width, channels = pixels.shape
-    return ImageInfo(kind, height, width, channels, digest.hexdigest())
+    info = ImageInfo(kind, height, width, channels, digest.hexdigest(), header.orientation, _largest(pixels))
+    if kind == "gif" and bool(gif_is_transparent(data)):
+        raise UnreadImageError(str(to_convert("gif with transparency")), info)
+    if (kind == "png" and b"eXIf" in data and int(png_orientation(data)) > 1) or (
+        kind == "webp" and has_webp_flag(header_of(data), WEBP_EXIF) and int(webp_orientation(data)) > 1
+    ):
+        raise UnreadImageError(str(to_convert(f"{kind} with an EXIF orientation")), info)
+    return info
 
 
-def _damaged(kind: str) -> BadImageError:
-    """Returns the error of a file that is damaged or cut."""
-    return BadImageError(f"a damaged or cut {kind}")
-
-
-def readable(data: tf.Tensor) -> tf.Tensor:
-    """Tells, by their first bytes, which files `check_image` would decode; runs in a graph.
-
-    Every file that begins like a jpeg passes. `decode_image` refuses it later if its size, which comes further on, is too large.
+def stored_pixels(data: bytes, kind: str, orientation: int = 1) -> np.ndarray:
+    """Decodes a file whose format is known to the values that it holds, upright.
 
     Args:
-        data: Contents of files, string `[B]`.
+        data: The content of the file.
+        kind: The format, one of `headers.KINDS`.
+        orientation: The EXIF orientation of a jpeg.
 
     Returns:
-        bool `[B]`.
+        uint8 or, for a png of 16 bits, uint16 `[h, w, C]`: gray, gray and alpha, RGB or RGBA.
+
+    Raises:
+        tf.errors.InvalidArgumentError: The file does not decode.
     """
-    # A header that is cut counts as filled up with zeros.
-    header = tf.cast(tf.io.decode_raw(data, tf.uint8, fixed_length=_HEADER_BYTES), tf.int64)
-
-    def is_kind(kind: str) -> tf.Tensor:
-        signatures = [list(signature) for signature, other in _SIGNATURES.items() if other == kind]
-        found = [tf.reduce_all(header[:, : len(signature)] == signature, axis=1) for signature in signatures]
-        return tf.reduce_any(found, axis=0)
-
-    def number(part: slice, order: str) -> tf.Tensor:
-        weights = [256**i for i in range(part.stop - part.start)]
-        return tf.reduce_sum(header[:, part] * tf.constant(weights if order == "little" else weights[::-1], tf.int64), axis=1)
-
-    def is_small(kind: str) -> tf.Tensor:
-        sides = [number(part, _SIDES[kind].order) for part in _SIDES[kind].parts()]
-        if kind == "bmp":  # The height is negative if the rows run from the top.
-            sides = [tf.minimum(side, 2**32 - side) for side in sides]
-        pixels = tf.reduce_prod(tf.cast(sides, tf.float64), axis=0)  # The product may exceed 64 bits.
-        return (pixels > 0) & (pixels <= MAX_PIXELS)
-
-    has_palette = number(_BMP_BITS, "little") <= _BMP_PALETTE_BITS
-    is_true_bmp = tf.reduce_all(header[:, _BMP_RESERVED] == 0, axis=1) & ~has_palette
-    others = [is_kind(kind) & is_small(kind) & (is_true_bmp if kind == "bmp" else True) for kind in _SIDES]
-    return tf.reduce_any([is_kind("jpeg"), *others], axis=0)
+    if kind == "jpeg":
+        pixels = _decode_jpeg(data)
+        return (_turned(pixels, tf.constant(orientation)) if orientation > 1 else pixels).numpy()
+    if kind == "png":
+        dtype = tf.uint16 if data[_DEPTH_AT] == _DEEP else tf.uint8
+        if b"tRNS" in data and data[_COLOURS_AT] < _WITH_PALETTE:
+            return _decode_keyed_png(data, data[_COLOURS_AT] == _GRAY, dtype).numpy()
+        return tf.io.decode_png(data, channels=0, dtype=dtype).numpy()
+    pixels = _decode_any(data).numpy()
+    return pixels[..., :3] if kind == "bmp" and not has_bmp_alpha(header_of(data)) else pixels
 
 
-def decode_image(data: tf.Tensor, channels: int) -> tf.Tensor:
-    """Decodes an image file to pixels; runs in a graph.
+def decode_image(data: tf.Tensor, channels: int, rules: PixelRules = DEFAULT_RULES) -> tf.Tensor:
+    """Decodes an image file to pixels by the rules of a run; runs in a graph.
 
-    Channels are converted by `to_channels`. Animations give their first frame. Sixteen bits per channel are scaled to eight. Only jpeg
-    files are checked for their size; call `readable` first on files that may be of any other kind.
+    Transparent parts are laid on the background, a jpeg is turned upright, a png of 16 bits is scaled, and channels are converted: then all
+    is rounded, once. Animations give their first frame. Only jpeg files are checked for their size; call `readable` first on files that may
+    be of any other kind.
 
     Args:
         data: The content of the file, a scalar string.
         channels: 1 (gray) or 3 (RGB).
+        rules: The rules of the run.
 
     Returns:
         Pixels, uint8 `[h, w, channels]`.
 
     Raises:
-        tf.errors.InvalidArgumentError: The file does not decode, or is a jpeg of more than `MAX_PIXELS` pixels.
+        tf.errors.InvalidArgumentError: The file does not decode, is a jpeg of more than `MAX_PIXELS` pixels, or is not read by the rules.
     """
-    # CMYK files have four channels as RGBA files do; only the jpeg decoder can tell them apart.
+    if rules.are_old:
+        pixels = tf.cond(tf.io.is_jpeg(data), lambda: _decode_jpeg(data), lambda: _decode_any(data))
+        return tf.ensure_shape(to_channels(pixels, channels), [None, None, channels])
+    header = tf.io.decode_raw(data, tf.uint8, fixed_length=HEADER_BYTES)
+    is_png = header[0] == _PNG_FIRST
+
+    def jpeg() -> tf.Tensor:
+        pixels = _decode_jpeg(data)
+        has_exif = tf.strings.regex_full_match(tf.strings.substr(data, 0, _EXIF_WITHIN), _HAS_EXIF)
+        return tf.cond(has_exif, lambda: _upright_jpeg(pixels, data), lambda: pixels)
+
+    def png() -> tf.Tensor:
+        is_marked = tf.strings.regex_full_match(data, _HAS_MARKS)
+        return tf.cond(is_marked, lambda: _marked_png(data), lambda: tf.io.decode_png(data))
+
+    kinds = [(header[0] == _JPEG_FIRST, jpeg), (is_png, png), (header[0] == _WEBP_FIRST, lambda: _still_webp(data))]
     pixels = tf.cond(
-        tf.io.is_jpeg(data),
-        lambda: _decode_jpeg(data),
-        lambda: tf.io.decode_image(data, channels=0, expand_animations=False),
+        is_png & (header[_DEPTH_AT] == _DEEP),
+        lambda: shown_pixels(tf.ensure_shape(_marked_deep_png(data), _STORED.shape), channels, rules),
+        lambda: shown_pixels(tf.ensure_shape(tf.case(kinds, default=lambda: _gif_or_bmp(data)), _STORED.shape), channels, rules),
     )
-    return tf.ensure_shape(to_channels(pixels, channels), [None, None, channels])
+    return tf.ensure_shape(pixels, [None, None, channels])
 
 
-def to_channels(pixels: tf.Tensor, channels: int) -> tf.Tensor:
-    """Converts the channels of images.
-
-    Gray becomes colour by repetition, colour becomes gray by its luma (ITU-R BT.601) in whole numbers, transparency is dropped.
-
-    Args:
-        pixels: Images `[..., C]`: gray (C = 1), gray and alpha (2), RGB (3) or RGBA (4).
-        channels: 1 or 3.
-
-    Returns:
-        Images `[..., channels]` of the same dtype.
-    """
-    is_gray = tf.shape(pixels)[-1] <= 2
-    if channels == 1:
-        return tf.cond(is_gray, lambda: pixels[..., :1], lambda: _luma(pixels[..., :3]))
-    return tf.cond(is_gray, lambda: tf.repeat(pixels[..., :1], 3, axis=-1), lambda: pixels[..., :3])
+@called(_STORED, _CONTENT)
+def _upright_jpeg(pixels: tf.Tensor, data: tf.Tensor) -> tf.Tensor:
+    """Returns the stored pixels of a jpeg upright."""
+    return _turned(pixels, jpeg_orientation(data))
 
 
-def _luma(pixels: tf.Tensor) -> tf.Tensor:
-    """Returns the luma of RGB images `[..., 3]`, rounded to whole numbers, as `[..., 1]`."""
-    whole = tf.saturate_cast(tf.round(pixels), tf.uint8)
-    return tf.cast(tf.image.rgb_to_grayscale(whole), pixels.dtype)
+@called(_CONTENT)
+def _marked_png(data: tf.Tensor) -> tf.Tensor:
+    """Decodes a png that may have EXIF or a transparent colour to uint8."""
+    return _decode_marked_png(data, tf.uint8)
+
+
+@called(_CONTENT)
+def _marked_deep_png(data: tf.Tensor) -> tf.Tensor:
+    """Decodes such a png to uint16."""
+    return _decode_marked_png(data, tf.uint16)
+
+
+@called(_CONTENT)
+def _still_webp(data: tf.Tensor) -> tf.Tensor:
+    """Decodes a webp; it fails if there are several frames, or if EXIF asks for a turn."""
+    header = tf.cast(tf.io.decode_raw(data, tf.uint8, fixed_length=HEADER_BYTES), tf.int64)
+    is_turned = has_webp_flag(header, WEBP_EXIF) & (webp_orientation(data) > 1)
+    # An empty string does not decode.
+    return _decode_any(tf.where(has_webp_flag(header, WEBP_ANIMATION) | is_turned, b"", data))
+
+
+@called(_CONTENT)
+def _gif_or_bmp(data: tf.Tensor) -> tf.Tensor:
+    """Decodes the first frame of a gif, which fails if it is transparent, or a bmp, without its last bits if they mean nothing."""
+    header = tf.cast(tf.io.decode_raw(data, tf.uint8, fixed_length=HEADER_BYTES), tf.int64)
+    is_transparent = tf.cond(header[0] == ord("G"), lambda: gif_is_transparent(data), lambda: tf.constant(False))
+    pixels = _decode_any(tf.where(is_transparent, b"", data))
+    drops = (tf.shape(pixels)[-1] == 4) & ~has_bmp_alpha(header)
+    return tf.cond(drops, lambda: pixels[..., :3], lambda: pixels)
+
+
+def _turned(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Returns the image `[h, w, C]` upright that is stored in an EXIF orientation, 1 to 8."""
+
+    def turn() -> tf.Tensor:
+        image = tf.cond(orientation >= 5, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)
+        reversed_axes = [tf.reduce_any(orientation == numbers) for numbers in ([3, 4, 7, 8], [2, 3, 6, 7])]
+        return tf.reverse(image, tf.boolean_mask([0, 1], reversed_axes))
+
+    return tf.cond(orientation > 1, turn, lambda: pixels)
 
 
 def _decode_jpeg(data: tf.Tensor) -> tf.Tensor:
-    """Decodes a jpeg to gray or RGB; CMYK becomes RGB."""
+    """Decodes a jpeg to gray or RGB as it is stored; CMYK becomes RGB."""
     shape = tf.io.extract_jpeg_shape(data)
     # The decoder refuses an empty string.
-    data = tf.where(tf.reduce_prod(tf.cast(shape[:2], tf.int64)) <= MAX_PIXELS, data, "")
+    data = tf.where(tf.reduce_prod(tf.cast(shape[:2], tf.int64)) <= MAX_PIXELS, data, b"")
     return tf.cond(shape[2] == 1, lambda: tf.io.decode_jpeg(data, channels=1), lambda: tf.io.decode_jpeg(data, channels=3))
 
 
-def _is_cmyk(data: bytes) -> bool:
-    """Returns True for a jpeg with the four channels of CMYK."""
-    return int(tf.io.extract_jpeg_shape(data)[2]) == 4
+def _decode_marked_png(data: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Decodes a png that may have EXIF, or a transparent colour, to uint8 or uint16; it fails if EXIF asks for a turn."""
+    colours = tf.io.decode_raw(data, tf.uint8, fixed_length=HEADER_BYTES)[_COLOURS_AT]
+    # An empty string does not decode.
+    upright = tf.where(png_orientation(data) > 1, b"", data)
+    return tf.cond(
+        colours < _WITH_PALETTE,
+        lambda: _decode_keyed_png(upright, colours == _GRAY, dtype),
+        lambda: tf.io.decode_png(upright, dtype=dtype),
+    )
 
 
-def _header_size(kind: str, data: bytes) -> tuple[int, int]:
-    """Returns (height, width) from the header. Of a header that is cut they are wrong, but such a file does not decode."""
-    if kind == "jpeg":
-        height, width = (int(size) for size in tf.io.extract_jpeg_shape(data)[:2])
-        return height, width
-    # The height of a bitmap is negative if its rows run from the top.
-    width, height = (abs(int.from_bytes(data[part], _SIDES[kind].order, signed=kind == "bmp")) for part in _SIDES[kind].parts())
-    return height, width
+def _decode_keyed_png(data: tf.Tensor, is_gray: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Decodes a png of gray or RGB with the transparency that a colour in its chunk tRNS has, which is dropped unless RGBA is asked for."""
+    pixels = tf.io.decode_png(data, channels=4, dtype=dtype)
+    return tf.cond(is_gray, lambda: pixels[..., 2:], lambda: pixels)
+
+
+def _decode_any(data: tf.Tensor) -> tf.Tensor:
+    """Decodes a file of any format to uint8 as it is stored.
+
+    The operation exists in every release, unlike that of webp alone, so that an export is loaded by older releases, too.
+    """
+    return tf.io.decode_image(data, channels=0, expand_animations=False)
+
+
+def _largest(pixels: np.ndarray) -> int:
+    """Returns the largest visible value of stored pixels of 16 bits; 0 for those of 8."""
+    if pixels.dtype != np.uint16:
+        return 0
+    channels = pixels.shape[-1]
+    colours = pixels[..., : channels - (channels % 2 == 0)]
+    return int(colours.max() if channels % 2 else np.where(pixels[..., -1:] > 0, colours, 0).max())

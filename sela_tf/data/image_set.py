@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.data.left_out import ImageNote
+from sela_tf.data.pixel_rules import DEFAULT_RULES, PixelRules
 from sela_tf.data.stores import Arrays, EncodedStore, Store
 
 TRAIN_NAMES = ("train", "training")
@@ -50,6 +51,8 @@ class ImageSet:
     """Class labels, int64 `[N]`, used by evaluation only; None if they are not known."""
     class_names: tuple[str, ...] | None = None
     """Names of the classes, by number; None if they have none."""
+    rules: PixelRules = DEFAULT_RULES
+    """The rules by which image files become pixels; images in memory are pixels already."""
     image_size: tuple[int, ...] | None = None
     """(height, width) in pixels if all images have the same size, else None; () for vectors."""
     median_side: int = 0

@@ -20,17 +20,18 @@ import pyarrow as pa
 import pyarrow.parquet
 import tensorflow as tf
 
-from sela_tf.data.decoding import BadImageError, ImageInfo, UnreadableFormatError, check_image, image_kind, read_header
+from sela_tf.data.decoding import ImageInfo, UnreadImageError, check_image
 from sela_tf.data.folder_contents import SUFFIXES
+from sela_tf.data.headers import BadImageError, UnreadableFormatError, image_kind, read_header, to_convert
 from sela_tf.files.atomic import whole_file
 
-FORMAT = 1
+FORMAT = 2
 """The version of the listings' format. A listing of another version is ignored."""
 _SCHEMA = pa.schema(
     [
         ("name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("sha256", pa.string()), ("kind", pa.string()),
-        ("height", pa.int32()), ("width", pa.int32()), ("channels", pa.int8()), ("pixels_sha256", pa.string()), ("problem", pa.string()),
-        ("is_foreign", pa.bool_()),
+        ("height", pa.int32()), ("width", pa.int32()), ("channels", pa.int8()), ("pixels_sha256", pa.string()), ("orientation", pa.int8()),
+        ("largest", pa.int32()), ("problem", pa.string()), ("is_foreign", pa.bool_()),
     ]
 )  # fmt: skip
 _MADE_BY = b"sela_tf.listing"
@@ -45,18 +46,31 @@ class FileInfo(NamedTuple):
     """The path or URL of the file."""
     name: str
     """The path relative to the root of the folder, with forward slashes."""
-    info: ImageInfo | None = None
-    """Format and size of the image; None if the file is no image, or a damaged one."""
+    decoded: ImageInfo | None = None
+    """Format and size of an image that decodes, though perhaps wrongly; None for any other file."""
     problem: str = ""
-    """The reason why the image cannot be read; "" if there is none."""
+    """The reason why the image is not read; "" if there is none."""
     is_foreign: bool = False
-    """True if the image has a format that is not supported."""
+    """True if the image is whole, and of a kind that is not read."""
     size: int = -1
     """The size in bytes; -1 if the file cannot be read."""
     mtime_ns: int = 0
     """The time of the last change, nanoseconds since 1970; 0 if the file system has no times."""
     sha256: str = ""
     """The SHA-256 digest of an image file; "" for other files, which are not read to their end."""
+
+    @property
+    def info(self) -> ImageInfo | None:
+        """Format and size of an image that is read; None for any other file."""
+        return None if self.problem else self.decoded
+
+    def before_rules(self) -> FileInfo:
+        """Returns the result as runs see it that are older than the pixel rules."""
+        if self.decoded is None:
+            return self
+        if self.decoded.kind == "webp":
+            return self._replace(decoded=None, problem=str(to_convert("webp")), is_foreign=True)
+        return self._replace(decoded=self.decoded.before_rules(), problem="", is_foreign=False)
 
     @property
     def top(self) -> str:
@@ -88,14 +102,17 @@ def _inspect(root: str, name: str, *, decode: bool) -> FileInfo:
             if decode:
                 data += opened.read()
                 file = file._replace(sha256=hashlib.sha256(data).hexdigest())
-                return file._replace(info=check_image(data))
+                return file._replace(decoded=check_image(data))
             try:
                 header = read_header(data)
             except BadImageError:  # The header may be longer than the first bytes.
                 header = read_header(data + opened.read())
-            return file._replace(info=ImageInfo(*header, channels=0))
+            return file._replace(
+                decoded=ImageInfo(header.kind, header.height, header.width, channels=0, orientation=header.orientation)
+            )
     except BadImageError as error:
-        return file._replace(problem=str(error), is_foreign=isinstance(error, UnreadableFormatError))
+        decoded = error.info if isinstance(error, UnreadImageError) else None
+        return file._replace(decoded=decoded, problem=str(error), is_foreign=isinstance(error, UnreadableFormatError))
     except tf.errors.OpError as error:
         return FileInfo(path, name, problem=f"cannot be read: {error.message.rpartition('; ')[2]}")
 
@@ -191,9 +208,9 @@ def read_listing(root: str, *, cache_dir: str) -> dict[str, FileInfo]:
     except (OSError, ValueError, pa.ArrowException):  # pyarrow raises all of these for damaged files.
         return {}
     files = {}
-    for name, size, mtime_ns, sha256, kind, height, width, channels, pixels_sha256, problem, is_foreign in rows:
-        info = None if kind is None else ImageInfo(kind, height, width, channels, pixels_sha256)
-        files[name] = FileInfo(path_of(root, name), name, info, problem, is_foreign, size, mtime_ns, sha256)
+    for name, size, mtime_ns, sha256, kind, *image, problem, is_foreign in rows:
+        decoded = None if kind is None else ImageInfo(kind, *image)
+        files[name] = FileInfo(path_of(root, name), name, decoded, problem, is_foreign, size, mtime_ns, sha256)
     return files
 
 
@@ -209,7 +226,7 @@ def write_listing(root: str, files: Iterable[FileInfo], *, cache_dir: str) -> No
             file.size,
             file.mtime_ns,
             file.sha256,
-            *(file.info or [None] * len(ImageInfo._fields)),
+            *(file.decoded or [None] * len(ImageInfo._fields)),
             file.problem,
             file.is_foreign,
         )

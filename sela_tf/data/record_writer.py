@@ -30,12 +30,14 @@ _DESCRIBED = {
     "height": "height",
     "width": "width",
     "channels": "channels",
+    "largest": "largest",
 }
 """Columns of the index that come from attributes of a `Record`, by the names of the columns."""
 _COLUMNS = pa.schema(
     [
         ("split", pa.string()), ("name", pa.string()), ("example_id", pa.string()), ("class", pa.int64()), ("class_name", pa.string()),
-        ("height", pa.int32()), ("width", pa.int32()), ("channels", pa.int8()), ("shard", pa.int32()), ("record", pa.int32()),
+        ("height", pa.int32()), ("width", pa.int32()), ("channels", pa.int8()),
+        ("largest", pa.int32()), ("shard", pa.int32()), ("record", pa.int32()),
         ("offset", pa.int64()), ("size", pa.int64()), ("crc32", pa.uint32()), ("content_crc32", pa.uint32()),
     ]
 )  # fmt: skip
@@ -60,6 +62,8 @@ class Record(NamedTuple):
     """The class label; -1 if it is not known."""
     class_name: str = ""
     """The name of the class; "" if it has none."""
+    largest: int = 0
+    """The largest value of a file of 16 bits; 0 for any other. The pixel rules of a run are made of it."""
 
     def serialized(self) -> bytes:
         """Returns the record as a serialized tf.train.Example."""

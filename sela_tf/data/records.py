@@ -34,7 +34,7 @@ MANIFEST, INDEX = "manifest.json", "index.parquet"
 IMAGE_KEY = "image/encoded"
 """The feature of an example that holds the image file."""
 FEATURES = {
-    IMAGE_KEY: "the file: jpeg, png, gif or bmp",
+    IMAGE_KEY: "the file: jpeg, png, gif, bmp or webp",
     "image/height": "pixels",
     "image/width": "pixels",
     "image/channels": "as they are decoded",
@@ -133,6 +133,8 @@ def records_of(directory: str, split: str, manifest: Mapping[str, Any], rows: pa
         shards=tuple(f"{directory}/{shard['file']}" for shard in described["shards"]),
         digests=tuple(shard["sha256"] for shard in described["shards"]),
         counts=tuple(shard["num_examples"] for shard in described["shards"]),
+        # Records that were made before there were pixel rules lack this column.
+        largest=rows["largest"].to_numpy() if "largest" in rows.column_names else None,
         **columns,
     )
 
@@ -185,6 +187,8 @@ class Records:
     """Checksums of the compressed records, integers `[N]`."""
     content_crc32: np.ndarray
     """Checksums of the records before compression, integers `[N]`. They do not depend on the compressor."""
+    largest: np.ndarray | None = None
+    """The largest value of each file of 16 bits, 0 for any other, integers `[N]`; None for records that do not say it."""
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -192,7 +196,7 @@ class Records:
     def take(self, indices: np.ndarray) -> Records:
         """Returns the store of the records at `indices`, in that order."""
         columns = {name: getattr(self, name)[indices] for name in _WHERE}
-        return dataclasses.replace(self, **columns)
+        return dataclasses.replace(self, largest=None if self.largest is None else self.largest[indices], **columns)
 
     def digested(self, names: Sequence[str]) -> Iterator[bytes]:
         """Yields the name and the checksum of each record before compression."""

@@ -32,6 +32,10 @@ class Store(Protocol):
 class EncodedStore(Store, Protocol):
     """Images that are read and decoded when they are needed."""
 
+    @property
+    def largest(self) -> np.ndarray | None:
+        """The largest value of each file of 16 bits, 0 for any other, integers `[N]`; None if it is not known."""
+
     def encoded(self, indices: tf.Tensor) -> tf.Tensor:
         """Returns the contents of the image files at `indices` (int64 `[B]`) as string `[B]`; runs in a graph."""
 
@@ -72,12 +76,14 @@ class Files:
 
     paths: tuple[str, ...]
     """N paths or URLs."""
+    largest: np.ndarray | None = None
+    """The largest value of each file of 16 bits, 0 for any other, integers `[N]`; None if it is not known."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, indices: np.ndarray) -> Files:
-        return Files(tuple(self.paths[i] for i in indices))
+        return Files(tuple(self.paths[i] for i in indices), None if self.largest is None else self.largest[indices])
 
     def digested(self, names: Sequence[str]) -> Iterator[bytes]:
         """Yields the name and size of each file."""

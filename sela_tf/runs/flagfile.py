@@ -29,6 +29,15 @@ def read_config(workdir: str | os.PathLike[str]) -> SelaConfig:
         raise ConfigError(f"{path} is damaged, or was written by another version of sela_tf ({error})") from error
 
 
+def given_by(config: SelaConfig) -> dict[str, Any]:
+    """Returns the settings of `config` as if each had been given, but for those that older runs have no choice of and that have their default."""
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.metadata["before"] is None or getattr(config, field.name) != field.default
+    }
+
+
 def settings_of_run(workdir: str | os.PathLike[str], given: Mapping[str, Any]) -> tuple[SelaConfig, SelaConfig | None]:
     """Returns the settings of a run that begins or continues in `workdir`.
 
@@ -53,9 +62,6 @@ def settings_of_run(workdir: str | os.PathLike[str], given: Mapping[str, Any]) -
         old = flags.from_flagfile(path / FLAGS)
     except ConfigError as error:
         raise ConfigError(f"{path / FLAGS} is damaged ({error}): name another directory") from error
-    if given.get("class_level") == "auto" and old.class_level == "old":
-        # Nothing else can be asked of a run that is older than the present rules.
-        given.pop("class_level")
     new = dataclasses.replace(old, **given).absolute()
     different = [
         f"`{field.name}` was {getattr(old, field.name)!r}, is {getattr(new, field.name)!r}"

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 
 from sela_tf import __version__
+from sela_tf.data.pixel_rules import OLD_RULES, PixelRules
 from sela_tf.files.atomic import whole_file, write_whole
 from sela_tf.models.build import bare_network, build_model
 from sela_tf.runs.flagfile import read_config
@@ -45,6 +46,8 @@ class NetworkDescription:
     """Batch statistics over all devices."""
     dtype: str | None
     """The precision policy; None for Keras' own."""
+    pixel_rules: PixelRules = OLD_RULES
+    """The rules by which image files become pixels; the old ones if network.json has none."""
 
     def build(self, *, weights: str = "") -> keras.Model:
         """The network before its first step; one of keras.applications starts from the file `weights` where one is named.
@@ -52,13 +55,18 @@ class NetworkDescription:
         Raises:
             ValueError: the images are too small for it, or the file is not for it.
         """
-        return build_model(**dataclasses.asdict(self), weights=weights)
+        shape = {name: value for name, value in vars(self).items() if name != "pixel_rules"}
+        return build_model(**shape, weights=weights)
 
 
 def describe_network(
-    config: SelaConfig, image_shape: tuple[int, ...], mean: tuple[float, ...], variance: tuple[float, ...]
+    config: SelaConfig,
+    image_shape: tuple[int, ...],
+    mean: tuple[float, ...],
+    variance: tuple[float, ...],
+    pixel_rules: PixelRules = OLD_RULES,
 ) -> NetworkDescription:
-    """The network that the settings ask for, for images of this shape, mean and variance."""
+    """The network that the settings ask for, for images of this shape, mean, variance and rules."""
     return NetworkDescription(
         backbone=config.backbone,
         image_shape=tuple(map(int, image_shape)),
@@ -70,6 +78,7 @@ def describe_network(
         variance=tuple(map(float, variance)),
         synchronized=config.sync_batch_norm,
         dtype=None if config.mixed_precision == "none" else f"mixed_{config.mixed_precision}",
+        pixel_rules=pixel_rules,
     )
 
 
@@ -101,9 +110,12 @@ def save_network(workdir: pathlib.Path, model: keras.Model, description: Network
 
 
 def _write(workdir: pathlib.Path, description: NetworkDescription, digest: str, *, step: int | None) -> None:
+    network = {**vars(description), "pixel_rules": description.pixel_rules._asdict()}
+    if description.pixel_rules.are_old:
+        del network["pixel_rules"]
     described = {
         "format": _FORMAT, "sela_tf": __version__, "step": step, "weights": WEIGHTS, "weights_sha256": digest,
-        "network": dataclasses.asdict(description),
+        "network": network,
     }  # fmt: skip
     write_whole(workdir / NETWORK, json.dumps(described, indent=1) + "\n")
 
@@ -162,6 +174,9 @@ def _from_json(path: pathlib.Path) -> tuple[NetworkDescription, str]:
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in described["network"].items()
         }
+        if "pixel_rules" in fields:
+            rules = fields["pixel_rules"]
+            fields["pixel_rules"] = PixelRules(tuple(rules["background"]), int(rules["largest"]))
         return NetworkDescription(**fields), described["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(

@@ -72,7 +72,7 @@ def check_saved_model(
     Args:
         saved_model: directory of the exported model.
         model: the network that was exported.
-        images: images, of which the first NUM_IMAGES are used, encoded as png for the signatures that take files.
+        images: images, of which the first NUM_IMAGES are used: their own files, or png for images in memory.
         potentials: potentials [T, K] that were exported with the network, if any.
         lam: lambda of their transport.
         seconds: seconds that the calls of one signature with one batch size are timed.
@@ -125,10 +125,11 @@ def _write_requests(directory: pathlib.Path, model: keras.Model, images: ImageSe
     height, width, _ = model.input.shape[1:]
     if images.images is not None:
         pixels = list(images.images)
-    else:
-        pixels = [decode_image(data, images.channels).numpy() for data in images.encoded(tf.range(len(images), dtype=tf.int64))]
-    with tf.io.TFRecordWriter(str(directory / "files.tfrecord")) as writer:
         encoded = [tf.io.encode_png(image).numpy() for image in pixels]
+    else:
+        encoded = list(images.encoded(tf.range(len(images), dtype=tf.int64)).numpy())
+        pixels = [decode_image(tf.constant(data), images.channels, images.rules).numpy() for data in encoded]
+    with tf.io.TFRecordWriter(str(directory / "files.tfrecord")) as writer:
         for i in repeated:
             writer.write(encoded[i])
     if len({image.shape for image in pixels}) > 1:

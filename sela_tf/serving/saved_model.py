@@ -13,7 +13,10 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from sela_tf.data.augment import clean_view
-from sela_tf.data.decoding import decode_image, readable, to_channels
+from sela_tf.data.channels import shown_pixels, to_channels
+from sela_tf.data.decoding import decode_image
+from sela_tf.data.headers import readable
+from sela_tf.data.pixel_rules import DEFAULT_RULES, PixelRules
 from sela_tf.data.records import IMAGE_KEY
 from sela_tf.files.atomic import whole_directory
 from sela_tf.models.build import cut_at
@@ -79,25 +82,32 @@ class ServedImages(ServedModel):
         model: a network from images [B, H, W, C] in [0, 255], with 1 or 3 channels C, to logits [B, T, K].
         potentials: potentials [T, K]; None for the network's plain argmax.
         lam: lambda of their transport.
+        pixel_rules: the rules by which files become pixels, those of training.
     """
 
-    def __init__(self, model: keras.Model, potentials: np.ndarray | None = None, lam: float = 1.0):
+    def __init__(
+        self,
+        model: keras.Model,
+        potentials: np.ndarray | None = None,
+        lam: float = 1.0,
+        pixel_rules: PixelRules = DEFAULT_RULES,
+    ):
         super().__init__(model, potentials, lam)
         height, width, self._channels = model.input.shape[1:]
-        self._size = (height, width)
+        self._size, self._rules = (height, width), pixel_rules
 
     def signatures(self) -> dict[str, Callable[..., Answers]]:
         return {"serving_default": self.encoded, "images": self.__call__, "examples": self.examples}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def encoded(self, image_bytes: tf.Tensor) -> Answers:
-        """Returns the answers for encoded jpeg, png, gif or bmp files, strings [B]. Anything else is not valid."""
+        """Returns the answers for encoded jpeg, png, gif, bmp or webp files, strings [B]. Anything else is not valid."""
 
         def view(data: tf.Tensor) -> tf.Tensor:
-            return clean_view(decode_image(data, self._channels), self._size)
+            return clean_view(decode_image(data, self._channels, self._rules), self._size)
 
         # An empty string is no image, so a file that is too large, or would be decoded wrongly, is not decoded.
-        image_bytes = tf.where(readable(image_bytes), image_bytes, "")
+        image_bytes = tf.where(readable(image_bytes, self._rules), image_bytes, "")
         return self.answers(*_each(image_bytes, view, [*self._size, self._channels]))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
@@ -109,12 +119,22 @@ class ServedImages(ServedModel):
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, None], tf.float32, name="images")])
     def __call__(self, images: tf.Tensor) -> Answers:
-        """Returns the answers for images [B, h, w, C] in [0, 255] with 1 to 4 channels. One with NaN or infinity is not valid."""
+        """Returns the answers for images [B, h, w, C] in [0, 255] with 1 to 4 channels, of which even numbers include transparency.
+
+        One with NaN or infinity is not valid. Where there is transparency, values are rounded first.
+        """
         known = tf.debugging.Assert((tf.shape(images)[-1] >= 1) & (tf.shape(images)[-1] <= 4), ["1 to 4 channels, not", images])
         with tf.control_dependencies([known]):
             valid = tf.reduce_all(tf.math.is_finite(images), axis=[1, 2, 3])
         images = tf.where(valid[:, tf.newaxis, tf.newaxis, tf.newaxis], images, 0.0)
-        views = clean_view(to_channels(images, self._channels), self._size)
+
+        def laid() -> tf.Tensor:
+            whole = tf.saturate_cast(tf.round(images), tf.uint8)
+            return tf.cast(shown_pixels(whole, self._channels, self._rules), tf.float32)
+
+        has_alpha = (tf.shape(images)[-1] % 2 == 0) & (not self._rules.are_old)
+        pixels = tf.cond(has_alpha, laid, lambda: to_channels(images, self._channels))
+        views = clean_view(pixels, self._size)
         return self.answers(tf.ensure_shape(views, [None, *self._size, self._channels]), valid)
 
 
@@ -178,6 +198,7 @@ def export_saved_model(
     *,
     potentials: np.ndarray | None = None,
     lam: float = 1.0,
+    pixel_rules: PixelRules = DEFAULT_RULES,
     warm_up: bool = False,
     check: Callable[[pathlib.Path], None] | None = None,
 ) -> None:
@@ -194,6 +215,7 @@ def export_saved_model(
         path: path of the directory; TensorFlow Serving needs a number as its name.
         potentials: potentials [T, K], which correct for the prior; None for the network's plain argmax.
         lam: lambda of the transport that the potentials belong to.
+        pixel_rules: the rules by which image files become pixels, those of training; by default transparent parts become white.
         warm_up: add requests that TensorFlow Serving runs before it reports that it is ready; needs tensorflow-serving-api.
         check: called with the complete, not yet renamed directory. If it raises, `path` is not made.
 
@@ -201,7 +223,8 @@ def export_saved_model(
         FileExistsError: `path` exists.
         ImportError: tensorflow-serving-api is needed and missing.
     """
-    served = (ServedImages if len(model.input.shape) == 4 else ServedVectors)(model, potentials, lam)
+    is_of_images = len(model.input.shape) == 4
+    served = ServedImages(model, potentials, lam, pixel_rules) if is_of_images else ServedVectors(model, potentials, lam)
     path = pathlib.Path(path)
     if path.exists():
         raise FileExistsError(f"{path} is there already")

@@ -59,6 +59,7 @@ def class_level_option() -> Any:
         "auto",
         "Directories of a folder that are its classes. auto: the first level below the split (train, test, …) that has two or more; a "
         "number N: the N-th level below it; parent: those that hold the images; old: as in runs whose flags.cfg does not name this.",
+        before="old",
     )
 
 
@@ -70,6 +71,17 @@ def check_class_level(value: str) -> None:
     """
     if value not in ("auto", "parent", "old") and not (value.isdecimal() and value.isascii() and 1 <= int(value) <= 100):
         raise ConfigError(f"`class_level` must be auto, parent, or a number from 1. Received: `class_level={value}`")
+
+
+def background_option() -> Any:
+    """Returns the field `background`."""
+    return option(
+        "white",
+        "Colour that transparent parts of images are laid on: white, black, or mean, that of the training images. old is for runs that are "
+        "older than this setting: they drop transparency and orientation.",
+        choices=("white", "black", "mean", "old"),
+        before="old",
+    )
 
 
 def memory_limit_option(help: str) -> Any:

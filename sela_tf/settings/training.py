@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from sela_tf.settings.data import (
+    background_option,
     cache_dir_option,
     check_class_level,
     class_level_option,
@@ -72,6 +73,7 @@ class SelaConfig:
     )
     max_rejected: float = max_rejected_option()
     class_level: str = class_level_option()
+    background: str = background_option()
     memory_limit: float = memory_limit_option("GiB that decoded images may take; TensorFlow keeps a second copy.")
     image_size: int = option(
         CHOSEN, "Side of the square that the network sees; 0 for the images' own size, where they have one.", at_least=0

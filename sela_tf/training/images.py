@@ -15,7 +15,9 @@ from sela_tf.compat.activity import Activity
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet, Splits
 from sela_tf.data.left_out import ImageNote
-from sela_tf.data.pipeline import channel_statistics, training_batches, with_rotations
+from sela_tf.data.pipeline import training_batches, view_statistics, with_rotations
+from sela_tf.data.pixel_rules import OLD_RULES, PixelRules
+from sela_tf.data.rules_of_images import make_rules, saturation_in_words, with_rules
 from sela_tf.data.sources import Outline, SourceOptions, load_source, outline_source
 from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
 from sela_tf.data.stores import Unread
@@ -40,17 +42,18 @@ class Data(NamedTuple):
     """Images of the sources that cannot be read."""
 
 
-def load_data(config: SelaConfig) -> Data:
+def load_data(config: SelaConfig, rules: PixelRules | None = None) -> Data:
     """Loads the images that a run trains on, those that are held out, their size and their statistics.
 
     Args:
         config: the settings of the run, as its flags.cfg has them.
+        rules: the pixel rules of a finished run; None for those that a run makes of its training images.
 
     Raises:
         ValueError: they cannot be loaded (SourceError), or their size is not known (ConfigError).
     """
     with Activity("reading images"):
-        return _split_and_match(config, {})
+        return _split_and_match(config, {}, rules)
 
 
 def load_training_data(
@@ -131,8 +134,8 @@ def tell(line: str) -> None:
     sys.stdout.flush()
 
 
-def _source_options(config: SelaConfig) -> SourceOptions:
-    """Returns the options of the run's sources."""
+def _source_options(config: SelaConfig, rules: PixelRules | None = None) -> SourceOptions:
+    """Returns the options of the run's sources; without `rules`, they are still to be made, but for an older run."""
     return SourceOptions(
         data_dir=config.data_dir,
         download=config.download,
@@ -141,12 +144,13 @@ def _source_options(config: SelaConfig) -> SourceOptions:
         class_level=config.class_level,
         memory_limit=int(config.memory_limit * 2**30),
         cache_dir=config.cache_dir,
+        rules=OLD_RULES if rules is None and config.background == "old" else rules,
     )
 
 
-def _load_source(config: SelaConfig, setting: str) -> Splits:
+def _load_source(config: SelaConfig, setting: str, rules: PixelRules | None = None) -> Splits:
     """Loads the source that the setting "dataset" or "eval_dataset" names."""
-    return load_source(getattr(config, setting), _source_options(config), setting=setting, tell=tell)
+    return load_source(getattr(config, setting), _source_options(config, rules), setting=setting, tell=tell)
 
 
 def _check_outline(config: SelaConfig, outline: Outline) -> None:
@@ -168,12 +172,12 @@ def _check_outline(config: SelaConfig, outline: Outline) -> None:
         tell(line)
 
 
-def _split_and_match(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:
+def _split_and_match(config: SelaConfig, loaded: Mapping[str, Splits], rules: PixelRules | None = None) -> Data:
     """Does what `load_data` says; some sources may have been loaded before, by the name of their setting."""
-    splits = loaded.get("dataset") or _load_source(config, "dataset")
+    splits = loaded.get("dataset") or _load_source(config, "dataset", rules)
     report, rejected = list(splits.report), splits.rejected
     if config.eval_dataset:
-        other = _load_source(config, "eval_dataset")
+        other = _load_source(config, "eval_dataset", rules)
         report += other.report
         rejected += tuple(each for each in other.rejected if each not in rejected)
         train, held_out = splits.train, other.eval or other.train
@@ -194,9 +198,16 @@ def _split_and_match(config: SelaConfig, loaded: Mapping[str, Splits]) -> Data:
         report.append(f"`imbalance={config.imbalance}`: {len(train)} of {len(whole)} training images are kept")
     for line in report:
         tell(line)
+    rules = make_rules(train, config.background, seed=config.seed) if rules is None else rules
+    ruled = with_rules(Splits(train, held_out), rules, memory_limit=int(config.memory_limit * 2**30))
+    train, held_out = ruled.train, ruled.eval or held_out
     size = _network_size(config, train)
-    mean, variance = channel_statistics(train, size=size, seed=config.seed)
-    return Data(train, match_input(held_out, (*size, train.channels)), size, mean, variance, left_out, rejected)
+    held_out = match_input(held_out, (*size, train.channels))
+    found = view_statistics(train, size=size, seed=config.seed)
+    for line in (saturation_in_words(held_out), found.in_words()):
+        if line:
+            tell(line)
+    return Data(train, held_out, size, found.mean, found.variance, left_out, rejected)
 
 
 def _network_size(config: SelaConfig, train: ImageSet) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ def known_labels(config: SelaConfig, data: Data) -> np.ndarray | None:
 def description_of(config: SelaConfig, data: Data) -> NetworkDescription:
     """Returns the description of the network that the settings ask for, for these images."""
     shape = (*data.size, data.train.channels)
-    return describe_network(config, shape, tuple(data.mean.tolist()), tuple(data.variance.tolist()))
+    return describe_network(config, shape, tuple(data.mean.tolist()), tuple(data.variance.tolist()), data.train.rules)
 
 
 def check_backbone_weights(config: SelaConfig) -> None:

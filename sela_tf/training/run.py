@@ -16,6 +16,7 @@ from sela_tf.data.left_out import write_left_out
 from sela_tf.data.sources.python import ImagesFromPython, images_given
 from sela_tf.evaluation.outputs import EvaluationOutputs
 from sela_tf.runs import checkpoint
+from sela_tf.runs.flagfile import given_by
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.names import LEFT_OUT
 from sela_tf.runs.network import describe_older_run, load_run, save_network
@@ -64,7 +65,7 @@ def run(
         TrainingInterrupted: on SIGINT or SIGTERM, after saving.
     """
     if isinstance(data, SelaConfig):
-        return _run({**vars(data), **settings}, workdir, experiment_of, minutes)
+        return _run({**given_by(data), **settings}, workdir, experiment_of, minutes)
     if isinstance(data, str):
         return _run({"dataset": data, **settings}, workdir, experiment_of, minutes)
     limit = settings.get("memory_limit", default_of(SelaConfig, "memory_limit"))

@@ -18,8 +18,8 @@ from sela_tf.commands import convert as converter
 from sela_tf.commands.convert import convert_folder
 from sela_tf.data import converting
 from sela_tf.data.converting import to_png
-from sela_tf.data.decoding import BadImageError, UnreadableFormatError
 from sela_tf.data.errors import SourceError
+from sela_tf.data.headers import BadImageError, UnreadableFormatError
 from sela_tf.data.sources import load_source
 from sela_tf.settings.commands import ConvertConfig
 from sela_tf.settings.fields import ConfigError

@@ -20,7 +20,7 @@ def folder(tmp_path, rng) -> pathlib.Path:
     whole = encoded(picture(rng, "RGB", (30, 30)), "JPEG")
     (root / "a" / "cut.jpg").write_bytes(whole[: len(whole) - 200])
     (root / "b" / "empty.png").write_bytes(b"")
-    (root / "b" / "new.webp").write_bytes(encoded(picture(rng, "RGB", (9, 9)), "WEBP"))
+    (root / "b" / "other.tiff").write_bytes(encoded(picture(rng, "RGB", (9, 9)), "TIFF"))
     (root / "notes.txt").write_text("no image")
     return root
 
@@ -29,7 +29,7 @@ def folder(tmp_path, rng) -> pathlib.Path:
 def decoded(monkeypatch) -> list[str]:
     """Grows with each file that is decoded, and with each graph that would decode."""
     calls: list[str] = []
-    for name in ("decode_image", "decode_jpeg"):
+    for name in ("decode_image", "decode_jpeg", "decode_png"):
         real = getattr(tf.io, name)
         monkeypatch.setattr(
             tf.io, name, lambda *args, real=real, name=name, **options: calls.append(name) or real(*args, **options)

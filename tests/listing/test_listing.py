@@ -20,6 +20,7 @@ from sela_tf.commands import probe as prober
 from sela_tf.data import listing
 from sela_tf.data.folder_contents import walk
 from sela_tf.data.listing import inspect_file, inspect_header, list_folder, read_listing, write_listing
+from sela_tf.data.pixel_rules import DEFAULT_RULES
 from sela_tf.data.sources import SourceOptions, load_source, outline_source
 from sela_tf.settings.commands import LabelConfig, ProbeConfig
 from sela_tf.settings.training import SelaConfig
@@ -82,7 +83,7 @@ class TestListing:
             assert file.sha256 == ("" if name in ("notes.txt", "b/empty.png") else hashlib.sha256(path.read_bytes()).hexdigest())
         assert files["a/cut.jpg"].problem == "a damaged or cut jpeg"
         assert files["b/empty.png"].problem == "an empty file"
-        assert files["b/new.webp"].is_foreign
+        assert files["b/other.tiff"].is_foreign
         assert files["notes.txt"].problem == ""
         assert files["a/00.png"].info[:4] == ("png", 16, 20, 3)
 
@@ -112,7 +113,7 @@ class TestListing:
             assert read_listing(str(folder), **options) == {}
             assert list_folder(str(folder), names, **options) == files
             assert len(read_listing(str(folder), **options)) == len(files)
-        for module, name, value in ((tf, "__version__", "2.0.0"), (listing, "FORMAT", 2)):
+        for module, name, value in ((tf, "__version__", "2.0.0"), (listing, "FORMAT", 1)):
             with monkeypatch.context() as other:
                 other.setattr(module, name, value)
                 assert read_listing(str(folder), **options) == {}
@@ -149,10 +150,10 @@ class TestListing:
         load_source(config.dataset, SourceOptions(cache_dir=config.cache_dir))
         decoded.clear()
         settings = LabelConfig(workdir="x", output="y.csv", dataset=config.dataset)
-        labelled, _ = labeller._images(settings, config)
+        labelled, _ = labeller._images(settings, config, DEFAULT_RULES)
         assert decoded == []
         assert len(labelled[0][1]) == 12
-        labeller._images(dataclasses.replace(settings, cache_dir=str(tmp_path / "own")), config)
+        labeller._images(dataclasses.replace(settings, cache_dir=str(tmp_path / "own")), config, DEFAULT_RULES)
         assert len(decoded) == 12
         assert len(list((tmp_path / "own").iterdir())) == 1
         (tmp_path / "flags.cfg").write_text(flags.to_flagfile(config))

@@ -12,6 +12,8 @@ import tensorflow as tf
 from sela_tf.data.classes import with_classes_told
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import SourceName, Splits
+from sela_tf.data.pixel_rules import DEFAULT_RULES, PixelRules
+from sela_tf.data.rules_of_images import with_rules
 from sela_tf.data.sources.arrays import (
     check_memory,
     load_digits,
@@ -47,6 +49,13 @@ class SourceOptions(NamedTuple):
     """The limit for decoded images, in bytes."""
     cache_dir: str = ""
     """The directory of listings of folders (`sela_tf.data.listing`); "" for none."""
+    rules: PixelRules | None = DEFAULT_RULES
+    """The pixel rules of a run; None where they are still to be made, by `make_rules`, of the images that are loaded."""
+
+    @property
+    def reads_as_before(self) -> bool:
+        """True for a run that is older than the pixel rules, and reads the images that were read then."""
+        return self.rules is not None and self.rules.are_old
 
 
 _DEFAULTS = SourceOptions()
@@ -88,7 +97,13 @@ class Source(NamedTuple):
 def _outline_folder(request: Request) -> Outline | None:
     options = request.options
     try:
-        splits = outline_folder(request.path, source=request.source, class_level=options.class_level, cache_dir=options.cache_dir)
+        splits = outline_folder(
+            request.path,
+            source=request.source,
+            class_level=options.class_level,
+            cache_dir=options.cache_dir,
+            reads_as_before=options.reads_as_before,
+        )
     except SourceError:  # Loading the folder gives a better message, because it finds all that is wrong.
         return None
     return Outline(splits, sizes_are_known=options.max_rejected == 0)
@@ -193,6 +208,8 @@ def load_source(
     """
     source, request = _requested(dataset, options, setting, tell)
     splits = source.load(request)
+    if options.rules is not None:
+        splits = with_rules(splits, options.rules, memory_limit=options.memory_limit)
     for part in (splits.train, splits.eval):
         if part is not None and part.images is not None:
             check_memory(str(request.source), part.images.nbytes, options.memory_limit)

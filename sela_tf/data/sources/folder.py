@@ -35,9 +35,10 @@ def load_folder(
     max_rejected: float = 0.0,
     class_level: str = "auto",
     cache_dir: str = "",
+    reads_as_before: bool = False,
     tell: Callable[[str], None] | None = None,
 ) -> Splits:
-    """Loads the paths of every jpeg, png, gif and bmp below a directory, in the order of their names. Hidden files are left out.
+    """Loads the paths of every jpeg, png, gif, bmp and webp below a directory, in the order of their names. Hidden files are left out.
 
     Each file is read and decoded once, so that damaged files are found before training. The results are kept in `cache_dir`, see
     `list_folder`. Splits and classes come from the names of directories, see `folder_layout`.
@@ -48,6 +49,7 @@ def load_folder(
         max_rejected: The largest share of the images that may be left out because they are damaged.
         class_level: The level of directories that are the classes: "auto", "parent", a number from 1, or "old".
         cache_dir: The directory of listings; "" for none.
+        reads_as_before: Reads the images that were read before there were pixel rules.
         tell: A function that is called with lines about the progress.
 
     Raises:
@@ -55,6 +57,8 @@ def load_folder(
     """
     found = contents_of_folder(root, source=source, class_level=class_level)
     files = list_folder(root, found.names, cache_dir=cache_dir, tell=tell)
+    if reads_as_before:
+        files = [file.before_rules() for file in files]
     return splits_of_files(root, files, found, source=source, max_rejected=max_rejected, class_level=class_level)
 
 
@@ -63,7 +67,9 @@ def contents_of_folder(root: str, *, source: SourceName, class_level: str) -> Fo
     return folder_contents(root, name=str(source), with_machine_made=class_level == OLD_RULES)
 
 
-def outline_folder(root: str, *, source: SourceName, class_level: str = "auto", cache_dir: str = "") -> Splits:
+def outline_folder(
+    root: str, *, source: SourceName, class_level: str = "auto", cache_dir: str = "", reads_as_before: bool = False
+) -> Splits:
     """Outlines a folder without decoding images: by its listing, and by the headers of files that are not listed.
 
     Damaged images are counted if their headers are whole. The number of channels is not known.
@@ -76,6 +82,8 @@ def outline_folder(root: str, *, source: SourceName, class_level: str = "auto", 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         pairs = zip(listed, found.names, strict=True)
         files = list(pool.map(lambda pair: pair[0] or inspect_header(root, pair[1]), pairs))
+    if reads_as_before:
+        files = [file.before_rules() for file in files]
     return splits_of_files(root, files, found, source=source, max_rejected=1.0, class_level=class_level)
 
 
@@ -109,7 +117,7 @@ def splits_of_files(
     if not images:
         rejected = in_words([*foreign, *damaged])
         raise SourceError(
-            f"{source}: no jpeg, png, gif or bmp image in {root!r} or below it; {len(files)} other files"
+            f"{source}: no jpeg, png, gif, bmp or webp image in {root!r} or below it; {len(files)} other files"
             + (f" ({rejected}). {_advice(root)}" if foreign else f" ({rejected})" if rejected else "")
         )
     kinds = collections.Counter(file.info.kind for file in images if file.info)
@@ -180,7 +188,7 @@ def _image_set(source: SourceName, files: Sequence[FileInfo], places: Sequence[i
         name=source.name,
         setting=source.setting,
         channels=channels,
-        store=Files(tuple(file.path for file in chosen)),
+        store=Files(tuple(file.path for file in chosen), np.array([file.info.largest for file in chosen if file.info], np.int32)),
         names=tuple(file.name for file in chosen),
         classes=None if layout.classes is None else layout.classes[np.array(places, int)],
         class_names=layout.class_names,

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import tensorflow as tf
 
-from sela_tf.data.decoding import decode_image
 from sela_tf.data.image_set import ImageSet, SourceName, Splits
 from sela_tf.data.records import read_index, read_manifest, records_of
-from sela_tf.data.stores import Arrays
-
-_AT_ONCE, _PARALLEL = 500, 16
+from sela_tf.data.rules_of_images import decoded_bytes
 
 
 def load_records(directory: str, *, source: SourceName, memory_limit: int) -> Splits:
     """Loads the records of a directory.
 
-    If all images have one size and fit into memory, they are decoded at once; otherwise they are read when they are needed. Shards are
-    checked for their length here, and every record for damage whenever it is read.
+    If all images have one size and fit into memory, `with_rules` decodes them at once; otherwise they are read when they are needed. Shards
+    are checked for their length here, and every record for damage whenever it is read.
 
     Args:
         directory: A directory with a manifest, as components.data_ingestion writes it.
@@ -36,11 +31,8 @@ def load_records(directory: str, *, source: SourceName, memory_limit: int) -> Sp
     manifest = read_manifest(directory, name=str(source))
     index = read_index(directory, manifest, str(source))
     sets = {split: _image_set(directory, split, manifest, index, source) for split in manifest["splits"]}
-    decoded = sum(len(images) * int(np.prod(images.image_size)) * images.channels for images in sets.values() if images.image_size)
-    if decoded <= memory_limit:
-        sets = {split: _decoded(images) if images.image_size else images for split, images in sets.items()}
     train, held_out = sets["train"], sets.get("eval")
-    kind = "in memory" if train.images is not None else "read as they are needed"
+    kind = "in memory" if train.image_size and decoded_bytes(train, held_out) <= memory_limit else "read as they are needed"
     report = f"{len(train)} images for training and {len(held_out or ())} for evaluation in {directory!r}, {kind}"
     return Splits(train, held_out, (report,))
 
@@ -61,23 +53,3 @@ def _image_set(directory: str, split: str, manifest: Mapping[str, Any], index: p
         class_names=tuple(class_names) if class_names else None,
         image_size=tuple(described["image_size"]) if described["image_size"] else None,
     )
-
-
-def _decoded(images: ImageSet) -> ImageSet:
-    """Returns the same images, decoded into memory."""
-    height, width = images.image_size or (0, 0)
-    pixels = np.empty((len(images), height, width, images.channels), np.uint8)
-    signature = tf.TensorSpec([height, width, images.channels], tf.uint8)
-
-    @tf.function(reduce_retracing=True)
-    def decode(encoded: tf.Tensor) -> tf.Tensor:
-        def one(data: tf.Tensor) -> tf.Tensor:
-            return decode_image(data, images.channels)
-
-        return tf.map_fn(one, encoded, fn_output_signature=signature, parallel_iterations=_PARALLEL)
-
-    for start in range(0, len(images), _AT_ONCE):
-        # The files are read outside of a graph. Inside one, TensorFlow would word the error of a damaged record.
-        some = tf.range(start, min(start + _AT_ONCE, len(images)), dtype=tf.int64)
-        pixels[start : start + len(some)] = decode(images.encoded(some)).numpy()
-    return dataclasses.replace(images, store=Arrays(pixels))
