@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from sela_tf.data.errors import NAMES_SHOWN, SourceError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 """Endings of the names of image files."""
 MACHINE_MADE = frozenset(
     each.lower()

@@ -53,7 +53,7 @@ class Part(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What happens over and over, in seconds."""
+    """The seconds of what happens over and over."""
 
     image_trained: float
     """One image of an optimizer step."""

@@ -21,8 +21,9 @@ from sela_tf.data import folder_contents as contents_module
 from sela_tf.data.errors import SourceError
 from sela_tf.data.folder_contents import folder_contents
 from sela_tf.data.label_files import read_known_labels
+from sela_tf.data.pipeline import ViewStatistics
 from sela_tf.data.sources import SourceOptions, load_source, outline_source
-from sela_tf.runs.workdir import Workdir, read_config, with_rules_of_older_run
+from sela_tf.runs.flagfile import given_by, read_config, settings_of_run
 from sela_tf.settings.commands import LabelConfig
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.paths import absolute_source
@@ -111,7 +112,7 @@ class TestWhatIsTold:
         )
 
     def test_before_training(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr(images, "channel_statistics", lambda *args, **options: (np.zeros(3), np.ones(3)))
+        monkeypatch.setattr(images, "view_statistics", lambda *args, **options: ViewStatistics(np.zeros(3), np.ones(3), 8, 0, 0))
         root = write(
             tmp_path / "images", *(f"{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab" for i in range(4))
         )
@@ -203,23 +204,21 @@ class TestOlderRuns:
         ("old", "value"), [("--skip_bad_images=true", 1.0), ("--skip_bad_images=false", 0.0), ("--noskip_bad_images", 0.0)]
     )
     def test_settings(self, tmp_path, capsys, old, value):
-        new = SelaConfig(dataset="folder:/images", max_rejected=value, class_level="old").absolute()
+        new = SelaConfig(
+            dataset="folder:/images", max_rejected=value, class_level="old", background="old", monitor_epochs=1
+        ).absolute()
         lines = flags.to_flagfile(new).splitlines()
         assert f"--max_rejected={value}" in lines
-        kept = [line for line in lines if not line.startswith(("--max_rejected", "--class_level"))]
+        kept = [line for line in lines if not line.startswith(("--max_rejected", "--class_level", "--background", "--monitor"))]
         (tmp_path / "flags.cfg").write_text("\n".join([*kept, old]) + "\n")
         assert read_config(tmp_path) == new
         assert capsys.readouterr().out == ""
-        asked = dataclasses.replace(new, class_level="auto")
-        with pytest.raises(ConfigError, match="`class_level` was 'old', is 'auto'"):
-            Workdir(tmp_path, asked)
-        assert with_rules_of_older_run(asked, tmp_path) == new
-        assert with_rules_of_older_run(dataclasses.replace(new, class_level="2"), tmp_path).class_level == "2"
-        assert with_rules_of_older_run(asked, tmp_path / "new") == asked
-        Workdir(tmp_path, with_rules_of_older_run(asked, tmp_path))
-        # There are no such rules of other sources.
-        (tmp_path / "flags.cfg").write_text(f"--dataset=digits\n{old}\n")
-        assert read_config(tmp_path).class_level == "auto"
+        asked = dataclasses.replace(new, class_level="auto", background="white")
+        assert settings_of_run(tmp_path, given_by(asked)) == (new, new)
+        for level in ("auto", "2"):
+            with pytest.raises(ConfigError, match=f"`class_level` was 'old', is '{level}'"):
+                settings_of_run(tmp_path, {"class_level": level})
+        assert settings_of_run(tmp_path / "new", given_by(asked)) == (asked.absolute(), None)
 
     def test_what_a_level_may_be(self):
         for level in ("0", "-1", "second", "²", ""):

@@ -21,7 +21,7 @@ from sela_tf.data.stores import Files
 
 _OTHER_SUFFIXES = (
     ".tif", ".tiff", ".psd", ".ico", ".icns", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".pcx", ".tga", ".sgi", ".dds", ".qoi",
-    ".jp2", ".j2k", ".jxl", ".webp", ".avif", ".heic", ".heif",
+    ".jp2", ".j2k", ".jxl", ".avif", ".heic", ".heif",
 )  # fmt: skip
 """Endings of names of images in formats that are not read; some of them cannot be told by their first bytes."""
 OLD_RULES = "old"
