@@ -27,7 +27,7 @@ class TestConsole:
 
     def test_an_unknown_command_is_named(self, capsys):
         assert console.main(["sela-tf", "trian", "--dataset=x"]) == 2
-        assert capsys.readouterr().err == "sela-tf: error: there is no command 'trian': train, label, probe, export\n"
+        assert capsys.readouterr().err == "sela-tf: error: there is no command 'trian': train, label, probe, convert, export\n"
 
     def test_its_commands_are_the_doors(self, capsys):
         assert console.main(["sela-tf", "train", "--epocs=3"]) == 2
