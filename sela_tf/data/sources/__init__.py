@@ -22,6 +22,7 @@ from sela_tf.data.sources.arrays import (
     synthetic_count,
 )
 from sela_tf.data.sources.folder import load_folder, outline_folder
+from sela_tf.data.sources.layout import ClassLevelError
 from sela_tf.data.sources.records import load_records
 from sela_tf.data.sources.tfds import load_tfds, outline_tfds
 from sela_tf.data.sources.vectors import load_vectors
@@ -88,6 +89,8 @@ def _outline_folder(request: Request) -> Outline | None:
     options = request.options
     try:
         splits = outline_folder(request.path, source=request.source, class_level=options.class_level, cache_dir=options.cache_dir)
+    except ClassLevelError:
+        raise
     except SourceError:  # Loading the folder gives a better message, because it finds all that is wrong.
         return None
     return Outline(splits, sizes_are_known=options.max_rejected == 0)
@@ -211,7 +214,7 @@ def outline_source(dataset: str, options: SourceOptions = _DEFAULTS, *, setting:
         The outline; None for a source that is not decoded and can as well be loaded, and for a folder in which no image was found.
 
     Raises:
-        SourceError: The data set does not exist.
+        SourceError: The data set does not exist, or has no directories at the level of the classes.
     """
     source, request = _requested(dataset, options, setting, None)
     outline = None if source.outline is None else source.outline(request)
