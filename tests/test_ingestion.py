@@ -92,7 +92,7 @@ class TestSources:
             workers = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", f"--direct_num_workers={count}")
             ingested(f"folder:{folder}", tmp_path / str(count), images_per_shard=10, beam_pipeline_args=workers)
         one, two = files_of(tmp_path / "1"), files_of(tmp_path / "2")
-        assert len(one) == 4 + 6 + 1
+        assert len(one) == 5 + 6 + 1
         assert one == two
         copy = tmp_path / "copy" / "elsewhere"
         copy.parent.mkdir()

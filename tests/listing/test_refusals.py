@@ -52,6 +52,14 @@ class TestRefusedBeforeDecoding:
             train, _ = hold_out(load_source(config.dataset).train, 0.3)
             assert re.search(r"the (\d+) training", str(refused.value))[1] == str(len(train))
 
+    def test_a_level_of_classes_that_is_not_there(self, folder, decoded):
+        config = SelaConfig(dataset=f"folder:{folder}", num_clusters=4, batch_size=4, class_level="2")
+        with pytest.raises(
+            SourceError, match=r"`class_level=2`: \d+ images lie beside the directories of that level: a/00.png.*Choose another"
+        ):
+            load_training_data(config)
+        assert decoded == []
+
     def test_of_many_sizes(self, folder, decoded, tmp_path, rng):
         settings = {"num_clusters": 4, "batch_size": 4, "image_size": 0}
         config = SelaConfig(dataset=f"folder:{folder}", cache_dir=str(tmp_path / "cache"), **settings)

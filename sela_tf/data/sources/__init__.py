@@ -24,6 +24,7 @@ from sela_tf.data.sources.arrays import (
     synthetic_count,
 )
 from sela_tf.data.sources.folder import load_folder, outline_folder
+from sela_tf.data.sources.layout import ClassLevelError
 from sela_tf.data.sources.python import load_given
 from sela_tf.data.sources.records import load_records
 from sela_tf.data.sources.tfds import load_tfds, outline_tfds
@@ -104,6 +105,8 @@ def _outline_folder(request: Request) -> Outline | None:
             cache_dir=options.cache_dir,
             reads_as_before=options.reads_as_before,
         )
+    except ClassLevelError:
+        raise
     except SourceError:  # Loading the folder gives a better message, because it finds all that is wrong.
         return None
     return Outline(splits, sizes_are_known=options.max_rejected == 0)
@@ -230,7 +233,7 @@ def outline_source(dataset: str, options: SourceOptions = _DEFAULTS, *, setting:
         The outline; None for a source that is not decoded and can as well be loaded, and for a folder in which no image was found.
 
     Raises:
-        SourceError: The data set does not exist.
+        SourceError: The data set does not exist, or has no directories at the level of the classes.
     """
     source, request = _requested(dataset, options, setting, None)
     outline = None if source.outline is None else source.outline(request)

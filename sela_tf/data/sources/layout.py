@@ -28,6 +28,10 @@ Directories = tuple[str, ...]
 """The directories of an image, from the top of the folder down."""
 
 
+class ClassLevelError(SourceError):
+    """A level of classes that some images do not have."""
+
+
 class Layout(NamedTuple):
     """The splits and classes of a folder of N images."""
 
@@ -58,7 +62,7 @@ def folder_layout(names: Sequence[str], class_level: str, *, source: str) -> Lay
         source: The name of the data set, for messages.
 
     Raises:
-        SourceError: A training image has fewer directories than `class_level`.
+        ClassLevelError: A training image has fewer directories than `class_level`.
     """
     directories = [tuple(name.split("/")[:-1]) for name in names]
     depth = _common_depth(directories)
@@ -120,7 +124,7 @@ class _ClassFinder:
         source: The name of the data set, for messages.
 
     Raises:
-        SourceError: A training image has fewer directories than `class_level`.
+        ClassLevelError: A training image has fewer directories than `class_level`.
     """
 
     def __init__(self, directories: Sequence[Directories], names: Sequence[str], class_level: str, source: str):
@@ -135,7 +139,7 @@ class _ClassFinder:
         elif beside:
             self._reason = "no image lies in a directory"
         if beside and class_level.isdecimal():
-            raise SourceError(
+            raise ClassLevelError(
                 f"{source}: `class_level={class_level}`: {some.format('the directories of that level')}. Choose another level"
             )
         self._known = set() if self._reason else set(self._keys(directories))
