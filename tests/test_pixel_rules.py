@@ -171,16 +171,17 @@ def test_the_export_of_a_model_is_checked_with_the_files_themselves(folder, tmp_
     assert check_saved_model(tmp_path / "1", model, images, seconds=0).num_images == 12
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> pathlib.Path:
+    root = tmp_path_factory.mktemp("run")
+    folder = make_folder(root / "images", np.random.default_rng(0))
+    sela_tf.run(SelaConfig(dataset=f"folder:{folder}", background="mean", **SETTINGS), root / "run")
+    return root / "run"
+
+
 @pytest.mark.slow
 class TestDoors:
     """A whole run, its labels and its export; then the same run as if it were older than the rules."""
-
-    @pytest.fixture(scope="class")
-    def run(self, tmp_path_factory) -> pathlib.Path:
-        root = tmp_path_factory.mktemp("run")
-        folder = make_folder(root / "images", np.random.default_rng(0))
-        sela_tf.run(SelaConfig(dataset=f"folder:{folder}", background="mean", **SETTINGS), root / "run")
-        return root / "run"
 
     @staticmethod
     def embeddings(workdir: pathlib.Path, folder: pathlib.Path) -> np.ndarray:

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from pixel_files import MASKS, oriented
+from pixel_files import bmp as bitmap
 from served import ask, encoded, is_blank, picture
 
 import sela_tf
 from sela_tf.data import decoding, headers
 from sela_tf.data.augment import clean_view
 from sela_tf.data.decoding import check_image, decode_image
-from sela_tf.data.headers import BadImageError, readable
+from sela_tf.data.headers import DECODES_WEBP, BadImageError, readable
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.sources import load_source
 from sela_tf.data.splits import match_input
@@ -50,6 +52,12 @@ def good() -> dict[str, bytes]:
         "colour.gif": encoded(picture(rng, size=(5, 40)).convert("P"), "gif"),
         "moving.gif": encoded(frames[0], "gif", save_all=True, append_images=frames[1:]),
         "colour.bmp": encoded(picture(rng, size=(6, 6)), "bmp"),
+        "turned.jpg": oriented(picture(rng, size=(12, 30)), "jpeg", 6, order=">"),
+        "transparent.png": encoded(picture(rng).quantize(8), "png", transparency=2),
+        "transparent.bmp": bitmap(
+            rng.integers(0, 256, (5, 7, 4), dtype=np.uint8), 32, compression=3, masks=MASKS + b"\0\0\0\xff", header=108
+        ),
+        **({"transparent.webp": encoded(picture(rng, "RGBA"), "webp")} if DECODES_WEBP else {}),
         "dot.png": encoded(picture(rng, size=(1, 1)), "png"),
         "line.jpg": encoded(picture(rng, size=(1, 50)), "jpeg"),
         "large.jpg": encoded(picture(rng, size=(300, 200)), "jpeg"),
@@ -71,6 +79,10 @@ def bad() -> dict[str, bytes]:
         "gif with transparency": encoded(picture(rng).quantize(8), "gif", transparency=1),
         "tiff": encoded(picture(rng), "tiff"),
         "bmp with a palette": encoded(picture(rng).convert("P"), "bmp"),
+        "bmp of 16 bits": bitmap(rng.integers(0, 256, (5, 7, 2), dtype=np.uint8), 16),
+        "bmp of OS/2": bitmap(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), 24, header=12),
+        "png on its side": oriented(picture(rng), "png", 6),
+        "moving webp": encoded(picture(rng), "webp", save_all=True, append_images=[picture(rng)]),
         "flipped bit": bytes(flipped),
         **{f"cut {kind}": data[: len(data) // 2] for kind, data in (("png", png), ("jpeg", jpeg), ("gif", gif), ("bmp", bmp))},
         **{f"signature of {kind}": data[:12] for kind, data in (("png", png), ("jpeg", jpeg), ("gif", gif), ("bmp", bmp))},
