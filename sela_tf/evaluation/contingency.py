@@ -13,6 +13,8 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from sela_tf.evaluation.bootstrap import resamples
 
+MEASURES = ("nmi", "ami", "ari", "hungarian", "purity", "entropy")
+"""Measures of `ClusterMetrics` that are known on resamples."""
 _COUNTS_AT_ONCE = 2**21
 _TINY = 1e-12
 
@@ -52,7 +54,7 @@ class ResampledTables:
         """Returns measures of the agreement of rows and columns on each resample, float64 [R] by name.
 
         Args:
-            names: names of measures, those of `ClusterMetrics`.
+            names: names of MEASURES.
             ami: the adjusted mutual information of all images, which "ami" needs. The mutual information that is expected by chance is
                 taken from it: it depends on the sizes of rows and columns alone, which change little, and takes long to compute.
         """

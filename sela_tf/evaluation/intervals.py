@@ -9,7 +9,7 @@ import numpy as np
 
 from sela_tf.evaluation.bootstrap import bootstrap_interval, compare_accuracies, compare_resampled, wilson_interval
 from sela_tf.evaluation.clustering import cluster_metrics
-from sela_tf.evaluation.contingency import ResampledTables
+from sela_tf.evaluation.contingency import MEASURES, ResampledTables
 
 ACCURACIES = ("knn", "linear_probe")
 """Figures that are shares of the held-out images."""
@@ -46,7 +46,7 @@ def label_intervals(labels: np.ndarray, classes: np.ndarray, figures: Mapping[st
     Returns:
         A list [T] of [from, to] by the name of the figure.
     """
-    resampled = _resampled(labels, classes, figures["ami"], seed=seed)
+    resampled = _resampled(labels, classes, figures["ami"], *MEASURES, seed=seed)
     found = {}
     for name in resampled[0]:
         low, high = _RANGES.get(name, (0.0, 1.0))
@@ -88,12 +88,13 @@ def compare_networks(one: Answers, other: Answers, classes: np.ndarray, *, seed:
 def _mean_of_heads(clusters: np.ndarray, classes: np.ndarray, *, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Returns the mean of the heads of each figure of CHANCE_CORRECTED, and its values [R] on resamples."""
     metrics = [cluster_metrics(classes, head) for head in clusters]
-    resampled = _resampled(clusters, classes, [each.ami for each in metrics], seed=seed)
+    resampled = _resampled(clusters, classes, [each.ami for each in metrics], *CHANCE_CORRECTED, seed=seed)
     values = {name: float(np.mean([getattr(each, name) for each in metrics])) for name in CHANCE_CORRECTED}
     return values, {name: np.mean([head[name] for head in resampled], axis=0) for name in CHANCE_CORRECTED}
 
 
-def _resampled(labels: np.ndarray, classes: np.ndarray, amis: Sequence[float], *, seed: int) -> list[dict[str, np.ndarray]]:
-    """Returns the figures [R] of each head on resamples of the images."""
-    names = ("nmi", "ami", "ari", "hungarian", "purity", "entropy")
+def _resampled(
+    labels: np.ndarray, classes: np.ndarray, amis: Sequence[float], *names: str, seed: int
+) -> list[dict[str, np.ndarray]]:
+    """Returns the figures [R] of each head on resamples of the images, by `names`."""
     return [ResampledTables(classes, head, seed=seed).agreement(*names, ami=ami) for head, ami in zip(labels, amis, strict=True)]

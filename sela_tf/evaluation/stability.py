@@ -69,7 +69,7 @@ class Stability(NamedTuple):
     neighbour_stability: Agreement
     """Share of the nearest training images that two views of an image have in common, corrected for the share of two different images."""
     neighbours_shared: float
-    """The share before the correction."""
+    """The share of common neighbours of two views of an image, before the correction."""
     neighbours_by_chance: float
     """The share that views of two different images have in common."""
 
