@@ -3,6 +3,6 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["sela_tf", "sela_tf.*"]), "sela_tf.configs"],
-    package_dir={"sela_tf.configs": "configs"},
+    packages=[*find_packages(include=["sela_tf", "sela_tf.*"]), "sela_tf.configs", "sela_tf.configs.probes"],
+    package_dir={"sela_tf.configs": "configs", "sela_tf.configs.probes": "configs/probes"},
 )

@@ -96,6 +96,19 @@ class TestWheel:
         assert any(name.endswith("LICENSE") for name in names)
         modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sela_tf").rglob("*.py")}
         assert modules <= set(names)
+        recipes = {f"sela_tf/configs/{path.relative_to(ROOT / 'configs').as_posix()}" for path in (ROOT / "configs").rglob("*.cfg")}
+        assert recipes == {name for name in names if name.endswith(".cfg")}
+
+    def test_brings_the_console_command_with_its_recipes(self, python, tmp_path):
+        code = (
+            "from importlib.metadata import distribution; (command,) = distribution('sela-tf').entry_points; "
+            "assert command.name == 'sela-tf'; raise SystemExit(command.load()(['sela-tf', 'train', '--recipe=help']))"
+        )
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [str(python), "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert {line.split()[0] for line in done.stdout.splitlines()} == {path.stem for path in (ROOT / "configs").glob("*.cfg")}
 
     def test_readme_example_runs_from_it_with_warnings_as_errors(self, python, tmp_path):
         done = run_example(python, tmp_path)
