@@ -14,9 +14,10 @@ from sela_tf.data import augment
 from sela_tf.data.augment import NUM_DRAWS, Augmentation
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.pipeline import inference_batches, training_batches, view_statistics, with_rotations
+from sela_tf.data.pipeline import inference_batches, training_batches, with_rotations
 from sela_tf.data.splits import unbalanced
 from sela_tf.data.stores import Arrays, Files
+from sela_tf.data.view_statistics import view_statistics
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import load_training_data, training_views
 

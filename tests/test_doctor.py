@@ -263,3 +263,11 @@ class TestDoctor:
         doctor.set_model(make_model())
         with pytest.raises(ValueError, match="2 heads of 6 clusters, the label table 2 of 7"):
             doctor.on_train_begin()
+
+
+def test_images_that_are_the_same_to_the_network(values):
+    values[: N // 4] = values[0]
+    fit = Fit(values, epochs=1)
+    (finding,) = [finding for finding in fit.doctor.findings if finding.kind == "images"]
+    assert "many images are the same to the network: 25% of the sample" in finding.message
+    assert "`background`" in finding.message

@@ -23,12 +23,13 @@ from sela_tf.cli import flags
 from sela_tf.data.decoding import check_image
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.listing import inspect_file, list_folder
-from sela_tf.data.pipeline import inference_batches, view_statistics
+from sela_tf.data.pipeline import inference_batches
 from sela_tf.data.pixel_rules import DEFAULT_RULES, OLD_RULES, PixelRules
 from sela_tf.data.record_writer import Record, shard_name, write_manifest, write_shard
 from sela_tf.data.rules_of_images import make_rules, saturation_in_words, visible_mean
 from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.stores import Arrays
+from sela_tf.data.view_statistics import view_statistics
 from sela_tf.runs.network import load_run, read_description
 from sela_tf.serving.check import check_saved_model
 from sela_tf.serving.saved_model import export_saved_model

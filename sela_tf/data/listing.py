@@ -107,9 +107,8 @@ def _inspect(root: str, name: str, *, decode: bool) -> FileInfo:
                 header = read_header(data)
             except BadImageError:  # The header may be longer than the first bytes.
                 header = read_header(data + opened.read())
-            return file._replace(
-                decoded=ImageInfo(header.kind, header.height, header.width, channels=0, orientation=header.orientation)
-            )
+            seen = ImageInfo(header.kind, header.height, header.width, channels=0, orientation=header.orientation)
+            return file._replace(decoded=seen)
     except BadImageError as error:
         decoded = error.info if isinstance(error, UnreadImageError) else None
         return file._replace(decoded=decoded, problem=str(error), is_foreign=isinstance(error, UnreadableFormatError))
@@ -220,16 +219,9 @@ def write_listing(root: str, files: Iterable[FileInfo], *, cache_dir: str) -> No
     Raises:
         OSError: The listing cannot be written.
     """
+    unknown = [None] * len(ImageInfo._fields)
     rows = [
-        (
-            file.name,
-            file.size,
-            file.mtime_ns,
-            file.sha256,
-            *(file.decoded or [None] * len(ImageInfo._fields)),
-            file.problem,
-            file.is_foreign,
-        )
+        (file.name, file.size, file.mtime_ns, file.sha256, *(file.decoded or unknown), file.problem, file.is_foreign)
         for file in files
         if file.size >= 0
     ]

@@ -15,12 +15,13 @@ from sela_tf.compat.activity import Activity
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet, Splits
 from sela_tf.data.left_out import ImageNote
-from sela_tf.data.pipeline import training_batches, view_statistics, with_rotations
+from sela_tf.data.pipeline import training_batches, with_rotations
 from sela_tf.data.pixel_rules import OLD_RULES, PixelRules
 from sela_tf.data.rules_of_images import make_rules, saturation_in_words, with_rules
 from sela_tf.data.sources import Outline, SourceOptions, load_source, outline_source
 from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
 from sela_tf.data.stores import Unread
+from sela_tf.data.view_statistics import view_statistics
 from sela_tf.models.backbones import check_image_size
 from sela_tf.settings.choices import Choice, ImagesSeen, choices_table, choose, contradictions
 from sela_tf.settings.fields import ConfigError

@@ -21,8 +21,8 @@ from sela_tf.data import folder_contents as contents_module
 from sela_tf.data.errors import SourceError
 from sela_tf.data.folder_contents import folder_contents
 from sela_tf.data.label_files import read_known_labels
-from sela_tf.data.pipeline import ViewStatistics
 from sela_tf.data.sources import SourceOptions, load_source, outline_source
+from sela_tf.data.view_statistics import ViewStatistics
 from sela_tf.runs.flagfile import given_by, read_config, settings_of_run
 from sela_tf.settings.commands import LabelConfig
 from sela_tf.settings.fields import ConfigError
