@@ -28,8 +28,8 @@ from sela_tf.settings.training import SelaConfig
 _IMAGE_KEY, _LABEL_KEY = "image/encoded", "image/class/label"
 RUN = "Run"
 """The directory of the training run, below that of a model."""
-FROM_EXAMPLES = ("dataset", "eval_dataset", "workdir")
-"""Settings of sela_tf that a component takes from its input artifacts."""
+FROM_EXAMPLES = ("dataset", "eval_dataset", "other_run", "workdir")
+"""Settings of sela_tf that a component takes from its input artifacts, or has no use for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ def _define(values: absl_flags.FlagValues) -> None:
 
 def _read(values: absl_flags.FlagValues) -> tuple[LinearProbeSettings, ProbeConfig]:
     settings = flags.settings(values, LinearProbeSettings)
-    given = {"workdir": (f"{settings.model}/{RUN}",), "dataset": "", "eval_dataset": ""}
+    given = {"workdir": (f"{settings.model}/{RUN}",), "dataset": "", "eval_dataset": "", "other_run": ""}
     return settings, flags.settings(values, ProbeConfig, **given)
 
 
