@@ -28,6 +28,7 @@ from benchmarks.own_images.simclr import nt_xent, pairs_of_views
 from benchmarks.own_images.table import compare, goals, table
 from benchmarks.own_images.worker import config_of
 from sela_tf.data.augment import Augmentation
+from sela_tf.data.classes import ClassLabels
 from sela_tf.data.image_set import SourceName
 from sela_tf.data.sources.arrays import array_set
 from sela_tf.training.images import Data
@@ -110,7 +111,7 @@ def test_the_loss_of_simclr_is_that_of_finding_the_other_view(rng):
 
 def gray_images(values: np.ndarray, side: int = 4):
     pixels = np.broadcast_to(values[:, np.newaxis, np.newaxis], (len(values), side, side)).astype(np.uint8)
-    return array_set(SourceName("npz:x", "dataset"), pixels, values % 2)
+    return array_set(SourceName("npz:x", "dataset"), pixels, ClassLabels(values % 2))
 
 
 def test_pairs_are_of_one_image_and_an_epoch_has_each_once():

@@ -157,7 +157,9 @@ class TestTheWayAcross:
                 "--backbone=resnet20",
             ): "is of a run with --backbone=resnet8. Received: --backbone=resnet20",
             (f"--backbone_weights={run}/model.weights.h5", "--width=8"): "is of a run with --width=4. Received: --width=8",
-            (f"--backbone_weights={alone}",): "weights of resnet8 are read from the directory of a finished run alone",
+            (
+                f"--backbone_weights={alone}",
+            ): "weights of resnet8 are read from a Keras model, NAME.keras, or from the directory of a finished run",
             ("--backbone_weights=/nowhere/x.h5", "--backbone=applications:MobileNetV2", "--width=0"): "there is no such file",
         }
         for changes, message in cases.items():

@@ -11,7 +11,7 @@ from fixtures import ROOT, SMALL, run_door, run_doors
 
 from sela_tf.data.splits import is_held_out
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training import dry_run
+from sela_tf.training import cost
 from sela_tf.transport.assignment import plan_memory
 
 
@@ -49,8 +49,8 @@ def test_dry_run_writes_nothing(tmp_path):
     assert "one step on 8 images: loss 2.77" in process.stdout
     assert re.search(r"one transport of 4096 x 16: \d+ iterations", process.stdout)
     assert re.search(
-        r"hours: training [\d.e-]+, label passes [\d.e-]+, transport [\d.e-]+, looking at images [\d.e-]+, kNN [\d.e-]+, linear probes, "
-        r"at most [\d.e-]+, agreement with classes [\d.e-]+\n",
+        r"hours: training [\d.e-]+, label passes [\d.e-]+, transport [\d.e-]+, monitors [\d.e-]+, looking at images [\d.e-]+, "
+        r"kNN [\d.e-]+, linear probes [\d.e-]+, agreement with classes [\d.e-]+\n",
         process.stdout,
     )
     for phase in ("training", "relabelling", "a label pass", "evaluation"):
@@ -94,6 +94,6 @@ def test_the_transport_is_tried_in_the_form_that_the_run_would_have(monkeypatch,
     """Log-probabilities in float32, in float16, or computed; stored rows take more of the memory where the tolerance is small."""
     config = SelaConfig(dataset="digits", num_clusters=16, transport_tolerance=tolerance)
     plan, tried = plan_memory(60_000, 16, gib * 2**30, tolerance=tolerance), []
-    monkeypatch.setattr(dry_run, "assign_labels", lambda logits, *, memory_limit, **options: tried.append(memory_limit))
-    dry_run._transport(config, plan, 4096, 8)
+    monkeypatch.setattr(cost, "assign_labels", lambda logits, *, memory_limit, **options: tried.append(memory_limit))
+    cost.random_transport(config, plan, 4096, 8)
     assert {plan_memory(4096, 16, limit, tolerance=tolerance).form for limit in tried} == {plan.form}

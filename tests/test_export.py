@@ -20,6 +20,7 @@ from served import ask
 import sela_tf
 from sela_tf import export
 from sela_tf.commands import export as exporter
+from sela_tf.data.pixel_rules import DEFAULT_RULES
 from sela_tf.data.sources import load_source
 from sela_tf.serving import stand_alone
 from sela_tf.serving.saved_model import read_signatures
@@ -227,14 +228,14 @@ class TestCheck:
         shutil.copytree(finished[0], tmp_path / "run")
         flagfile = tmp_path / "run" / "flags.cfg"
         flagfile.write_text(flagfile.read_text().replace("--dataset=digits", f"--dataset=folder:{tmp_path}/gone"))
-        images = exporter._images(ExportConfig(workdir=str(tmp_path / "run"), export_dir=str(tmp_path)), network)
+        images = exporter._images(ExportConfig(workdir=str(tmp_path / "run"), export_dir=str(tmp_path)), network, DEFAULT_RULES)
         assert images.channels == 1
         assert "checking with synthetic ones" in capsys.readouterr().out
 
     def test_held_out_images_are_used(self, finished, network):
         from sela_tf.cli import flags
 
-        images = exporter._images(ExportConfig(workdir=str(finished[0]), export_dir="x"), network)
+        images = exporter._images(ExportConfig(workdir=str(finished[0]), export_dir="x"), network, DEFAULT_RULES)
         assert images.fingerprint() == load_data(flags.from_flagfile(finished[0] / "flags.cfg")).held_out.fingerprint()
 
 

@@ -30,7 +30,7 @@ def test_bad_input_is_one_clear_line(tmp_path):
     (tmp_path / "bad.cfg").write_text("# a comment\n--num_cluster=3\n")
     cases = {
         ("--dataset=digitz",): "--dataset=digitz: unknown",
-        (f"--dataset=folder:{tmp_path}/empty",): f"no jpeg, png, gif or bmp image in '{tmp_path}/empty'",
+        (f"--dataset=folder:{tmp_path}/empty",): f"no jpeg, png, gif, bmp or webp image in '{tmp_path}/empty'",
         (f"--dataset=folder:{tmp_path}/corrupt",): "1 of 1 images cannot be read, --max_rejected=0: a.png (a damaged or cut png)",
         ("--num_clusters=2000",): "--num_clusters=2000 exceeds the 1344 training images",
         ("--num_clusters=1",): "--num_clusters must be at least 2. Received: --num_clusters=1",

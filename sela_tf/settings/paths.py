@@ -9,7 +9,7 @@ from collections.abc import Callable
 from sela_tf.settings.fields import ConfigError
 
 SOURCES_WITH_PATH = ("idx", "folder", "npz", "features", "records", "tfrecords")
-SOURCES_WITHOUT_PATH = ("digits", "synthetic")
+SOURCES_WITHOUT_PATH = ("digits", "python", "synthetic")
 
 
 def absolute_path(path: str) -> str:
