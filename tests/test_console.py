@@ -12,10 +12,11 @@ from sela_tf.cli import main as console
 from sela_tf.cli import recipes
 from sela_tf.cli.flags import from_flagfile
 from sela_tf.runs.flagfile import settings_of_run
+from sela_tf.settings.choices import ImagesSeen, choose
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training import run as training_run
-from sela_tf.training.cost import Part, Rates, epochs_within, in_words
+from sela_tf.training.cost import Part, Rates, fit_to_minutes, in_words
 
 
 class TestConsole:
@@ -128,7 +129,7 @@ class TestContinued:
         assert "--minutes=1 chooses the epochs, and --epochs=2 is given" in both.stderr
         assert "--minutes=0.3 is too short: one epoch and the rest take about 0.35 minutes here" in short.stderr
         # An epoch has 21 steps: two of them take .7 minutes, three 1.05.
-        assert "`minutes=0.8`: `epochs=2` of 21 steps" in done.stdout
+        assert "`minutes=0.8`: `epochs=2` of 21 steps, `num_relabellings=1`" in done.stdout
         assert from_flagfile(tmp_path / "run" / "flags.cfg").epochs == 2
         assert "This run is finished (2 epochs)" in again.stdout
 
@@ -137,10 +138,20 @@ class TestCost:
     PARTS = (Part("training", 100, 0.6), Part("monitors", 10, 3.0), Part("label passes", 5, 2.0), Part("linear probes", 2, 10.0))
 
     def test_epochs_that_fit(self):
-        # Ten epochs take 90 seconds, all else 30.
-        assert [epochs_within(minutes, 10, list(self.PARTS)) for minutes in (0.66, 1.99, 2.01, 20)] == [1, 9, 10, 130]
-        with pytest.raises(ConfigError, match="`minutes=0.6` is too short: one epoch and the rest take about 0.65 minutes"):
-            epochs_within(0.6, 10, list(self.PARTS))
+        """Ten epochs take 90 seconds, the passes of four relabellings and the last 10, all else 20."""
+        config, _ = choose(SelaConfig(dataset="x", epochs=10, num_relabellings=4), ImagesSeen(4000, False, 32, True, 3))
+
+        def fit(minutes: float, *, given: bool) -> tuple[int, int]:
+            found = fit_to_minutes(minutes, config, list(self.PARTS), relabellings_are_given=given)
+            assert dataclasses.replace(found, epochs=10, num_relabellings=4) == config
+            return found.epochs, found.num_relabellings
+
+        assert [fit(minutes, given=True) for minutes in (0.66, 1.99, 2.01, 20)] == [(1, 4), (9, 4), (10, 4), (130, 4)]
+        # Two relabellings and the last take six seconds.
+        assert [fit(minutes, given=False) for minutes in (0.59, 1.0, 20)] == [(1, 2), (3, 2), (124, 30)]
+        for given, least in ((True, "0.65"), (False, "0.58")):
+            with pytest.raises(ConfigError, match=f"`minutes=0.5` is too short: one epoch and the rest take about {least} minutes"):
+                fit(0.5, given=given)
 
     def test_what_is_done_is_not_counted(self):
         assert in_words(list(self.PARTS)).startswith("about 2 minutes from here on this machine (training 50%, monitors 25%")

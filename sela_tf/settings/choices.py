@@ -80,8 +80,8 @@ def choose(
     else:
         _pick_network_of_images(pick, seen)
     _pick_views(pick, seen)
-    _pick_learning(pick, train, seen.replicas)
-    _pick_labels(pick, train, has_labels=bool(config.labels_from))
+    epochs = _pick_learning(pick, train, seen.replicas)
+    _pick_labels(pick, train, epochs, has_labels=bool(config.labels_from))
     return dataclasses.replace(config, **{choice.name: choice.value for choice in choices}), choices
 
 
@@ -134,24 +134,35 @@ def _pick_views(pick: Any, seen: ImagesSeen) -> None:
     pick("feature_dropout", 0.5 if seen.is_vectors else 0.0, kind)
 
 
-def _pick_learning(pick: Any, train: int, replicas: int) -> None:
+def _pick_learning(pick: Any, train: int, replicas: int) -> int:
+    """Returns the number of epochs."""
     wanted = 64 if train < 20_000 else 128 if train < 100_000 else 256
     # Each device gets two images at least, for its batch statistics.
     fits = max(min(wanted, train) // replicas, 2) * replicas
     batch = pick("batch_size", fits, f"{train} training images" if fits <= train else "two images for each device")
     steps_per_epoch = max(train // batch, 1)
     epochs = max(math.ceil(_STEPS / steps_per_epoch), _LEAST_EPOCHS)
-    pick("epochs", epochs, f"{epochs * steps_per_epoch} steps of {batch} images")
+    epochs = pick("epochs", epochs, f"{epochs * steps_per_epoch} steps of {batch} images")
     pick("learning_rate", 0.1, "with a cosine schedule")
     looks = max(_STEPS_BETWEEN_LOOKS // steps_per_epoch, 1)
     pick("monitor_epochs", looks, f"a look and a checkpoint every {looks * steps_per_epoch} steps")
+    return epochs
 
 
-def _pick_labels(pick: Any, train: int, *, has_labels: bool) -> None:
+def _pick_labels(pick: Any, train: int, epochs: int, *, has_labels: bool) -> None:
     clusters = max(min(train // IMAGES_PER_CLUSTER, _MOST_CLUSTERS), train // _IMAGES_PER_CLUSTER_OF_THE_PAPER, 2)
     pick("num_clusters", clusters, f"some {train // clusters} training images in each")
     pick("num_heads", 1, "more heads cost little and give other clusterings, not better ones")
-    pick("num_relabellings", 0 if has_labels else _RELABELLINGS, "labels are given" if has_labels else "spread over the training")
+    pick(
+        "num_relabellings",
+        0 if has_labels else relabellings_of(epochs),
+        "labels are given" if has_labels else "spread over the training",
+    )
+
+
+def relabellings_of(epochs: int) -> int:
+    """Returns the number of relabellings that is chosen for a number of epochs: a label pass costs about half an epoch."""
+    return min(max(epochs // 2, 2), _RELABELLINGS)
 
 
 def contradictions(config: SelaConfig, num_training_images: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from sela_tf.evaluation.protocol import SMALL_HELD_OUT, EvaluationProtocol, eval
 from sela_tf.models.build import cut_at_heads
 from sela_tf.models.inference import BatchedInference
 from sela_tf.models.layer_names import EMBEDDING, HEADS
+from sela_tf.settings.choices import relabellings_of
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.experiment import Experiment
@@ -126,25 +128,38 @@ def parts_of_run(experiment: Experiment, rates: Rates, *, num_train: int, num_he
     ]
 
 
-def epochs_within(minutes: float, epochs: int, parts: list[Part]) -> int:
-    """Returns the epochs for which a run takes `minutes`; the other settings stay.
+def fit_to_minutes(minutes: float, config: SelaConfig, parts: list[Part], *, relabellings_are_given: bool) -> SelaConfig:
+    """Returns the settings with the most epochs for which a run takes at most `minutes`.
 
     Args:
         minutes: the time that the run may take.
-        epochs: the epochs that `parts` are of.
-        parts: see `parts_of_run`.
+        config: the settings.
+        parts: see `parts_of_run`, for these settings.
+        relabellings_are_given: `num_relabellings` stays as it is; otherwise fewer epochs have fewer relabellings.
 
     Raises:
         ConfigError: not even one epoch fits.
     """
-    of_epochs = sum(part.total for part in parts if part.name in (TRAINING, MONITORS)) / epochs
-    others = sum(part.total for part in parts) - of_epochs * epochs
-    fit = int((60 * minutes - others) / of_epochs)
-    if fit < 1:
+
+    def relabellings(epochs: int) -> int:
+        return config.num_relabellings if relabellings_are_given else relabellings_of(epochs)
+
+    def seconds(epochs: int) -> float:
+        shares = dict.fromkeys((TRAINING, MONITORS), epochs / config.epochs)
+        shares |= dict.fromkeys((LABEL_PASSES, TRANSPORT), (relabellings(epochs) + 1) / (config.num_relabellings + 1))
+        return sum(part.total * shares.get(part.name, 1.0) for part in parts)
+
+    if seconds(1) > 60 * minutes:
         raise ConfigError(
-            f"`minutes={minutes:g}` is too short: one epoch and the rest take about {(of_epochs + others) / 60:.2g} minutes here"
+            f"`minutes={minutes:g}` is too short: one epoch and the rest take about {seconds(1) / 60:.2g} minutes here"
         )
-    return fit
+    fits, too_many = 1, 2
+    while seconds(too_many) <= 60 * minutes:
+        fits, too_many = too_many, 2 * too_many
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if seconds(middle) <= 60 * minutes else (fits, middle)
+    return dataclasses.replace(config, epochs=fits, num_relabellings=relabellings(fits))
 
 
 def in_words(parts: list[Part], *, done: float = 0.0) -> str:

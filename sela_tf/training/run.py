@@ -24,7 +24,7 @@ from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.settings.fields import CHOSEN, ConfigError, default_of
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.cost import Part, epochs_within, in_words, measured_rates, parts_of_run
+from sela_tf.training.cost import Part, fit_to_minutes, in_words, measured_rates, parts_of_run
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.evaluation import judge, outputs_of_run
 from sela_tf.training.experiment import Experiment, check_same_images, check_same_release
@@ -90,11 +90,12 @@ def _run(
         check_backbone_weights(config)
     experiment = experiment_of(config, strategy, begins=begins)
     if minutes and directory.previous is None:
-        fit = epochs_within(minutes, experiment.config.epochs, _parts(experiment))
-        tell(f"`minutes={minutes:g}`: `epochs={fit}` of {experiment.steps_per_epoch} steps")
-        experiment = experiment_of(
-            dataclasses.replace(experiment.config, epochs=fit), strategy, begins=begins, data=experiment.data
+        are_given = config.num_relabellings is not CHOSEN
+        fit = fit_to_minutes(minutes, experiment.config, _parts(experiment), relabellings_are_given=are_given)
+        tell(
+            f"`minutes={minutes:g}`: `epochs={fit.epochs}` of {experiment.steps_per_epoch} steps, `num_relabellings={fit.num_relabellings}`"
         )
+        experiment = experiment_of(fit, strategy, begins=begins, data=experiment.data)
     step = _continue_from(directory, experiment)
     print(experiment.in_words(step), flush=True)
     if not directory.has_results:
