@@ -37,7 +37,7 @@ def test_they_suit_the_images(num_images, side):
                 assert config.batch_size <= max(train, 2 * replicas)
                 steps = config.epochs * (train // config.batch_size)
                 assert steps >= min(5000, train) or config.batch_size > train
-                assert (config.saturation > 0, config.hue > 0) == (channels == 3, channels == 3)
+                assert (config.saturation > 0) == (channels == 3)
                 own = config.image_size or side
                 assert own <= max(side, 8)
                 assert (config.backbone == "resnet18") == (own >= 64)

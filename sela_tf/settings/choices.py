@@ -125,10 +125,10 @@ def _pick_network_of_images(pick: Any, seen: ImagesSeen) -> None:
 def _pick_views(pick: Any, seen: ImagesSeen) -> None:
     is_colour = seen.channels == 3 and not seen.is_vectors
     pick("crop_scale", 0.3, "not used by vectors" if seen.is_vectors else "smaller crops of such images show too little")
-    why = "coloured images" if is_colour else "vectors" if seen.is_vectors else "gray images"
-    pick("saturation", 0.4 if is_colour else 0.0, why)
-    pick("hue", 0.1 if is_colour else 0.0, why)
-    pick("grayscale_probability", 0.2 if is_colour else 0.0, why)
+    why = "colours often tell things apart" if is_colour else "vectors" if seen.is_vectors else "gray images"
+    pick("saturation", 0.2 if is_colour else 0.0, why)
+    pick("hue", 0.0, why)
+    pick("grayscale_probability", 0.0, why)
     kind = "vectors" if seen.is_vectors else "images"
     pick("feature_noise", 0.5 if seen.is_vectors else 0.0, kind)
     pick("feature_dropout", 0.5 if seen.is_vectors else 0.0, kind)
