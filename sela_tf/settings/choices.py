@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 from sela_tf.settings.fields import CHOSEN
 from sela_tf.settings.training import SelaConfig
@@ -26,6 +26,10 @@ _RELABELLINGS = 30
 _STEPS_BETWEEN_LOOKS = 200
 _FEWEST_STEPS = 200
 """Steps below which little is learned whatever the images are; the digits take 252."""
+
+
+Pick: TypeAlias = Callable[[str, Any, str], Any]
+"""A function of the name, the value and the reason of a setting; it returns the setting's value, chosen if it was not given."""
 
 
 class ImagesSeen(NamedTuple):
@@ -85,7 +89,7 @@ def choose(
     return dataclasses.replace(config, **{choice.name: choice.value for choice in choices}), choices
 
 
-def _pick_held_out(pick: Any, seen: ImagesSeen) -> int:
+def _pick_held_out(pick: Pick, seen: ImagesSeen) -> int:
     """Returns the number of training images, about."""
     if seen.has_held_out:
         pick("eval_fraction", 0.1, "not used: there are images for evaluation")
@@ -98,14 +102,14 @@ def _pick_held_out(pick: Any, seen: ImagesSeen) -> int:
     return round((1 - share) * seen.num_images)
 
 
-def _pick_network_of_vectors(pick: Any) -> None:
+def _pick_network_of_vectors(pick: Pick) -> None:
     pick("image_size", 0, "vectors")
     backbone = pick("backbone", "mlp", "vectors")
     pick("width", 128 if backbone == "mlp" else 0, "vectors")
     pick("hidden_units", 128, "vectors")
 
 
-def _pick_network_of_images(pick: Any, seen: ImagesSeen) -> None:
+def _pick_network_of_images(pick: Pick, seen: ImagesSeen) -> None:
     side = seen.side or _SIDE
     if seen.have_one_size and side <= _SIDE:
         size = pick("image_size", 0, f"the images' own size, {side} pixels")
@@ -122,7 +126,7 @@ def _pick_network_of_images(pick: Any, seen: ImagesSeen) -> None:
     pick("hidden_units", 256, "a hidden layer before the heads keeps the embedding general")
 
 
-def _pick_views(pick: Any, seen: ImagesSeen) -> None:
+def _pick_views(pick: Pick, seen: ImagesSeen) -> None:
     is_colour = seen.channels == 3 and not seen.is_vectors
     pick("crop_scale", 0.3, "not used by vectors" if seen.is_vectors else "smaller crops of such images show too little")
     why = "colours often tell things apart" if is_colour else "vectors" if seen.is_vectors else "gray images"
@@ -134,7 +138,7 @@ def _pick_views(pick: Any, seen: ImagesSeen) -> None:
     pick("feature_dropout", 0.5 if seen.is_vectors else 0.0, kind)
 
 
-def _pick_learning(pick: Any, train: int, replicas: int) -> int:
+def _pick_learning(pick: Pick, train: int, replicas: int) -> int:
     """Returns the number of epochs."""
     wanted = 64 if train < 20_000 else 128 if train < 100_000 else 256
     # Each device gets two images at least, for its batch statistics.
@@ -149,7 +153,7 @@ def _pick_learning(pick: Any, train: int, replicas: int) -> int:
     return epochs
 
 
-def _pick_labels(pick: Any, train: int, epochs: int, *, has_labels: bool) -> None:
+def _pick_labels(pick: Pick, train: int, epochs: int, *, has_labels: bool) -> None:
     clusters = max(min(train // IMAGES_PER_CLUSTER, _MOST_CLUSTERS), train // _IMAGES_PER_CLUSTER_OF_THE_PAPER, 2)
     pick("num_clusters", clusters, f"some {train // clusters} training images in each")
     pick("num_heads", 1, "more heads cost little and give other clusterings, not better ones")
