@@ -268,3 +268,27 @@ def test_words_of_a_png_that_are_no_chunk_do_no_harm(smooth):
     data = encoded(smooth, "png")
     text = chunk(b"tEXt", b"Comment\0eXIf and tRNS are names of chunks")
     np.testing.assert_array_equal(pixels(data[:33] + text + data[33:]), np.asarray(smooth))
+
+
+def shares_of_areas(old: int, new: int) -> np.ndarray:
+    """The share that each of `old` pixels has in each of `new` ones, float64 `[new, old]`."""
+    edges = np.arange(new + 1) * (old / new)
+    overlap = np.minimum(edges[1:, np.newaxis], np.arange(1, old + 1)) - np.maximum(edges[:-1, np.newaxis], np.arange(old))
+    return np.maximum(overlap, 0) * (new / old)
+
+
+class TestLargeImages:
+    @pytest.mark.parametrize("mode", ["L", "RGB"])
+    @pytest.mark.parametrize("size", [(60, 40), (40, 60), (57, 41), (500, 23), (20, 20)])
+    def test_the_shorter_side_is_bounded_by_means_of_areas(self, rng, mode, size):
+        image = picture(rng, mode, size)
+        pixels = np.asarray(image, np.float64).reshape(image.height, image.width, -1)
+        height, width = (round(side * 20 / min(size)) for side in pixels.shape[:2])
+        wanted = np.einsum("ih,hwc,jw->ijc", shares_of_areas(image.height, height), pixels, shares_of_areas(image.width, width))
+        found = decode_image(encoded(image, "PNG"), pixels.shape[-1], PixelRules(shorter_side=20)).numpy()
+        assert min(found.shape[:2]) == 20
+        np.testing.assert_allclose(found, wanted, atol=0.51)  # float32
+
+    def test_what_is_small_enough_stays(self, rng):
+        data = encoded(picture(rng, "RGB", (31, 20)), "PNG")
+        np.testing.assert_array_equal(decode_image(data, 3, PixelRules(shorter_side=20)), decode_image(data, 3))

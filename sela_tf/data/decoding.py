@@ -127,8 +127,8 @@ def decode_image(data: tf.Tensor, channels: int, rules: PixelRules = DEFAULT_RUL
     """Decodes an image file to pixels by the rules of a run; runs in a graph.
 
     Transparent parts are laid on the background, a jpeg is turned upright, a png of 16 bits is scaled, and channels are converted: then all
-    is rounded, once. Animations give their first frame. Only jpeg files are checked for their size; call `readable` first on files that may
-    be of any other kind.
+    is rounded, once. An image with a longer shorter side than the rules allow is reduced. Animations give their first frame. Only jpeg files
+    are checked for their size; call `readable` first on files that may be of any other kind.
 
     Args:
         data: The content of the file, a scalar string.
@@ -162,7 +162,22 @@ def decode_image(data: tf.Tensor, channels: int, rules: PixelRules = DEFAULT_RUL
         lambda: shown_pixels(tf.ensure_shape(_marked_deep_png(data), _STORED.shape), channels, rules),
         lambda: shown_pixels(tf.ensure_shape(tf.case(kinds, default=lambda: _gif_or_bmp(data)), _STORED.shape), channels, rules),
     )
+    if rules.shorter_side:
+        pixels = _reduced(pixels, rules.shorter_side)
     return tf.ensure_shape(pixels, [None, None, channels])
+
+
+def _reduced(pixels: tf.Tensor, shorter_side: int) -> tf.Tensor:
+    """Returns an image whose shorter side is at most `shorter_side`: each pixel is the mean of the area that it stands for, rounded."""
+    sides = tf.shape(pixels)[:2]
+    shorter = tf.reduce_min(sides)
+
+    def reduce() -> tf.Tensor:
+        size = tf.cast(tf.round(tf.cast(sides, tf.float64) * shorter_side / tf.cast(shorter, tf.float64)), tf.int32)
+        means = tf.image.resize(pixels, size, method="area")
+        return tf.saturate_cast(tf.round(means), tf.uint8)
+
+    return tf.cond(shorter > shorter_side, reduce, lambda: pixels)
 
 
 @called(_STORED, _CONTENT)

@@ -17,6 +17,8 @@ class PixelRules(NamedTuple):
     """The colour under transparent parts, RGB in [0, 255]; None for the rules of older runs, see `OLD_RULES`."""
     largest: int = FULL_DEPTH
     """The value of 16-bit files that becomes 255; larger ones saturate. 8-bit files are not scaled."""
+    shorter_side: int = 0
+    """The bound on the shorter side in pixels; larger images are reduced to it, by the mean over areas. 0 for none."""
 
     @property
     def are_old(self) -> bool:

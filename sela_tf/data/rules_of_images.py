@@ -21,12 +21,13 @@ _MOST_OF_MEAN = 10_000
 """The most images that the mean colour is taken over."""
 
 
-def make_rules(train: ImageSet, background: str, *, seed: int = 0) -> PixelRules:
+def make_rules(train: ImageSet, background: str, *, shorter_side: int = 0, seed: int = 0) -> PixelRules:
     """Makes the rules of a run.
 
     Args:
         train: The training images.
         background: "white", "black", "mean" for the mean colour of the training images, or "old" for the rules of older runs.
+        shorter_side: The bound on the shorter side of images that are decoded when they are needed; 0 for none.
         seed: The seed of the choice of images for the mean colour, if there are more than 10,000.
     """
     if background == "old":
@@ -35,11 +36,12 @@ def make_rules(train: ImageSet, background: str, *, seed: int = 0) -> PixelRules
     # Records that were made before there were rules do not know it.
     if isinstance(train.store, EncodedStore) and train.store.largest is not None:
         largest = int(train.store.largest.max()) or FULL_DEPTH
+    bound = shorter_side if isinstance(train.store, EncodedStore) else 0
     if background != "mean" or train.is_vectors:
-        return PixelRules(BACKGROUNDS.get(background, BACKGROUNDS["white"]), largest)
+        return PixelRules(BACKGROUNDS.get(background, BACKGROUNDS["white"]), largest, bound)
     chosen = train.take(np.random.default_rng(seed).permutation(len(train))[:_MOST_OF_MEAN])
     red, green, blue = (int(part) for part in np.rint(_mean_colour(chosen, largest)))
-    return PixelRules((red, green, blue), largest)
+    return PixelRules((red, green, blue), largest, bound)
 
 
 def with_rules(splits: Splits, rules: PixelRules, *, memory_limit: int) -> Splits:

@@ -176,7 +176,7 @@ def _from_json(path: pathlib.Path) -> tuple[NetworkDescription, str]:
         }
         if "pixel_rules" in fields:
             rules = fields["pixel_rules"]
-            fields["pixel_rules"] = PixelRules(tuple(rules["background"]), int(rules["largest"]))
+            fields["pixel_rules"] = PixelRules(tuple(rules["background"]), int(rules["largest"]), int(rules.get("shorter_side", 0)))
         return NetworkDescription(**fields), described["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -199,16 +200,23 @@ def _split_and_match(config: SelaConfig, loaded: Mapping[str, Splits], rules: Pi
         report.append(f"`imbalance={config.imbalance}`: {len(train)} of {len(whole)} training images are kept")
     for line in report:
         tell(line)
-    rules = make_rules(train, config.background, seed=config.seed) if rules is None else rules
+    size = _network_size(config, train)
+    if rules is None:
+        rules = make_rules(train, config.background, shorter_side=_largest_side_of_use(config, size), seed=config.seed)
     ruled = with_rules(Splits(train, held_out), rules, memory_limit=int(config.memory_limit * 2**30))
     train, held_out = ruled.train, ruled.eval or held_out
-    size = _network_size(config, train)
     held_out = match_input(held_out, (*size, train.channels))
     found = view_statistics(train, size=size, seed=config.seed)
     for line in (saturation_in_words(held_out), found.in_words()):
         if line:
             tell(line)
     return Data(train, held_out, size, found.mean, found.variance, left_out, rejected)
+
+
+def _largest_side_of_use(config: SelaConfig, size: tuple[int, ...]) -> int:
+    """Returns the shorter side from which on more pixels would add nothing: the smallest crop still has as many as the network sees; 0 for
+    vectors."""
+    return math.ceil(max(size) / math.sqrt(config.crop_scale)) if size else 0
 
 
 def _network_size(config: SelaConfig, train: ImageSet) -> tuple[int, ...]:
