@@ -116,7 +116,7 @@ class TestWhatIsTold:
         root = write(
             tmp_path / "images", *(f"{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab" for i in range(4))
         )
-        images.load_data(SelaConfig(dataset=f"folder:{root}"))
+        images.load_data(SelaConfig(dataset=f"folder:{root}", crop_scale=0.5))
         assert f"2 classes in folder:{root}: a 4, b 4\n" in capsys.readouterr().out
 
     def test_all_that_is_left_out(self, tmp_path):
