@@ -88,6 +88,15 @@ def test_dry_run_of_more_images_than_there_could_be():
         assert float(hours) == pytest.approx(int(passes) * images * float(milliseconds) / 3.6e6, rel=0.06)
 
 
+@pytest.mark.parametrize(
+    ("few", "of_few", "many", "of_many", "each"),
+    [(8, 1.0, 64, 8.0, 0.125), (8, 1.0, 64, 1.0, 1 / 64), (8, 1.5, 64, 1.0, 1 / 64), (8, 1.0, 8, 1.6, 0.2), (2, 0.5, 7, 1.5, 0.2)],
+)
+def test_what_is_measured_is_never_nearly_nothing(few, of_few, many, of_many, each):
+    """A busy machine may take as long for few as for many."""
+    assert dry_run._seconds_each(few, of_few, many, of_many) == pytest.approx(each)
+
+
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
 @pytest.mark.parametrize("gib", [4.0, 0.005, 1e-6])
 def test_the_transport_is_tried_in_the_form_that_the_run_would_have(monkeypatch, tolerance, gib):

@@ -130,10 +130,7 @@ def _stand_in(config: SelaConfig) -> tuple[SelaConfig, _Counts | None]:
 
 
 def _seconds_of_looking(experiment: Experiment, few: int) -> float:
-    """Returns the seconds of inference for one image, from the difference of a large pass and a small one.
-
-    Where a busy machine made the small one take as long, the large one alone tells: too much rather than nothing.
-    """
+    """Returns the seconds of inference for one image."""
     data, strategy = experiment.data, experiment.strategy
     inference = BatchedInference(cut_at_heads(experiment.model), strategy)
 
@@ -146,8 +143,15 @@ def _seconds_of_looking(experiment: Experiment, few: int) -> float:
         return min(_second_time(once)[1], _seconds(once))
 
     many = min(_MANY * few, len(data.train))
-    small, large = seconds(few), seconds(many)
-    return (large - small) / (many - few) if many > few and large > small else large / many
+    return _seconds_each(few, seconds(few), many, seconds(many))
+
+
+def _seconds_each(few: int, of_few: float, many: int, of_many: float) -> float:
+    """Returns the seconds of one of many things, without what they have in common: from the difference to the seconds of few.
+
+    Where a busy machine made few of them take as long, the seconds of many alone tell: too much rather than nothing.
+    """
+    return (of_many - of_few) / (many - few) if many > few and of_many > of_few else of_many / many
 
 
 def _second_time(function: Callable[[], Any]) -> tuple[Any, float]:
@@ -207,7 +211,7 @@ def _evaluation(experiment: Experiment, protocol: EvaluationProtocol, per_image:
     _, knn = _second_time(lambda: knn_accuracy(*bank, *queries))
     _, few = _second_time(lambda: linear_probe_accuracy(*bank, *queries, max_iterations=2))
     _, many = _second_time(lambda: linear_probe_accuracy(*bank, *queries, max_iterations=7))
-    probe = max(many - few, 0.0) / 5 * protocol.max_iterations * n / len(bank[0])
+    probe = _seconds_each(2, few, 7, many) * protocol.max_iterations * n / len(bank[0])
     clusters = random.permutation(np.arange(n) % config.num_clusters)
     _, agreement = _second_time(lambda: cluster_metrics(np.arange(n) % classes, clusters))
     return [
