@@ -70,6 +70,10 @@ def test_dry_run_of_more_images_than_there_could_be():
         "--width=4",
         "--num_clusters=100",
         "--num_heads=2",
+        "--eval_fraction=0.1",
+        "--epochs=400",
+        "--batch_size=256",
+        "--num_relabellings=80",
     ]
     few, all_of_them = run_doors([[*settings, "--dataset=synthetic:6000", "--dry_run"], [*settings, "--dry_run"]])
     assert all_of_them.returncode == 0, all_of_them.stderr
@@ -86,6 +90,15 @@ def test_dry_run_of_more_images_than_there_could_be():
         (hours,) = re.findall(r"label passes ([\d.e+-]+)", door.stdout)
         # Two digits are printed of the hours.
         assert float(hours) == pytest.approx(int(passes) * images * float(milliseconds) / 3.6e6, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("few", "of_few", "many", "of_many", "each"),
+    [(8, 1.0, 64, 8.0, 0.125), (8, 1.0, 64, 1.0, 1 / 64), (8, 1.5, 64, 1.0, 1 / 64), (8, 1.0, 8, 1.6, 0.2), (2, 0.5, 7, 1.5, 0.2)],
+)
+def test_what_is_measured_is_never_nearly_nothing(few, of_few, many, of_many, each):
+    """A busy machine may take as long for few as for many."""
+    assert cost.seconds_each(few, of_few, many, of_many) == pytest.approx(each)
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5])

@@ -14,7 +14,7 @@ from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
 from sela_tf.models.build import stage_names
 from sela_tf.models.layer_names import EMBEDDING, HEADS, HIDDEN
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.cost import Rates, num_classes, parts_of_run, random_transport, second_time, seconds_of_pass
+from sela_tf.training.cost import Rates, num_classes, parts_of_run, random_transport, second_time, seconds_each, seconds_of_pass
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.experiment import Experiment
 from sela_tf.training.images import settings_by_outline, shape_in_words
@@ -97,8 +97,10 @@ def dry_run(config: SelaConfig) -> None:
 def _stand_in(config: SelaConfig) -> tuple[SelaConfig, _Counts | None]:
     """Returns the settings with fewer synthetic images, and the number that there would be; None if the data set is not made smaller."""
     wanted = synthetic_count(config.dataset)
+    if wanted is None:
+        return config, None
     least = int(2 * max(config.num_clusters, config.batch_size, _FEW) / (1 - config.eval_fraction)) + 1000
-    if wanted is None or wanted <= least:
+    if wanted <= least:
         return config, None
     fewer = dataclasses.replace(config, dataset=f"synthetic:{least}")
     if config.eval_dataset:
@@ -108,13 +110,9 @@ def _stand_in(config: SelaConfig) -> tuple[SelaConfig, _Counts | None]:
 
 
 def _seconds_of_looking(experiment: Experiment, few: int) -> float:
-    """Returns the seconds of inference for one image, from the difference of a large pass and a small one.
-
-    Where a busy machine made the small one take as long, the large one alone tells: too much rather than nothing.
-    """
+    """Returns the seconds of inference for one image, from the difference of a large pass and a small one."""
     many = min(_MANY * few, len(experiment.data.train))
-    small, large = seconds_of_pass(experiment, few, few), seconds_of_pass(experiment, many, few)
-    return (large - small) / (many - few) if many > few and large > small else large / many
+    return seconds_each(few, seconds_of_pass(experiment, few, few), many, seconds_of_pass(experiment, many, few))
 
 
 def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, protocol: EvaluationProtocol) -> None:
