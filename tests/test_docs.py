@@ -20,6 +20,7 @@ from fixtures import ROOT
 from sela_tf.cli import flags
 from sela_tf.evaluation.metrics import evaluate_chance
 from sela_tf.runs import contents
+from sela_tf.runs.names import LEFT_OUT, PROBES_LEFT_OUT
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 
@@ -179,7 +180,7 @@ class TestReference:
     @pytest.mark.slow
     def test_it_describes_all_that_a_run_holds(self, finished):
         directory = finished[0]
-        assert {path.name for path in directory.iterdir()} | {"probes.json"} == set(contents.RUN_DIRECTORY)
+        assert {path.name for path in directory.iterdir()} | {"probes.json", LEFT_OUT, PROBES_LEFT_OUT} == set(contents.RUN_DIRECTORY)
         results = json.loads((directory / "results.json").read_text())
         assert list(results) == list(contents.RESULT_KEYS)
         figures = {key for name in list(results)[:4] for key in results[name]}

@@ -74,6 +74,7 @@ def test_dry_run_of_more_images_than_there_could_be():
         "--epochs=400",
         "--batch_size=256",
         "--num_relabellings=80",
+        "--hidden_units=0",
     ]
     few, all_of_them = run_doors([[*settings, "--dataset=synthetic:6000", "--dry_run"], [*settings, "--dry_run"]])
     assert all_of_them.returncode == 0, all_of_them.stderr

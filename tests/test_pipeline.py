@@ -144,7 +144,7 @@ class TestHere:
         (done,) = run_here([command], "components.pipeline")
         assert done.returncode == 1
         (cause,) = re.findall("components.data_ingestion: error: .*", done.stdout)
-        assert "1 of 4 images cannot be read: 2.png" in cause
+        assert "2.png (a damaged or cut png)" in cause
         assert "a step failed" in done.stderr
         assert "== self-labelling" not in done.stdout
         assert "Traceback" not in done.stdout + done.stderr

@@ -261,6 +261,7 @@ import pathlib, resource, sys
 import numpy as np
 import matplotlib.backends.backend_agg, matplotlib.figure, sklearn.linear_model
 import sela_tf.training.run
+from sela_tf.settings.choices import ImagesSeen, choose
 from sela_tf.settings.training import SelaConfig
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays
@@ -279,7 +280,9 @@ def vectors(count):
     values = (rng.normal(size=(count, D)) + classes[:, None]).astype(np.float32)
     return ImageSet(name="vectors", channels=D, store=Arrays(values), classes=classes, image_size=())
 
-config = SelaConfig(dataset="features:x.npy", backbone="identity", num_heads=T, num_clusters=K, evaluate="full")
+asked_for = SelaConfig(dataset="features:x.npy", backbone="identity", num_heads=T, num_clusters=K, evaluate="full", hidden_units=0)
+seen = ImagesSeen(num_images=N, has_held_out=True, side=0, have_one_size=True, channels=D, is_vectors=True)
+config = choose(asked_for, seen)[0]
 data = Data(vectors(N), vectors(M), (), np.zeros(D), np.ones(D))
 shape = {"image_shape": (D,), "num_heads": T, "num_clusters": K}
 model = build_model("identity", **shape)

@@ -45,7 +45,8 @@ class TimedExperiment(Experiment):
 def fitted(config: SelaConfig, *, cpu_seconds: float) -> SelaConfig:
     """Returns the settings with as many epochs as fit into a processor time, by a few steps and a label pass that are tried."""
     experiment = Experiment(dataclasses.replace(config, epochs=_WARM_STEPS + _TIMED_STEPS), prepare_devices(config))
-    step = step_function(experiment.model, experiment.strategy, config.xla)
+    chosen = experiment.config
+    step = step_function(experiment.model, experiment.strategy, chosen.xla)
     batches = iter(experiment.views(0, _WARM_STEPS + _TIMED_STEPS))
     for _ in range(_WARM_STEPS):
         step(next(batches))
@@ -58,5 +59,5 @@ def fitted(config: SelaConfig, *, cpu_seconds: float) -> SelaConfig:
         start = time.process_time()
         inference.collect(experiment.label_views(number), len(experiment.data.train))
     label_pass_seconds = time.process_time() - start
-    left = cpu_seconds - config.num_relabellings * label_pass_seconds
-    return dataclasses.replace(config, epochs=max(1, round(left / (step_seconds * experiment.steps_per_epoch))))
+    left = cpu_seconds - chosen.num_relabellings * label_pass_seconds
+    return dataclasses.replace(chosen, epochs=max(1, round(left / (step_seconds * experiment.steps_per_epoch))))

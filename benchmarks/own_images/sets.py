@@ -53,7 +53,7 @@ def _pictures(name: str, sets_dir: pathlib.Path, download: bool) -> Settings:
     directory = sets_dir / name
     if not directory.exists():
         made(directory, functools.partial(PICTURES[name], sets_dir=sets_dir, download=download))
-    return {"dataset": f"folder:{directory}", "image_size": 64}
+    return {"dataset": f"folder:{directory}"}
 
 
 def _first(count: int, whole: str, sets_dir: pathlib.Path, download: bool) -> Settings:

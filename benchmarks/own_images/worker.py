@@ -23,6 +23,7 @@ from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.outputs import network_outputs
 from sela_tf.models.inference import BatchedInference
+from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.network import load_run
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.devices import prepare_devices
@@ -34,14 +35,15 @@ from sela_tf.training.run import run
 def make_row(job: Job) -> dict[str, Any]:
     """Trains, if the method trains, and judges; returns the row."""
     config = config_of(job.flags)
-    if job.minutes:
-        config = fitted(config, cpu_seconds=60 * job.minutes)
     start = time.process_time()
     row: dict[str, Any] = {}
     if job.method == "sela":
-        experiment_of = VARIANTS[job.variant]
-        run(config, job.workdir, experiment_of=experiment_of)
+        if job.minutes:
+            config = fitted(config, cpu_seconds=60 * job.minutes)
+        run(config, job.workdir, experiment_of=VARIANTS[job.variant])
         row["cpu_seconds"] = TimedExperiment.timer.seconds
+        # The settings that were chosen, too.
+        config = read_config(job.workdir)
     prepare_devices(config)
     data = load_data(config)
     if job.method == "sela":

@@ -62,7 +62,8 @@ class Experiment:
     def __init__(self, config: SelaConfig, strategy: tf.distribute.Strategy, *, begins: bool = True, data: Data | None = None):
         self.strategy = strategy
         if data is None:
-            config, data = load_training_data(config, replicas=strategy.num_replicas_in_sync, given_by=settings_of_files(config))
+            asked_for = settings_of_files(config) if begins else {}
+            config, data = load_training_data(config, replicas=strategy.num_replicas_in_sync, given_by=asked_for)
         self.config, self.data = config, data
         self._first = config if begins else dataclasses.replace(config, backbone_weights="", labels_from="")
         self.fingerprint = data.train.fingerprint()
