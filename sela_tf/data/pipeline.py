@@ -16,7 +16,7 @@ from sela_tf.data import augment
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.decoding import decode_image
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.stores import Arrays
+from sela_tf.data.stores import Arrays, DecodedFiles
 
 _TRAINING, _LABELLING, EVALUATION_STREAM = 1, 2, 3
 """Streams of random numbers; a seed, a stream and a pass give the numbers of each example."""
@@ -246,12 +246,16 @@ def _crops_of_arrays(arrays: Arrays, crops: _Crops) -> Callable[[tf.Tensor, tf.T
 
 
 def _crops_of_files(images: ImageSet, crops: _Crops) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Returns the function that decodes and crops each file at its own size, as PyTorch's loaders do."""
+    """Returns the function that crops each file at its own size, as PyTorch's loaders do; files that are not in memory are decoded."""
+    store = images.store
 
     def crop(indices: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         def one(args: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-            data, draw = args
-            image = decode_image(data, images.channels, images.rules)
+            place, draw = args
+            if isinstance(store, DecodedFiles):
+                image = tf.ensure_shape(store.image(place), [None, None, images.channels])
+            else:
+                image = decode_image(place, images.channels, images.rules)
             if crops.is_clean:
                 return augment.clean_view(image, crops.size)
             sides = tf.cast(tf.shape(image), tf.float32)
@@ -259,6 +263,7 @@ def _crops_of_files(images: ImageSet, crops: _Crops) -> Callable[[tf.Tensor, tf.
             return augment.crop_one(image, box, crops.size)
 
         signature = tf.TensorSpec([*crops.size, images.channels], tf.float32)
-        return tf.map_fn(one, (images.encoded(indices), draws), fn_output_signature=signature)
+        places = indices if isinstance(store, DecodedFiles) else images.encoded(indices)
+        return tf.map_fn(one, (places, draws), fn_output_signature=signature)
 
     return crop

@@ -11,7 +11,7 @@ import numpy as np
 
 from sela_tf.data.errors import NAMES_SHOWN, SourceError
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.stores import Arrays
+from sela_tf.data.stores import Arrays, DecodedFiles
 
 
 def hold_out(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
@@ -89,8 +89,12 @@ def match_input(images: ImageSet, shape: Sequence[int]) -> ImageSet:
         raise SourceError(f"{images.full_name} has {kinds[0]}, and the network was made for {kinds[1]}: name another data set")
     if images.is_vectors and images.channels != channels:
         raise SourceError(f"{images.full_name} has vectors of {images.channels} values, and the network takes {channels}")
-    if images.channels == channels or images.images is None:
-        return dataclasses.replace(images, channels=channels)
+    if images.channels == channels:
+        return images
+    if images.images is None:
+        # Files have their channels when they are decoded.
+        store = images.store.files if isinstance(images.store, DecodedFiles) else images.store
+        return dataclasses.replace(images, store=store, channels=channels)
     if channels == 3:
         pixels = np.repeat(images.images, 3, axis=-1)
     else:

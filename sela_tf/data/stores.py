@@ -78,12 +78,21 @@ class Files:
     """N paths or URLs."""
     largest: np.ndarray | None = None
     """The largest value of each file of 16 bits, 0 for any other, integers `[N]`; None if it is not known."""
+    sizes: np.ndarray | None = None
+    """(height, width) of each upright image, integers `[N, 2]`; None if they are not known."""
+    digests: tuple[str, ...] | None = None
+    """The SHA-256 digest of each file; None if they are not known."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, indices: np.ndarray) -> Files:
-        return Files(tuple(self.paths[i] for i in indices), None if self.largest is None else self.largest[indices])
+        return Files(
+            tuple(self.paths[i] for i in indices),
+            None if self.largest is None else self.largest[indices],
+            None if self.sizes is None else self.sizes[indices],
+            None if self.digests is None else tuple(self.digests[i] for i in indices),
+        )
 
     def digested(self, names: Sequence[str]) -> Iterator[bytes]:
         """Yields the name and size of each file."""
@@ -98,6 +107,49 @@ class Files:
         # The tensor is first asked for inside a graph and must outlive it.
         with tf.init_scope(), tf.device("CPU"):
             return tf.constant(self.paths)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DecodedFiles:
+    """Image files whose pixels are in memory, one image after the other. A fingerprint is that of the files."""
+
+    files: Files
+    """The N files."""
+    pixels: tf.Tensor
+    """The pixels of all images, uint8 `[P]`."""
+    starts: np.ndarray
+    """The place of each image's first pixel, int64 `[N]`."""
+    shapes: np.ndarray
+    """The shape (h, w, C) of each image, int64 `[N, 3]`."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def largest(self) -> np.ndarray | None:
+        """The largest values of the files, see `Files`."""
+        return self.files.largest
+
+    def take(self, indices: np.ndarray) -> DecodedFiles:
+        return DecodedFiles(self.files.take(indices), self.pixels, self.starts[indices], self.shapes[indices])
+
+    def digested(self, names: Sequence[str]) -> Iterator[bytes]:
+        return self.files.digested(names)
+
+    def encoded(self, indices: tf.Tensor) -> tf.Tensor:
+        return self.files.encoded(indices)
+
+    def image(self, index: tf.Tensor) -> tf.Tensor:
+        """Returns the pixels uint8 `[h, w, C]` of the image at `index`, a scalar; runs in a graph."""
+        starts, shapes = self._tensors
+        shape = shapes[index]
+        return tf.reshape(tf.slice(self.pixels, [starts[index]], [tf.reduce_prod(shape)]), shape)
+
+    @functools.cached_property
+    def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """`starts` and `shapes`; they are first asked for inside a graph and must outlive it."""
+        with tf.init_scope(), tf.device("CPU"):
+            return tf.constant(self.starts), tf.constant(self.shapes)
 
 
 @dataclasses.dataclass(frozen=True)

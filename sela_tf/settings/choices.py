@@ -24,6 +24,8 @@ _SIDE = 64
 """The side that larger images are brought to; from here on the network is a ResNet-18."""
 _RELABELLINGS = 30
 _STEPS_BETWEEN_LOOKS = 200
+_MIRRORED_ARE_TOLD = 0.7
+"""The share of images that must be told to be mirrored or not for views to be no longer flipped."""
 _FEWEST_STEPS = 200
 """Steps below which little is learned whatever the images are; the digits take 252."""
 
@@ -48,6 +50,8 @@ class ImagesSeen(NamedTuple):
     is_vectors: bool = False
     replicas: int = 1
     """Devices that a batch is shared by."""
+    mirror_accuracy: float = 0.5
+    """The share of images that their neighbours rightly tell to be mirrored or not; 0.5, chance, where it is not known yet."""
 
 
 class Choice(NamedTuple):
@@ -129,6 +133,12 @@ def _pick_network_of_images(pick: Pick, seen: ImagesSeen) -> None:
 def _pick_views(pick: Pick, seen: ImagesSeen) -> None:
     is_colour = seen.channels == 3 and not seen.is_vectors
     pick("crop_scale", 0.3, "not used by vectors" if seen.is_vectors else "smaller crops of such images show too little")
+    if seen.is_vectors:
+        pick("flip_probability", 0.0, "vectors")
+    else:
+        is_told = seen.mirror_accuracy > _MIRRORED_ARE_TOLD
+        why = f"mirrored images {'can' if is_told else 'cannot'} be told from others ({seen.mirror_accuracy:.0%} by their neighbours)"
+        pick("flip_probability", 0.0 if is_told else 0.5, why)
     why = "colours often tell things apart" if is_colour else "vectors" if seen.is_vectors else "gray images"
     pick("saturation", 0.2 if is_colour else 0.0, why)
     pick("hue", 0.0, why)

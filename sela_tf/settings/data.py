@@ -34,7 +34,7 @@ def cache_dir_option(default: str) -> Any:
     """Returns the field `cache_dir`; `default` names what an empty value stands for."""
     return option(
         "",
-        "Directory of the cache that lists the checked files of a folder, so that they are decoded only once; "
+        "Directory of the caches of a folder, its checked files and their pixels, so that they are decoded only once; "
         f"by default {default}.",
         may_change=True,
     )

@@ -74,6 +74,11 @@ class SelaConfig:
     max_rejected: float = max_rejected_option()
     class_level: str = class_level_option()
     background: str = background_option()
+    cache_images: bool = option(
+        True,
+        "Decode image files once: keep their pixels in memory, where memory_limit allows it, and in cache_dir. Views are the same without.",
+        may_change=True,
+    )
     memory_limit: float = memory_limit_option("GiB that decoded images may take; TensorFlow keeps a second copy.")
     image_size: int = option(
         CHOSEN, "Side of the square that the network sees; 0 for the images' own size, where they have one.", at_least=0
@@ -104,7 +109,7 @@ class SelaConfig:
         "Smallest share of the area that a random resized crop keeps (R: 0.08); 1 for the clean view's box.",
         bound=POSITIVE_SHARE,
     )
-    flip_probability: float = option(0.5, "Probability of a horizontal flip.", bound=SHARE)
+    flip_probability: float = option(CHOSEN, "Probability of a horizontal flip.", bound=SHARE)
     brightness: float = option(0.4, "Strength of the jitter.", bound=SHARE)
     contrast: float = option(0.4, "Strength of the jitter.", bound=SHARE)
     saturation: float = option(CHOSEN, "Strength of the jitter; colour images only.", bound=SHARE)

@@ -10,6 +10,7 @@ import numpy as np
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.sources import synthetic_count
 from sela_tf.data.splits import is_held_out
+from sela_tf.data.stores import DecodedFiles
 from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
 from sela_tf.models.build import stage_names
 from sela_tf.models.layer_names import EMBEDDING, HEADS, HIDDEN
@@ -118,11 +119,14 @@ def _seconds_of_looking(experiment: Experiment, few: int) -> float:
 def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, protocol: EvaluationProtocol) -> None:
     """Prints what is held at once in each phase of a run."""
     config, data, model = experiment.config, experiment.data, experiment.model
-    own = sum(0 if part.images is None else part.images.nbytes for part in (data.train, data.held_out))
+    own = sum(part.images.nbytes for part in (data.train, data.held_out) if part.images is not None)
+    decoded = sum(int(part.store.shapes.prod(axis=1).sum()) for part in (data.train, data.held_out) if isinstance(part.store, DecodedFiles))
     # LAMB keeps two moments of each weight.
     network = (4 if config.optimizer == "lamb" else 3) * 4 * model.count_params()
-    libraries = _resident_bytes() - 2 * own - network
-    images = 0 if counts.train != len(data.train) else 2 * own
+    # TensorFlow keeps a second copy of arrays.
+    in_memory = 2 * own + decoded
+    libraries = _resident_bytes() - in_memory - network
+    images = 0 if counts.train != len(data.train) else in_memory
     outputs = [int(np.prod(layer.output.shape[1:])) for layer in model.layers if hasattr(layer.output, "shape")]
     table = (8 * 4 + 8 * 2) * config.num_heads * counts.train
     held = {"libraries": libraries, "images": images, "labels": table, "network, gradients and momentum": network}

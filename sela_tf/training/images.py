@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from sela_tf.compat.activity import Activity
 from sela_tf.data.augment import Augmentation
+from sela_tf.data.decoded_files import keep_decoded
 from sela_tf.data.image_set import ImageSet, Splits
 from sela_tf.data.left_out import ImageNote
 from sela_tf.data.pipeline import training_batches, with_rotations
@@ -25,8 +26,9 @@ from sela_tf.data.stores import Unread
 from sela_tf.data.view_statistics import view_statistics
 from sela_tf.models.backbones import check_image_size
 from sela_tf.settings.choices import Choice, ImagesSeen, choices_table, choose, contradictions
-from sela_tf.settings.fields import ConfigError
+from sela_tf.settings.fields import CHOSEN, ConfigError
 from sela_tf.settings.training import SelaConfig
+from sela_tf.training.mirroring import mirror_accuracy
 
 
 class Data(NamedTuple):
@@ -77,19 +79,19 @@ def load_training_data(
         ValueError: the images cannot be loaded (SourceError), or the settings do not fit the images (ConfigError).
     """
 
-    def fit(splits: Splits) -> tuple[SelaConfig, list[Choice]]:
-        return choose(config, _images_seen(config, splits, replicas), given_by)
-
     with Activity("reading images"):
         outline = outline_source(config.dataset, _source_options(config))
         splits = None
         if outline is None:
             splits = _load_source(config, "dataset")
             outline = Outline(splits)
-        _check_outline(fit(outline.splits)[0], outline)
+        _check_outline(choose(config, _images_seen(config, outline.splits, replicas), given_by)[0], outline)
         splits = splits or _load_source(config, "dataset")
-        config = _tell_choices(*fit(splits))
-        data = _split_and_match(config, {"dataset": splits})
+        seen = _images_seen(config, splits, replicas)
+        data = _split_and_match(choose(config, seen, given_by)[0], {"dataset": splits})
+        if config.flip_probability is CHOSEN and len(data.size) == 2:
+            seen = seen._replace(mirror_accuracy=mirror_accuracy(data.train, size=data.size, seed=config.seed))
+        config = _tell_choices(*choose(config, seen, given_by))
     _check_settings_suit(config, data.train, data.size)
     return config, data
 
@@ -206,6 +208,9 @@ def _split_and_match(config: SelaConfig, loaded: Mapping[str, Splits], rules: Pi
     ruled = with_rules(Splits(train, held_out), rules, memory_limit=int(config.memory_limit * 2**30))
     train, held_out = ruled.train, ruled.eval or held_out
     held_out = match_input(held_out, (*size, train.channels))
+    if config.cache_images:
+        limit = int(config.memory_limit * 2**30)
+        train, held_out = keep_decoded((train, held_out), memory_limit=limit, cache_dir=config.cache_dir, tell=tell)
     found = view_statistics(train, size=size, seed=config.seed)
     for line in (saturation_in_words(held_out), found.in_words()):
         if line:

@@ -188,7 +188,12 @@ def _image_set(source: SourceName, files: Sequence[FileInfo], places: Sequence[i
         name=source.name,
         setting=source.setting,
         channels=channels,
-        store=Files(tuple(file.path for file in chosen), np.array([file.info.largest for file in chosen if file.info], np.int32)),
+        store=Files(
+            tuple(file.path for file in chosen),
+            np.array([file.info.largest for file in chosen if file.info], np.int32),
+            np.array(sizes, np.int64).reshape(-1, 2),
+            tuple(file.sha256 for file in chosen),
+        ),
         names=tuple(file.name for file in chosen),
         classes=None if layout.classes is None else layout.classes[np.array(places, int)],
         class_names=layout.class_names,
