@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 
+from sela_tf.data.sources import load_source
+from sela_tf.data.stores import Arrays
 from sela_tf.settings.choices import IMAGES_PER_CLUSTER, ImagesSeen, choices_table, choose, contradictions
 from sela_tf.settings.fields import CHOSEN, ConfigError
 from sela_tf.settings.training import SelaConfig
+from sela_tf.training.mirroring import mirror_accuracy
 
 SIDES = (8, 28, 32, 48, 63, 64, 65, 224, 3000)
 COUNTS = (20, 150, 1797, 3598, 19_152, 60_000, 1_281_167)
@@ -63,6 +67,24 @@ def test_other_files_may_decide():
     config, choices = choose(SelaConfig(dataset="x", labels_from="y"), seen(), {"num_heads": (3, "as those have them")})
     assert (config.num_heads, config.num_relabellings) == (3, 0)
     assert [choice.reason for choice in choices if choice.name == "num_heads"] == ["as those have them"]
+
+
+@pytest.mark.parametrize(("accuracy", "probability"), [(0.5, 0.5), (0.6, 0.5), (0.8, 0.0), (0.93, 0.0)])
+def test_images_that_tell_left_from_right_are_not_flipped(accuracy, probability):
+    config, choices = choose(SelaConfig(dataset="x"), seen(mirror_accuracy=accuracy))
+    assert config.flip_probability == probability
+    assert f"({accuracy:.0%} by their neighbours)" in next(each.reason for each in choices if each.name == "flip_probability")
+
+
+def test_mirrored_images_are_told_where_they_can_be(rng):
+    """Digits are, noise is not, and images that are their own mirror image cannot be."""
+    digits = load_source("digits").train
+    assert mirror_accuracy(digits, size=(8, 8)) > 0.85
+    noise = rng.integers(0, 256, digits.images.shape, dtype=np.uint8)
+    for pixels in (noise, np.maximum(noise, noise[:, :, ::-1])):
+        images = dataclasses.replace(digits, store=Arrays(pixels))
+        assert mirror_accuracy(images, size=(8, 8)) == pytest.approx(0.5, abs=0.06)
+        assert mirror_accuracy(images.take(np.arange(8)), size=(8, 8)) == 0.5
 
 
 def test_vectors_have_a_network_and_views_of_their_own():

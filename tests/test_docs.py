@@ -180,7 +180,9 @@ class TestReference:
     @pytest.mark.slow
     def test_it_describes_all_that_a_run_holds(self, finished):
         directory = finished[0]
-        assert {path.name for path in directory.iterdir()} | {"probes.json", LEFT_OUT, PROBES_LEFT_OUT} == set(contents.RUN_DIRECTORY)
+        assert {path.name for path in directory.iterdir()} | {"probes.json", LEFT_OUT, PROBES_LEFT_OUT} == set(
+            contents.RUN_DIRECTORY
+        )
         results = json.loads((directory / "results.json").read_text())
         assert list(results) == list(contents.RESULT_KEYS)
         figures = {key for name in list(results)[:4] for key in results[name]}

@@ -204,7 +204,7 @@ class TestDoctor:
         waiting = [finding for finding in doctor.findings if finding.kind == "waiting"]
         assert len(waiting) == slow
         if slow:
-            assert "% of the training time is spent waiting for data" in waiting[0].message
+            assert "% of the training time is spent on data" in waiting[0].message
 
     def test_without_what_it_cannot_know_it_says_nothing_of_it(self, values):
         """No sample, no relabelling steps, no clock: silence, of dead units and of labels that stand still."""

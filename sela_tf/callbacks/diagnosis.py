@@ -78,7 +78,7 @@ class Symptoms(NamedTuple):
     growing: int
     """Number of epochs with relabellings, in a row up to this one, in which the largest range of the potentials grew."""
     waiting_share: float | None
-    """Share of the epoch's training time that was spent waiting for data."""
+    """Share of the epoch's training time that was spent on data."""
     same_images: float | None = None
     """Share of the sample's images that are each identical to another one."""
 
@@ -270,8 +270,9 @@ def _waiting(seen: Symptoms, limits: Thresholds) -> Diagnosis:
     if seen.waiting_share <= limits.max_waiting_share:
         return _WELL
     message = (
-        f"{seen.waiting_share:.0%} of the training time is spent waiting for data: give it more CPU cores, smaller images (`image_size`), or "
-        "cheaper views (`blur_probability=0`, `hue=0`); in your own fit, Dataset.cache(), map(num_parallel_calls=tf.data.AUTOTUNE) and prefetch()"
+        f"{seen.waiting_share:.0%} of the training time is spent on data (reading, decoding, drawing views): give it more CPU cores, more "
+        "`memory_limit` if images are decoded again and again, smaller images (`image_size`), or cheaper views (`blur_probability=0`, `hue=0`); "
+        "in your own fit, Dataset.cache(), map(num_parallel_calls=tf.data.AUTOTUNE) and prefetch()"
     )
     return Diagnosis(True, message, limits.patience_epochs)
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from sela_tf.commands.label_blocks import Block, LabelledSplit, StoredOutputs, store_blocks, stored_blocks
+from sela_tf.compat.activity import Activity
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.left_out import ImageNote, write_left_out
 from sela_tf.data.left_out import beside as left_out_beside
@@ -135,20 +136,18 @@ def _images(
     if not settings.dataset:
         data = load_data(dataclasses.replace(config, data_dir=settings.data_dir or config.data_dir, cache_dir=cache_dir), rules)
         return [("train", data.train), ("eval", data.held_out)], data.rejected
-    splits = load_source(
-        absolute_source(settings.dataset, tell=tell),
-        SourceOptions(
-            use_classes=settings.classes == "auto",
-            data_dir=settings.data_dir or config.data_dir,
-            download=settings.download,
-            max_rejected=settings.max_rejected,
-            class_level=settings.class_level,
-            memory_limit=int(settings.memory_limit * 2**30),
-            cache_dir=cache_dir,
-            rules=rules,
-        ),
-        tell=tell,
+    options = SourceOptions(
+        use_classes=settings.classes == "auto",
+        data_dir=settings.data_dir or config.data_dir,
+        download=settings.download,
+        max_rejected=settings.max_rejected,
+        class_level=settings.class_level,
+        memory_limit=int(settings.memory_limit * 2**30),
+        cache_dir=cache_dir,
+        rules=rules,
     )
+    with Activity("reading images"):
+        splits = load_source(absolute_source(settings.dataset, tell=tell), options, tell=tell)
     parts = [("train", splits.train)] + ([("eval", splits.eval)] if splits.eval is not None else [])
     for line in (*splits.report, *filter(None, (saturation_in_words(images) for _, images in parts))):
         tell(line)

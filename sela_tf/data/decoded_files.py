@@ -78,7 +78,9 @@ def _decoded(images: ImageSet, cache_dir: str, tell: Callable[[str], None]) -> D
     def put(digest: str, pixels: np.ndarray) -> None:
         for place in waiting.pop(digest):
             if pixels.size != ends[place] - starts[place]:
-                raise SourceError(f"{images.full_name}: {files.paths[place]} has changed since it was checked: give the same command again")
+                raise SourceError(
+                    f"{images.full_name}: {files.paths[place]} has changed since it was checked: give the same command again"
+                )
             buffer[starts[place] : ends[place]] = pixels
 
     path = pathlib.Path(cache_dir, f"pixels-{_key(images)}.parquet")
@@ -93,7 +95,9 @@ def _decoded(images: ImageSet, cache_dir: str, tell: Callable[[str], None]) -> D
             try:
                 _write(path, files.digests, shapes, [buffer[start:end] for start, end in zip(starts, ends, strict=True)])
             except OSError as error:
-                tell(f"`cache_dir={cache_dir}` cannot be written ({error.strerror or error}): the images will be decoded again next time")
+                tell(
+                    f"`cache_dir={cache_dir}` cannot be written ({error.strerror or error}): the images will be decoded again next time"
+                )
     with tf.device("CPU"):
         return DecodedFiles(files, tf.constant(buffer), starts, shapes)
 
@@ -117,13 +121,14 @@ def _pixels(paths: Sequence[str], images: ImageSet) -> Iterator[np.ndarray]:
         return decode_image(tf.io.read_file(path), images.channels, images.rules)
 
     decoded = tf.data.Dataset.from_tensor_slices(list(paths)).map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    number = 0
+    count = 0
     try:
-        for number, pixels in enumerate(decoded.prefetch(tf.data.AUTOTUNE).as_numpy_iterator(), start=1):
+        for pixels in decoded.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
             yield pixels
+            count += 1
     except tf.errors.OpError as error:
         raise SourceError(
-            f"{images.full_name}: {paths[number]} cannot be read any more ({error.message.rpartition('; ')[2].splitlines()[0]})"
+            f"{images.full_name}: {paths[count]} cannot be read any more ({error.message.rpartition('; ')[2].splitlines()[0]})"
         ) from error
 
 

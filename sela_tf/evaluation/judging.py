@@ -22,7 +22,7 @@ from sela_tf.evaluation.without_classes import StabilityFigures, compare_stabili
 from sela_tf.models.heads import find_multi_head
 from sela_tf.models.inference import BatchedInference
 
-_PROBE_ITERATIONS, _PROBE_WORK = 50, 2 * 10**8
+PROBE_ITERATIONS, _PROBE_WORK = 50, 2 * 10**8
 """Limits of the linear probe on raw pixels: iterations, and images x values x classes, above which it is left out."""
 
 
@@ -99,7 +99,7 @@ class Judging:
             batches.training, batches.num_training, rows=self._samples.training, num_clusters=self.num_clusters, seed=self.seed
         )
         held_out = passes.outputs(batches.held_out, batches.num_held_out)
-        protocol = images.protocol._replace(max_iterations=min(_PROBE_ITERATIONS, images.protocol.max_iterations))
+        protocol = images.protocol._replace(max_iterations=min(PROBE_ITERATIONS, images.protocol.max_iterations))
         if rows is not None:
             chosen = rows if protocol.held_out_sample is None else protocol.held_out_sample[rows]
             images = images._replace(held_out=images.held_out.take(rows))

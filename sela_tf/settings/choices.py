@@ -137,7 +137,9 @@ def _pick_views(pick: Pick, seen: ImagesSeen) -> None:
         pick("flip_probability", 0.0, "vectors")
     else:
         is_told = seen.mirror_accuracy > _MIRRORED_ARE_TOLD
-        why = f"mirrored images {'can' if is_told else 'cannot'} be told from others ({seen.mirror_accuracy:.0%} by their neighbours)"
+        why = (
+            f"mirrored images {'can' if is_told else 'cannot'} be told from others ({seen.mirror_accuracy:.0%} by their neighbours)"
+        )
         pick("flip_probability", 0.0 if is_told else 0.5, why)
     why = "colours often tell things apart" if is_colour else "vectors" if seen.is_vectors else "gray images"
     pick("saturation", 0.2 if is_colour else 0.0, why)

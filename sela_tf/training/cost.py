@@ -13,9 +13,11 @@ import numpy as np
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import cluster_metrics
+from sela_tf.evaluation.judging import PROBE_ITERATIONS
 from sela_tf.evaluation.knn import knn_accuracy
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.evaluation.protocol import SMALL_HELD_OUT, EvaluationProtocol, evaluation_protocol
+from sela_tf.evaluation.raw_pixels import SIDE
 from sela_tf.models.build import cut_at_heads
 from sela_tf.models.inference import BatchedInference
 from sela_tf.models.layer_names import EMBEDDING, HEADS
@@ -37,6 +39,7 @@ _GIB = 2**30
 _ROWS = 4096
 # The steps that are taken to measure one: none of the first, in which TensorFlow compiles and the input fills its buffers, and no more seconds.
 _FIRST_STEPS, _MOST_STEPS, _SECONDS = 3, 40, 2.0
+_FIRST_BATCHES, _SECONDS_OF_DRAWING = 8, 1.0
 _ITERATIONS_OF_PROBE = 0.6
 """The share of the iterations allowed that a linear probe takes, as a rule."""
 
@@ -63,6 +66,8 @@ class Rates(NamedTuple):
     """One image of a label pass or of an evaluation."""
     row: float
     """One image in the transport of one head."""
+    batch_drawn: float = 0.0
+    """The views of one batch, while nothing else is done."""
 
 
 def measured_rates(experiment: Experiment) -> Rates:
@@ -82,7 +87,22 @@ def measured_rates(experiment: Experiment) -> Rates:
         float(np.median(seconds)) / config.batch_size,
         seconds_of_pass(experiment, count, LABEL_PASS_BATCH) / count,
         transport / rows,
+        _seconds_of_drawing(experiment),
     )
+
+
+def _seconds_of_drawing(experiment: Experiment) -> float:
+    """Returns the seconds in which the views of a batch are made, after the first ones, which fill the buffers."""
+    last = min(_FIRST_BATCHES + _MOST_STEPS, max(experiment.last_step, 1))
+    start, counted = time.perf_counter(), 0
+    for number, _ in enumerate(experiment.views(0, last)):
+        if number < min(_FIRST_BATCHES, last - 1):
+            start = time.perf_counter()
+            continue
+        counted += 1
+        if time.perf_counter() - start > _SECONDS_OF_DRAWING:
+            break
+    return (time.perf_counter() - start) / max(counted, 1)
 
 
 def _steps(experiment: Experiment) -> Iterator[float]:
@@ -256,10 +276,13 @@ def _parts_of_evaluation(experiment: Experiment, protocol: EvaluationProtocol, p
     probe = seconds_each(2, few, 7, many) * _ITERATIONS_OF_PROBE * protocol.max_iterations * n / len(bank[0])
     clusters = random.permutation(np.arange(n) % config.num_clusters)
     _, agreement = second_time(lambda: cluster_metrics(np.arange(n) % classes, clusters))
+    # Raw pixels are judged, too: by as many values as they have, a small sample of the held-out images, and fewer iterations.
+    pixels = int(np.prod([min(side, SIDE) for side in data.size])) * data.train.channels / width
+    raw_iterations = min(PROBE_ITERATIONS / (_ITERATIONS_OF_PROBE * protocol.max_iterations), 1)
     return [
         *parts,
-        Part("kNN", 2, knn * n / len(bank[0]) * m / len(queries[0])),
-        Part("linear probes", 2, probe),
+        Part("kNN", 2 + pixels * min(SMALL_HELD_OUT / m, 1), knn * n / len(bank[0]) * m / len(queries[0])),
+        Part("linear probes", 2 + pixels * raw_iterations, probe),
         Part("agreement with classes", (relabellings + 3) * config.num_heads, agreement),
     ]
 

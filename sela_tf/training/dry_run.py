@@ -120,7 +120,9 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
     """Prints what is held at once in each phase of a run."""
     config, data, model = experiment.config, experiment.data, experiment.model
     own = sum(part.images.nbytes for part in (data.train, data.held_out) if part.images is not None)
-    decoded = sum(int(part.store.shapes.prod(axis=1).sum()) for part in (data.train, data.held_out) if isinstance(part.store, DecodedFiles))
+    decoded = sum(
+        int(part.store.shapes.prod(axis=1).sum()) for part in (data.train, data.held_out) if isinstance(part.store, DecodedFiles)
+    )
     # LAMB keeps two moments of each weight.
     network = (4 if config.optimizer == "lamb" else 3) * 4 * model.count_params()
     # TensorFlow keeps a second copy of arrays.

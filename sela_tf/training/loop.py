@@ -26,6 +26,10 @@ class Clock:
     """The seconds of the present epoch that went into waiting for data and into steps; relabelling and monitors do not count."""
 
     waiting: float = 0.0
+    """Seconds in which the loop had no batch."""
+    drawing_each: float = 0.0
+    """Seconds in which this machine reads, decodes and draws the views of a batch, doing nothing else; 0 where they are made while a device
+    of another kind takes the step. Steps on the same processors are slower by it, although the loop does not wait."""
     stepping: float = 0.0
     steps: int = 0
     step: int = 0
@@ -33,8 +37,9 @@ class Clock:
 
     @property
     def waiting_share(self) -> float:
-        """The share of the training time that was spent waiting for data, in [0, 1]."""
-        return self.waiting / max(self.waiting + self.stepping, 1e-9)
+        """The share of the training time that was spent on data, waiting for them or making them, in [0, 1]."""
+        of_data = max(self.waiting, self.drawing_each * self.steps)
+        return min(of_data / max(self.waiting + self.stepping, 1e-9), 1.0)
 
     def rate(self, batch_size: int) -> float:
         """Images a second, for batches of `batch_size` images."""

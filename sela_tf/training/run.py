@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from sela_tf.cli.signals import signals_noted
 from sela_tf.compat.activity import Activity
@@ -124,9 +125,11 @@ def _run(
 
 
 def _parts(experiment: Experiment) -> list[Part]:
-    """Returns what the run takes on this machine."""
-    data = experiment.data
-    return parts_of_run(experiment, measured_rates(experiment), num_train=len(data.train), num_held_out=len(data.held_out))
+    """Returns what the run takes on this machine, and has its clock count what the views take of the processors that train."""
+    data, rates = experiment.data, measured_rates(experiment)
+    if not tf.config.list_logical_devices("GPU"):
+        experiment.clock.drawing_each = rates.batch_drawn
+    return parts_of_run(experiment, rates, num_train=len(data.train), num_held_out=len(data.held_out))
 
 
 def _continue_from(directory: Workdir, experiment: Experiment) -> int:
