@@ -134,6 +134,7 @@ class TestRules:
 
 
 class TestSets:
+    @pytest.mark.slow
     def test_folders_and_records_follow_the_rules(self, folder, tmp_path):
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
         write_records(tmp_path / "records", files)
@@ -156,6 +157,7 @@ class TestSets:
             images = load_source(f"records:{tmp_path}/records", SourceOptions(rules=rules)).train.images
             np.testing.assert_array_equal(images, [laid(opened(data), rules.background) for data in files.values()])
 
+    @pytest.mark.slow
     def test_a_run_makes_its_rules_of_its_training_images(self, folder):
         config = SelaConfig(dataset=f"folder:{folder}", crop_scale=0.25, **SETTINGS)
         data = load_data(config)
