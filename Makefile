@@ -26,7 +26,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FLAGS)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow $(FLAGS)
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup $(FLAGS)
 
 # What a reused library needs, from the wheel and not from the checkout, on the TensorFlow of the lane.
 test-tf: $(LANE)/.lane
