@@ -22,6 +22,7 @@ from benchmarks.own_images.fetching import MissingPackageError
 from benchmarks.own_images.glyphs import CHARACTERS, font_glyphs
 from benchmarks.own_images.jobs import read_rows, tried_flags
 from benchmarks.own_images.judging import Features, judge
+from benchmarks.own_images.measures import correlations
 from benchmarks.own_images.packing import pack, unpack
 from benchmarks.own_images.sets import SETS, set_settings
 from benchmarks.own_images.simclr import nt_xent, pairs_of_views
@@ -31,6 +32,7 @@ from sela_tf.data.augment import Augmentation
 from sela_tf.data.classes import ClassLabels
 from sela_tf.data.image_set import SourceName
 from sela_tf.data.sources.arrays import array_set
+from sela_tf.evaluation.without_classes import JUDGED_BY
 from sela_tf.training.images import Data
 
 PLAIN = Augmentation(1.0, 0.0, *[0.0] * 6)
@@ -98,6 +100,23 @@ def test_goals_are_missed_beyond_chance_only(rng, capsys, monkeypatch):
     assert goals([row("sela", fair, num_training=1999), row("raw", good, num_training=1999)]) == 0
     cells = [[cell.strip() for cell in line.split("|")[1:6]] for line in table(rows).splitlines()]
     assert ["a", "defaults", "raw", "1", f"{good.mean():.3f} ± {np.sqrt(good.mean() * (1 - good.mean()) / 500):.3f}"] in cells
+
+
+def test_correlations_are_those_of_ranks():
+    """A measure that follows the figure within each set, whatever the level of the set; and one that does the opposite."""
+    rows = []
+    for level, of_set in enumerate("abc"):
+        for rank, method in enumerate(("raw", "untrained", "sela", "sela", "sela")):
+            figures = dict.fromkeys(("knn", "linear", "ami"), 10 * level + rank)
+            measures = {"view_agreement": np.exp(rank), "neighbour_stability": -rank - 10 * level}
+            rows.append({"set": of_set, "method": method, "seed": 0, "figures": figures, "measures": measures})
+    lines = {
+        tuple(cell.strip() for cell in line.split("|")[1:3]): line.split("|")[3:6] for line in correlations(rows).splitlines()[2:]
+    }
+    for figure in ("knn", "linear", "ami"):
+        assert [float(cell) for cell in lines["view_agreement", figure]][1:] == [1.0, 1.0]
+        assert [float(cell) for cell in lines["neighbour_stability", figure]] == [-1.0, -1.0, -1.0]
+    assert float(lines["view_agreement", "knn"][0]) < 0.5
 
 
 def test_the_loss_of_simclr_is_that_of_finding_the_other_view(rng):
@@ -237,6 +256,8 @@ def test_rows_are_made_once(tmp_path, monkeypatch, capsys):
     assert {len(unpack(each["answers"]["knn"])) for each in rows} == {run["num_held_out"]}
     main()
     assert len(read_rows(results)) == 5
+    with_measures = [each["method"] for each in rows if set(each.get("measures", ())) == {*JUDGED_BY}]
+    assert with_measures == ["sela", "untrained", "raw"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--table"])
     capsys.readouterr()
     with pytest.raises(SystemExit, match="0"):

@@ -18,6 +18,7 @@ import tempfile
 from benchmarks.measuring import environment
 from benchmarks.own_images.fetching import MissingPackageError
 from benchmarks.own_images.jobs import METHODS, Job, found, read_rows, tried_flags
+from benchmarks.own_images.measures import correlations
 from benchmarks.own_images.sets import SETS, set_settings
 from benchmarks.own_images.table import goals, table
 
@@ -74,16 +75,19 @@ def main() -> None:
     parser.add_argument("--sets_dir", type=pathlib.Path, default=pathlib.Path("~/.cache/sela_tf_own_images"))
     parser.add_argument("--download", action="store_true", help="fetch packages that are missing")
     parser.add_argument("--table", action="store_true", help="print the table of the rows that are there")
+    parser.add_argument("--correlations", action="store_true", help="print how the measures without classes follow the figures")
     parser.add_argument("--goals", action="store_true", help="print each goal as reached or missed, and end with 1 on a miss")
     options = parser.parse_args()
     unknown = [*sorted({*options.sets} - {*SETS}), *sorted({*options.methods} - {*METHODS})]
     if unknown:
         parser.error(f"there is no {', '.join(unknown)}")
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    if options.table or options.goals:
+    if options.table or options.goals or options.correlations:
         rows = [row for row in read_rows(options.results) if row["set"] in options.sets]
         if options.table:
             print(table(rows))
+        if options.correlations:
+            print(correlations(rows))
         missed = options.goals and goals([row for row in rows if row["name"] == options.name])
         sys.exit(1 if missed else 0)
     sets_dir = options.sets_dir.expanduser()

@@ -15,6 +15,7 @@ from absl import flags as absl_flags
 from benchmarks.own_images.baselines import features_of_pixels, histograms, pixels
 from benchmarks.own_images.jobs import Job
 from benchmarks.own_images.judging import Features, judge
+from benchmarks.own_images.measures import measures_of
 from benchmarks.own_images.sela import TimedExperiment, fitted
 from benchmarks.own_images.simclr import train_simclr
 from benchmarks.own_images.variants import VARIANTS
@@ -46,17 +47,24 @@ def make_row(job: Job) -> dict[str, Any]:
         config = read_config(job.workdir)
     prepare_devices(config)
     data = load_data(config)
+    model: keras.Model | None = None
     if job.method == "sela":
-        features = network_features(load_run(job.workdir), data)
+        model = load_run(job.workdir)
         row["steps"] = config.epochs * (len(data.train) // config.batch_size)
     elif job.method == "simclr":
         model, row["steps"], row["cpu_seconds"] = train_simclr(config, data, cpu_seconds=job.cpu_seconds)
-        features = network_features(model, data)._replace(clusters=None)
     elif job.method == "untrained":
-        features = network_features(untrained_network(config, data), data)
+        model = untrained_network(config, data)
+    if model is not None:
+        features = network_features(model, data)
+        # The projection of SimCLR is in place of the heads.
+        features = features if job.method != "simclr" else features._replace(clusters=None)
     else:
         features = features_of_pixels(data, {"raw": pixels, "histogram": histograms}[job.method])
     judged = judge(features, data, num_clusters=config.num_clusters)
+    # Without clusters of its own, a method has not all of the measures.
+    if job.method in ("sela", "untrained", "raw"):
+        row["measures"] = measures_of(config, data, features, model)
     described = {
         "flags": flags.departures(config),
         "image_shape": [*data.size, data.train.channels],
