@@ -89,7 +89,7 @@ class Door(NamedTuple):
 SMALL = (
     "--dataset=digits", "--eval_fraction=0.25", "--backbone=resnet8", "--width=8", "--num_heads=2", "--num_clusters=16", "--batch_size=64",
     "--hidden_units=0", "--flip_probability=0", "--crop_scale=0.5", "--hue=0", "--epochs=2", "--learning_rate=0.1", "--lr_schedule=step",
-    "--num_relabellings=4", "--log_every_steps=1", "--monitor_epochs=1",
+    "--num_relabellings=4", "--log_every_steps=1", "--monitor_epochs=1", "--weight_decay=1e-5", "--norotation",
     "--noreport",
 )  # fmt: skip
 """A run of seconds."""

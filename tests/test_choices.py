@@ -13,7 +13,7 @@ from sela_tf.data.stores import Arrays
 from sela_tf.settings.choices import IMAGES_PER_CLUSTER, ImagesSeen, choices_table, choose, contradictions
 from sela_tf.settings.fields import CHOSEN, ConfigError
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.mirroring import mirror_accuracy
+from sela_tf.training.orientation import orientation_of
 
 SIDES = (8, 28, 32, 48, 63, 64, 65, 224, 3000)
 COUNTS = (20, 150, 1797, 3598, 19_152, 60_000, 1_281_167)
@@ -71,20 +71,34 @@ def test_other_files_may_decide():
 
 @pytest.mark.parametrize(("accuracy", "probability"), [(0.5, 0.5), (0.6, 0.5), (0.8, 0.0), (0.93, 0.0)])
 def test_images_that_tell_left_from_right_are_not_flipped(accuracy, probability):
-    config, choices = choose(SelaConfig(dataset="x"), seen(mirror_accuracy=accuracy))
+    config, choices = choose(SelaConfig(dataset="x"), seen(told_mirrored=accuracy))
     assert config.flip_probability == probability
     assert f"({accuracy:.0%} by their neighbours)" in next(each.reason for each in choices if each.name == "flip_probability")
 
 
-def test_mirrored_images_are_told_where_they_can_be(rng):
-    """Digits are, noise is not, and images that are their own mirror image cannot be."""
+@pytest.mark.parametrize(("accuracy", "turns"), [(0.55, False), (0.75, True)])
+def test_turns_are_learned_where_they_can_be_told(accuracy, turns):
+    for images in (seen(told_turned=accuracy), seen(side=32, have_one_size=True, is_square=True, told_turned=accuracy)):
+        config, _ = choose(SelaConfig(dataset="x"), images)
+        assert (config.rotation, config.rotation_share) == (turns, 0.25 if turns else 1.0)
+    for images in (
+        seen(side=32, have_one_size=True, told_turned=accuracy),
+        seen(side=0, channels=9, is_vectors=True, told_turned=accuracy),
+    ):
+        assert choose(SelaConfig(dataset="x", image_size=0), images)[0].rotation is False
+
+
+def test_changed_images_are_told_where_they_can_be(rng):
+    """Digits are, noise is not, and images that are their own mirror image cannot be told to be mirrored."""
     digits = load_source("digits").train
-    assert mirror_accuracy(digits, size=(8, 8)) > 0.85
+    assert min(orientation_of(digits, size=(8, 8))) > 0.85
     noise = rng.integers(0, 256, digits.images.shape, dtype=np.uint8)
-    for pixels in (noise, np.maximum(noise, noise[:, :, ::-1])):
-        images = dataclasses.replace(digits, store=Arrays(pixels))
-        assert mirror_accuracy(images, size=(8, 8)) == pytest.approx(0.5, abs=0.06)
-        assert mirror_accuracy(images.take(np.arange(8)), size=(8, 8)) == 0.5
+    symmetric = np.maximum(digits.images, digits.images[:, :, ::-1])
+    for pixels, turned in ((noise, 0.5), (symmetric, 1.0)):
+        told = orientation_of(dataclasses.replace(digits, store=Arrays(pixels)), size=(8, 8))
+        assert told.mirrored == pytest.approx(0.5, abs=0.06)
+        assert told.turned == pytest.approx(turned, abs=0.06)
+    assert orientation_of(digits.take(np.arange(8)), size=(8, 8)) == (0.5, 0.5)
 
 
 def test_vectors_have_a_network_and_views_of_their_own():

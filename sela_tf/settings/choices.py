@@ -24,8 +24,12 @@ _SIDE = 64
 """The side that larger images are brought to; from here on the network is a ResNet-18."""
 _RELABELLINGS = 30
 _STEPS_BETWEEN_LOOKS = 200
-_MIRRORED_ARE_TOLD = 0.7
-"""The share of images that must be told to be mirrored or not for views to be no longer flipped."""
+_ARE_TOLD = 0.7
+"""The share of images that must be told to be mirrored, or turned, for views not to be flipped, or for turns to be learned."""
+_ROTATION_SHARE, _STEPS_WITH_ROTATION = 0.25, 4000
+"""Each step takes 1.75 times as long with a quarter of the images turned, and fewer steps are needed."""
+_RATES = {"sgd": 0.2, "sgdw": 0.2, "lamb": 0.02}
+_RATE_OF_TRAINED, _RATE_OF_VECTORS = 0.05, 0.1
 _FEWEST_STEPS = 200
 """Steps below which little is learned whatever the images are; the digits take 252."""
 
@@ -50,8 +54,12 @@ class ImagesSeen(NamedTuple):
     is_vectors: bool = False
     replicas: int = 1
     """Devices that a batch is shared by."""
-    mirror_accuracy: float = 0.5
+    is_square: bool = False
+    """All images have one size, as high as wide."""
+    told_mirrored: float = 0.5
     """The share of images that their neighbours rightly tell to be mirrored or not; 0.5, chance, where it is not known yet."""
+    told_turned: float = 0.5
+    """The same of images turned by 90 degrees."""
 
 
 class Choice(NamedTuple):
@@ -83,12 +91,14 @@ def choose(
         return known[name]
 
     train = _pick_held_out(pick, seen)
+    can_turn = False
     if seen.is_vectors:
         _pick_network_of_vectors(pick)
     else:
-        _pick_network_of_images(pick, seen)
+        can_turn = _pick_network_of_images(pick, seen) and not config.labels_from
     _pick_views(pick, seen)
-    epochs = _pick_learning(pick, train, seen.replicas)
+    turns = _pick_turns(pick, seen, can_turn=can_turn)
+    epochs = _pick_learning(pick, train, seen, config, steps=_STEPS_WITH_ROTATION if turns else _STEPS)
     _pick_labels(pick, train, epochs, has_labels=bool(config.labels_from))
     return dataclasses.replace(config, **{choice.name: choice.value for choice in choices}), choices
 
@@ -113,7 +123,8 @@ def _pick_network_of_vectors(pick: Pick) -> None:
     pick("hidden_units", 128, "vectors")
 
 
-def _pick_network_of_images(pick: Pick, seen: ImagesSeen) -> None:
+def _pick_network_of_images(pick: Pick, seen: ImagesSeen) -> bool:
+    """Returns True if the network sees squares."""
     side = seen.side or _SIDE
     if seen.have_one_size and side <= _SIDE:
         size = pick("image_size", 0, f"the images' own size, {side} pixels")
@@ -121,6 +132,7 @@ def _pick_network_of_images(pick: Pick, seen: ImagesSeen) -> None:
         size = pick("image_size", _SIDE, f"the images have {side} pixels; more would cost in proportion to the area")
     else:
         size = pick("image_size", max(side, 8), "the median of the images' shorter sides")
+    is_square = bool(size) or seen.is_square
     size = size or side
     backbone = pick("backbone", "resnet18" if size >= _SIDE else "resnet8", f"images of {size} pixels")
     if backbone == "resnet18":
@@ -128,18 +140,17 @@ def _pick_network_of_images(pick: Pick, seen: ImagesSeen) -> None:
     else:
         pick("width", 0, "as published")
     pick("hidden_units", 256, "a hidden layer before the heads keeps the embedding general")
+    return is_square
 
 
 def _pick_views(pick: Pick, seen: ImagesSeen) -> None:
     is_colour = seen.channels == 3 and not seen.is_vectors
-    pick("crop_scale", 0.3, "not used by vectors" if seen.is_vectors else "smaller crops of such images show too little")
+    pick("crop_scale", 0.5, "not used by vectors" if seen.is_vectors else "smaller parts of images often say too little")
     if seen.is_vectors:
         pick("flip_probability", 0.0, "vectors")
     else:
-        is_told = seen.mirror_accuracy > _MIRRORED_ARE_TOLD
-        why = (
-            f"mirrored images {'can' if is_told else 'cannot'} be told from others ({seen.mirror_accuracy:.0%} by their neighbours)"
-        )
+        is_told = seen.told_mirrored > _ARE_TOLD
+        why = f"mirrored images {'can' if is_told else 'cannot'} be told from others ({seen.told_mirrored:.0%} by their neighbours)"
         pick("flip_probability", 0.0 if is_told else 0.5, why)
     why = "colours often tell things apart" if is_colour else "vectors" if seen.is_vectors else "gray images"
     pick("saturation", 0.2 if is_colour else 0.0, why)
@@ -150,16 +161,33 @@ def _pick_views(pick: Pick, seen: ImagesSeen) -> None:
     pick("feature_dropout", 0.5 if seen.is_vectors else 0.0, kind)
 
 
-def _pick_learning(pick: Pick, train: int, replicas: int) -> int:
+def _pick_turns(pick: Pick, seen: ImagesSeen, *, can_turn: bool) -> bool:
+    """Returns True if turns are learned, too."""
+    is_told = seen.told_turned > _ARE_TOLD
+    why = f"turned images {'can' if is_told else 'cannot'} be told from others ({seen.told_turned:.0%} by their neighbours)"
+    turns = pick("rotation", can_turn and is_told, why if can_turn else "these images are not turned")
+    pick("rotation_share", _ROTATION_SHARE if turns else 1.0, "all turns of a quarter of the images" if turns else "not used")
+    return bool(turns)
+
+
+def _pick_learning(pick: Pick, train: int, seen: ImagesSeen, config: SelaConfig, *, steps: int) -> int:
     """Returns the number of epochs."""
+    replicas = seen.replicas
     wanted = 64 if train < 20_000 else 128 if train < 100_000 else 256
     # Each device gets two images at least, for its batch statistics.
     fits = max(min(wanted, train) // replicas, 2) * replicas
     batch = pick("batch_size", fits, f"{train} training images" if fits <= train else "two images for each device")
     steps_per_epoch = max(train // batch, 1)
-    epochs = max(math.ceil(_STEPS / steps_per_epoch), _LEAST_EPOCHS)
+    epochs = max(math.ceil(steps / steps_per_epoch), _LEAST_EPOCHS)
     epochs = pick("epochs", epochs, f"{epochs * steps_per_epoch} steps of {batch} images")
-    pick("learning_rate", 0.1, "with a cosine schedule")
+    is_gentle = seen.is_vectors or bool(config.backbone_weights)
+    if config.backbone_weights:
+        pick("learning_rate", _RATE_OF_TRAINED, "the backbone is trained already")
+    else:
+        rate = _RATE_OF_VECTORS if seen.is_vectors else _RATES[config.optimizer]
+        pick("learning_rate", rate, "vectors" if seen.is_vectors else f"for {config.optimizer}")
+    why = "vectors, or a trained backbone" if is_gentle else "with less, small sets are learned by heart"
+    pick("weight_decay", 1e-5 if is_gentle else 5e-4, why)
     looks = max(_STEPS_BETWEEN_LOOKS // steps_per_epoch, 1)
     pick("monitor_epochs", looks, f"a look and a checkpoint every {looks * steps_per_epoch} steps")
     return epochs

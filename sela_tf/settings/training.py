@@ -134,7 +134,7 @@ class SelaConfig:
         0.9, "Momentum of sgd and sgdw, without Nesterov's correction; lamb has moments of its own.", bound=SHARE_BELOW_1
     )
     weight_decay: float = option(
-        1e-5,
+        CHOSEN,
         "Weight decay of all variables. sgd: coupled, times the weight, added to the gradient. sgdw, lamb: decoupled, times the learning "
         "rate and the weight, taken off the weight.",
         bound=NOT_NEGATIVE,
@@ -185,9 +185,9 @@ class SelaConfig:
     labels_from: str = option(
         "", "labels.npz of another run, whose labels of the same images are trained on and kept (P: label transfer)."
     )
-    rotation: bool = option(False, "Also learn to tell by which of four right angles an image was turned (P: SeLa+Rot).")
+    rotation: bool = option(CHOSEN, "Also learn to tell by which of four right angles an image was turned (P: SeLa+Rot).")
     rotation_share: float = option(
-        1.0,
+        CHOSEN,
         "Share of the images of a step that are also shown turned in all three ways by `rotation` (P: all; four times the cost).",
         bound=POSITIVE_SHARE,
     )
@@ -254,7 +254,7 @@ class SelaConfig:
                 f"`labels_from` keeps the labels of {self.labels_from}: add `num_relabellings=0`. "
                 f"Received: `num_relabellings={self.num_relabellings}`"
             )
-        if self.rotation_share != 1 and not self.rotation:
+        if self.rotation_share not in (CHOSEN, 1) and not self.rotation:
             raise ConfigError(f"`rotation_share={self.rotation_share}` needs `rotation`: add it, or leave the share out")
         if self.labels_from and self.known_labels:
             raise ConfigError("`labels_from` and `known_labels` exclude each other: the labels of another run are all known")

@@ -28,7 +28,7 @@ from sela_tf.models.backbones import check_image_size
 from sela_tf.settings.choices import Choice, ImagesSeen, choices_table, choose, contradictions
 from sela_tf.settings.fields import CHOSEN, ConfigError
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.mirroring import mirror_accuracy
+from sela_tf.training.orientation import orientation_of
 
 
 class Data(NamedTuple):
@@ -89,8 +89,9 @@ def load_training_data(
         splits = splits or _load_source(config, "dataset")
         seen = _images_seen(config, splits, replicas)
         data = _split_and_match(choose(config, seen, given_by)[0], {"dataset": splits})
-        if config.flip_probability is CHOSEN and len(data.size) == 2:
-            seen = seen._replace(mirror_accuracy=mirror_accuracy(data.train, size=data.size, seed=config.seed))
+        if CHOSEN in (config.flip_probability, config.rotation) and len(data.size) == 2:
+            told = orientation_of(data.train, size=data.size, seed=config.seed)
+            seen = seen._replace(told_mirrored=told.mirrored, told_turned=told.turned)
         config = _tell_choices(*choose(config, seen, given_by))
     _check_settings_suit(config, data.train, data.size)
     return config, data
@@ -129,6 +130,7 @@ def _images_seen(config: SelaConfig, splits: Splits, replicas: int) -> ImagesSee
         channels=train.channels,
         is_vectors=train.is_vectors,
         replicas=replicas,
+        is_square=len(set(train.image_size or (0, 1))) == 1,
     )
 
 

@@ -1,0 +1,62 @@
+"""Tests of images: can a mirrored or a turned one be told from one as it is?
+
+Where a mirrored image can be told, no image looks like its mirrored view, and flips show a network what it will never see. Where a turned
+one can be told, there is something to learn from telling the turn.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from sklearn.neighbors import KNeighborsClassifier
+
+from sela_tf.data.batch_sizes import EVALUATION_BATCH
+from sela_tf.data.image_set import ImageSet
+from sela_tf.data.pipeline import inference_batches
+
+_SIDE = 16
+_NEIGHBOURS = 5
+_CHANCE = 0.5
+
+
+class Orientation(NamedTuple):
+    """The shares of images that are rightly told to be changed or not; 0.5 is chance."""
+
+    mirrored: float = _CHANCE
+    """Of images that are mirrored, left and right."""
+    turned: float = _CHANCE
+    """Of images that are turned by 90 degrees; chance where images are not square."""
+
+
+def orientation_of(images: ImageSet, *, size: tuple[int, int], seed: int = 0, at_most: int = 4000) -> Orientation:
+    """Returns the accuracies of kNN classifiers of pixels (16 x 16) that tell whether an image is mirrored, or turned.
+
+    Half of the images, each as it is and changed, are what the others, of which half are changed, are compared with.
+
+    Args:
+        images: the images.
+        size: (height, width) of the clean views.
+        seed: the seed of the choice of images.
+        at_most: the most images that are read.
+    """
+    images = images.take(np.random.default_rng(seed).permutation(len(images))[:at_most])
+    side = [min(_SIDE, each) for each in size]
+    batches = inference_batches(images, size=size, batch_size=EVALUATION_BATCH, in_order=True)
+    views = np.concatenate([tf.image.resize(batch, side, method="area").numpy() for batch, _ in batches])
+    turned = _told(views, np.rot90(views, axes=(1, 2))) if size[0] == size[1] else _CHANCE
+    return Orientation(_told(views, views[:, :, ::-1]), turned)
+
+
+def _told(views: np.ndarray, changed: np.ndarray) -> float:
+    """Returns the share of the second half of the views `[N, H, W, C]` that is rightly told to be changed or not."""
+    count = len(views)
+    half = count // 2
+    if half < _NEIGHBOURS:
+        return _CHANCE
+    views, changed = views.reshape(count, -1), changed.reshape(count, -1)
+    classifier = KNeighborsClassifier(_NEIGHBOURS, algorithm="brute")
+    classifier.fit(np.concatenate([views[:half], changed[:half]]), np.repeat([False, True], half))
+    is_changed = np.arange(half, count) % 2 == 0
+    return float(classifier.score(np.where(is_changed[:, np.newaxis], changed[half:], views[half:]), is_changed))
