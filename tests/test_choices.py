@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sela_tf.data.sources import load_source
+from sela_tf.data.splits import is_held_out
 from sela_tf.data.stores import Arrays
 from sela_tf.settings.choices import IMAGES_PER_CLUSTER, ImagesSeen, choices_table, choose, contradictions
 from sela_tf.settings.fields import CHOSEN, ConfigError
@@ -69,7 +70,7 @@ def test_other_files_may_decide():
     assert [choice.reason for choice in choices if choice.name == "num_heads"] == ["as those have them"]
 
 
-@pytest.mark.parametrize(("accuracy", "probability"), [(0.5, 0.5), (0.6, 0.5), (0.8, 0.0), (0.93, 0.0)])
+@pytest.mark.parametrize(("accuracy", "probability"), [(0.52, 0.5), (0.6, 0.5), (0.8, 0.0), (0.93, 0.0)])
 def test_images_that_tell_left_from_right_are_not_flipped(accuracy, probability):
     config, choices = choose(SelaConfig(dataset="x"), seen(told_mirrored=accuracy))
     assert config.flip_probability == probability
@@ -105,6 +106,14 @@ def test_vectors_have_a_network_and_views_of_their_own():
     config, _ = choose(SelaConfig(dataset="x"), seen(5000, 0, channels=17, is_vectors=True, have_one_size=True))
     assert (config.backbone, config.image_size, config.saturation) == ("mlp", 0, 0.0)
     assert config.feature_noise > 0
+
+
+@pytest.mark.parametrize("num_images", [10, 23, 40, 61, 88, 130, 200])
+def test_a_batch_fits_what_the_hash_leaves(num_images):
+    names = [f"img_{i:03d}.jpg" for i in range(num_images)]
+    config, _ = choose(SelaConfig(dataset="x"), seen(num_images))
+    left = sum(not is_held_out(name, config.eval_fraction) for name in names)
+    assert config.batch_size <= left
 
 
 def test_a_split_is_taken_as_it_is():

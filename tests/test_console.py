@@ -16,7 +16,7 @@ from sela_tf.settings.choices import ImagesSeen, choose
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training import run as training_run
-from sela_tf.training.cost import Part, Rates, fit_to_minutes, in_words
+from sela_tf.training.cost import Part, Rates, fit_to_minutes, time_in_words
 
 
 class TestConsole:
@@ -69,7 +69,8 @@ class TestRecipes:
     @pytest.mark.parametrize("form", [["--recipe=digits"], ["--recipe", "digits"], ["--recipe=digits.cfg"]])
     def test_other_flags_win_wherever_they_stand(self, form):
         path = f"--flagfile={ROOT / 'configs' / 'digits.cfg'}"
-        assert recipes.with_flagfiles(["x", "--epochs=3", *form]) == ["x", path, "--epochs=3"]
+        assert recipes.with_flagfiles(["x", "--epochs=3", *form]) == (["x", path, "--epochs=3"], False)
+        assert recipes.with_flagfiles(["x", "--recipe", "help"]) == (["x"], True)
 
     def test_an_unknown_one_is_named(self):
         with pytest.raises(ConfigError, match=r"`recipe=digit`: did you mean digits\? `recipe=help` lists them"):
@@ -154,6 +155,6 @@ class TestCost:
                 fit(0.5, given=given)
 
     def test_what_is_done_is_not_counted(self):
-        assert in_words(list(self.PARTS)).startswith("about 2 minutes from here on this machine (training 50%, monitors 25%")
+        assert time_in_words(list(self.PARTS)).startswith("about 2 minutes from here on this machine (training 50%, monitors 25%")
         # Of 100 seconds that training takes half is done.
-        assert in_words(list(self.PARTS), done=0.5).startswith("about 1.2 minutes")
+        assert time_in_words(list(self.PARTS), done=0.5).startswith("about 1.2 minutes")

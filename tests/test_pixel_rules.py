@@ -20,7 +20,8 @@ from served import encoded, picture
 import sela_tf
 from sela_tf.callbacks.network_sample import NetworkSample
 from sela_tf.cli import flags
-from sela_tf.data.decoding import check_image
+from sela_tf.data.decoded_files import keep_decoded
+from sela_tf.data.decoding import check_image, decode_image
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.listing import inspect_file, list_folder
 from sela_tf.data.pipeline import inference_batches
@@ -156,6 +157,29 @@ class TestSets:
         for rules in (DEFAULT_RULES, PixelRules((0, 0, 0))):
             images = load_source(f"records:{tmp_path}/records", SourceOptions(rules=rules)).train.images
             np.testing.assert_array_equal(images, [laid(opened(data), rules.background) for data in files.values()])
+        bounded = load_source(
+            f"records:{tmp_path}/records", SourceOptions(rules=DEFAULT_RULES._replace(shorter_side=SIDE // 2))
+        ).train
+        assert bounded.image_size == (SIDE // 2, SIDE // 2)
+        assert bounded.images.shape == (3, SIDE // 2, SIDE // 2, 3)
+
+    def test_a_run_that_is_older_reads_the_files_that_it_read(self, tmp_path, rng):
+        """A gif with transparency, which is named today, was read; a photo that is turned today was not turned."""
+        gif = Image.fromarray(rng.integers(0, 4, (6, 6), dtype=np.uint8), "P")
+        gif.putpalette(range(12))
+        gif.save(tmp_path / "a.gif", transparency=0)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture(rng, "RGB", (8, 12)).save(tmp_path / "b.jpg", exif=exif)
+        old = load_source(f"folder:{tmp_path}", SourceOptions(rules=OLD_RULES)).train
+        assert old.names == ("a.gif", "b.jpg")
+        (kept,) = keep_decoded([old], memory_limit=2**20)
+        assert tuple(kept.store.image(tf.constant(1)).shape) == tuple(
+            decode_image(tf.io.read_file(f"{tmp_path}/b.jpg"), 3, OLD_RULES).shape
+        )
+        new = load_source(f"folder:{tmp_path}", SourceOptions(rules=DEFAULT_RULES)).train
+        assert new.names == ("b.jpg",)
+        assert tuple(new.store.sizes[0]) == tuple(old.store.sizes[1][::-1])
 
     @pytest.mark.slow
     def test_a_run_makes_its_rules_of_its_training_images(self, folder):

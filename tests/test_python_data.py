@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 import sela_tf
 from sela_tf.data.errors import SourceError
-from sela_tf.data.sources import SourceOptions, load_source
+from sela_tf.data.sources import SourceOptions, load_source, python
 from sela_tf.data.sources.python import images_given
 
 LIMIT = 2**20
@@ -126,3 +126,20 @@ def test_a_run_by_python(digits, tmp_path, capsys):
     with pytest.raises(TypeError, match="epocs"):
         sela_tf.run(images, tmp_path / "other", epocs=3)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "is_batched"),
+    [
+        ([(None, 28, 28)], True), ([(28, 28, 3)], False), ([(None, 8)], True), ([(8,)], False), ([(4, 28, 28, 1)], True),
+        ([(28, 28), ()], False), ([(28, 28), (10,)], False), ([(None, 28, 28), (None,)], True), ([(7, 28, 28), (7,)], True),
+        ([(None, 28, 28), (None, 10)], True), ([(8,), (10,)], False),
+    ],
+)  # fmt: skip
+def test_batches_are_told_from_images(shapes, is_batched):
+    assert python._is_batched(*(tf.TensorSpec(shape, tf.float32) for shape in shapes)) is is_batched
+
+
+def test_what_may_be_an_image_or_a_batch_of_vectors_is_refused():
+    with pytest.raises(SourceError, match=r"gray images or batches of vectors: .*\[28, 28, 1\]"):
+        python._is_batched(tf.TensorSpec((28, 28), tf.float32))

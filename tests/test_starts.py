@@ -17,6 +17,7 @@ from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.runs.network import describe_network
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
+from sela_tf.training.experiment import Experiment
 from sela_tf.training.initial_state import check_backbone_weights, first_network
 from sela_tf.training.optimizer import CoupledSGD
 
@@ -136,6 +137,16 @@ class TestSlowBackbone:
             np.testing.assert_allclose(variable.numpy(), value, rtol=1e-5, atol=1e-6)
         twin = CoupledSGD.from_config(optimizer.get_config())
         assert (twin.num_slow, twin.slow_share, twin.frozen_steps) == (1, 0.2, 2)
+
+    def test_a_run_continues_without_the_file(self, tmp_path):
+        """Only the first step needs it; the rate of the backbone stays."""
+        settings = {"backbone_learning_rate": 0.01, "frozen_epochs": 2, "batch_size": 64, "epochs": 3, "monitor_examples": 0}
+        config = SelaConfig(
+            dataset="digits", backbone="resnet8", width=2, backbone_weights="gone.keras", cache_dir=str(tmp_path), **settings
+        )
+        experiment = Experiment(config, tf.distribute.get_strategy(), begins=False)
+        assert experiment.model.optimizer.frozen_steps == 2 * experiment.steps_per_epoch
+        assert experiment.model.optimizer.num_slow > 0
 
     @pytest.mark.parametrize("setting", [{"backbone_learning_rate": 0.01}, {"frozen_epochs": 2}])
     def test_needs_weights_to_start_from(self, setting):

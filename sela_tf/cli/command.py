@@ -67,17 +67,19 @@ class Command:
         argv = sys.argv if argv is None else argv
         values = self.make_flags()
         try:
-            with_recipes = recipes.with_flagfiles(argv) if recipes.FLAG in values else argv
+            with_recipes, lists_them = recipes.with_flagfiles(argv) if recipes.FLAG in values else (argv, False)
             flags.parse(values, with_recipes, tell=print)
             if values["help"].value:
                 print(help_text(self.usage, self.settings, values))
                 return 0
-            if len(with_recipes) < len(argv) and f"--{recipes.FLAG}={recipes.LIST}" in argv:
+            if lists_them:
                 print(recipes.listed())
                 return 0
             if values["version"].value:
                 print(_versions())
                 return 0
+            if recipes.FLAG in values and values[recipes.FLAG].value:
+                raise ConfigError(f"`{recipes.FLAG}={values[recipes.FLAG].value}` stands in a flagfile: it is for the command line")
             arguments = self.read_settings(values)
         except ConfigError as error:
             return self._refuse(error, values)

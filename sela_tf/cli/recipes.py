@@ -34,8 +34,9 @@ def listed() -> str:
     return "\n".join(f"  {name:<{width}}  {_source(path)}" for name, path in found.items())
 
 
-def with_flagfiles(argv: list[str]) -> list[str]:
-    """Returns the arguments with each recipe replaced by its flagfile, which comes first, so that all other flags win over it.
+def with_flagfiles(argv: list[str]) -> tuple[list[str], bool]:
+    """Returns the arguments with each recipe replaced by its flagfile, which comes first, so that all other flags win over it; and True if
+    the list of recipes is asked for.
 
     Raises:
         ConfigError: there is no such recipe.
@@ -55,7 +56,7 @@ def with_flagfiles(argv: list[str]) -> list[str]:
             rest.append(argument)
     if waiting:
         raise ConfigError(f"`{FLAG}` needs a name: {', '.join(recipes())}")
-    return [argv[0], *(f"--flagfile={_path(name)}" for name in named if name != LIST), *rest]
+    return [argv[0], *(f"--flagfile={_path(name)}" for name in named if name != LIST), *rest], LIST in named
 
 
 def _path(name: str) -> pathlib.Path:

@@ -151,7 +151,8 @@ def _images(settings: ExportConfig, model: keras.Model, rules: PixelRules) -> Im
     """Returns the run's held-out images in the form that the network takes; synthetic images if those cannot be loaded."""
     shape = model.input.shape[1:]
     try:
-        held_out = load_data(read_config(settings.workdir), rules).held_out
+        # A few images are looked at.
+        held_out = load_data(dataclasses.replace(read_config(settings.workdir), cache_images=False), rules).held_out
         return match_input(held_out, shape)
     except (ValueError, OSError, tf.errors.OpError) as error:
         print(f"the run's images cannot be loaded ({' '.join(str(error).split())}): checking with synthetic ones", flush=True)

@@ -134,7 +134,19 @@ def _images(
     """
     cache_dir = absolute_cache(settings.cache_dir) if settings.cache_dir else config.cache_dir
     if not settings.dataset:
-        data = load_data(dataclasses.replace(config, data_dir=settings.data_dir or config.data_dir, cache_dir=cache_dir), rules)
+        for name, default in (("max_rejected", 0.0), ("class_level", "auto")):
+            if getattr(settings, name) != default:
+                raise ConfigError(
+                    f"`{name}={getattr(settings, name)}` is for images of another `dataset`: those of the run are read as it read them"
+                )
+        config = dataclasses.replace(
+            config,
+            data_dir=settings.data_dir or config.data_dir,
+            cache_dir=cache_dir,
+            memory_limit=settings.memory_limit,
+            classes=settings.classes if settings.classes == "none" else config.classes,
+        )
+        data = load_data(config, rules)
         return [("train", data.train), ("eval", data.held_out)], data.rejected
     options = SourceOptions(
         use_classes=settings.classes == "auto",

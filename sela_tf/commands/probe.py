@@ -163,7 +163,12 @@ def _config_of(settings: ProbeConfig, workdir: str | os.PathLike[str]) -> SelaCo
             class_level=settings.class_level,
         )
     if settings.eval_dataset:
-        config = dataclasses.replace(config, eval_dataset=absolute_source(settings.eval_dataset, tell=tell))
+        config = dataclasses.replace(
+            config,
+            eval_dataset=absolute_source(settings.eval_dataset, tell=tell),
+            max_rejected=max(config.max_rejected, settings.max_rejected),
+            class_level=config.class_level if settings.class_level == "auto" else settings.class_level,
+        )
     if settings.cache_dir:
         config = dataclasses.replace(config, cache_dir=absolute_cache(settings.cache_dir))
     # A network that was trained with `imbalance` is judged on all images.

@@ -27,7 +27,11 @@ from sela_tf.data.stores import DecodedFiles, Files
 from sela_tf.files.atomic import whole_file
 
 _SCHEMA = pa.schema([("sha256", pa.string()), ("height", pa.int32()), ("width", pa.int32()), ("pixels", pa.large_binary())])
-_ROWS_AT_ONCE = 500
+_FORMAT = 1
+"""The version of the decoding and of the file; a cache of another one is not read."""
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 500, 2**26
+_KEPT_OF_A_SOURCE = 4
+"""Caches that are kept of a source: those of two choices of settings, of training and held-out images."""
 _GIB = 2**30
 
 
@@ -75,25 +79,27 @@ def _decoded(images: ImageSet, cache_dir: str, tell: Callable[[str], None]) -> D
     for place, digest in enumerate(files.digests):
         waiting.setdefault(digest, []).append(place)
 
-    def put(digest: str, pixels: np.ndarray) -> None:
+    def put(digest: str, shape: tuple[int, ...], pixels: np.ndarray) -> None:
         for place in waiting.pop(digest):
-            if pixels.size != ends[place] - starts[place]:
+            if shape != tuple(shapes[place]):
                 raise SourceError(
                     f"{images.full_name}: {files.paths[place]} has changed since it was checked: give the same command again"
                 )
             buffer[starts[place] : ends[place]] = pixels
 
-    path = pathlib.Path(cache_dir, f"pixels-{_key(images)}.parquet")
+    path = _path(images, cache_dir)
     if cache_dir:
-        for digest, shape, pixels in _cached(path):
-            if digest in waiting and shape == tuple(shapes[waiting[digest][0]][:2]):
-                put(digest, pixels)
+        for digest, shape, pixels in _cached(path, images.channels):
+            if digest in waiting and shape == tuple(shapes[waiting[digest][0]]):
+                put(digest, shape, pixels)
     if new := [(digest, places[0]) for digest, places in waiting.items()]:
         for (digest, _), pixels in zip(new, _pixels([files.paths[place] for _, place in new], images), strict=True):
-            put(digest, pixels.reshape(-1))
+            put(digest, pixels.shape, pixels.reshape(-1))
         if cache_dir:
             try:
                 _write(path, files.digests, shapes, [buffer[start:end] for start, end in zip(starts, ends, strict=True)])
+                _forget_old(path)
+                tell(f"pixels of {len(files)} images are kept for the next run: {path}, {path.stat().st_size / 2**20:.0f} MiB")
             except OSError as error:
                 tell(
                     f"`cache_dir={cache_dir}` cannot be written ({error.strerror or error}): the images will be decoded again next time"
@@ -132,8 +138,8 @@ def _pixels(paths: Sequence[str], images: ImageSet) -> Iterator[np.ndarray]:
         ) from error
 
 
-def _cached(path: pathlib.Path) -> Iterator[tuple[str, tuple[int, int], np.ndarray]]:
-    """Yields digest, (h, w) and pixels of each image in the cache, until its end or a page that is damaged."""
+def _cached(path: pathlib.Path, channels: int) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+    """Yields digest, shape (h, w, C) and pixels of each image in the cache, until its end or a page that is damaged."""
     try:
         with pa.OSFile(str(path)) as opened:
             file = pa.parquet.ParquetFile(opened, page_checksum_verification=True)
@@ -143,7 +149,7 @@ def _cached(path: pathlib.Path) -> Iterator[tuple[str, tuple[int, int], np.ndarr
                 digests, heights, widths, pixels = batch.columns
                 for digest, height, width, each in zip(digests, heights, widths, pixels, strict=True):
                     values = np.frombuffer(each.as_buffer(), np.uint8)
-                    yield digest.as_py(), (height.as_py(), width.as_py()), values
+                    yield digest.as_py(), (height.as_py(), width.as_py(), channels), values
     except (OSError, ValueError, pa.ArrowException):  # pyarrow raises all of these for damaged files.
         return
 
@@ -161,15 +167,43 @@ def _write(path: pathlib.Path, digests: Sequence[str], shapes: np.ndarray, pixel
         whole_file(path, unfinished=path.with_name(f"{path.name}.unfinished-{uuid.uuid4().hex}")) as unfinished,
         pa.parquet.ParquetWriter(unfinished, _SCHEMA, compression="zstd", use_dictionary=False, write_page_checksum=True) as writer,
     ):
-        for start in range(0, len(firsts), _ROWS_AT_ONCE):
-            some = firsts[start : start + _ROWS_AT_ONCE]
+        for some in _blocks(firsts, [pixels[i].size for i in firsts]):
             columns = [[digests[i] for i in some], shapes[some, 0], shapes[some, 1], [pixels[i].tobytes() for i in some]]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA))
 
 
-def _key(images: ImageSet) -> str:
-    """Returns what tells the caches of a directory apart: the source, the images' part in it, and all that decides on their pixels."""
+def _blocks(places: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Yields the places in order, in blocks of at most some number of images and bytes, so that their copies take little memory."""
+    block: list[int] = []
+    taken = 0
+    for place, size in zip(places, sizes, strict=True):
+        if block and (len(block) == _ROWS_AT_ONCE or taken + size > _BYTES_AT_ONCE):
+            yield block
+            block, taken = [], 0
+        block.append(place)
+        taken += size
+    if block:
+        yield block
+
+
+def _path(images: ImageSet, cache_dir: str) -> pathlib.Path:
+    """Returns the path of the cache: its name tells the source, and all that decides on the pixels."""
     rules: PixelRules = images.rules
-    parts = [images.name, images.setting, images.names[0] if images.names else "", images.channels, rules, tf.__version__]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    source, kind = (
+        hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        for parts in (
+            [images.name],
+            [_FORMAT, images.setting, images.names and images.names[0], images.channels, rules, tf.__version__],
+        )
+    )
+    return pathlib.Path(cache_dir, f"pixels-{source}-{kind}.parquet")
+
+
+def _forget_old(path: pathlib.Path) -> None:
+    """Removes the oldest caches of a source, so that trying settings does not fill the disk."""
+    of_source = sorted(
+        path.parent.glob(f"{path.name.rpartition('-')[0]}-*.parquet"), key=lambda each: each.stat().st_mtime, reverse=True
+    )
+    for each in of_source[_KEPT_OF_A_SOURCE:]:
+        each.unlink()

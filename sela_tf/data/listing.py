@@ -72,11 +72,6 @@ class FileInfo(NamedTuple):
             return self._replace(decoded=None, problem=str(to_convert("webp")), is_foreign=True)
         return self._replace(decoded=self.decoded.before_rules(), problem="", is_foreign=False)
 
-    @property
-    def top(self) -> str:
-        """The top-level directory of the file in lower case; "" if it lies in the root."""
-        return self.name.split("/")[0].lower() if "/" in self.name else ""
-
 
 def inspect_file(root: str, name: str) -> FileInfo:
     """Reads the file `name` below `root` and decodes it if it is an image."""

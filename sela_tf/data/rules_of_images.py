@@ -12,7 +12,7 @@ import tensorflow as tf
 from sela_tf.data.decoding import decode_image, stored_pixels
 from sela_tf.data.headers import image_kind
 from sela_tf.data.image_set import ImageSet, Splits
-from sela_tf.data.pixel_rules import BACKGROUNDS, FULL_DEPTH, OLD_RULES, PixelRules
+from sela_tf.data.pixel_rules import BACKGROUNDS, FULL_DEPTH, OLD_RULES, PixelRules, reduced_sizes
 from sela_tf.data.records import Records
 from sela_tf.data.stores import Arrays, EncodedStore
 
@@ -82,13 +82,19 @@ def _decoded_size(images: ImageSet) -> int:
     """Returns the bytes that records of one size take when they are decoded; 0 for any other set, which is not decoded at once."""
     if not isinstance(images.store, Records) or not images.image_size:
         return 0
-    height, width = images.image_size
+    height, width = _reduced_size(images)
     return len(images) * height * width * images.channels
+
+
+def _reduced_size(images: ImageSet) -> tuple[int, int]:
+    """Returns (height, width) of the decoded images of a set that all have one size."""
+    height, width = reduced_sizes(np.array([images.image_size]), images.rules.shorter_side)[0]
+    return int(height), int(width)
 
 
 def _decoded(images: ImageSet) -> ImageSet:
     """Returns the same images, decoded into memory."""
-    height, width = images.image_size or (0, 0)
+    height, width = _reduced_size(images)
     pixels = np.empty((len(images), height, width, images.channels), np.uint8)
     signature = tf.TensorSpec([height, width, images.channels], tf.uint8)
 
@@ -103,7 +109,7 @@ def _decoded(images: ImageSet) -> ImageSet:
         # The files are read outside of a graph. Inside one, TensorFlow would word the error of a damaged record.
         some = tf.range(start, min(start + _AT_ONCE, len(images)), dtype=tf.int64)
         pixels[start : start + len(some)] = decode(images.encoded(some)).numpy()
-    return dataclasses.replace(images, store=Arrays(pixels))
+    return dataclasses.replace(images, store=Arrays(pixels), image_size=(height, width))
 
 
 def _mean_colour(images: ImageSet, largest: int) -> np.ndarray:

@@ -33,8 +33,8 @@ class Arrangement(NamedTuple):
 def measure_arrangement(images: ImageSet, *, size: tuple[int, ...], seed: int = 0) -> Arrangement | None:
     """Measures the arrangement of the pixels, in gray, of at most 500 images of a set.
 
-    Images of one size are taken as they are. A resized image has pixels that are made of common ones, so that in images of many sizes
-    the pixels are compared with those two further.
+    Images of one size are taken as they are, unless they are reduced when they are decoded. A resized image
+    has pixels that are made of common ones, so that in images of many sizes the pixels are compared with those two further.
 
     Args:
         images: the images.
@@ -46,7 +46,9 @@ def measure_arrangement(images: ImageSet, *, size: tuple[int, ...], seed: int = 
     """
     if images.is_vectors:
         return None
-    size, distance = (images.image_size, 1) if images.image_size else (size, 2)
+    own = images.image_size
+    is_reduced = images.images is None and own is not None and 0 < images.rules.shorter_side < min(own)
+    size, distance = (own, 1) if own and not is_reduced else (size, 2)
     count = max(2, min(_IMAGES, _VALUES // (size[0] * size[1] * images.channels), len(images)))
     chosen = images.take(np.sort(np.random.default_rng([seed, _KEY]).permutation(len(images))[:count]))
     pixels = np.concatenate(

@@ -105,7 +105,9 @@ def verdict(
             f"{arrangement.deviation:.1f} gray levels without it)"
         )
     effective = min(trained["effective_clusters"])
-    if effective < max(2.0, LEAST_SHARE_OF_CLUSTERS * min(num_clusters, num_images)):
+    possible = min(num_clusters, num_images)
+    # One cluster is none, and `possible` are all.
+    if possible < 2 or (effective - 1) / (possible - 1) < LEAST_SHARE_OF_CLUSTERS:
         return DID_NOT_WORK, f"the clusters collapsed: {num_clusters} are as good as {effective:.1f} equal ones"
     found = {name: {each[measure]["outcome"] for measure in JUDGED_BY} for name, each in compared.items()}
     if BETTER not in found["untrained"]:

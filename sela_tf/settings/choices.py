@@ -1,6 +1,7 @@
 """Settings chosen from the images: from how many there are, how large they are, and whether they are coloured.
 
-The numbers were found by `python -m benchmarks.own_images`, on sets of which none was tuned alone; docs/results.md has the table.
+The numbers were found by `python -m benchmarks.own_images`, on sets of which none was tuned alone: docs/results.md,
+"Settings chosen from the images".
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _SIDE = 64
 """The side that larger images are brought to; from here on the network is a ResNet-18."""
 _RELABELLINGS = 30
 _STEPS_BETWEEN_LOOKS = 200
-_ARE_TOLD = 0.7
+_UNKNOWN, _ARE_TOLD = 0.5, 0.7
 """The share of images that must be told to be mirrored, or turned, for views not to be flipped, or for turns to be learned."""
 _ROTATION_SHARE, _STEPS_WITH_ROTATION = 0.25, 4000
 """Each step takes 1.75 times as long with a quarter of the images turned, and fewer steps are needed."""
@@ -42,7 +43,7 @@ class ImagesSeen(NamedTuple):
     """The facts that the choice depends on."""
 
     num_images: int
-    """Images of the source that are trained on or held out."""
+    """Images of the source that are trained on, or held out of them."""
     has_held_out: bool
     """The source has a split of its own for evaluation, or another source is named."""
     side: int
@@ -150,8 +151,7 @@ def _pick_views(pick: Pick, seen: ImagesSeen) -> None:
         pick("flip_probability", 0.0, "vectors")
     else:
         is_told = seen.told_mirrored > _ARE_TOLD
-        why = f"mirrored images {'can' if is_told else 'cannot'} be told from others ({seen.told_mirrored:.0%} by their neighbours)"
-        pick("flip_probability", 0.0 if is_told else 0.5, why)
+        pick("flip_probability", 0.0 if is_told else 0.5, _told_in_words("mirrored", seen.told_mirrored))
     why = "colours often tell things apart" if is_colour else "vectors" if seen.is_vectors else "gray images"
     pick("saturation", 0.2 if is_colour else 0.0, why)
     pick("hue", 0.0, why)
@@ -164,10 +164,19 @@ def _pick_views(pick: Pick, seen: ImagesSeen) -> None:
 def _pick_turns(pick: Pick, seen: ImagesSeen, *, can_turn: bool) -> bool:
     """Returns True if turns are learned, too."""
     is_told = seen.told_turned > _ARE_TOLD
-    why = f"turned images {'can' if is_told else 'cannot'} be told from others ({seen.told_turned:.0%} by their neighbours)"
-    turns = pick("rotation", can_turn and is_told, why if can_turn else "these images are not turned")
+    why = (
+        _told_in_words("turned", seen.told_turned) if can_turn else "vectors, images that are not square, or labels that are given"
+    )
+    turns = pick("rotation", can_turn and is_told, why)
     pick("rotation_share", _ROTATION_SHARE if turns else 1.0, "all turns of a quarter of the images" if turns else "not used")
     return bool(turns)
+
+
+def _told_in_words(change: str, share: float) -> str:
+    """Returns whether images that are changed in some way can be told from others."""
+    if share == _UNKNOWN:
+        return f"it is not known whether {change} images can be told from others"
+    return f"{change} images {'can' if share > _ARE_TOLD else 'cannot'} be told from others ({share:.0%} by their neighbours)"
 
 
 def _pick_learning(pick: Pick, train: int, seen: ImagesSeen, config: SelaConfig, *, steps: int) -> int:
@@ -175,7 +184,8 @@ def _pick_learning(pick: Pick, train: int, seen: ImagesSeen, config: SelaConfig,
     replicas = seen.replicas
     wanted = 64 if train < 20_000 else 128 if train < 100_000 else 256
     # Each device gets two images at least, for its batch statistics.
-    fits = max(min(wanted, train) // replicas, 2) * replicas
+    # The number of images that a hash holds out is known only roughly.
+    fits = max(min(wanted, train // 2) // replicas, 2) * replicas
     batch = pick("batch_size", fits, f"{train} training images" if fits <= train else "two images for each device")
     steps_per_epoch = max(train // batch, 1)
     epochs = max(math.ceil(steps / steps_per_epoch), _LEAST_EPOCHS)

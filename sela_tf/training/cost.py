@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ OF_TRAINING = (TRAINING, LABEL_PASSES, TRANSPORT, MONITORS)
 _GIB = 2**30
 # Rows of the transport that is tried, at least, so that its fixed cost is a small part.
 _ROWS = 4096
-# The steps that are taken to measure one: none of the first, in which TensorFlow compiles and the input fills its buffers, and no more seconds.
+# The first steps, in which TensorFlow compiles and the buffers fill, do not count. Then at most 40 steps or 2 seconds are measured.
 _FIRST_STEPS, _MOST_STEPS, _SECONDS = 3, 40, 2.0
 _FIRST_BATCHES, _SECONDS_OF_DRAWING = 8, 1.0
 _ITERATIONS_OF_PROBE = 0.6
@@ -121,7 +122,6 @@ def _steps(experiment: Experiment) -> Iterator[float]:
             yield now - start
         if number > _FIRST_STEPS and now - began > _SECONDS:
             return
-    experiment.model.reset_metrics()
 
 
 def parts_of_run(experiment: Experiment, rates: Rates, *, num_train: int, num_held_out: int) -> list[Part]:
@@ -143,7 +143,7 @@ def parts_of_run(experiment: Experiment, rates: Rates, *, num_train: int, num_he
         Part(TRAINING, config.epochs * steps_per_epoch, rates.image_trained * config.batch_size),
         Part(LABEL_PASSES, relabellings, rates.image_seen * num_train),
         Part(TRANSPORT, relabellings * config.num_heads, rates.row * num_train),
-        Part(MONITORS, config.epochs, rates.image_seen * monitored),
+        Part(MONITORS, math.ceil(config.epochs / config.monitor_epochs), rates.image_seen * monitored),
         *_parts_of_evaluation(experiment, protocol, rates.image_seen, relabellings),
     ]
 
@@ -182,17 +182,18 @@ def fit_to_minutes(minutes: float, config: SelaConfig, parts: list[Part], *, rel
     return dataclasses.replace(config, epochs=fits, num_relabellings=relabellings(fits))
 
 
-def in_words(parts: list[Part], *, done: float = 0.0) -> str:
-    """Returns the estimate of the time that a run takes.
+def time_in_words(parts: list[Part], *, done: float = 0.0) -> str:
+    """Returns the estimate of the time that a run still takes.
 
     Args:
         parts: see `parts_of_run`.
         done: the share of the training that is done.
     """
-    total = sum(part.total * (1 - done if part.name in OF_TRAINING else 1) for part in parts)
-    shares = sorted((part for part in parts if part.total), key=lambda part: -part.total)
-    shown = ", ".join(f"{part.name} {part.total / sum(part.total for part in parts):.0%}" for part in shares[:3])
-    return f"about {total / 60:.2g} minutes from here on this machine ({shown})"
+    left = {part.name: part.total * (1 - done if part.name in OF_TRAINING else 1) for part in parts}
+    total = sum(left.values())
+    longest = sorted(left, key=lambda name: -left[name])[:3]
+    shown = ", ".join(f"{name} {left[name] / total:.0%}" for name in longest if left[name])
+    return f"about {total / 60:.2g} minutes from here on this machine" + (f" ({shown})" if shown else "")
 
 
 def seconds_of_pass(experiment: Experiment, count: int, batch_size: int) -> float:

@@ -65,7 +65,8 @@ class Experiment:
             asked_for = settings_of_files(config) if begins else {}
             config, data = load_training_data(config, replicas=strategy.num_replicas_in_sync, given_by=asked_for)
         self.config, self.data = config, data
-        self._first = config if begins else dataclasses.replace(config, backbone_weights="", labels_from="")
+        no_files: dict[str, Any] = {"backbone_weights": "", "labels_from": "", "backbone_learning_rate": 0.0, "frozen_epochs": 0}
+        self._first = config if begins else dataclasses.replace(config, **no_files)
         self.fingerprint = data.train.fingerprint()
         self.steps_per_epoch = len(data.train) // config.batch_size
         self.last_step = config.epochs * self.steps_per_epoch

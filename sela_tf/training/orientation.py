@@ -19,6 +19,8 @@ from sela_tf.data.pipeline import inference_batches
 _SIDE = 16
 _NEIGHBOURS = 5
 _CHANCE = 0.5
+_FEWEST = 100
+"""Images below which an accuracy is too uncertain to decide anything."""
 
 
 class Orientation(NamedTuple):
@@ -53,7 +55,7 @@ def _told(views: np.ndarray, changed: np.ndarray) -> float:
     """Returns the share of the second half of the views `[N, H, W, C]` that is rightly told to be changed or not."""
     count = len(views)
     half = count // 2
-    if half < _NEIGHBOURS:
+    if half < _FEWEST:
         return _CHANCE
     views, changed = views.reshape(count, -1), changed.reshape(count, -1)
     classifier = KNeighborsClassifier(_NEIGHBOURS, algorithm="brute")

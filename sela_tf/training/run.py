@@ -25,7 +25,7 @@ from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.settings.fields import CHOSEN, ConfigError, default_of
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.cost import Part, fit_to_minutes, in_words, measured_rates, parts_of_run
+from sela_tf.training.cost import fit_to_minutes, measured_rates, parts_of_run, time_in_words
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.evaluation import judge, outputs_of_run
 from sela_tf.training.experiment import Experiment, check_same_images, check_same_release
@@ -90,17 +90,33 @@ def _run(
     if begins:
         check_backbone_weights(config)
     experiment = experiment_of(config, strategy, begins=begins)
-    if minutes and directory.previous is None:
-        are_given = config.num_relabellings is not CHOSEN
-        fit = fit_to_minutes(minutes, experiment.config, _parts(experiment), relabellings_are_given=are_given)
+    rates = None
+    counts = {"num_train": len(experiment.data.train), "num_held_out": len(experiment.data.held_out)}
+    if minutes and directory.previous is not None:
+        tell(
+            f"`minutes={minutes:g}` is for a new run: this one keeps its {config.epochs} epochs, unless a larger `epochs` is given"
+        )
+    elif minutes:
+        are_given = config.num_relabellings is not CHOSEN or bool(config.labels_from)
+        with Activity("measuring the speed"):
+            rates = measured_rates(experiment)
+        fit = fit_to_minutes(
+            minutes, experiment.config, parts_of_run(experiment, rates, **counts), relabellings_are_given=are_given
+        )
         tell(
             f"`minutes={minutes:g}`: `epochs={fit.epochs}` of {experiment.steps_per_epoch} steps, `num_relabellings={fit.num_relabellings}`"
         )
         experiment = experiment_of(fit, strategy, begins=begins, data=experiment.data)
     step = _continue_from(directory, experiment)
     print(experiment.in_words(step), flush=True)
-    if not directory.has_results:
-        tell(in_words(_parts(experiment), done=step / experiment.last_step))
+    if step < experiment.last_step:
+        if rates is None:
+            with Activity("measuring the speed"):
+                rates = measured_rates(experiment)
+        tell(time_in_words(parts_of_run(experiment, rates, **counts), done=step / experiment.last_step))
+        if not tf.config.list_logical_devices("GPU"):
+            # The views are made by the processors that train.
+            experiment.clock.drawing_each = rates.batch_drawn
     for line in directory.changes():
         print(line, flush=True)
     describe_older_run(directory.path)
@@ -122,14 +138,6 @@ def _run(
     finally:
         directory.close()
     return results
-
-
-def _parts(experiment: Experiment) -> list[Part]:
-    """Returns what the run takes on this machine, and has its clock count what the views take of the processors that train."""
-    data, rates = experiment.data, measured_rates(experiment)
-    if not tf.config.list_logical_devices("GPU"):
-        experiment.clock.drawing_each = rates.batch_drawn
-    return parts_of_run(experiment, rates, num_train=len(data.train), num_held_out=len(data.held_out))
 
 
 def _continue_from(directory: Workdir, experiment: Experiment) -> int:

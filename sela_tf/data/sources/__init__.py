@@ -120,6 +120,7 @@ def _load_folder(request: Request) -> Splits:
         max_rejected=options.max_rejected,
         class_level=options.class_level,
         cache_dir=options.cache_dir,
+        reads_as_before=options.reads_as_before,
         tell=request.tell,
     )
 

@@ -94,8 +94,7 @@ def _collected(data: tf.data.Dataset, memory_limit: int) -> tuple[np.ndarray, np
     if len(parts) not in (1, 2) or not all(isinstance(part, tf.TensorSpec) for part in parts):
         raise SourceError(f"the tf.data.Dataset must give images, or pairs of an image and a class label. Received: {spec}")
     has_classes = len(parts) == 2
-    # A class label is a number; one axis more is that of the batch. Without labels, four axes can only be a batch of images.
-    is_batched = parts[1].shape.rank == 1 if has_classes else parts[0].shape.rank in (2, 4)
+    is_batched = _is_batched(*parts)
     images: list[np.ndarray] = []
     classes: list[np.ndarray] = []
     size = 0
@@ -114,6 +113,27 @@ def _collected(data: tf.data.Dataset, memory_limit: int) -> tuple[np.ndarray, np
     if not images:
         raise SourceError("the tf.data.Dataset is empty")
     return np.concatenate(images), np.concatenate(classes) if has_classes else None
+
+
+def _is_batched(images: tf.TensorSpec, classes: tf.TensorSpec | None = None) -> bool:
+    """Returns True if the elements of a data set are batches.
+
+    Raises:
+        SourceError: It cannot be told.
+    """
+    shape = images.shape
+    if classes is not None and classes.shape.rank != 1:
+        return classes.shape.rank == 2
+    if classes is not None:
+        # A batch of numbers, or the one-hot label of one image.
+        return None in (shape[0], classes.shape[0]) or (shape.rank > 1 and shape[0] == classes.shape[0])
+    if shape.rank == 2 and shape[0] is not None:
+        raise SourceError(
+            f"elements of shape {list(shape)} may be gray images or batches of vectors: give images an axis of channels, "
+            f"{[*shape, 1]}, or batch vectors without drop_remainder"
+        )
+    # An unknown number of images comes first in a batch.
+    return shape.rank == 4 or (shape.rank in (2, 3) and shape[0] is None and shape[-1] not in (1, 3))
 
 
 def _as_pixels(images: np.ndarray, tell: Callable[[str], None]) -> np.ndarray:
