@@ -64,7 +64,7 @@ def test_clusters_get_the_numbers_under_which_most_labels_stay(rng):
 
 
 def test_even_views_draw_clusters_equally_often():
-    config = SelaConfig(dataset="digits", backbone="resnet8", width=1, num_heads=1, num_clusters=3, crop_scale=0.5)
+    config = SelaConfig(dataset="digits", backbone="resnet8", width=1, num_heads=1, num_clusters=3, crop_scale=0.5, rotation=False)
     experiment = DeepClusterExperiment(config, tf.distribute.get_strategy())
     # clusters of 1, 100 and all other images
     initial = np.full((1, len(experiment.data.train)), 2)

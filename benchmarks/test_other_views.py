@@ -90,7 +90,9 @@ def test_averaged_labels_are_of_four_views(rng):
 
 
 def test_pairs_are_two_views_of_each_image_and_every_image_once_an_epoch():
-    config = SelaConfig(dataset="digits", backbone="resnet8", width=1, num_clusters=16, crop_scale=0.5, batch_size=64)
+    config = SelaConfig(
+        dataset="digits", backbone="resnet8", width=1, num_clusters=16, crop_scale=0.5, batch_size=64, rotation=False
+    )
     experiment = PairsExperiment(config, tf.distribute.get_strategy())
     num_images = experiment.labels.num_examples
     steps = num_images // 32

@@ -28,7 +28,7 @@ _DONE_OTHERWISE = {
     "make pipeline": "test_all_of_it_and_again of tests/test_pipeline.py runs it, again, and with another seed",
 }
 _PLACEHOLDERS = {
-    "/path/to/images": "images", r"(?<![\w.])/(?=tmp/|srv/)": "", r"\bRUN\b": "runs/digits", r"\bOTHER_MODEL\b": "MODEL",
+    "/path/to/images": "images", "/path/to/readable": "readable", r"(?<![\w.])/(?=tmp/|srv/)": "", r"\bRUN\b": "runs/digits", r"\bOTHER_MODEL\b": "MODEL",
     "…": "--workdir=tmp/dots",
 }  # fmt: skip
 """Names in commands, as regular expressions, and what stands for them in the directory where the commands are run."""

@@ -22,7 +22,7 @@ FILES = pathlib.Path(__file__).parent / "data" / "releases"
 SETTINGS = {
     "dataset": "digits", "eval_fraction": 0.25, "backbone": "resnet8", "width": 4, "num_heads": 2, "num_clusters": 16, "batch_size": 64,
     "flip_probability": 0.0, "crop_scale": 0.5, "hue": 0.0, "epochs": 2, "learning_rate": 0.05, "num_relabellings": 4, "report": False, "cache_dir": "/cache",
-    "hidden_units": 0, "lr_schedule": "step", "monitor_epochs": 1,
+    "hidden_units": 0, "lr_schedule": "step", "monitor_epochs": 1, "weight_decay": 1e-5, "rotation": False,
 }  # fmt: skip
 NUM_SHOWN = 64
 

@@ -22,6 +22,7 @@ from sela_tf.data.record_writer import example_id
 from sela_tf.data.records import read_manifest
 from sela_tf.files.atomic import whole_file
 from sela_tf.models.heads import find_multi_head
+from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.names import METRICS, RESULTS
 from sela_tf.runs.network import load_run
@@ -140,7 +141,9 @@ def _write_labels(config: SelaConfig, workdir: pathlib.Path, path: pathlib.Path)
     """Writes a table with a row for each training image and head: the final label, its probability by the network, and the margin."""
     model = load_run(workdir)
     heads = find_multi_head(model)
-    train = load_data(config).train
+    # The settings that were chosen, too; the examples may lie elsewhere by now.
+    run_config = dataclasses.replace(read_config(workdir), dataset=config.dataset, cache_dir=config.cache_dir)
+    train = load_data(run_config).train
     kept = read_labels(workdir, (heads.num_heads, heads.num_clusters))
     forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
     names = np.array(train.names)

@@ -27,9 +27,9 @@ class Orientation(NamedTuple):
     """The shares of images that are rightly told to be changed or not; 0.5 is chance."""
 
     mirrored: float = _CHANCE
-    """Of images that are mirrored, left and right."""
+    """The share where left and right are exchanged."""
     turned: float = _CHANCE
-    """Of images that are turned by 90 degrees; chance where images are not square."""
+    """The share where images are turned by 90 degrees; chance where they are not square."""
 
 
 def orientation_of(images: ImageSet, *, size: tuple[int, int], seed: int = 0, at_most: int = 4000) -> Orientation:
