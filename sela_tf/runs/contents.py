@@ -108,7 +108,7 @@ METRIC_ROWS = {
     "relabel": "At each relabelling, for each head: the transport, the objective E(p, q) before and after it, the share of labels that "
     "changed, the sizes of the clusters, and the agreement with the classes, where they are known.",
     "train": "Every `log_every_steps` steps: `loss` and `learning_rate`.",
-    "epoch": "At the end of each epoch: the mean `loss`, `knn` where classes are known, and the state of the clusters.",
+    "epoch": "At the end of each epoch: the mean `loss`; every `monitor_epochs` also `knn`, where classes are known, and the state of the clusters.",
     "warning": "A finding of the doctor: `diagnosis`, and a `message` that says what to change. The finding `waiting` is in timings.jsonl.",
 }
 """The kinds of rows of metrics.jsonl. Each row has `kind` and `step`."""

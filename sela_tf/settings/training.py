@@ -207,7 +207,7 @@ class SelaConfig:
         50, "Steps between two rows of the loss in metrics.jsonl and TensorBoard.", may_change=True, at_least=1
     )
     monitor_examples: int = option(
-        10_000, "Training images that the kNN of each epoch looks among; 0 for no kNN.", may_change=True, at_least=0
+        10_000, "Training images that the kNN of the monitors looks among; 0 for no kNN.", may_change=True, at_least=0
     )
     monitor_epochs: int = option(
         CHOSEN, "Epochs between two looks of the monitors, and between two checkpoints.", may_change=True, at_least=1, before=1

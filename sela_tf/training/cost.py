@@ -35,9 +35,9 @@ from sela_tf.transport.solve import BYTES_STORED
 TRAINING, LABEL_PASSES, TRANSPORT, MONITORS = "training", "label passes", "transport", "monitors"
 OF_TRAINING = (TRAINING, LABEL_PASSES, TRANSPORT, MONITORS)
 """Parts that are done by and by while training goes on."""
-_GIB = 2**30
+GIB = 2**30
 # Rows of the transport that is tried, at least, so that its fixed cost is a small part.
-_ROWS = 4096
+ROWS = 4096
 # The first steps, in which TensorFlow compiles and the buffers fill, do not count. Then at most 40 steps or 2 seconds are measured.
 _FIRST_STEPS, _MOST_STEPS, _SECONDS = 3, 40, 2.0
 _FIRST_BATCHES, _SECONDS_OF_DRAWING = 8, 1.0
@@ -81,8 +81,8 @@ def measured_rates(experiment: Experiment) -> Rates:
     experiment.restore(kept)
     data = experiment.data
     count = min(2 * LABEL_PASS_BATCH, len(data.train))
-    plan = plan_memory(len(data.train), config.num_clusters, config.label_memory * _GIB, tolerance=config.transport_tolerance)
-    rows = max(min(len(data.train), 4 * _ROWS), 2 * config.num_clusters)
+    plan = plan_memory(len(data.train), config.num_clusters, config.label_memory * GIB, tolerance=config.transport_tolerance)
+    rows = max(min(len(data.train), 4 * ROWS), 2 * config.num_clusters)
     _, transport = random_transport(config, plan, rows, int(experiment.model.get_layer(HEADS).input.shape[-1]))
     return Rates(
         float(np.median(seconds)) / config.batch_size,

@@ -15,7 +15,17 @@ from sela_tf.evaluation.protocol import EvaluationProtocol, evaluation_protocol
 from sela_tf.models.build import stage_names
 from sela_tf.models.layer_names import EMBEDDING, HEADS, HIDDEN
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.cost import Rates, num_classes, parts_of_run, random_transport, second_time, seconds_each, seconds_of_pass
+from sela_tf.training.cost import (
+    GIB,
+    ROWS,
+    Rates,
+    num_classes,
+    parts_of_run,
+    random_transport,
+    second_time,
+    seconds_each,
+    seconds_of_pass,
+)
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.experiment import Experiment
 from sela_tf.training.images import settings_by_outline, shape_in_words
@@ -26,9 +36,6 @@ from sela_tf.transport.sinkhorn import usual_storage
 from sela_tf.transport.solve import BYTES_STORED
 
 _FEW, _MANY = 8, 8
-_GIB = 2**30
-# Rows of the transport that is tried, at least, so that its fixed cost is a small part.
-_ROWS = 4096
 # Entries that Newton's lists hold of a row when they are longest.
 _LISTED = 32
 # Of the logistic regression: scores of every image and class, their gradient, and what the solver makes of them, in float32.
@@ -75,8 +82,8 @@ def dry_run(config: SelaConfig) -> None:
     print(f"one step on {few} images: loss {loss:.4f} (ln K = {np.log(config.num_clusters):.4f}), {step_seconds:.3f} s")
     per_image = _seconds_of_looking(experiment, few)
     print(f"looking at an image, as label passes do: {1000 * per_image:.3g} ms")
-    plan = plan_memory(counts.train, config.num_clusters, config.label_memory * _GIB, tolerance=config.transport_tolerance)
-    rows, width = max(2 * config.num_clusters, _ROWS), int(model.get_layer(HEADS).input.shape[-1])
+    plan = plan_memory(counts.train, config.num_clusters, config.label_memory * GIB, tolerance=config.transport_tolerance)
+    rows, width = max(2 * config.num_clusters, ROWS), int(model.get_layer(HEADS).input.shape[-1])
     solved, transport_seconds = random_transport(config, plan, rows, width)
     print(
         f"one transport of {rows} x {config.num_clusters}: {solved.num_iterations} iterations, marginal error "
@@ -152,12 +159,12 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
         },
         "evaluation": {"embeddings and clusters": 2 * looked_at, "linear probe": probe},
     }
-    print("memory, GiB: " + ", ".join(f"{name} {size / _GIB:.2f}" for name, size in held.items() if size))
+    print("memory, GiB: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in held.items() if size))
     for name, taken in phases.items():
-        print(f"  also, in {name}: " + ", ".join(f"{what} {size / _GIB:.2f}" for what, size in taken.items()))
+        print(f"  also, in {name}: " + ", ".join(f"{what} {size / GIB:.2f}" for what, size in taken.items()))
     worst = max(phases, key=lambda name: sum(phases[name].values()))
     peak = sum(held.values()) + sum(phases[worst].values())
-    print(f"peak of memory about {peak / _GIB:.2f} GiB, in {worst}; label passes may take {config.label_memory:g} (`label_memory`)")
+    print(f"peak of memory about {peak / GIB:.2f} GiB, in {worst}; label passes may take {config.label_memory:g} (`label_memory`)")
 
 
 def _resident_bytes() -> int:

@@ -1,4 +1,4 @@
-"""The training loop: batches in, callbacks around every step, a save at every epoch's end and on a signal."""
+"""The training loop: batches in, callbacks around every step, a save every few epochs and on a signal."""
 
 from __future__ import annotations
 

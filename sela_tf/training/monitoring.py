@@ -52,7 +52,7 @@ def class_agreement(config: SelaConfig, data: Data) -> ClassAgreement | None:
 
 
 def knn_monitor(config: SelaConfig, data: Data) -> list[keras.callbacks.Callback]:
-    """Returns the monitor of the kNN accuracy at each epoch's end; none where there are no classes or no figures are wanted."""
+    """Returns the monitor of the kNN accuracy; none where there are no classes or no figures are wanted."""
     protocol = protocol_of(config, data)
     held_out = protocol.held_out(data.held_out)
     if data.train.classes is None or held_out.classes is None or not config.monitor_examples or protocol.kind == "none":

@@ -158,7 +158,7 @@ def _continue_from(directory: Workdir, experiment: Experiment) -> int:
 
 
 def _train(experiment: Experiment, directory: Workdir, first_step: int) -> None:
-    """Takes the steps that are left, and saves at every epoch's end and on a signal."""
+    """Takes the steps that are left, and saves every `monitor_epochs` epochs and on a signal."""
     config, labels = experiment.config, experiment.labels
     meta = {"data_fingerprint": experiment.fingerprint, "num_examples": labels.num_examples, "tensorflow": RELEASE}
 

@@ -24,7 +24,7 @@ _OTHER_SUFFIXES = (
     ".jp2", ".j2k", ".jxl", ".avif", ".heic", ".heif",
 )  # fmt: skip
 """Endings of names of images in formats that are not read; some of them cannot be told by their first bytes."""
-OLD_RULES = "old"
+OLD_LEVEL = "old"
 """The value of `class_level` by which a folder is read as older runs read it: their splits, their classes, machine-made files included."""
 
 
@@ -64,7 +64,7 @@ def load_folder(
 
 def contents_of_folder(root: str, *, source: SourceName, class_level: str) -> FolderContents:
     """Returns the names of the files of a folder that may be images."""
-    return folder_contents(root, name=str(source), with_machine_made=class_level == OLD_RULES)
+    return folder_contents(root, name=str(source), with_machine_made=class_level == OLD_LEVEL)
 
 
 def outline_folder(
@@ -132,7 +132,7 @@ def splits_of_files(
         shown = ", ".join(sorted({name.rpartition("/")[2] for name in found.machine_made})[:NAMES_SHOWN])
         report.append(f"left out, {len(found.machine_made)} machine-made directories and files: {shown}")
     names = [file.name for file in images]
-    if class_level == OLD_RULES:
+    if class_level == OLD_LEVEL:
         layout = old_layout(names)
     else:
         _refuse_evaluation_alone(root, names, str(source))
