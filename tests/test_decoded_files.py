@@ -105,6 +105,7 @@ def test_only_new_images_are_decoded(folder, tmp_path, monkeypatch):
     assert tuple(kept.store.image(tf.constant(place)).shape) == (24, 20, 3)
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_made_anew(folder, tmp_path):
     images, cache = loaded(folder), tmp_path / "cache"
     kept = decoded(images, cache_dir=str(cache))

@@ -257,6 +257,7 @@ class TestWholeOrNotAtAll:
 # The door, and what it exports of a run.
 
 
+@pytest.mark.slow
 def test_images_of_many_sizes_are_checked_and_a_model_that_cannot_be_run(good, tmp_path):
     (tmp_path / "images").mkdir()
     for name, data in good.items():

@@ -76,6 +76,7 @@ def test_one_class_and_few_images(tmp_path, rng):
     assert dry.returncode == 0, dry.stderr
 
 
+@pytest.mark.slow
 def test_folder_of_many_sizes_without_classes(tmp_path, rng):
     """Everything but what needs classes; and the images that are no images are named."""
     root = tmp_path / "images"
