@@ -26,7 +26,7 @@ print("done", flush=True)
 
 
 def on_a_terminal(seconds: float) -> str:
-    """What a terminal gets from work of two parts."""
+    """Returns the text that a terminal gets from work of two parts."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     with subprocess.Popen([sys.executable, "-c", _WORK, str(seconds)], stdout=theirs, stderr=theirs, cwd=ROOT) as process:

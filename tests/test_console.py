@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import types
 
+import numpy as np
 import pytest
 from fixtures import ROOT, SMALL, run_here
 
@@ -16,7 +18,7 @@ from sela_tf.settings.choices import ImagesSeen, choose
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training import run as training_run
-from sela_tf.training.cost import Part, Rates, fit_to_minutes, time_in_words
+from sela_tf.training.cost import MONITORS, Part, Rates, fit_to_minutes, parts_of_run, time_in_words
 
 
 class TestConsole:
@@ -77,6 +79,13 @@ class TestRecipes:
             recipes.with_flagfiles(["x", "--recipe=digit"])
         with pytest.raises(ConfigError, match="needs a name"):
             recipes.with_flagfiles(["x", "--recipe"])
+
+    def test_a_flagfile_cannot_name_one(self, tmp_path, capsys):
+        from sela_tf import train
+
+        (tmp_path / "own.cfg").write_text("--recipe=digits\n")
+        assert train.main(["sela_tf.train", f"--flagfile={tmp_path}/own.cfg", f"--workdir={tmp_path}/run"]) == 2
+        assert "--recipe=digits stands in a flagfile" in capsys.readouterr().err
 
 
 class TestContinued:
@@ -153,6 +162,21 @@ class TestCost:
         for given, least in ((True, "0.65"), (False, "0.58")):
             with pytest.raises(ConfigError, match=f"`minutes=0.5` is too short: one epoch and the rest take about {least} minutes"):
                 fit(0.5, given=given)
+
+    def test_labels_that_are_given_stay(self):
+        config, _ = choose(SelaConfig(dataset="x", epochs=10, labels_from="y"), ImagesSeen(4000, False, 32, True, 3))
+        assert fit_to_minutes(1.0, config, list(self.PARTS), relabellings_are_given=False).num_relabellings == 0
+
+    def test_monitors_count_as_often_as_they_look(self):
+        config, _ = choose(
+            SelaConfig(dataset="x", epochs=10, monitor_epochs=4, evaluate="none"), ImagesSeen(4000, False, 32, True, 3)
+        )
+        split = types.SimpleNamespace(classes=np.arange(4) % 2)
+        experiment = types.SimpleNamespace(
+            config=config, data=types.SimpleNamespace(train=split, held_out=split), schedule=lambda steps_per_epoch: []
+        )
+        parts = parts_of_run(experiment, Rates(1.0, 1.0, 1.0), num_train=4000, num_held_out=500)
+        assert [part.times for part in parts if part.name == MONITORS] == [3]
 
     def test_what_is_done_is_not_counted(self):
         assert time_in_words(list(self.PARTS)).startswith("about 2 minutes from here on this machine (training 50%, monitors 25%")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 
 import numpy as np
@@ -103,6 +104,17 @@ def test_only_new_images_are_decoded(folder, tmp_path, monkeypatch):
     assert [pathlib.Path(path).name for path in paths] == ["3.jpg"]
     place = kept.names.index("3.jpg")
     assert tuple(kept.store.image(tf.constant(place)).shape) == (24, 20, 3)
+
+
+def test_the_oldest_caches_of_a_folder_go(folder, tmp_path):
+    images, cache = loaded(folder).take(np.arange(2)), tmp_path / "cache"
+    made = []
+    for bound in range(8, 14):
+        decoded(dataclasses.replace(images, rules=RULES._replace(shorter_side=bound)), cache_dir=str(cache))
+        (new,) = {*cache.iterdir()} - {*made}
+        os.utime(new, (bound, bound))
+        made.append(new)
+    assert {*cache.iterdir()} == {*made[-4:]}
 
 
 @pytest.mark.slow

@@ -206,6 +206,12 @@ class TestDoctor:
         if slow:
             assert "% of the training time is spent on data" in waiting[0].message
 
+    def test_making_views_counts_where_it_takes_the_processors_that_train(self):
+        clock = Clock(waiting=1.0, stepping=9.0, steps=8)
+        assert clock.waiting_share == 0.1
+        clock.drawing_each = 0.5
+        assert clock.waiting_share == 0.4
+
     def test_without_what_it_cannot_know_it_says_nothing_of_it(self, values):
         """No sample, no relabelling steps, no clock: silence, of dead units and of labels that stand still."""
         labels, model = sela_tf.LabelTable(T, K, N), make_model(relu_bias=-1e3)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from judged import evaluated
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -20,7 +21,7 @@ from sela_tf.evaluation import linear_probe
 from sela_tf.evaluation.clustering import cluster_metrics
 from sela_tf.evaluation.knn import knn_accuracy, knn_classes
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.evaluation.metrics import evaluate_chance, evaluate_labels, evaluate_network
+from sela_tf.evaluation.metrics import evaluate_chance, evaluate_labels
 from sela_tf.evaluation.protocol import evaluation_images
 from sela_tf.models.build import build_model
 from sela_tf.reporting.tables import results_table
@@ -159,7 +160,7 @@ class TestNetwork:
 
     def test_all_figures(self, images):
         model = self.network()
-        results = evaluate_network(model, evaluation_images(images, images, (8, 8)))
+        results = evaluated(model, evaluation_images(images, images, (8, 8)))
         assert results["knn"] == 1.0
         assert results["linear_probe"] == 1.0
         clusters = model(images.images.astype(np.float32)).numpy().argmax(axis=2)
@@ -169,7 +170,7 @@ class TestNetwork:
 
     def test_without_classes_the_rest_works_and_says_why(self, images):
         nameless = ImageSet(name="x", channels=1, store=images.store)
-        results = evaluate_network(self.network(), evaluation_images(nameless, nameless, (8, 8)))
+        results = evaluated(self.network(), evaluation_images(nameless, nameless, (8, 8)))
         assert results["knn"] is None
         assert results["nmi"] is None
         assert results["reason"] == "the images have no class labels"
@@ -178,7 +179,7 @@ class TestNetwork:
         assert "are left out" in text
 
     def test_table(self, images):
-        trained = evaluate_network(self.network(), evaluation_images(images, images, (8, 8)))
+        trained = evaluated(self.network(), evaluation_images(images, images, (8, 8)))
         chance = evaluate_chance(images.classes, 4, seed=0)
         text = results_table({"trained": trained, "untrained": trained, "chance": chance, "config": {"num_clusters": 4}})
         rows = {line[:26].strip(): line[26:].split() for line in text.splitlines() if line}

@@ -209,6 +209,7 @@ def test_bad_input_is_refused_by_name(finished, folder, tmp_path, rng):
         "has vectors, and the network was made for images": [run, output, f"--dataset=features:{tmp_path}/vectors.npy"],
         "5 images, 16 clusters": [run, output, f"--dataset=folder:{few}", "--balanced"],
         "leave out --nopotentials": [run, output, "--balanced", "--nopotentials"],
+        "--max_rejected=0.5 is for images of another --dataset": [run, output, "--max_rejected=0.5"],
         "there is no directory '/nowhere'": [run, output, "--dataset=folder:/nowhere"],
     }
     for (message, _), door in zip(commands.items(), run_here(list(commands.values()), "sela_tf.label"), strict=True):

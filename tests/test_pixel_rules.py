@@ -215,7 +215,7 @@ class TestDoors:
 
     @staticmethod
     def embeddings(workdir: pathlib.Path, folder: pathlib.Path) -> np.ndarray:
-        """What the label command writes of every image of the folder, in their order."""
+        """Returns the embeddings that the label command writes for the images of the folder, in their order."""
         output = workdir.parent / "labels.parquet"
         command = [f"--workdir={workdir}", f"--dataset=folder:{folder}", f"--output={output}"]
         (door,) = run_here([command], "sela_tf.label")

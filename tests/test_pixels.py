@@ -31,7 +31,7 @@ def _graph(channels: int, rules: PixelRules):
 
 
 def pixels(data: bytes, channels: int = 3, rules: PixelRules = DEFAULT_RULES) -> np.ndarray:
-    """What a graph makes of a file, as the served model does: files that are not readable are not decoded."""
+    """Returns the pixels of a file, decoded in a graph as the served model does, which decodes readable files only."""
     assert readable(tf.constant([data]), rules)[0]
     if rules.are_old:
         return decode_image(tf.constant(data), channels, rules).numpy()
@@ -39,7 +39,7 @@ def pixels(data: bytes, channels: int = 3, rules: PixelRules = DEFAULT_RULES) ->
 
 
 def shown(values: np.ndarray, channels: int, rules: PixelRules) -> np.ndarray:
-    """What becomes of stored values, without a graph."""
+    """Returns the pixels that stored values become, without a graph."""
     return shown_pixels(tf.constant(values), channels, rules).numpy()
 
 

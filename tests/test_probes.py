@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from fixtures import SMALL, Door, is_one_line, run_door, run_doors
+from judged import evaluated
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
@@ -22,7 +23,6 @@ from sela_tf.data.splits import hold_out
 from sela_tf.data.stores import Arrays
 from sela_tf.evaluation import probes
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.evaluation.metrics import evaluate_network
 from sela_tf.evaluation.probes import ProbeSchedule, ProbeTask, logistic_probes, pooled, sgd_probes
 from sela_tf.evaluation.protocol import evaluation_images
 from sela_tf.models.build import build_model, stage_names
@@ -93,7 +93,7 @@ def test_layers_of_the_network_do_not_clash_with_the_probes(rng, backbone):
     pixels = (rng.integers(0, 100, (40, 64, 64, 3)) + 150 * classes[:, None, None, None]).astype(np.uint8)
     images = ImageSet(name="bright", channels=3, store=Arrays(pixels), classes=classes)
     keras.utils.clear_session()
-    assert evaluate_network(model, evaluation_images(images, images, (64, 64)), fill_statistics=True)["linear_probe"] > 0.4
+    assert evaluated(model, evaluation_images(images, images, (64, 64)), fill_statistics=True)["linear_probe"] > 0.4
     stages = stage_names(model)
     probed = ProbeTask(model, stages, images, images, (64, 64), 512)
     keras.utils.clear_session()

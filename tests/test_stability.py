@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fixtures import ROOT, run_doors
+from PIL import Image
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.datasets import load_digits
 
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
+from sela_tf.data.pixel_rules import DEFAULT_RULES
+from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.stores import Arrays
 from sela_tf.evaluation.arrangement import Arrangement, measure_arrangement
 from sela_tf.evaluation.judging import Judging
@@ -154,6 +157,16 @@ def test_arrangement_tells_pictures_from_noise(kind):
     assert found.images_differ == (kind not in ("one image", "constant"))
 
 
+@pytest.mark.parametrize("bound", [0, 10])
+def test_noise_in_large_files_is_no_picture(tmp_path, rng, bound):
+    """Pixels that decoding reduces, and the clean view enlarges again, would be alike."""
+    for number in range(40):
+        Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    images = load_source(f"folder:{tmp_path}", SourceOptions(rules=DEFAULT_RULES._replace(shorter_side=bound))).train
+    assert images.image_size == (40, 40)
+    assert measure_arrangement(images, size=(8, 8)).neighbour_correlation < 0.1
+
+
 def test_vectors_have_no_arrangement(rng):
     vectors = ImageSet(name="x", channels=6, store=Arrays(rng.normal(size=(20, 6)).astype(np.float32)), image_size=())
     assert measure_arrangement(vectors, size=()) is None
@@ -194,6 +207,13 @@ def test_the_rule(compared, arrangement, effective, outcome, reason):
     found = verdict({"effective_clusters": [effective]}, compared, arrangement, num_clusters=32, num_images=400)
     assert found[0] == outcome
     assert reason in found[1]
+
+
+@pytest.mark.parametrize(
+    ("effective", "outcome"), [(1.9995, "worked"), (1.5, "worked"), (1.05, "did not work"), (1.0, "did not work")]
+)
+def test_two_clusters_need_not_be_equal(effective, outcome):
+    assert verdict({"effective_clusters": [effective]}, _compared(), None, num_clusters=2, num_images=400)[0] == outcome
 
 
 @pytest.fixture(scope="module")

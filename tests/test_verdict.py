@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fixtures import ROOT, SMALL, run_doors
+from judged import evaluated
 
 from sela_tf.commands import probe as prober
 from sela_tf.data.image_set import ImageSet
@@ -19,7 +20,7 @@ from sela_tf.data.stores import Arrays
 from sela_tf.evaluation import protocol as protocols
 from sela_tf.evaluation.clustering import cluster_metrics
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
-from sela_tf.evaluation.metrics import evaluate_chance, evaluate_labels, evaluate_network, evaluate_outputs, no_metrics
+from sela_tf.evaluation.metrics import evaluate_chance, evaluate_labels, evaluate_outputs, no_metrics
 from sela_tf.evaluation.outputs import evaluation_outputs, network_outputs
 from sela_tf.evaluation.protocol import evaluation_images, evaluation_protocol
 from sela_tf.models.build import build_model
@@ -121,8 +122,9 @@ def test_one_pass_gives_embedding_clusters_and_confidence(rng, network, data, pa
 
 
 def test_a_network_is_evaluated_in_one_pass_over_each_set(network, data, passes):
-    evaluate_network(network, evaluation_images(data.train, data.held_out, (8, 8)))
-    assert len(passes) == 2
+    evaluated(network, evaluation_images(data.train, data.held_out, (8, 8)))
+    # Two more have the random views of the held-out images.
+    assert len(passes) == 4
 
 
 def test_sampled_figures_are_those_of_the_sample(rng, few):
@@ -145,7 +147,7 @@ def test_sampled_figures_are_those_of_the_sample(rng, few):
     train, held_out = data.train.take(chosen.training_sample), data.held_out.take(chosen.held_out_sample)
     untrained = first_network(config, description_of(config, data), tf.distribute.get_strategy())
     for column, model, settle in (("trained", network, False), ("untrained", untrained, True)):
-        expected = evaluate_network(model, evaluation_images(train, held_out, ()), fill_statistics=settle)
+        expected = evaluated(model, evaluation_images(train, held_out, ()), fill_statistics=settle)
         words = found[column].pop("protocol")
         del expected["protocol"]
         assert found[column] == expected

@@ -20,11 +20,11 @@ class Features(NamedTuple):
     """The features of the images of a set."""
 
     training: np.ndarray
-    """Those of the training images, float32 `[N, D]`."""
+    """Features of the training images, float32 `[N, D]`."""
     held_out: np.ndarray
-    """Those of the held-out images, float32 `[M, D]`."""
+    """Features of the held-out images, float32 `[M, D]`."""
     clusters: np.ndarray | None = None
-    """The clusters of the held-out images by each head, integers `[T, M]`; None where there are no heads."""
+    """Clusters of the held-out images by each head, integers `[T, M]`; None where there are no heads."""
 
 
 def judge(features: Features, data: Data, *, num_clusters: int) -> dict[str, Any]:

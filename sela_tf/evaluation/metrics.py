@@ -4,43 +4,20 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from sela_tf.evaluation.clustering import ClusterMetrics, cluster_metrics
 from sela_tf.evaluation.intervals import Answers
 from sela_tf.evaluation.knn import knn_correct
 from sela_tf.evaluation.linear_probe import linear_probe_correct
-from sela_tf.evaluation.outputs import EvaluationOutputs, NetworkPasses, evaluation_batches
+from sela_tf.evaluation.outputs import EvaluationOutputs
 from sela_tf.evaluation.protocol import LEFT_OUT, EvaluationImages
-from sela_tf.models.heads import find_multi_head
-from sela_tf.models.inference import BatchedInference
 
 KNN_NEIGHBOURS = 10
 
 _NO_CLASSES = "the images have no class labels"
 
 _NO_EVAL_CLASSES = "the held-out images have no class labels"
-
-
-def evaluate_network(
-    model: keras.Model, images: EvaluationImages, *, strategy: tf.distribute.Strategy | None = None, fill_statistics: bool = False
-) -> dict[str, Any]:
-    """Runs a network over the images and returns its figures (`evaluate_outputs`).
-
-    Args:
-        model: a network of `build_model`.
-        images: the images to evaluate on.
-        strategy: strategy that the model was built under; None for one device.
-        fill_statistics: first fill the moving statistics of batch normalisation from the training images, as a network before its first step needs.
-    """
-    batches = evaluation_batches(images)
-    if fill_statistics:
-        BatchedInference(model, strategy).fill_moving_statistics(batches.training)
-    outputs = batches.outputs(NetworkPasses(model, strategy=strategy))
-    num_clusters = find_multi_head(model).num_clusters
-    return evaluate_outputs(outputs, images, num_clusters=num_clusters, statistics_filled=fill_statistics).figures
 
 
 class Evaluation(NamedTuple):

@@ -162,7 +162,8 @@ def fit_to_minutes(minutes: float, config: SelaConfig, parts: list[Part], *, rel
     """
 
     def relabellings(epochs: int) -> int:
-        return config.num_relabellings if relabellings_are_given else relabellings_of(epochs)
+        # Labels of another run are kept.
+        return config.num_relabellings if relabellings_are_given or config.labels_from else relabellings_of(epochs)
 
     def seconds(epochs: int) -> float:
         shares = dict.fromkeys((TRAINING, MONITORS), epochs / config.epochs)

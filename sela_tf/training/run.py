@@ -97,7 +97,7 @@ def _run(
             f"`minutes={minutes:g}` is for a new run: this one keeps its {config.epochs} epochs, unless a larger `epochs` is given"
         )
     elif minutes:
-        are_given = config.num_relabellings is not CHOSEN or bool(config.labels_from)
+        are_given = config.num_relabellings is not CHOSEN
         with Activity("measuring the speed"):
             rates = measured_rates(experiment)
         fit = fit_to_minutes(

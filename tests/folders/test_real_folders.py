@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import os
 import pathlib
 import sys
+import tempfile
 import types
 
 import numpy as np
@@ -43,6 +45,18 @@ def write(root: pathlib.Path, *names: str, side: int = 9) -> pathlib.Path:
     return root
 
 
+@contextlib.contextmanager
+def as_an_ordinary_user():
+    """A context in which root, who may read every directory, is the user "nobody"; no other user changes."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
 class TestMachineMade:
     def test_they_are_left_out_and_counted(self, tmp_path, monkeypatch):
         made = ("a/@eaDir/x.png", "#recycle/x.png", "__MACOSX/a/x.png", "$RECYCLE.BIN/x.png", "lost+found/x.png")
@@ -67,12 +81,16 @@ class TestMachineMade:
         # older runs were trained on them
         assert len(load_source(f"folder:{root}", SourceOptions(class_level="old")).train) == 7
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every directory")
-    def test_another_directory_that_cannot_be_read_is_an_error(self, tmp_path):
-        root = write(tmp_path, "a/x.png", "b/x.png")
-        (root / "b").chmod(0)
-        with pytest.raises(SourceError, match="cannot be read: Permission denied"):
-            folder_contents(str(root), name="here")
+    def test_another_directory_that_cannot_be_read_is_an_error(self):
+        with tempfile.TemporaryDirectory() as directory:
+            root = write(pathlib.Path(directory), "a/x.png", "b/x.png")
+            root.chmod(0o755)
+            (root / "b").chmod(0)
+            try:
+                with as_an_ordinary_user(), pytest.raises(SourceError, match="b' cannot be read: Permission denied"):
+                    folder_contents(str(root), name="here")
+            finally:
+                (root / "b").chmod(0o755)
 
 
 class TestOddNames:
