@@ -50,7 +50,7 @@ def test_dry_run_writes_nothing(tmp_path):
     assert re.search(r"one transport of 4096 x 16: \d+ iterations", process.stdout)
     assert re.search(
         r"hours: training [\d.e-]+, label passes [\d.e-]+, transport [\d.e-]+, monitors [\d.e-]+, looking at images [\d.e-]+, "
-        r"kNN [\d.e-]+, linear probes [\d.e-]+, agreement with classes [\d.e-]+\n",
+        r"kNN [\d.e-]+, linear probes [\d.e-]+, agreement with classes [\d.e-]+(, report [\d.e-]+)?\n",
         process.stdout,
     )
     for phase in ("training", "relabelling", "a label pass", "evaluation"):

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _BLUE, _ORANGE, _GREEN, _GRAY = "#1f5fa8", "#d9730d", "#2f7d4f", "#8a8a8a"
 _HEAD_COLOURS = (_BLUE, _ORANGE, _GREEN, "#8e4b9e", "#b8342f", "#6b5b2e", "#2a8c9a", "#c04f8a", "#5b6abf", "#7a7a7a")
 
+_TITLE, _CAPTION, _GAP = 0.3, 0.32, 0.06
+"""Heights in inches within a gallery: its title, and the line above the images of a cluster; and the gap between images."""
+
 
 def draw_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draws six panels that show whether training went well.
@@ -51,19 +54,22 @@ def draw_gallery(title: str, rows: Sequence[tuple[str, np.ndarray]], path: str |
         rows: for each cluster a line about it, and images [n, H, W, C] in [0, 255] with n from 0 to NUM_MEMBERS_SHOWN.
         path: path of the png file.
     """
-    height = 1.3 * len(rows) + 0.5
+    sides = next((images.shape[1:3] for _, images in rows if len(images)), (1, 1))
+    image_height, image_width = ((1 - _GAP) * side / max(sides) for side in sides)
+    height = _TITLE + (_CAPTION + image_height) * len(rows)
     figure = _figure(NUM_MEMBERS_SHOWN, height, layout=None)
-    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.005, top=1 - 0.7 / height, wspace=0.06, hspace=0.3)
-    figure.suptitle(title, fontsize=12, x=0.006, ha="left")
-    axes = figure.subplots(len(rows), NUM_MEMBERS_SHOWN, squeeze=False)
-    for line, (words, images) in zip(axes, rows, strict=True):
-        for axis in line:
-            axis.set_axis_off()
-        words = words if len(images) else f"{words}: none here"
-        line[0].text(0, 1.04, words, fontsize=9, va="bottom", transform=line[0].transAxes)
-        for axis, image in zip(line, images, strict=False):
-            pixels = np.clip(image / 255.0, 0.0, 1.0)
-            axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    figure.suptitle(title, fontsize=12, x=0.006, y=1 - _GAP / height, ha="left", va="top")
+    # One panel, in inches, for all images: a panel for each would take most of the time of a report.
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    for row, (words, images) in enumerate(rows):
+        top = _TITLE + _CAPTION + (_CAPTION + image_height) * row
+        axis.text(_GAP, top - _GAP, words if len(images) else f"{words}: none here", fontsize=9, va="bottom")
+        for column, image in enumerate(images):
+            pixels = np.clip(image / 255.0, 0.0, 1.0).squeeze()
+            extent = (column + _GAP, column + _GAP + image_width, top + image_height, top)
+            axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+    axis.set(xlim=(0, NUM_MEMBERS_SHOWN), ylim=(height, 0))
     figure.savefig(path, dpi=80)
 
 

@@ -97,7 +97,7 @@ def dry_run(config: SelaConfig) -> None:
         f"the run: {config.epochs} epochs of {steps_per_epoch} steps, {relabellings} relabellings of {config.num_heads} head(s), the last after "
         f"training: about {sum(part.total for part in parts) / 3600:.2g} hours here, likely less (small batches are slow)"
     )
-    print("hours: " + ", ".join(f"{part.name} {part.total / 3600:.2g}" for part in parts))
+    print("hours: " + ", ".join(f"{part.name} {part.total / 3600:.2g}" for part in parts if part.total))
     protocol = evaluation_protocol(config.evaluate, counts.train, num_held_out, seed=config.seed)
     _print_memory(experiment, counts, plan, protocol)
 
@@ -120,7 +120,7 @@ def _stand_in(config: SelaConfig) -> tuple[SelaConfig, _Counts | None]:
 def _seconds_of_looking(experiment: Experiment, few: int) -> float:
     """Returns the seconds of inference for one image, from the difference of a large pass and a small one."""
     many = min(_MANY * few, len(experiment.data.train))
-    return seconds_each(few, seconds_of_pass(experiment, few, few), many, seconds_of_pass(experiment, many, few))
+    return seconds_each(few, seconds_of_pass(experiment, few, few)[0], many, seconds_of_pass(experiment, many, few)[0])
 
 
 def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, protocol: EvaluationProtocol) -> None:

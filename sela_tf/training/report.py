@@ -104,10 +104,13 @@ def _draw_galleries(directory: Workdir, data: Data, shown: Mapping[str, Any]) ->
     order = "lowest entropy" if data.train.classes is not None else "highest confidence"
     for kind, name in (("best", order), ("random", "random")):
         for part, images, key in (("training", data.train, "members"), ("held_out", data.held_out, "held_out_members")):
-            rows = [(_words(cluster), _pixels(images, cluster[key], data.size)) for cluster in shown[kind]]
-            if not rows:
+            clusters = shown[kind]
+            if not clusters:
                 # All clusters are among the best.
                 continue
+            pixels = _pixels(images, [index for cluster in clusters for index in cluster[key]], data.size)
+            ends = np.cumsum([len(cluster[key]) for cluster in clusters])
+            rows = list(zip(map(_words, clusters), np.split(pixels, ends[:-1]), strict=True))
             title = f"{'clusters of ' * (kind == 'best')}{name}{' clusters' * (kind != 'best')}: {part.replace('_', '-')} images, head 0"
             draw_gallery(title, rows, directory.path / GALLERIES / f"{name.replace(' ', '_')}_{part}.png")
 
