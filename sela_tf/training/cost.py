@@ -38,8 +38,8 @@ OF_TRAINING = (TRAINING, LABEL_PASSES, TRANSPORT, MONITORS)
 GIB = 2**30
 # Rows of the transport that is tried, at least, so that its fixed cost is a small part.
 ROWS = 4096
-# The first steps, in which TensorFlow compiles and the buffers fill, do not count. Then at most 40 steps or 2 seconds are measured.
-_FIRST_STEPS, _MOST_STEPS, _SECONDS = 3, 40, 2.0
+# The first steps, in which TensorFlow compiles and the buffers fill, do not count. Then at most 40 steps, a tenth of the run or 2 s are measured.
+_FIRST_STEPS, _MOST_STEPS, _SHARE_OF_STEPS, _SECONDS = 3, 40, 0.1, 2.0
 _FIRST_BATCHES, _SECONDS_OF_DRAWING = 8, 1.0
 _PASSES_COMPILED, _SECONDS_OF_REPORT = 6, 3.0
 """Passes of an evaluation that are the first of their network and size of batches; what matplotlib takes, whatever the run."""
@@ -94,9 +94,14 @@ def measured_rates(experiment: Experiment) -> Rates:
     )
 
 
+def _steps_measured(experiment: Experiment) -> int:
+    """Returns the most steps that are measured: few where the run itself is short."""
+    return min(_MOST_STEPS, max(round(_SHARE_OF_STEPS * experiment.last_step), 1))
+
+
 def _seconds_of_drawing(experiment: Experiment) -> float:
     """Returns the seconds in which the views of a batch are made, after the first ones, which fill the buffers."""
-    last = min(_FIRST_BATCHES + _MOST_STEPS, max(experiment.last_step, 1))
+    last = min(_FIRST_BATCHES + _steps_measured(experiment), max(experiment.last_step, 1))
     start, counted = time.perf_counter(), 0
     for number, _ in enumerate(experiment.views(0, last)):
         if number < min(_FIRST_BATCHES, last - 1):
@@ -110,7 +115,7 @@ def _seconds_of_drawing(experiment: Experiment) -> float:
 
 def _steps(experiment: Experiment) -> Iterator[float]:
     """Takes a few optimizer steps, and yields the seconds of each one that counts, its wait for data included."""
-    strategy, last = experiment.strategy, min(_FIRST_STEPS + _MOST_STEPS, max(experiment.last_step, 1))
+    strategy, last = experiment.strategy, min(_FIRST_STEPS + _steps_measured(experiment), max(experiment.last_step, 1))
     batches = iter(strategy.experimental_distribute_dataset(experiment.views(0, last)))
     began = time.perf_counter()
     for number in range(last):
