@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 import types
 
 import numpy as np
@@ -142,6 +143,12 @@ class TestContinued:
         assert "`minutes=0.8`: `epochs=2` of 21 steps, `num_relabellings=1`" in done.stdout
         assert from_flagfile(tmp_path / "run" / "flags.cfg").epochs == 2
         assert "This run is finished (2 epochs)" in again.stdout
+        for name in ("results.json", "network.json"):
+            (tmp_path / "run" / name).unlink()
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000042")
+        (continued,) = run_here([[run, "--minutes=5"]])
+        assert "`minutes=5` is for a new run: this one keeps its 2 epochs" in continued.stdout
+        assert "continues at step 21" in continued.stdout
 
 
 class TestCost:

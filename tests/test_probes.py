@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fixtures import SMALL, Door, is_one_line, run_door, run_doors
 from judged import evaluated
+from PIL import Image
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
@@ -202,7 +203,7 @@ def probed(finished, tmp_path_factory) -> tuple[pathlib.Path, dict[str, Door]]:
     shutil.copytree(finished[0], tmp_path / "wide")
     (tmp_path / "wide" / "flags.cfg").write_text(flagfile.read_text().replace("--width=8", "--width=4"))
     # the run's settings and those of too few images
-    for name in ("heavy", "untrained"):
+    for name in ("heavy", "untrained", "files"):
         shutil.copytree(finished[0], tmp_path / name)
     flagfile = tmp_path / "heavy" / "flags.cfg"
     flagfile.write_text(flagfile.read_text().replace("--imbalance=none", "--imbalance=heavy"))
@@ -213,6 +214,12 @@ def probed(finished, tmp_path_factory) -> tuple[pathlib.Path, dict[str, Door]]:
         eval_images=train.images[:9],
         eval_classes=train.classes[:9] % 2,
     )
+    for number in range(12):
+        name = tmp_path / "images" / str(train.classes[number]) / f"{number}.png"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(train.images[number, :, :, 0].astype(np.uint8)).save(name)
+    name.write_bytes(name.read_bytes()[:40])
+    files = [f"--workdir={tmp_path}/files", f"--eval_dataset=folder:{tmp_path}/images", "--stages=embedding"]
     heavy = [f"--workdir={tmp_path}/heavy", "--stages=embedding", "--knn=1"]
     commands = {
         "single": [one, "--untrained"],
@@ -227,8 +234,20 @@ def probed(finished, tmp_path_factory) -> tuple[pathlib.Path, dict[str, Door]]:
         "heavy": heavy,
         "few": [*heavy, f"--dataset=npz:{tmp_path}/few.npz"],
         "untrained": [f"--workdir={tmp_path}/untrained", "--untrained", "--stages=embedding", "--knn=10"],
+        "damaged": files,
+        "left out": [*files, "--max_rejected=0.1"],
     }
     return tmp_path, dict(zip(commands, run_doors(list(commands.values()), "sela_tf.probe"), strict=True))
+
+
+@pytest.mark.xdist_group("probes")
+def test_damaged_files_of_another_source_are_left_out_where_that_is_asked_for(probed):
+    tmp_path, said = probed
+    assert said["damaged"].returncode == 2
+    assert "1 of 12 images cannot be read, --max_rejected=0: 1/11.png" in said["damaged"].stderr
+    assert said["left out"].returncode == 0, said["left out"].stderr
+    assert json.loads((tmp_path / "files" / "probes.json").read_text())["num_held_out_images"] == 11
+    assert "1/11.png" in (tmp_path / "files" / "probes_left_out.csv").read_text()
 
 
 @pytest.mark.xdist_group("probes")
