@@ -6,14 +6,17 @@ import json
 import pathlib
 import sys
 
+import keras
 import matplotlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from fixtures import ROOT
+from fitting import K, N, T, blobs, make_model, pairs
+from fixtures import ROOT, SMALL
 from PIL import Image
 from scipy.special import log_softmax
 
+import sela_tf
 from benchmarks.own_images import pictures
 from benchmarks.own_images import table as table_of
 from benchmarks.own_images.__main__ import main
@@ -27,12 +30,14 @@ from benchmarks.own_images.packing import pack, unpack
 from benchmarks.own_images.sets import SETS, set_settings
 from benchmarks.own_images.simclr import nt_xent, pairs_of_views
 from benchmarks.own_images.table import compare, goals, table
+from benchmarks.own_images.variants import MultiCropExperiment, TeacherLabelling
 from benchmarks.own_images.worker import config_of
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.classes import ClassLabels
 from sela_tf.data.image_set import SourceName
 from sela_tf.data.sources.arrays import array_set
 from sela_tf.evaluation.without_classes import JUDGED_BY
+from sela_tf.training.devices import prepare_devices
 from sela_tf.training.images import Data
 
 PLAIN = Augmentation(1.0, 0.0, *[0.0] * 6)
@@ -239,6 +244,41 @@ def test_cliparts_of_the_same_content_are_one(tmp_path, monkeypatch):
 
 def test_the_sets_of_the_page_are_there():
     assert {"digits", "fashion", "fashion-2000", "fashion-10000", "cliparts", "emoji", "glyphs", "glyphs-2000"} == {*SETS}
+
+
+def test_a_teacher_labels_by_the_average_of_the_weights(rng):
+    """The average that NumPy has of the weights after each step, in which the network itself is trained on as it was."""
+    labels, model, values = sela_tf.LabelTable(T, K, N), make_model(), blobs(rng)
+    model.compile(keras.optimizers.SGD(0.5), loss=sela_tf.SelfLabelLoss(labels))
+    labelled_by, after_steps = [], []
+
+    class Watched(TeacherLabelling):
+        def write(self, step, outcome):
+            labelled_by.append(self.model.get_weights())
+            super().write(step, outcome)
+
+    seen = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: after_steps.append(model.get_weights()))
+    labelling = Watched(labels, pairs(values, 64), relabel_steps=[0, 12], verbose=False)
+    model.fit(pairs(values), epochs=2, verbose=0, shuffle=False, callbacks=[seen, labelling])
+    average = after_steps[0]
+    for weights in after_steps[:12]:
+        average = [0.99 * mean + 0.01 * weight for mean, weight in zip(average, weights, strict=True)]
+    for mean, weight in zip(average, labelled_by[1], strict=True):
+        np.testing.assert_allclose(weight, mean, rtol=1e-4, atol=1e-5)
+    assert any(np.abs(mean - own).max() > 0.01 for mean, own in zip(average, after_steps[11], strict=True))
+    assert all(np.abs(own - next_own).max() < 0.5 for own, next_own in zip(after_steps[11], after_steps[12], strict=True))
+
+
+@pytest.mark.slow
+def test_small_crops_are_learned_from():
+    """A step on the same batch lowers the loss of its views and small crops together, by all weights."""
+    config = config_of([*SMALL, "--learning_rate=0.05"])
+    experiment = MultiCropExperiment(config, prepare_devices(config))
+    batch = next(iter(experiment.views(0, 1)))
+    before = experiment.model.get_weights()
+    losses = [float(experiment.take_step(batch)["loss"]) for _ in range(30)]
+    assert losses[-1] < losses[0] - 0.1
+    assert all(np.abs(old - new).max() > 0 for old, new in zip(before, experiment.model.get_weights(), strict=True))
 
 
 @pytest.mark.slow
