@@ -24,17 +24,13 @@ def _read(values: FlagValues) -> tuple[SelaConfig, TrainOptions]:
 
 
 def _work(config: SelaConfig, place: TrainOptions) -> int:
-    from sela_tf.reporting.tables import results_table
     from sela_tf.training.dry_run import dry_run
     from sela_tf.training.run import run
 
     if place.dry_run:
         dry_run(config)
         return 0
-    results = run(config, place.workdir, minutes=place.minutes)
-    print(
-        f"\n{results_table(results)}\n\nThe run lies in {place.workdir}: results.json, labels.npz, model.weights.h5, metrics.jsonl, tensorboard/"
-    )
+    run(config, place.workdir, minutes=place.minutes)
     return 0
 
 

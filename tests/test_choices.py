@@ -74,7 +74,9 @@ def test_other_files_may_decide():
 def test_images_that_tell_left_from_right_are_not_flipped(accuracy, probability):
     config, choices = choose(SelaConfig(dataset="x"), seen(told_mirrored=accuracy))
     assert config.flip_probability == probability
-    assert f"({accuracy:.0%} by their neighbours)" in next(each.reason for each in choices if each.name == "flip_probability")
+    assert f"(their neighbours tell {accuracy:.0%}; the limit is 70%)" in next(
+        each.reason for each in choices if each.name == "flip_probability"
+    )
 
 
 @pytest.mark.parametrize(("accuracy", "turns"), [(0.55, False), (0.75, True)])

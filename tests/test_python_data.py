@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -104,6 +105,9 @@ def test_a_run_by_python(digits, tmp_path, capsys):
     images, classes = digits
     few = {"backbone": "resnet8", "width": 2, "num_clusters": 4, "batch_size": 16, "num_relabellings": 2, "report": False}
     results = sela_tf.run((images, classes), tmp_path / "run", epochs=2, seed=3, **few)
+    said = capsys.readouterr().out
+    assert re.search(r"kNN \d\.\d{3} ± .*untrained network's", said)
+    assert f"The run lies in {tmp_path / 'run'}: results.json, labels.npz, model.weights.h5, metrics.jsonl, tensorboard/\n" in said
     assert results["config"]["dataset"].startswith("python:")
     assert results["data"]["num_training_images"] + results["data"]["num_held_out_images"] == 90
     # Settings that are not given are the run's own.

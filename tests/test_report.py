@@ -103,12 +103,20 @@ def test_entropy_histogram(rng):
 
 def test_without_classes_the_most_confident_come_first(rng):
     labels = np.array([0, 0, 1, 1, 2, 2, 4, 4])
-    confidence = np.array([0.1, 0.2, 0.9, 0.9, 0.5, 0.6, 0.3, 0.3])
-    shown = choose_gallery(GallerySource(labels, 5, None, None, confidence, np.array([1, 1, 3])), seed=0)
-    assert [one["cluster"] for one in shown["best"]] == [1, 2, 4, 0]  # 3 is empty
+    """On held-out images: on training images the network is sure of its labels."""
+    confidence = np.array([1, 1, 0.9, 0.9, 0.5, 0.6, 0.3, 0.3])
+    held_out, sure = np.array([1, 1, 3, 2, 4]), np.array([0.9, 0.7, 1, 0.6, 0.3])
+    shown = choose_gallery(GallerySource(labels, 5, None, None, confidence, held_out, sure), seed=0)
+    assert [one["cluster"] for one in shown["best"]] == [1, 2, 4, 0]  # 3 has no training image, and 0 no held-out one
     assert shown["random"] == []
     assert sorted(shown["best"][0]["held_out_members"]) == [0, 1]
     assert shown["best"][1]["confidence"] == pytest.approx(0.55)
+    assert [(one["held_out_size"], one["held_out_confidence"]) for one in shown["best"]] == [
+        (2, pytest.approx(0.8)),
+        (1, pytest.approx(0.6)),
+        (1, pytest.approx(0.3)),
+        (0, 0.0),
+    ]
     assert "entropy" not in shown["best"][0]
 
 

@@ -192,8 +192,20 @@ def _compared(**outcomes: str) -> dict:
         (_compared(), Arrangement(60.0, 0.01), 20.0, "not clear", "noise or shuffled pixels"),
         (_compared(), Arrangement(0.2, 0.0), 20.0, "did not work", "all the same"),
         (_compared(), Arrangement(60.0, 0.8), 1.5, "did not work", "collapsed"),
-        (_compared(raw_pixels__view_agreement="no difference seen"), Arrangement(60.0, 0.8), 20.0, "not clear", "raw pixels"),
-        (_compared(untrained__view_agreement="worse"), Arrangement(60.0, 0.8), 20.0, "not clear", "untrained"),
+        (
+            _compared(raw_pixels__view_agreement="no difference seen"),
+            Arrangement(60.0, 0.8),
+            20.0,
+            "not clear",
+            "better than raw pixels at clusters of two views; longer",
+        ),
+        (
+            _compared(untrained__view_agreement="worse"),
+            Arrangement(60.0, 0.8),
+            20.0,
+            "not clear",
+            "than the untrained network at clusters of two views; longer",
+        ),
         (
             _compared(untrained__view_agreement="worse", untrained__neighbour_stability="no difference seen"),
             Arrangement(60.0, 0.8),

@@ -52,3 +52,12 @@ class TestTfds:
             load_source("no_such_set", SourceOptions(data_dir=str(tmp_path)))
         with pytest.raises(SourceError, match="`dataset=cifar10`: TFDS has not prepared it"):
             load_source("cifar10", SourceOptions(data_dir=str(tmp_path)))
+
+    def test_a_file_belongs_into_a_directory(self, tmp_path, monkeypatch):
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images" / "cat.png").touch()
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(
+            SourceError, match="`dataset=images/cat.png`: one file. Name the directory that holds images, folder:images"
+        ):
+            load_source("images/cat.png")

@@ -257,8 +257,8 @@ def _potentials(seen: Symptoms, limits: Thresholds) -> Diagnosis:
     how = f", and grow ever farther apart ({seen.growing} epochs in a row)" if growing else ""
     message = (
         f"the potentials run away: those of head {worst} lie {largest:.1f} nats of log p apart (range / lam){how}: the network prefers few "
-        "clusters, and the balance is forced on it. Train on balanced labels (`exact_balance=True`; in your own fit, SelfLabelling without "
-        "`assign`), or keep the logits small: a lower `learning_rate`, more `weight_decay` (the optimizer's)"
+        "clusters, and the balance is forced on it. Keep its outputs small: a lower `learning_rate`, more `weight_decay` (the optimizer's), fewer "
+        "`epochs`. Labels that are not balanced (`exact_balance=False`; in your own fit, SelfLabelling with `assign`) make it worse"
     )
     return Diagnosis(True, message)
 

@@ -16,6 +16,8 @@ WORKED, NOT_CLEAR, DID_NOT_WORK = "worked", "not clear", "did not work"
 """The outcomes of a verdict."""
 JUDGED_BY = ("view_agreement", "neighbour_stability")
 """The measures that the verdict rests on. The agreement of heads does not count: they share their embedding."""
+_MEASURES = {"view_agreement": "clusters", "neighbour_stability": "neighbours"}
+_REFERENCES = {"untrained": "the untrained network", "raw_pixels": "raw pixels"}
 LEAST_CORRELATION = 0.1
 """Correlation of neighbouring pixels below which images are taken for noise. Noise and shuffled pixels have 0 ± .02, handwritten digits of
 8 x 8 pixels .39, photographs of clothes .81: docs/results.md."""
@@ -113,7 +115,13 @@ def verdict(
     if BETTER not in found["untrained"]:
         return DID_NOT_WORK, "the network is no better than before its first step"
     if any(each != {BETTER} for each in found.values()):
-        return NOT_CLEAR, "the network is not better in both measures than both the untrained one and raw pixels"
+        lacking = [
+            f"than {reference} at {words} of two views"
+            for name, reference in _REFERENCES.items()
+            for measure, words in _MEASURES.items()
+            if compared[name][measure]["outcome"] != BETTER
+        ]
+        return NOT_CLEAR, f"the network is not better {', nor '.join(lacking)}; longer training may help"
     if arrangement is not None and arrangement.neighbour_correlation < LEAST_CORRELATION:
         return NOT_CLEAR, (
             "the images look like noise or shuffled pixels, in which a network finds patterns, too: neighbouring pixels correlate by "

@@ -24,6 +24,8 @@ class GallerySource(NamedTuple):
     """Probability of the network's plain cluster, float [n], for each training image of the sample."""
     held_out_clusters: np.ndarray
     """Predicted clusters, integers [m], of each held-out image of the sample."""
+    held_out_confidence: np.ndarray
+    """Probability of the network's plain cluster, float [m], for each held-out image of the sample."""
     training_sample: np.ndarray | None = None
     """Increasing indices [n] of the training images that the network was run on; None for all."""
     held_out_sample: np.ndarray | None = None
@@ -38,10 +40,11 @@ def choose_gallery(source: GallerySource, *, seed: int) -> dict[str, list[dict[s
         seed: seed of the choice.
 
     Returns:
-        "best": the clusters of lowest class entropy or, without classes, of highest mean confidence, the best first. "random": others. A
-        cluster is a dictionary of "cluster", "size", "confidence", and the indices "members" and "held_out_members"; with classes also
-        "entropy" in nats, and "class" and "share" of its most frequent class. Size, entropy and share are taken over all training images.
-        A cluster without a training image that the network was run on is left out.
+        "best": the clusters of lowest class entropy or, without classes, of highest mean confidence on held-out images, the best first: on
+        training images a network is sure of nearly all of its labels. "random": others. A cluster is a dictionary of "cluster", "size",
+        "confidence", the indices "members" and "held_out_members", "held_out_size" and "held_out_confidence" (0 without members); with
+        classes also "entropy" in nats, and "class" and "share" of its most frequent class. Size, entropy and share are taken over all
+        training images. A cluster without a training image that the network was run on is left out.
     """
     random = np.random.default_rng([seed, 7])
     shown = np.arange(len(source.labels)) if source.training_sample is None else source.training_sample
@@ -53,6 +56,7 @@ def choose_gallery(source: GallerySource, *, seed: int) -> dict[str, list[dict[s
         if not len(members_shown[cluster]):
             continue
         held_out_members = held_out[cluster]
+        held_out_confidence = source.held_out_confidence[held_out_members]
         if source.held_out_sample is not None:
             held_out_members = source.held_out_sample[held_out_members]
         found: dict[str, Any] = {
@@ -61,12 +65,14 @@ def choose_gallery(source: GallerySource, *, seed: int) -> dict[str, list[dict[s
             "confidence": float(source.confidence[members_shown[cluster]].mean()),
             "members": _some(shown[members_shown[cluster]], random),
             "held_out_members": _some(held_out_members, random),
+            "held_out_size": len(held_out_members),
+            "held_out_confidence": float(held_out_confidence.mean()) if len(held_out_members) else 0.0,
         }
         if source.classes is not None:
             found |= _classes_of(source.classes[members[cluster]], source.class_names)
         described.append(found)
-    key = "confidence" if source.classes is None else "entropy"
-    best = sorted(described, key=lambda one: -one[key] if source.classes is None else one[key])[:NUM_CLUSTERS_SHOWN]
+    best = sorted(described, key=lambda one: -one["held_out_confidence"] if source.classes is None else one["entropy"])
+    best = best[:NUM_CLUSTERS_SHOWN]
     others = [one for one in described if one not in best]
     chosen = random.permutation(len(others))[:NUM_CLUSTERS_SHOWN]
     return {"best": best, "random": [others[i] for i in sorted(chosen)]}

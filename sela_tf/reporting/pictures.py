@@ -112,7 +112,8 @@ def _draw_loss(axis: Axes, report: Mapping[str, Any]) -> None:
         axis.plot(steps, values, color=_HEAD_COLOURS[head % len(_HEAD_COLOURS)], marker=".", linewidth=1.2, label=label)
     chance = math.log(report["num_clusters"])
     axis.axhline(chance, color="black", linestyle=":", linewidth=1, label=f"ln K = {chance:.2f}: nothing learned")
-    axis.set_ylim(bottom=0)
+    # Of a network whose batch statistics are not settled yet, one early relabelling may lie thousands of nats up.
+    axis.set_ylim(0, 1.6 * chance)
     _legend(axis)
 
 

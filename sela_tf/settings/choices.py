@@ -149,7 +149,7 @@ def _pick_views(pick: Pick, seen: ImagesSeen) -> None:
     pick(
         "crop_scale",
         0.5,
-        "not used by vectors" if seen.is_vectors else "between .3, which suited clothes, and .6, which suited letters",
+        "not used by vectors" if seen.is_vectors else "smaller crops suited clothes, larger ones letters",
     )
     if seen.is_vectors:
         pick("flip_probability", 0.0, "vectors")
@@ -160,7 +160,7 @@ def _pick_views(pick: Pick, seen: ImagesSeen) -> None:
     pick("saturation", 0.2 if is_colour else 0.0, why)
     pick("hue", 0.0, why)
     pick("grayscale_probability", 0.0, why)
-    kind = "vectors" if seen.is_vectors else "images"
+    kind = "vectors" if seen.is_vectors else "for vectors only"
     pick("feature_noise", 0.5 if seen.is_vectors else 0.0, kind)
     pick("feature_dropout", 0.5 if seen.is_vectors else 0.0, kind)
 
@@ -180,7 +180,8 @@ def _told_in_words(change: str, share: float) -> str:
     """Returns whether images that are changed in some way can be told from others."""
     if share == _UNKNOWN:
         return f"it is not known whether {change} images can be told from others"
-    return f"{change} images {'can' if share > _ARE_TOLD else 'cannot'} be told from others ({share:.0%} by their neighbours)"
+    can = "can" if share > _ARE_TOLD else "cannot"
+    return f"{change} images {can} be told from others (their neighbours tell {share:.0%}; the limit is {_ARE_TOLD:.0%})"
 
 
 def _pick_learning(pick: Pick, train: int, seen: ImagesSeen, config: SelaConfig, *, steps: int) -> int:
@@ -210,7 +211,7 @@ def _pick_learning(pick: Pick, train: int, seen: ImagesSeen, config: SelaConfig,
 def _pick_labels(pick: Pick, train: int, epochs: int, *, has_labels: bool) -> None:
     clusters = max(min(train // IMAGES_PER_CLUSTER, _MOST_CLUSTERS), train // _IMAGES_PER_CLUSTER_OF_THE_PAPER, 2)
     pick("num_clusters", clusters, f"some {train // clusters} training images in each")
-    pick("num_heads", 1, "ten heads helped on letters and not on emoji")
+    pick("num_heads", 1, "more take longer: ten helped on letters, and not on emoji")
     pick(
         "num_relabellings",
         0 if has_labels else relabellings_of(epochs),

@@ -156,7 +156,9 @@ def parts_of_run(experiment: Experiment, rates: Rates, *, num_train: int, num_he
     ]
 
 
-def fit_to_minutes(minutes: float, config: SelaConfig, parts: list[Part], *, relabellings_are_given: bool) -> SelaConfig:
+def fit_to_minutes(
+    minutes: float, config: SelaConfig, parts: list[Part], *, relabellings_are_given: bool, spent: float = 0.0
+) -> SelaConfig:
     """Returns the settings with the most epochs for which a run takes at most `minutes`.
 
     Args:
@@ -164,6 +166,7 @@ def fit_to_minutes(minutes: float, config: SelaConfig, parts: list[Part], *, rel
         config: the settings.
         parts: see `parts_of_run`, for these settings.
         relabellings_are_given: `num_relabellings` stays as it is; otherwise fewer epochs have fewer relabellings.
+        spent: seconds that have passed.
 
     Raises:
         ConfigError: not even one epoch fits.
@@ -176,7 +179,7 @@ def fit_to_minutes(minutes: float, config: SelaConfig, parts: list[Part], *, rel
     def seconds(epochs: int) -> float:
         shares = dict.fromkeys((TRAINING, MONITORS), epochs / config.epochs)
         shares |= dict.fromkeys((LABEL_PASSES, TRANSPORT), (relabellings(epochs) + 1) / (config.num_relabellings + 1))
-        return sum(part.total * shares.get(part.name, 1.0) for part in parts)
+        return spent + sum(part.total * shares.get(part.name, 1.0) for part in parts)
 
     if seconds(1) > 60 * minutes:
         raise ConfigError(

@@ -93,6 +93,7 @@ def _gallery(
         data.train.class_names,
         confidence=outputs.training.confidence[0],
         held_out_clusters=outputs.held_out.corrected[0],
+        held_out_confidence=outputs.held_out.confidence[0],
         training_sample=protocol.training_sample,
         held_out_sample=protocol.held_out_sample,
     )
@@ -103,14 +104,17 @@ def _draw_galleries(directory: Workdir, data: Data, shown: Mapping[str, Any]) ->
     (directory.path / GALLERIES).mkdir()
     order = "lowest entropy" if data.train.classes is not None else "highest confidence"
     for kind, name in (("best", order), ("random", "random")):
-        for part, images, key in (("training", data.train, "members"), ("held_out", data.held_out, "held_out_members")):
+        for part, images, key, words in (
+            ("training", data.train, "members", _words),
+            ("held_out", data.held_out, "held_out_members", _words_of_held_out),
+        ):
             clusters = shown[kind]
             if not clusters:
                 # All clusters are among the best.
                 continue
             pixels = _pixels(images, [index for cluster in clusters for index in cluster[key]], data.size)
             ends = np.cumsum([len(cluster[key]) for cluster in clusters])
-            rows = list(zip(map(_words, clusters), np.split(pixels, ends[:-1]), strict=True))
+            rows = list(zip([words(cluster) for cluster in clusters], np.split(pixels, ends[:-1]), strict=True))
             title = f"{'clusters of ' * (kind == 'best')}{name}{' clusters' * (kind != 'best')}: {part.replace('_', '-')} images, head 0"
             draw_gallery(title, rows, directory.path / GALLERIES / f"{name.replace(' ', '_')}_{part}.png")
 
@@ -128,6 +132,11 @@ def _words(cluster: Mapping[str, Any]) -> str:
     if "entropy" not in cluster:
         return f"{words}, mean confidence {cluster['confidence']:.2f}"
     return f"{words}, {cluster['share']:.0%} of class {cluster['class']}, entropy {cluster['entropy']:.2f}"
+
+
+def _words_of_held_out(cluster: Mapping[str, Any]) -> str:
+    words = f"cluster {cluster['cluster']}: {cluster['held_out_size']} held-out images"
+    return f"{words}, mean confidence {cluster['held_out_confidence']:.2f}" if cluster["held_out_size"] else words
 
 
 def _sizes(clusters: np.ndarray, num_clusters: int) -> list[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +18,11 @@ from sela_tf.compat.releases import RELEASE
 from sela_tf.data.left_out import write_left_out
 from sela_tf.data.sources.python import ImagesFromPython, images_given
 from sela_tf.evaluation.outputs import EvaluationOutputs
+from sela_tf.reporting.tables import results_table
 from sela_tf.runs import checkpoint
 from sela_tf.runs.flagfile import given_by
 from sela_tf.runs.labels import read_labels
-from sela_tf.runs.names import LEFT_OUT
+from sela_tf.runs.names import GALLERIES, LABELS, LEFT_OUT, METRICS, PICTURE, RESULTS, TENSORBOARD, WEIGHTS
 from sela_tf.runs.network import describe_older_run, load_run, save_network
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
@@ -47,9 +50,9 @@ def run(
 ) -> dict[str, Any]:
     """Trains on images, or continues the run in `workdir`, or completes what it lacks; returns what results.json then holds.
 
-    Settings that are not given are chosen from the images; those of a run that is continued stay as they are. The network and its
-    description are written right after training, then the labels of the last transport, then the verdict, which may fail: the same call
-    again completes what is missing.
+    Settings that are not given are chosen from the images; those of a run that is continued stay as they are. The choices, the course of
+    the training and the verdict are printed. The network and its description are written right after training, then the labels of the last
+    transport, then the verdict, which may fail: the same call again completes what is missing.
 
     Args:
         data: the name of a source, such as "folder:/images" or "cifar10"; images uint8 `[N, H, W]` or `[N, H, W, C]`, or vectors float
@@ -66,17 +69,27 @@ def run(
         TrainingInterrupted: on SIGINT or SIGTERM, after saving.
     """
     if isinstance(data, SelaConfig):
-        return _run({**given_by(data), **settings}, workdir, experiment_of, minutes)
-    if isinstance(data, str):
-        return _run({"dataset": data, **settings}, workdir, experiment_of, minutes)
-    limit = settings.get("memory_limit", default_of(SelaConfig, "memory_limit"))
-    with images_given(data, memory_limit=int(limit * 2**30), tell=tell) as name:
-        return _run({"dataset": name, **settings}, workdir, experiment_of, minutes)
+        results = _run({**given_by(data), **settings}, workdir, experiment_of, minutes)
+    elif isinstance(data, str):
+        results = _run({"dataset": data, **settings}, workdir, experiment_of, minutes)
+    else:
+        limit = settings.get("memory_limit", default_of(SelaConfig, "memory_limit"))
+        with images_given(data, memory_limit=int(limit * 2**30), tell=tell) as name:
+            results = _run({"dataset": name, **settings}, workdir, experiment_of, minutes)
+    print(f"\n{results_table(results)}\n\nThe run lies in {workdir}: {_what_lies_in(pathlib.Path(workdir))}", flush=True)
+    return results
+
+
+def _what_lies_in(workdir: pathlib.Path) -> str:
+    """Returns what is worth a look, as far as it is there."""
+    shown = (RESULTS, PICTURE, f"{GALLERIES}/", LABELS, WEIGHTS, METRICS, f"{TENSORBOARD}/")
+    return ", ".join(name for name in shown if (workdir / name).exists())
 
 
 def _run(
     given: Mapping[str, Any], workdir: str | os.PathLike[str], experiment_of: type[Experiment], minutes: float
 ) -> dict[str, Any]:
+    began = time.perf_counter()
     directory = Workdir(workdir, given)
     config = directory.config
     if minutes and directory.previous is None and config.epochs is not CHOSEN:
@@ -101,7 +114,11 @@ def _run(
         with Activity("measuring the speed"):
             rates = measured_rates(experiment)
         fit = fit_to_minutes(
-            minutes, experiment.config, parts_of_run(experiment, rates, **counts), relabellings_are_given=are_given
+            minutes,
+            experiment.config,
+            parts_of_run(experiment, rates, **counts),
+            relabellings_are_given=are_given,
+            spent=time.perf_counter() - began,
         )
         tell(
             f"`minutes={minutes:g}`: `epochs={fit.epochs}` of {experiment.steps_per_epoch} steps, `num_relabellings={fit.num_relabellings}`"

@@ -37,7 +37,7 @@ def array_set(source: SourceName, images: np.ndarray, labels: ClassLabels | None
         images = images[..., np.newaxis]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         raise SourceError(
-            f"{source}: images must be uint8 [N, H, W] or [N, H, W, C] with C = 1 or 3 and N > 0. "
+            f"{source}: images must be uint8 [N, H, W] or [N, H, W, C] with C = 1 or 3 (lay transparency on a background first) and N > 0. "
             f"Received: {images.dtype} {list(images.shape)}"
         )
     return ImageSet(

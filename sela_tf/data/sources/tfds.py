@@ -78,6 +78,10 @@ def open_tfds(name: str, dataset: str, *, data_dir: str = "", download: bool = F
     try:
         builder = tfds.builder(dataset, data_dir=data_dir or None)
     except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError) as error:
+        if pathlib.Path(dataset).is_file():
+            raise SourceError(
+                f"{name}: one file. Name the directory that holds images, folder:{pathlib.Path(dataset).parent}"
+            ) from error
         raise SourceError(
             f"{name}: unknown. Use digits, idx:DIR, folder:DIR, npz:FILE, records:DIR, features:FILE, synthetic, or the name of a TFDS data "
             f"set, registered or prepared in {kept_in}"
