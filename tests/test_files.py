@@ -7,8 +7,21 @@ import os
 import pytest
 import tensorflow as tf
 
-from sela_tf.files.atomic import whole_directory, whole_file, write_whole
+from sela_tf.files.atomic import unfinished_beside, whole_directory, whole_file, write_whole
 from sela_tf.files.remote import whole_remote_file
+
+
+def test_what_killed_processes_left_is_removed_after_a_day(tmp_path):
+    old, new, whole = (tmp_path / name for name in ("a.parquet.unfinished-1", "b.parquet.unfinished-2", "a.parquet"))
+    for path in (old, new, whole):
+        path.write_text("x")
+    for path in (old, whole):
+        os.utime(path, (1e9, 1e9))
+    name = unfinished_beside(tmp_path / "c.parquet")
+    assert sorted(tmp_path.iterdir()) == sorted([new, whole])
+    assert name.parent == tmp_path
+    assert name.name.startswith("c.parquet.unfinished-")
+    assert name != unfinished_beside(tmp_path / "c.parquet")
 
 
 class TestWholeFile:

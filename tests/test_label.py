@@ -126,6 +126,20 @@ def test_the_runs_source_by_name_knows_which_images_were_trained_on(finished, wr
     np.testing.assert_array_equal(columns["cluster_1"], own["cluster_1"][order])
 
 
+def test_images_that_changed_since_are_told(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    arrays = dict(np.load(tmp_path / "run" / "labels.npz"))
+    np.savez(tmp_path / "run" / "labels.npz", **{**arrays, "data_fingerprint": np.array("of other images")})
+    run, output = f"--workdir={tmp_path}/run", f"--output={tmp_path}/labels.csv"
+    own, named = run_here([[run, output, "--noembeddings"], [run, output, "--noembeddings", "--dataset=digits"]], "sela_tf.label")
+    assert (
+        "these images are not those that the run was trained on (some were added, removed or changed since): num_changes"
+        in own.stdout
+    )
+    assert "not those" not in named.stdout
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) == 1798
+
+
 def test_csv_and_npz_hold_the_same(written):
     out, _ = written
     columns = _columns(out / "own.parquet")

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from pixel_files import MASKS, RGBA_MASKS, bmp, chunk, laid, opened, oriented, png
 from served import encoded, picture
 
@@ -129,6 +129,24 @@ class TestOrientation:
         for data in (*broken, comment):
             assert check_image(data).orientation == 1
             assert pixels(data).shape == (20, 32, 3)
+
+    def test_exif_far_from_the_beginning_counts(self, smooth):
+        data = oriented(smooth, "jpeg", 6, quality=95)
+        late = data[:2] + (b"\xff\xe2" + (65_000).to_bytes(2, "big") + b"x" * 64_998) * 5 + data[2:]
+        assert check_image(late).orientation == 6
+        np.testing.assert_array_equal(pixels(late), pixels(data))
+
+    def test_a_text_that_names_the_chunk_hides_none(self, smooth):
+        text = PngImagePlugin.PngInfo()
+        text.add_text("Comment", "has eXIf in it, and eXIfII")
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        assert is_valid(encoded(smooth, "png", pnginfo=text))
+        data = encoded(smooth, "png", pnginfo=text, exif=exif)
+        assert data.index(b"eXIf") < data.index(b"IDAT")
+        with pytest.raises(UnreadableFormatError, match="png with an EXIF orientation"):
+            check_image(data)
+        assert not is_valid(data)
 
     def test_exif_of_other_formats_is_named(self, smooth):
         for kind in ("png", *(["webp"] if DECODES_WEBP else [])):

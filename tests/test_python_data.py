@@ -80,6 +80,9 @@ def infinite():
         (lambda: (np.zeros((5, 4, 4), np.uint8), np.zeros(4, int)), "classes must be 5 whole numbers"),
         (lambda: (np.zeros((5, 4, 4), np.uint8),), "a pair of images and class labels"),
         (lambda: 3, "Received: int"),
+        (lambda: ([np.zeros((4, 4)), np.zeros((3, 4))], [0, 1]), "must have one size.*resize them"),
+        (lambda: np.ma.masked_array(np.zeros((5, 4, 4), np.uint8), True), "masks are not read: fill it"),
+        (lambda: tf.data.Dataset.from_tensor_slices([b"abc"] * 9), "as numbers: map tf.io.decode_image. Received: string"),
         (infinite, "infinite: leave out its repeat"),
         (lambda: infinite().take(10**9), "more than 0.0 GiB, `memory_limit="),
         (lambda: infinite().take(0), "is empty"),
@@ -91,6 +94,25 @@ def infinite():
 def test_others_are_refused(make, message):
     with pytest.raises(SourceError, match=message):
         loaded(make())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dataset": "digits"}, "`dataset=digits` is given beside other images"),
+        ({"memory_limit": "4"}, "`memory_limit` must be a number"),
+        ({"memory_limit": float("inf")}, "`memory_limit` must be above 0"),
+        ({"minutes": "1"}, "`minutes` must be a number"),
+        ({"minutes": float("nan")}, "`minutes` must be at least 0"),
+        ({"minutes": -1.0}, "`minutes` must be at least 0"),
+        ({"workdir": 3}, "`workdir` must be text. Received: 3"),
+        ({"workdir": None}, "`workdir` is missing"),
+    ],
+)
+def test_settings_of_another_kind_are_named_before_anything_is_done(digits, tmp_path, given, message):
+    with pytest.raises(sela_tf.ConfigError, match=message):
+        sela_tf.run(digits[0], **{"workdir": tmp_path / "run", **given})
+    assert not (tmp_path / "run").exists()
 
 
 def test_they_are_gone_afterwards(digits):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 import re
 
+import numpy as np
 import pytest
 from absl import flags as absl_flags
 from fixtures import ROOT
@@ -19,6 +21,54 @@ from sela_tf.settings.training import SelaConfig
 from sela_tf.training.optimizer import learning_rate_schedule
 
 _PATHS = {"dataset", "eval_dataset", "data_dir", "cache_dir", "labels_from", "known_labels", "backbone_weights"}
+
+
+class Whole:
+    """Zero-dimensional, as a scalar of TensorFlow is, and no number."""
+
+    shape = ()
+
+    def item(self):
+        return "x"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"num_clusters": np.int64(4)}, 4),
+        ({"learning_rate": np.float32(0.25)}, 0.25),
+        ({"rotation": np.bool_(True)}, True),
+        ({"epochs": np.array(3)}, 3),
+        ({"lam": 7}, 7),
+        ({"cache_dir": pathlib.PurePosixPath("/a/b")}, "/a/b"),
+    ],
+)
+def test_scalars_become_pythons(given, kept):
+    ((name, _),) = given.items()
+    value = getattr(SelaConfig(dataset="digits", **given), name)
+    assert value == kept
+    assert type(value) is type(kept)
+    json.dumps(value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_clusters": "4"}, "`num_clusters` must be a whole number. Received: '4'"),
+        ({"epochs": 1.5}, "`epochs` must be a whole number. Received: 1.5"),
+        ({"epochs": True}, "`epochs` must be a whole number. Received: True"),
+        ({"memory_limit": "4"}, "`memory_limit` must be a number. Received: '4'"),
+        ({"memory_limit": float("nan")}, "`memory_limit` must be above 0"),
+        ({"lam": Whole()}, "`lam` must be a number. Received: 'x'"),
+        ({"rotation": 1}, "`rotation` must be True or False. Received: 1"),
+        ({"backbone": 18}, "`backbone` must be text. Received: 18"),
+        ({"dataset": 3}, "`dataset` must be text. Received: 3"),
+        ({"image_size": 100_000}, "`image_size` must be at most 8192"),
+    ],
+)
+def test_values_of_another_kind_are_named(given, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        SelaConfig(**{"dataset": "digits", **given})
 
 
 def parsed(*argv: str) -> SelaConfig:

@@ -83,6 +83,12 @@ def label_run(settings: LabelConfig) -> str:
     for name, images in sets:
         splits.append(LabelledSplit(name, match_input(images, model.input.shape[1:]), known_changes(images, labels), num_images))
         num_images += len(images)
+        if name == "train" and not settings.dataset and np.isnan(splits[-1].num_changes).all():
+            print(
+                "these images are not those that the run was trained on (some were added, removed or changed since): num_changes is missing, and "
+                "look_here_first rests on the rest",
+                flush=True,
+            )
     if settings.balanced and num_images < heads.num_clusters:
         raise ConfigError(f"`balanced=True` needs as many images as clusters: {num_images} images, {heads.num_clusters} clusters")
     scores = ReviewScores(labels["labels"], labels["num_changes"], labels["num_relabellings"], num_clusters=heads.num_clusters)

@@ -107,7 +107,14 @@ def _named(values: np.ndarray, refuse: Callable[[str], SourceError]) -> ClassLab
 
 def with_classes_told(splits: Splits) -> Splits:
     """Returns the splits with a line about their classes at the end of the report: names and sizes, or the reason why there are none."""
-    return splits._replace(report=(*splits.report, _in_words(splits.train, splits.without_classes)))
+    words = _in_words(splits.train, splits.without_classes)
+    if splits.train.classes is not None and splits.eval is not None and splits.eval.classes is not None:
+        only = np.setdiff1d(splits.eval.classes, splits.train.classes)
+        names = splits.eval.class_names
+        shown = ", ".join(shown_name(names[number]) if names else str(number) for number in only[:_CLASSES_SHOWN])
+        if len(only):
+            words += f"; in the images for evaluation only: {shown}{', …' if len(only) > _CLASSES_SHOWN else ''}"
+    return splits._replace(report=(*splits.report, words))
 
 
 def _in_words(images: ImageSet, reason: str) -> str:

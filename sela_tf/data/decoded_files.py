@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import pathlib
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -24,7 +23,7 @@ from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pixel_rules import PixelRules, reduced_sizes
 from sela_tf.data.stores import DecodedFiles, Files
-from sela_tf.files.atomic import whole_file
+from sela_tf.files.atomic import unfinished_beside, whole_file
 
 _SCHEMA = pa.schema([("sha256", pa.string()), ("height", pa.int32()), ("width", pa.int32()), ("pixels", pa.large_binary())])
 _FORMAT = 1
@@ -164,7 +163,7 @@ def _write(path: pathlib.Path, digests: Sequence[str], shapes: np.ndarray, pixel
     os.makedirs(path.parent, exist_ok=True)
     # Several processes may cache the same folder at once, each in a file of its own.
     with (
-        whole_file(path, unfinished=path.with_name(f"{path.name}.unfinished-{uuid.uuid4().hex}")) as unfinished,
+        whole_file(path, unfinished=unfinished_beside(path)) as unfinished,
         pa.parquet.ParquetWriter(unfinished, _SCHEMA, compression="zstd", use_dictionary=False, write_page_checksum=True) as writer,
     ):
         for some in _blocks(firsts, [pixels[i].size for i in firsts]):

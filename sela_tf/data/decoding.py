@@ -30,8 +30,8 @@ _JPEG_FIRST, _PNG_FIRST, _WEBP_FIRST = 0xFF, 0x89, ord("R")
 _DEPTH_AT, _COLOURS_AT = 24, 25
 """Offsets of a png's bits per channel and of the type of its colours."""
 _DEEP, _GRAY, _WITH_PALETTE = 16, 0, 3
-_EXIF_WITHIN = 2**18
-"""Bytes at the beginning of a jpeg within which EXIF begins. Its standard wants it first; only a preview may come before it."""
+_SEARCHED = 2**18
+"""Bytes of a jpeg that are searched for EXIF: in a larger file its segments are walked through at once, which takes a part of its decoding."""
 _HAS_EXIF, _HAS_MARKS = r"\C*Exif\x00\x00\C*", r"\C*(?:eXIf|tRNS)\C*"
 """Files that may have EXIF or, for a png, EXIF or a transparent colour. Most have none, and are not searched any further."""
 _CONTENT, _STORED = tf.TensorSpec([], tf.string), tf.TensorSpec([None, None, None], tf.uint8)
@@ -149,7 +149,8 @@ def decode_image(data: tf.Tensor, channels: int, rules: PixelRules = DEFAULT_RUL
 
     def jpeg() -> tf.Tensor:
         pixels = _decode_jpeg(data)
-        has_exif = tf.strings.regex_full_match(tf.strings.substr(data, 0, _EXIF_WITHIN), _HAS_EXIF)
+        is_large = tf.strings.length(data, unit="BYTE") > _SEARCHED
+        has_exif = is_large | tf.strings.regex_full_match(tf.strings.substr(data, 0, _SEARCHED), _HAS_EXIF)
         return tf.cond(has_exif, lambda: _upright_jpeg(pixels, data), lambda: pixels)
 
     def png() -> tf.Tensor:

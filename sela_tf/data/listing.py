@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import pathlib
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ import tensorflow as tf
 from sela_tf.data.decoding import ImageInfo, UnreadImageError, check_image
 from sela_tf.data.folder_contents import SUFFIXES
 from sela_tf.data.headers import BadImageError, UnreadableFormatError, image_kind, read_header, to_convert
-from sela_tf.files.atomic import whole_file
+from sela_tf.files.atomic import unfinished_beside, whole_file
 
 FORMAT = 2
 """The version of the listings' format. A listing of another version is ignored."""
@@ -226,7 +225,7 @@ def write_listing(root: str, files: Iterable[FileInfo], *, cache_dir: str) -> No
     os.makedirs(cache_dir, exist_ok=True)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     # Several processes may list the same folder at once, each into a file of its own.
-    with whole_file(path, unfinished=path.with_name(f"{path.name}.unfinished-{uuid.uuid4().hex}")) as unfinished:
+    with whole_file(path, unfinished=unfinished_beside(path)) as unfinished:
         pa.parquet.write_table(pa.Table.from_arrays(arrays, schema=schema), unfinished, write_page_checksum=True)
 
 

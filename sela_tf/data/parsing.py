@@ -87,10 +87,11 @@ def jpeg_orientation(data: tf.Tensor) -> tf.Tensor:
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def png_orientation(data: tf.Tensor) -> tf.Tensor:
     """Returns the orientation in the chunk eXIf of a png, int64 from 1 to 8; 1 for a file without one."""
-    parts = tf.strings.split(data, b"eXIf", maxsplit=1)
-    # Without the chunk, the offset is the end of the file, where no TIFF header is.
-    at = tf.cast(tf.strings.length(parts[0], unit="BYTE"), tf.int64) + 4
-    return _exif_orientation(data, at)
+    # A text may hold the four letters, too, but no TIFF header behind them.
+    lengths = tf.cast(tf.strings.length(tf.strings.split(data, b"eXIf"), unit="BYTE"), tf.int64)
+    ends = tf.cumsum(lengths + 4)[:-1]
+    found = tf.map_fn(lambda at: _exif_orientation(data, at), ends, fn_output_signature=tf.int64)
+    return tf.reduce_max(tf.concat([found, [1]], axis=0))
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)

@@ -9,7 +9,13 @@ import contextlib
 import os
 import pathlib
 import shutil
+import time
+import uuid
 from collections.abc import Iterator
+
+_UNFINISHED = ".unfinished-"
+_ABANDONED = 86400.0
+"""Seconds after which nobody writes to an unfinished file any more."""
 
 
 @contextlib.contextmanager
@@ -32,6 +38,16 @@ def whole_file(path: pathlib.Path, *, unfinished: pathlib.Path | None = None) ->
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
+
+
+def unfinished_beside(path: pathlib.Path) -> pathlib.Path:
+    """Returns a name for `whole_file` that no other process has, and removes unfinished files that killed ones left here a day ago or earlier."""
+    for left in path.parent.glob(f"*{_UNFINISHED}*"):
+        # Other processes may write, or remove the same.
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
+    return path.with_name(f"{path.name}{_UNFINISHED}{uuid.uuid4().hex}")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -119,12 +120,45 @@ def default_of(settings: Any, name: str) -> Any:
     return next(field.default for field in dataclasses.fields(settings) if field.name == name)
 
 
-def check_settings(settings: Any) -> None:
-    """Checks every field of a dataclass of settings against the bounds and choices that `option` gave it, but those yet to be chosen.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "True or False"),
+    "str": ((str,), "text"),
+}
+
+
+def _plain(name: str, kind: str, value: Any) -> Any:
+    """Returns the value of a setting as its declared kind: a scalar of NumPy as Python's, a path as text.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: the value is of another kind.
     """
+    if kind not in _KINDS or value is CHOSEN:
+        return value
+    types, words = _KINDS[kind]
+    if not isinstance(value, types) and getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if kind == "str" and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
+        raise ConfigError(f"`{name}` must be {words}. Received: {value!r}")
+    return value
+
+
+def check_settings(settings: Any) -> None:
+    """Checks every field of a dataclass of settings against the kind, bounds and choices that it was given, but those yet to be chosen.
+
+    Scalars of NumPy become Python's, and paths text, in place.
+
+    Raises:
+        ConfigError: a value is of another kind, or out of range.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        plain = _plain(field.name, str(field.type), value)
+        if plain is not value:
+            object.__setattr__(settings, field.name, plain)
     fields = {
         field.name: (field.metadata, value)
         for field in dataclasses.fields(settings)

@@ -35,6 +35,9 @@ from sela_tf.settings.fields import (
 from sela_tf.settings.paths import absolute_cache, absolute_path, absolute_source
 from sela_tf.transport.marginals import check_marginals
 
+_LARGEST_SIDE = 2**13
+"""Pixels beyond which a batch of images fits into no memory."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelaConfig:
@@ -231,6 +234,8 @@ class SelaConfig:
             )
         check_settings(self)
         check_class_level(self.class_level)
+        if self.image_size is not CHOSEN and self.image_size > _LARGEST_SIDE:
+            raise ConfigError(f"`image_size` must be at most {_LARGEST_SIDE}. Received: `image_size={self.image_size}`")
         if self.image_size == 1:
             raise ConfigError("`image_size` must be 0 or at least 2. Received: `image_size=1`")
         for name in ("backbone_learning_rate", "frozen_epochs"):

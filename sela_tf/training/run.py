@@ -27,7 +27,7 @@ from sela_tf.runs.network import describe_older_run, load_run, save_network
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.settings.fields import CHOSEN, ConfigError, default_of
-from sela_tf.settings.training import SelaConfig
+from sela_tf.settings.training import SelaConfig, TrainOptions
 from sela_tf.training.cost import fit_to_minutes, measured_rates, parts_of_run, time_in_words
 from sela_tf.training.devices import check_before_loading, prepare_devices
 from sela_tf.training.evaluation import judge, outputs_of_run
@@ -68,12 +68,17 @@ def run(
         TypeError: a setting is unknown.
         TrainingInterrupted: on SIGINT or SIGTERM, after saving.
     """
+    place = TrainOptions(workdir=workdir, minutes=minutes)  # type: ignore[arg-type] # paths become text
+    workdir, minutes = place.workdir, place.minutes
+    if not isinstance(data, SelaConfig) and "dataset" in settings:
+        raise ConfigError(f"`dataset={settings['dataset']}` is given beside other images: leave one of them out")
     if isinstance(data, SelaConfig):
         results = _run({**given_by(data), **settings}, workdir, experiment_of, minutes)
     elif isinstance(data, str):
         results = _run({"dataset": data, **settings}, workdir, experiment_of, minutes)
     else:
         limit = settings.get("memory_limit", default_of(SelaConfig, "memory_limit"))
+        limit = SelaConfig(dataset="python:", memory_limit=limit).memory_limit
         with images_given(data, memory_limit=int(limit * 2**30), tell=tell) as name:
             results = _run({"dataset": name, **settings}, workdir, experiment_of, minutes)
     print(f"\n{results_table(results)}\n\nThe run lies in {workdir}: {_what_lies_in(pathlib.Path(workdir))}", flush=True)

@@ -266,7 +266,7 @@ class Rows:
                 f"{', '.join(map(str, wrong_rows[:5]))}{'…' if len(wrong_rows) > 5 else ''})"
             )
         return (
-            f"`{name}` times `lam` overflows float32: scale the logits down. Received: largest magnitude "
+            f"`{name}` times `lam` overflows float32: scale the logits down, or choose a smaller `lam`. Received: largest magnitude "
             f"{np.abs(values).max():g} in row {row}"
         )
 

@@ -113,3 +113,10 @@ class TestFiles:
             match=rf"no array 'images' or 'x_train': for vectors, `dataset=features:{tmp_path}/x.npz` \(it has features\)",
         ):
             load_source(f"npz:{tmp_path}/x.npz")
+
+
+def test_two_names_of_the_same_array_are_refused(tmp_path):
+    images = np.zeros((6, 4, 4), np.uint8)
+    np.savez(tmp_path / "both.npz", images=images, x_train=images)
+    with pytest.raises(SourceError, match="has both 'images' and 'x_train', which mean the same: leave one of them out"):
+        load_source(f"npz:{tmp_path}/both.npz")

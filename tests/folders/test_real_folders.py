@@ -129,6 +129,14 @@ class TestWhatIsTold:
             "no classes in digits: `classes=none` leaves them out",
         )
 
+    def test_classes_without_a_training_image_are_told(self, tmp_path):
+        root = write(
+            tmp_path,
+            *(f"{part}/{name}/{i}.png" for part, names in (("train", "xy"), ("test", "xvw")) for name in names for i in range(3)),
+        )
+        line = load_source(f"folder:{root}").report[-1]
+        assert line == f"2 classes in folder:{root}: x 3, y 3; in the images for evaluation only: v, w"
+
     def test_before_training(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(images, "view_statistics", lambda *args, **options: ViewStatistics(np.zeros(3), np.ones(3), 8, 0, 0))
         root = write(

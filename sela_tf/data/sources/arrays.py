@@ -174,6 +174,11 @@ def load_npz(path: pathlib.Path, *, source: SourceName, use_classes: bool = True
     """
     keys = ["images", "eval_images", *(["classes", "eval_classes"] if use_classes else [])]
     found = read_arrays(path, [*keys, *_KERAS_NAMES], alone="images", source=str(source))
+    for theirs, ours in _KERAS_NAMES.items():
+        if theirs in found.arrays and ours in found.arrays:
+            raise SourceError(
+                f"{source}: {str(path)!r} has both {ours!r} and {theirs!r}, which mean the same: leave one of them out"
+            )
     arrays = {_KERAS_NAMES.get(key, key): values for key, values in found.arrays.items()}
     if "images" not in arrays:
         as_vectors = f": for vectors, `{source.setting}=features:{path}`" if "features" in found.names else ""

@@ -76,13 +76,22 @@ def _arrays(data: ImagesFromPython, memory_limit: int) -> tuple[np.ndarray, np.n
     if isinstance(data, tuple):
         if len(data) != 2:
             raise SourceError(f"a pair of images and class labels is wanted. Received: a tuple of {len(data)}")
-        return np.asarray(data[0]), np.asarray(data[1])
+        return _array(data[0]), _array(data[1])
     if isinstance(data, np.ndarray | tf.Tensor):
-        return np.asarray(data), None
+        return _array(data), None
     raise SourceError(
         "`dataset` must be the name of a source, an array of images or vectors, a pair of such an array and class labels, or a finite "
         f"tf.data.Dataset. Received: {type(data).__name__}"
     )
+
+
+def _array(values: Any) -> np.ndarray:
+    if isinstance(values, np.ma.MaskedArray):
+        raise SourceError("the array is masked, and masks are not read: fill it, or leave the masked images out")
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise SourceError(f"images must have one size, and each one class label: resize them ({error})") from error
 
 
 def _collected(data: tf.data.Dataset, memory_limit: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -93,6 +102,10 @@ def _collected(data: tf.data.Dataset, memory_limit: int) -> tuple[np.ndarray, np
     parts: tuple[Any, ...] = spec if isinstance(spec, tuple) else (spec,)
     if len(parts) not in (1, 2) or not all(isinstance(part, tf.TensorSpec) for part in parts):
         raise SourceError(f"the tf.data.Dataset must give images, or pairs of an image and a class label. Received: {spec}")
+    if not (parts[0].dtype.is_integer or parts[0].dtype.is_floating):
+        raise SourceError(
+            f"the tf.data.Dataset must give images as numbers: map tf.io.decode_image. Received: {parts[0].dtype.name}"
+        )
     has_classes = len(parts) == 2
     is_batched = _is_batched(*parts)
     images: list[np.ndarray] = []
