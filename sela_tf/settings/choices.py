@@ -25,7 +25,7 @@ _SIDE = 64
 """The side that larger images are brought to; from here on the network is a ResNet-18."""
 _RELABELLINGS = 30
 _STEPS_BETWEEN_LOOKS = 400
-_UNKNOWN, _ARE_TOLD = 0.5, 0.7
+_UNKNOWN, _ARE_TOLD = 0.5, 0.65
 """The share of images that must be told to be mirrored, or turned, for views not to be flipped, or for turns to be learned."""
 _ROTATION_SHARE, _STEPS_WITH_ROTATION = 0.25, 4000
 """Each step takes 1.75 times as long with a quarter of the images turned, and fewer steps are needed."""

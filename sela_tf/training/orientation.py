@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import NearestNeighbors
 
 from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
 
 _SIDE = 16
-_NEIGHBOURS = 5
+_NEAREST, _NEIGHBOURS = 5, 20
+"""The nearest of the 20 neighbours do not count: they may be the same picture in another colour, whose orientation tells that of no other."""
 _CHANCE = 0.5
 _FEWEST = 100
 """Images below which an accuracy is too uncertain to decide anything."""
@@ -33,7 +34,7 @@ class Orientation(NamedTuple):
 
 
 def orientation_of(images: ImageSet, *, size: tuple[int, int], seed: int = 0, at_most: int = 4000) -> Orientation:
-    """Returns the accuracies of kNN classifiers of pixels (16 x 16) that tell whether an image is mirrored, or turned.
+    """Returns how well the neighbours of an image by its pixels (16 x 16) tell whether it is mirrored, or turned.
 
     Half of the images, each as it is and changed, are what the others, of which half are changed, are compared with.
 
@@ -58,7 +59,8 @@ def _told(views: np.ndarray, changed: np.ndarray) -> float:
     if half < _FEWEST:
         return _CHANCE
     views, changed = views.reshape(count, -1), changed.reshape(count, -1)
-    classifier = KNeighborsClassifier(_NEIGHBOURS, algorithm="brute")
-    classifier.fit(np.concatenate([views[:half], changed[:half]]), np.repeat([False, True], half))
+    neighbours = NearestNeighbors(n_neighbors=_NEIGHBOURS, algorithm="brute").fit(np.concatenate([views[:half], changed[:half]]))
     is_changed = np.arange(half, count) % 2 == 0
-    return float(classifier.score(np.where(is_changed[:, np.newaxis], changed[half:], views[half:]), is_changed))
+    found = neighbours.kneighbors(np.where(is_changed[:, np.newaxis], changed[half:], views[half:]), return_distance=False)
+    says_changed = (found[:, _NEAREST:] >= half).mean(axis=1) > 0.5
+    return float(np.mean(says_changed == is_changed))
