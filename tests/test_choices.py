@@ -56,6 +56,13 @@ def test_steps_are_thousands_and_no_more_for_more_images():
         assert 5000 <= config.epochs * (train // config.batch_size) <= 8000
 
 
+@pytest.mark.parametrize(("side", "turned", "steps"), [(32, 0.5, 6000), (32, 0.9, 4000), (64, 0.5, 5000), (200, 0.9, 3333)])
+def test_what_takes_longer_has_fewer_steps(side, turned, steps):
+    config, _ = choose(SelaConfig(dataset="x"), seen(4000, side, is_square=True, told_turned=turned))
+    per_epoch = 3000 // config.batch_size
+    assert steps <= config.epochs * per_epoch < steps + per_epoch
+
+
 def test_given_settings_stay():
     given = {"image_size": 32, "backbone": "alexnet", "num_clusters": 7, "epochs": 3, "batch_size": 32, "saturation": 0.0}
     config, choices = choose(SelaConfig(dataset="x", **given), seen())

@@ -49,7 +49,8 @@ def test_a_run_in_a_thread(tmp_path):
     assert float(done.stdout.splitlines()[-1]) > 0.5
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_continues(finished, tmp_path, number):
     """Stopped within the first epoch, continued: the labels and losses of the run that was left alone."""
     command = [sys.executable, "-m", "sela_tf.train", *SMALL, f"--workdir={tmp_path / 'run'}"]

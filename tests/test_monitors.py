@@ -173,6 +173,7 @@ def stuck(tmp_path_factory):
     return path, whole, doors
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("monitors")
 class TestInOurTrainer:
     def test_a_warning_is_a_row_and_a_line(self, stuck):
