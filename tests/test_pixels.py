@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from pixel_files import MASKS, RGBA_MASKS, bmp, chunk, laid, opened, oriented, png
 from served import encoded, picture
 
+from sela_tf.data import channels as channels_module
 from sela_tf.data.channels import shown_pixels
 from sela_tf.data.decoding import check_image, decode_image
 from sela_tf.data.headers import DECODES_WEBP, BadImageError, UnreadableFormatError, readable
@@ -310,3 +311,18 @@ class TestLargeImages:
     def test_what_is_small_enough_stays(self, rng):
         data = encoded(picture(rng, "RGB", (31, 20)), "PNG")
         np.testing.assert_array_equal(decode_image(data, 3, PixelRules(shorter_side=20)), decode_image(data, 3))
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(np.uint8, 3), (np.uint8, 1), (np.uint16, 3)])
+def test_large_images_are_laid_in_bands_with_the_same_pixels(rng, monkeypatch, kind, channels):
+    stored = rng.integers(0, np.iinfo(kind).max, (37, 11, 4), kind, endpoint=True)
+    whole = shown_pixels(tf.constant(stored), channels, DEFAULT_RULES).numpy()
+    laid_at_once = []
+    original = channels_module._laid
+    monkeypatch.setattr(channels_module, "_laid", lambda *args, **how: laid_at_once.append(1) or original(*args, **how))
+    for at_once in (1, 44, 100, 37 * 11 - 1):
+        monkeypatch.setattr(channels_module, "_PIXELS_AT_ONCE", at_once)
+        channels_module._laid_function.cache_clear()
+        np.testing.assert_array_equal(shown_pixels(tf.constant(stored), channels, DEFAULT_RULES).numpy(), whole)
+    channels_module._laid_function.cache_clear()
+    assert laid_at_once

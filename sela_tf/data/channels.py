@@ -13,6 +13,10 @@ _LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights, whose sum is 1, so that a white background stays white."""
 
 
+_PIXELS_AT_ONCE = 2**21
+"""Pixels that are laid on the background at once: the real numbers of an image of 170 million would take 8 GB."""
+
+
 def called(*signature: tf.TensorSpec) -> Callable[[Callable[..., tf.Tensor]], Callable[..., tf.Tensor]]:
     """Returns a decorator of rare parts of a graph, which are traced once and called where they are needed.
 
@@ -66,7 +70,25 @@ def _luma(pixels: tf.Tensor) -> tf.Tensor:
 def _laid_function(dtype: tf.DType, rank: int, channels: int, rules: PixelRules) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns the function that lays stored pixels of a type and a rank on the background of the rules."""
     lay = functools.partial(_laid, channels=channels, rules=rules)
+    if rank == 3:
+        lay = functools.partial(_in_bands, lay=lay, channels=channels)
     return called(tf.TensorSpec([None] * rank, dtype))(lay)
+
+
+def _in_bands(pixels: tf.Tensor, lay: Callable[[tf.Tensor], tf.Tensor], channels: int) -> tf.Tensor:
+    """Returns `lay` of the rows of an image `[h, w, C]`, so many at once that its real numbers take little memory, whatever the image's size."""
+    height = tf.shape(pixels)[0]
+    rows = tf.maximum(_PIXELS_AT_ONCE // tf.maximum(tf.shape(pixels)[1], 1), 1)
+    count = (height + rows - 1) // rows
+    bands = tf.TensorArray(tf.uint8, size=count, infer_shape=False, element_shape=[None, None, channels])
+
+    def step(band: tf.Tensor, done: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+        return band + 1, done.write(band, lay(pixels[band * rows : (band + 1) * rows]))
+
+    def all_bands() -> tf.Tensor:
+        return tf.while_loop(lambda band, _: band < count, step, (0, bands), parallel_iterations=1)[1].concat()
+
+    return tf.cond(count > 1, all_bands, lambda: lay(pixels))
 
 
 def _laid(pixels: tf.Tensor, channels: int, rules: PixelRules) -> tf.Tensor:
