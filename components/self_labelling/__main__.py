@@ -27,10 +27,9 @@ def _read(values: absl_flags.FlagValues) -> tuple[SelfLabellingSettings, SelaCon
 
 def _work(settings: SelfLabellingSettings, config: SelaConfig) -> int:
     from components.self_labelling.executor import self_label
-    from sela_tf.reporting.tables import results_table
 
-    results = self_label(settings, config)
-    print(f"\n{results_table(results)}\n\nModel: {settings.model}, labels: {settings.labels}, metrics: {settings.metrics}")
+    self_label(settings, config)
+    print(f"Model: {settings.model}, labels: {settings.labels}, metrics: {settings.metrics}")
     return 0
 
 

@@ -22,6 +22,7 @@ from sela_tf.data.record_writer import example_id
 from sela_tf.data.records import read_manifest
 from sela_tf.files.atomic import whole_file
 from sela_tf.models.heads import find_multi_head
+from sela_tf.reporting.tables import results_table
 from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.names import METRICS, RESULTS
@@ -71,7 +72,7 @@ def self_label(settings: SelfLabellingSettings, config: SelaConfig) -> dict[str,
     if all(artifacts.is_current(str(path), made_of) for path in outputs.values()):
         results = read_results(model / RUN)
         if results["config"].get("evaluate", config.evaluate) == config.evaluate:
-            print(f"unchanged since it was trained: {model}", flush=True)
+            print(f"unchanged since it was trained: {model}\n\n{results_table(results)}\n", flush=True)
             return results
     for name, path in outputs.items():
         artifacts.refuse_other(str(path), name, made_of)

@@ -14,9 +14,9 @@ from sela_tf.evaluation.stability import Agreement, Stability, heads_agreement
 
 WORKED, NOT_CLEAR, DID_NOT_WORK = "worked", "not clear", "did not work"
 """The outcomes of a verdict."""
-JUDGED_BY = ("view_agreement", "neighbour_stability")
-"""The measures that the verdict rests on. The agreement of heads does not count: they share their embedding."""
 _MEASURES = {"view_agreement": "clusters", "neighbour_stability": "neighbours"}
+JUDGED_BY = tuple(_MEASURES)
+"""The measures that the verdict rests on. The agreement of heads does not count: they share their embedding."""
 _REFERENCES = {"untrained": "the untrained network", "raw_pixels": "raw pixels"}
 LEAST_CORRELATION = 0.1
 """Correlation of neighbouring pixels below which images are taken for noise. Noise and shuffled pixels have 0 ± .02, handwritten digits of

@@ -68,7 +68,8 @@ def run(
         TypeError: a setting is unknown.
         TrainingInterrupted: on SIGINT or SIGTERM, after saving.
     """
-    place = TrainOptions(workdir=workdir, minutes=minutes)  # type: ignore[arg-type] # paths become text
+    asked: dict[str, Any] = {"workdir": workdir, "minutes": minutes}
+    place = TrainOptions(**asked)
     workdir, minutes = place.workdir, place.minutes
     if not isinstance(data, SelaConfig) and "dataset" in settings:
         raise ConfigError(f"`dataset={settings['dataset']}` is given beside other images: leave one of them out")
