@@ -13,7 +13,7 @@ from pixel_files import MASKS, RGBA_MASKS, bmp, chunk, laid, opened, oriented, p
 from served import encoded, picture
 
 from sela_tf.data import channels as channels_module
-from sela_tf.data.channels import shown_pixels
+from sela_tf.data.channels import shown_pixels, to_channels
 from sela_tf.data.decoding import check_image, decode_image
 from sela_tf.data.headers import DECODES_WEBP, BadImageError, UnreadableFormatError, readable
 from sela_tf.data.pixel_rules import DEFAULT_RULES, OLD_RULES, PixelRules
@@ -326,3 +326,17 @@ def test_large_images_are_laid_in_bands_with_the_same_pixels(rng, monkeypatch, k
         np.testing.assert_array_equal(shown_pixels(tf.constant(stored), channels, DEFAULT_RULES).numpy(), whole)
     channels_module._laid_function.cache_clear()
     assert laid_at_once
+
+
+def test_large_opaque_images_become_gray_in_bands_with_the_same_pixels(rng, monkeypatch):
+    stored = tf.constant(rng.integers(0, 256, (37, 11, 3), np.uint8))
+    whole = shown_pixels(stored, 1, DEFAULT_RULES).numpy()
+    bands = []
+    original = channels_module._in_bands
+    monkeypatch.setattr(channels_module, "_PIXELS_AT_ONCE", 100)
+    # A function of its own, which is traced with these bands.
+    monkeypatch.setattr(
+        channels_module, "_large_luma", lambda pixels: bands.append(1) or original(pixels, lambda band: to_channels(band, 1), 1)
+    )
+    np.testing.assert_array_equal(shown_pixels(stored, 1, DEFAULT_RULES).numpy(), whole)
+    assert bands

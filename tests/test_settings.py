@@ -63,6 +63,8 @@ def test_scalars_become_pythons(given, kept):
         ({"rotation": 1}, "`rotation` must be True or False. Received: 1"),
         ({"backbone": 18}, "`backbone` must be text. Received: 18"),
         ({"dataset": 3}, "`dataset` must be text. Received: 3"),
+        ({"lr_drops": 0.5}, "`lr_drops` must be increasing shares of the epochs. Received: 0.5"),
+        ({"lr_drops": "half"}, "`lr_drops` must be increasing shares of the epochs. Received: 'half'"),
         ({"image_size": 100_000}, "`image_size` must be at most 8192"),
     ],
 )

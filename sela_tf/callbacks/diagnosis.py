@@ -258,7 +258,7 @@ def _potentials(seen: Symptoms, limits: Thresholds) -> Diagnosis:
     message = (
         f"the potentials run away: those of head {worst} lie {largest:.1f} nats of log p apart (range / lam){how}: the network prefers few "
         "clusters, and the balance is forced on it. Keep its outputs small: a lower `learning_rate`, more `weight_decay` (the optimizer's), fewer "
-        "`epochs`. Labels that are not balanced (`exact_balance=False`; in your own fit, SelfLabelling with `assign`) make it worse"
+        "`epochs`. Labels that are not balanced (`exact_balance=False`; in your own fit, an `assign` that does not balance) make it worse"
     )
     return Diagnosis(True, message)
 

@@ -39,7 +39,21 @@ def shown_pixels(pixels: tf.Tensor, channels: int, rules: PixelRules) -> tf.Tens
     lay = _laid_function(pixels.dtype, len(pixels.shape), channels, rules)
     if pixels.dtype == tf.uint16:
         return lay(pixels)
-    return tf.cond(tf.shape(pixels)[-1] % 2 == 1, lambda: to_channels(pixels, channels), lambda: lay(pixels))
+    return tf.cond(tf.shape(pixels)[-1] % 2 == 1, lambda: _opaque(pixels, channels), lambda: lay(pixels))
+
+
+def _opaque(pixels: tf.Tensor, channels: int) -> tf.Tensor:
+    """Returns stored pixels without transparency, uint8 `[..., C]`, as `[..., channels]`."""
+    if channels == 3 or len(pixels.shape) != 3:
+        return to_channels(pixels, channels)
+    # A luma takes real numbers, too.
+    return tf.cond(tf.size(pixels) > 3 * _PIXELS_AT_ONCE, lambda: _large_luma(pixels), lambda: to_channels(pixels, channels))
+
+
+@called(tf.TensorSpec([None, None, None], tf.uint8))
+def _large_luma(pixels: tf.Tensor) -> tf.Tensor:
+    """Returns a large opaque image as gray."""
+    return _in_bands(pixels, functools.partial(to_channels, channels=1), 1)
 
 
 def to_channels(pixels: tf.Tensor, channels: int) -> tf.Tensor:

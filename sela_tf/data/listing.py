@@ -24,7 +24,7 @@ from sela_tf.data.folder_contents import SUFFIXES
 from sela_tf.data.headers import BadImageError, UnreadableFormatError, image_kind, read_header, to_convert
 from sela_tf.files.atomic import unfinished_beside, whole_file
 
-FORMAT = 2
+FORMAT = 3
 """The version of the listings' format. A listing of another version is ignored."""
 _SCHEMA = pa.schema(
     [

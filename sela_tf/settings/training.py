@@ -227,7 +227,10 @@ class SelaConfig:
     keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", may_change=True, at_least=1)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lr_drops", tuple(float(share) for share in self.lr_drops))
+        try:
+            object.__setattr__(self, "lr_drops", tuple(float(share) for share in self.lr_drops))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"`lr_drops` must be increasing shares of the epochs. Received: {self.lr_drops!r}") from error
         if not self.dataset:
             raise ConfigError(
                 "`dataset` is missing: digits, idx:DIR, folder:DIR, npz:FILE, records:DIR, features:FILE, synthetic:N, or a TFDS name"
