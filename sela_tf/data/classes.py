@@ -110,8 +110,7 @@ def with_classes_told(splits: Splits) -> Splits:
     words = _in_words(splits.train, splits.without_classes)
     if splits.train.classes is not None and splits.eval is not None and splits.eval.classes is not None:
         only = np.setdiff1d(splits.eval.classes, splits.train.classes)
-        names = splits.eval.class_names
-        shown = ", ".join(shown_name(names[number]) if names else str(number) for number in only[:_CLASSES_SHOWN])
+        shown = ", ".join(_name_of(splits.eval, number) for number in only[:_CLASSES_SHOWN])
         if len(only):
             words += f"; in the images for evaluation only: {shown}{', …' if len(only) > _CLASSES_SHOWN else ''}"
     return splits._replace(report=(*splits.report, words))
@@ -123,10 +122,11 @@ def _in_words(images: ImageSet, reason: str) -> str:
         return f"no classes in {images.name}" + (f": {reason}" if reason else "")
     numbers, counts = np.unique(images.classes, return_counts=True)
     largest = np.lexsort((numbers, -counts))[:_CLASSES_SHOWN]
-    names = images.class_names
-    shown = [
-        f"{shown_name(names[number]) if names else number} {count}"
-        for number, count in zip(numbers[largest], counts[largest], strict=True)
-    ]
+    shown = [f"{_name_of(images, number)} {count}" for number, count in zip(numbers[largest], counts[largest], strict=True)]
     more = f" and {len(numbers) - len(shown)} more" if len(numbers) > len(shown) else ""
     return f"{len(numbers)} classes in {images.name}: {', '.join(shown)}{more}"
+
+
+def _name_of(images: ImageSet, number: int) -> str:
+    """Returns the name of a class as it is shown, or its number where classes have no names."""
+    return shown_name(images.class_names[number]) if images.class_names else str(number)

@@ -31,7 +31,7 @@ _DEPTH_AT, _COLOURS_AT = 24, 25
 """Offsets of a png's bits per channel and of the type of its colours."""
 _DEEP, _GRAY, _WITH_PALETTE = 16, 0, 3
 _SEARCHED = 2**18
-"""Bytes of a jpeg that are searched for EXIF: in a larger file its segments are walked through at once, which takes a part of its decoding."""
+"""Bytes of a jpeg that are searched for EXIF: in a larger file its segments are walked through at once, which takes little beside its decoding."""
 _HAS_EXIF, _HAS_MARKS = r"\C*Exif\x00\x00\C*", r"\C*(?:eXIf|tRNS)\C*"
 """Files that may have EXIF or, for a png, EXIF or a transparent colour. Most have none, and are not searched any further."""
 _CONTENT, _STORED = tf.TensorSpec([], tf.string), tf.TensorSpec([None, None, None], tf.uint8)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
-from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import cluster_metrics
 from sela_tf.evaluation.judging import PROBE_ITERATIONS
 from sela_tf.evaluation.knn import knn_accuracy
@@ -26,7 +25,7 @@ from sela_tf.settings.choices import relabellings_of
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.experiment import Experiment
-from sela_tf.training.images import Data, augmentation
+from sela_tf.training.images import Data
 from sela_tf.transport.assignment import Assignment, MemoryPlan, assign_labels, plan_memory
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.sinkhorn import usual_storage
@@ -210,14 +209,12 @@ def time_in_words(parts: list[Part], *, done: float = 0.0) -> str:
 
 def seconds_of_pass(experiment: Experiment, count: int, batch_size: int) -> tuple[float, float]:
     """Returns the seconds of a label pass over `count` training images, the smaller of two measurements, and how much more the first took."""
-    config, data = experiment.config, experiment.data
     inference = BatchedInference(cut_at_heads(experiment.model), experiment.strategy)
-    images = data.train.take(np.arange(count))
-    views = augmentation(config) if config.label_view == "training" else None
+    images = experiment.data.train.take(np.arange(count))
 
     def once() -> None:
         # The batches are made anew, as each pass does.
-        inference.collect(inference_batches(images, size=data.size, batch_size=batch_size, augmentation=views), count)
+        inference.collect(experiment.label_views(0, images=images, batch_size=batch_size), count)
 
     first, *later = [_seconds(once) for _ in range(3)]
     return min(later), max(first - min(later), 0.0)

@@ -22,6 +22,7 @@ from sela_tf.compat.releases import (
     optimizer_variables,
 )
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
+from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.models.build import cut_at, with_rotation_head
 from sela_tf.models.inference import read_variable
@@ -152,13 +153,21 @@ class Experiment:
             replicas=self.strategy.num_replicas_in_sync,
         )
 
-    def label_views(self, pass_number: int) -> tf.data.Dataset:
-        """Returns every training image once, as the label pass of this number, the optimizer step before which it is made, sees it."""
+    def label_views(
+        self, pass_number: int, *, images: ImageSet | None = None, batch_size: int = LABEL_PASS_BATCH
+    ) -> tf.data.Dataset:
+        """Returns every training image once, as the label pass of this number, the optimizer step before which it is made, sees it.
+
+        Args:
+            pass_number: the number of the pass.
+            images: the images; None for all training images.
+            batch_size: the most images of a batch.
+        """
         config = self.config
         return inference_batches(
-            self.data.train,
+            self.data.train if images is None else images,
             size=self.data.size,
-            batch_size=LABEL_PASS_BATCH,
+            batch_size=batch_size,
             seed=config.seed,
             augmentation=augmentation(config) if config.label_view == "training" else None,
             pass_number=pass_number,
