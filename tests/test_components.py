@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -88,6 +89,8 @@ class TestSelfLabelling:
     def test_trains_as_from_the_source_itself(self, made, finished):
         """Bit for bit: the records hold the same images, in the same order."""
         assert made.training[0] == 0, made.training
+        # The table stands there once.
+        assert len(re.findall("^held-out images ", made.training[1], re.MULTILINE)) == 1
         run = made.root / "model" / "Run"
         assert (run / "model.weights.h5").read_bytes() == (finished[0] / "model.weights.h5").read_bytes()
         assert (run / "metrics.jsonl").read_text() == (finished[0] / "metrics.jsonl").read_text()
