@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
 _QUERY_ROWS, _BANK_ROWS = 1000, 4096
+
+
+class Neighbours(NamedTuple):
+    """The k nearest neighbours of each of N images, the nearest first."""
+
+    nearest: np.ndarray
+    """Rows of the neighbours, int64 [N, k]."""
+    similarity: np.ndarray
+    """Similarity of the two, float32 [N, k]: the cosine of embeddings, for one."""
+
+
+def neighbours(embedding: np.ndarray, *, k: int = 10) -> Neighbours:
+    """Finds the nearest neighbours of each image among the others, by the cosine of their embeddings.
+
+    Blocks of images are compared with blocks of images, so that memory does not grow with N^2; time does.
+
+    Args:
+        embedding: embeddings [N, D].
+        k: number of neighbours; at most N - 1 are found.
+    """
+    return without_themselves(nearest_in(embedding, embedding, k=k + 1), np.arange(len(embedding)))
+
+
+def without_themselves(found: Neighbours, own: np.ndarray) -> Neighbours:
+    """Returns one neighbour less of each of N images, which is the image itself where it is among them.
+
+    Args:
+        found: the k + 1 nearest images of each, [N, k + 1].
+        own: the row of each image among those that were searched, integers [N]; -1 where it is not there.
+    """
+    others = found.nearest != own[:, np.newaxis]
+    # An image with more than k copies need not be among its own neighbours: then the last one goes.
+    others[others.all(axis=1), -1] = False
+    return Neighbours(*(part[others].reshape(len(others), found.nearest.shape[1] - 1) for part in found))
 
 
 def knn_accuracy(
@@ -56,8 +92,17 @@ def nearest_images(bank: np.ndarray, queries: np.ndarray, *, k: int = 10) -> np.
         queries: embeddings [M, D].
         k: number of neighbours.
     """
-    blocks = [queries[start : start + _QUERY_ROWS] for start in range(0, len(queries), _QUERY_ROWS)]
-    return np.concatenate([_nearest(_normalised(block), bank, k, _BANK_ROWS)[1] for block in blocks])
+    return nearest_in(bank, queries, k=k).nearest
+
+
+def nearest_in(bank: np.ndarray, queries: np.ndarray, *, k: int = 10) -> Neighbours:
+    """Returns the rows of `nearest_images` and their similarities; a query that is in the bank is its own neighbour."""
+    blocks = [
+        _nearest(_normalised(queries[start : start + _QUERY_ROWS]), bank, k, _BANK_ROWS)
+        for start in range(0, len(queries), _QUERY_ROWS)
+    ]
+    similarity, nearest = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    return Neighbours(nearest, similarity)
 
 
 def knn_classes(
