@@ -9,11 +9,14 @@ TF ?= 2.15
 LANE := .venv-tf$(TF)
 LANE_PYTHON := $(if $(filter file,$(origin PYTHON)),python3.11,$(PYTHON))
 
-.PHONY: demo pipeline test test-slow test-tf lint format reference system-deps lock wheel clean help
+ATLAS := .venv-atlas
+CHROMIUM ?= /usr/bin/chromium
+
+.PHONY: demo pipeline test test-slow test-tf test-atlas lint format reference screenshots system-deps lock wheel clean help
 
 help:
 	@sed -n '1s/^# //p' Makefile
-	@echo 'make pipeline, test-slow, test-tf, lint, format, reference, system-deps, lock, wheel, clean: see BUILD.md'
+	@echo 'make pipeline, test-slow, test-tf, test-atlas, lint, format, reference, screenshots, system-deps, lock, wheel, clean: see BUILD.md'
 
 demo: $(VENV)/.core
 	$(BIN)/python -m sela_tf.train --flagfile=configs/digits.cfg --workdir=runs/digits $(FLAGS)
@@ -21,6 +24,9 @@ demo: $(VENV)/.core
 # Ingestion, training and verdict as steps of Kubeflow Pipelines, on this machine; again, and what is unchanged is not done again.
 pipeline: $(VENV)/.dev
 	$(BIN)/python -m components.pipeline --flagfile=configs/digits.cfg --root=runs/pipeline --min_knn=0.95 --min_linear_probe=0.95 $(FLAGS)
+
+# Two processes share two cores: threads of OpenMP that wait for each other by spinning would take a fifth of the time.
+test test-slow test-tf: export OMP_NUM_THREADS = 1
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FLAGS)
@@ -33,6 +39,11 @@ test-tf: $(LANE)/.lane
 	rm -rf build
 	$(LANE)/bin/uv pip install --quiet --python $(LANE)/bin/python --no-deps --reinstall .
 	PYTHONSAFEPATH=1 $(LANE)/bin/python -m pytest -n 2 --dist loadgroup @tests/lanes.txt -m "lane or not slow" $(FLAGS)
+
+# labels.parquet in embedding-atlas, by hand: its environment has gigabytes. CHROMIUM is the browser that looks at the page.
+test-atlas: $(VENV)/.dev $(ATLAS)/.lock
+	$(BIN)/python tests/atlas/label_runs.py runs/atlas
+	$(ATLAS)/bin/python tests/atlas/look.py $(CHROMIUM) runs/atlas/digits.parquet runs/atlas/photos.parquet
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -48,24 +59,32 @@ format: $(VENV)/.dev
 reference: $(VENV)/.dev
 	$(BIN)/python -m tools.make_reference
 
-# Fashion-MNIST, as idx files under /usr/share/datasets. Debian and Ubuntu only, and only root can.
+# Fashion-MNIST, as idx files under /usr/share/datasets, and Chromium, for the tests of report.html. Debian and Ubuntu only, and only root can.
+DEPS := dataset-fashion-mnist chromium
 system-deps:
-	@if [ -e /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz ]; then echo 'Fashion-MNIST is there'; \
-	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update && apt-get install -y --no-install-recommends dataset-fashion-mnist; \
-	else echo 'Fashion-MNIST is missing. As root on Debian or Ubuntu: apt-get install dataset-fashion-mnist' >&2; fi
+	@if [ -e /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz ] && [ -x /usr/bin/chromium ]; then echo 'Fashion-MNIST and Chromium are there'; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update && apt-get install -y --no-install-recommends $(DEPS); \
+	else echo 'Fashion-MNIST or Chromium is missing. As root on Debian or Ubuntu: apt-get install $(DEPS)' >&2; fi
+
+# Pictures of report.html at the width of a desk and of a phone, in runs/screenshots: to be looked at. RUN names another run.
+RUN ?= runs/digits
+screenshots: $(VENV)/.dev
+	[ -e $(RUN)/report.html ] || $(MAKE) demo
+	$(BIN)/python -m tools.screenshots $(RUN)/report.html runs/screenshots
 
 lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade --extra dev pyproject.toml -o requirements-dev.lock
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade -c requirements-dev.lock pyproject.toml -o requirements.lock
-	for lane in tests/locks/*.in; do case $$lane in */tools.in) continue;; */tf-2.15.in) all=;; *) all=--universal;; esac; \
+	for lane in tests/locks/*.in; do case $$lane in */tools.in|*/atlas.in) continue;; */tf-2.15.in) all=;; *) all=--universal;; esac; \
 	  $(BIN)/uv pip compile $$all --python-version 3.11 --no-header --upgrade pyproject.toml $$lane -o $${lane%.in}.lock; done
+	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade tests/locks/atlas.in -o tests/locks/atlas.lock
 
 wheel: $(VENV)/.dev
 	rm -rf build dist
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf $(VENV) .venv-tf* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tf* $(ATLAS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.python: tools/check_python.py
 	@command -v $(PYTHON) >/dev/null || { echo 'error: there is no $(PYTHON). Name a Python 3.11, 3.12 or 3.13: make demo PYTHON=/path/to/python3' >&2; exit 1; }
@@ -89,6 +108,11 @@ $(LANE)/.lane: tests/locks/tf-$(TF).lock tools/check_python.py
 	$(LANE_PYTHON) -m venv --clear $(LANE)
 	$(LANE)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 	$(LANE)/bin/uv pip install --quiet --python $(LANE)/bin/python -r tests/locks/tf-$(TF).lock
+	@touch $@
+
+$(ATLAS)/.lock: tests/locks/atlas.lock $(VENV)/.dev
+	$(BIN)/python -m venv --clear $(ATLAS)
+	$(BIN)/uv pip install --quiet --python $(ATLAS)/bin/python -r tests/locks/atlas.lock
 	@touch $@
 
 tests/locks/tf-%.lock:

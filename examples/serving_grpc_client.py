@@ -49,7 +49,10 @@ def main() -> int:
             print(f"{path}: no image that is read")
             continue
         for head, values in enumerate(zip(*(answers[name][i] for name in ("cluster", "probability", "margin")), strict=True)):
-            print(f"{path}: head {head}, cluster {values[0]}, probability {values[1]:.3f}, margin {values[2]:.3f}")
+            # Only models whose clusters have names say them.
+            name = answers["name"][i, head].decode() if "name" in answers else ""
+            called = f", name {name}" if name else ""
+            print(f"{path}: head {head}, cluster {values[0]}, probability {values[1]:.3f}, margin {values[2]:.3f}{called}")
     return 0 if answers["valid"].all() else 1
 
 

@@ -45,8 +45,11 @@ def main() -> int:
         if not answer["valid"]:
             print(f"{path}: no image that is read")
             continue
-        for head, values in enumerate(zip(answer["cluster"], answer["probability"], answer["margin"], strict=True)):
-            print(f"{path}: head {head}, cluster {values[0]}, probability {values[1]:.3f}, margin {values[2]:.3f}")
+        # Only models whose clusters have names say them.
+        names = answer.get("name", [""] * len(answer["cluster"]))
+        for head, values in enumerate(zip(answer["cluster"], answer["probability"], answer["margin"], names, strict=True)):
+            name = f", name {values[3]}" if values[3] else ""
+            print(f"{path}: head {head}, cluster {values[0]}, probability {values[1]:.3f}, margin {values[2]:.3f}{name}")
     return 0 if all(answer["valid"] for answer in answers) else 1
 
 

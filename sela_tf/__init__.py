@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sela_tf.commands.export import export_run
     from sela_tf.commands.label import label_run
     from sela_tf.commands.probe import probe_run
+    from sela_tf.commands.report import report_run
     from sela_tf.data.errors import SourceError
     from sela_tf.models.backbones import BACKBONES
     from sela_tf.models.build import build_model
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sela_tf.self_labelling.loss import SelfLabelLoss
     from sela_tf.self_labelling.schedule import relabel_steps
     from sela_tf.serving.saved_model import export_saved_model
-    from sela_tf.settings.commands import ConvertConfig, ExportConfig, LabelConfig, ProbeConfig
+    from sela_tf.settings.commands import ConvertConfig, ExportConfig, LabelConfig, ProbeConfig, ReportConfig
     from sela_tf.settings.fields import ConfigError
     from sela_tf.settings.training import SelaConfig
     from sela_tf.training.loop import TrainingInterrupted
@@ -59,6 +60,7 @@ _HOMES = {
     "LinearLogits": "transport.linear_logits",
     "MultiHead": "models.heads",
     "ProbeConfig": "settings.commands",
+    "ReportConfig": "settings.commands",
     "SelaConfig": "settings.training",
     "SelfLabelLoss": "self_labelling.loss",
     "SelfLabelling": "self_labelling.callback",
@@ -77,6 +79,7 @@ _HOMES = {
     "load_run": "runs.network",
     "probe_run": "commands.probe",
     "relabel_steps": "self_labelling.schedule",
+    "report_run": "commands.report",
     "run": "training.run",
     "sinkhorn": "transport.sinkhorn",
     "sinkhorn_op": "transport.sinkhorn_op",
@@ -100,6 +103,7 @@ __all__ = [
     "LinearLogits",
     "MultiHead",
     "ProbeConfig",
+    "ReportConfig",
     "SelaConfig",
     "SelfLabelLoss",
     "SelfLabelling",
@@ -119,6 +123,7 @@ __all__ = [
     "load_run",
     "probe_run",
     "relabel_steps",
+    "report_run",
     "run",
     "sinkhorn",
     "sinkhorn_op",

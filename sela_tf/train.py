@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 from absl.flags import FlagValues
@@ -9,7 +10,8 @@ from absl.flags import FlagValues
 from sela_tf.cli import flags
 from sela_tf.cli.command import CONTINUES, Command
 from sela_tf.runs.flagfile import settings_of_run
-from sela_tf.settings.training import SelaConfig, TrainOptions
+from sela_tf.settings.train_options import TrainOptions
+from sela_tf.settings.training import SelaConfig
 
 _USAGE = """python -m sela_tf.train --dataset=IMAGES --workdir=RUN [--recipe=NAME] [--setting=value …]
 
@@ -30,7 +32,9 @@ def _work(config: SelaConfig, place: TrainOptions) -> int:
     if place.dry_run:
         dry_run(config)
         return 0
-    run(config, place.workdir, minutes=place.minutes)
+    # A setting of the earlier run is in `config` already; one that was typed at its default must not fall back to it.
+    whole = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} if config.continue_from else {}
+    run(config, place.workdir, minutes=place.minutes, **whole)
     return 0
 
 

@@ -92,6 +92,10 @@ def _handler(model: _Model) -> type[http.server.BaseHTTPRequestHandler]:
             name, spec = model.only_input(signature)
             rows = [row[name] if isinstance(row, dict) else row for row in _decoded(request["instances"])]
             outputs = model.predict(signature, {name: tf.constant(rows, spec.dtype)})
+            outputs = {
+                key: np.char.decode(value.astype("S"), "utf-8") if value.dtype == object else value
+                for key, value in outputs.items()
+            }
             return {"predictions": [{key: value[i].tolist() for key, value in outputs.items()} for i in range(len(rows))]}
 
         def _answer(self, code, content):

@@ -28,11 +28,13 @@ class TestConsole:
         for argv in ([], ["--help"], ["help"]):
             assert console.main(["sela-tf", *argv]) == 0
             said = capsys.readouterr().out
-            assert all(f"sela-tf {name} " in said for name in ("train", "label", "probe", "export"))
+            assert all(f"sela-tf {name} " in said for name in ("train", "label", "probe", "report", "convert", "export"))
 
     def test_an_unknown_command_is_named(self, capsys):
         assert console.main(["sela-tf", "trian", "--dataset=x"]) == 2
-        assert capsys.readouterr().err == "sela-tf: error: there is no command 'trian': train, label, probe, convert, export\n"
+        assert (
+            capsys.readouterr().err == "sela-tf: error: there is no command 'trian': train, label, probe, report, convert, export\n"
+        )
 
     def test_its_commands_are_the_doors(self, capsys):
         assert console.main(["sela-tf", "train", "--epocs=3"]) == 2

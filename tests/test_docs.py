@@ -18,6 +18,7 @@ from doc_blocks import PAGES, Block, blocks, can_be_run, fill_in, make_directory
 from fixtures import ROOT
 
 from sela_tf.cli import flags
+from sela_tf.cli import main as console
 from sela_tf.evaluation.metrics import evaluate_chance
 from sela_tf.runs import contents
 from sela_tf.runs.names import LEFT_OUT, PROBES_LEFT_OUT
@@ -48,7 +49,8 @@ class TestBlocks:
                     assert can_be_run(command), f"{block}: {command!r} is not run here: <!-- not run: reason -->"
         left = [block for found in BLOCKS.values() for block in found if block.reason]
         print("Blocks that are not run:", *(f"{block}: {block.reason}" for block in left), sep="\n")
-        assert [block.text.split()[:2] for block in left if block.page == "README.md"] == [["make", "test"], ["22", "classes"]]
+        in_readme = [block.text.split()[:2] for block in left if block.page == "README.md"]
+        assert in_readme == [["make", "test"], ["22", "classes"], ["sela-tf", "report"]]
 
     def test_commands_have_flags_and_values_that_are_accepted(self, monkeypatch, capsys):
         """Each command up to where TensorFlow would be loaded."""
@@ -64,8 +66,9 @@ class TestBlocks:
             for block, command in commands:
                 if command.startswith("python -m "):
                     # the settings of a run are there only when its commands are run
-                    argv = [word for word in module_and_arguments(command) if not word.startswith("--flagfile=tmp/")]
-                    importlib.import_module(argv[0]).main([*argv, *(["--dataset=digits"] if "flags.cfg" in command else [])])
+                    argv = module_and_arguments(command)
+                    others = [word for word in argv if not word.startswith(("--flagfile=tmp/", "--continue_from=tmp/"))]
+                    importlib.import_module(argv[0]).main([*others, *(["--dataset=digits"] if len(others) < len(argv) else [])])
                     assert capsys.readouterr().err.endswith(": error: accepted\n"), f"{block}: {command}"
 
     def test_collector(self, tmp_path, monkeypatch):
@@ -109,7 +112,7 @@ class TestBlocks:
 class TestReadme:
     def test_it_is_a_page(self):
         """With the twenty lines that the one command prints."""
-        assert len(README.read_text().splitlines()) <= 126
+        assert len(README.read_text().splitlines()) <= 138
 
     def test_its_command_trains_on_what_it_names(self):
         (command,) = re.findall(r"sela-tf train (--dataset=folder:.*)", README.read_text())
@@ -177,18 +180,19 @@ class TestReference:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         assert (ROOT / "docs" / "reference.md").read_text() == module.make(), "make reference"
+        assert {f"sela_tf.{name}" for name in console._COMMANDS} <= {*module.COMMANDS}
 
     @pytest.mark.slow
     def test_it_describes_all_that_a_run_holds(self, finished):
         directory = finished[0]
-        assert {path.name for path in directory.iterdir()} | {"probes.json", LEFT_OUT, PROBES_LEFT_OUT} == set(
+        assert {path.name for path in directory.iterdir()} | {"probes.json", "names.csv", LEFT_OUT, PROBES_LEFT_OUT} == set(
             contents.RUN_DIRECTORY
         )
         results = json.loads((directory / "results.json").read_text())
-        assert list(results) == list(contents.RESULT_KEYS)
+        assert [*results, "continued"] == list(contents.RESULT_KEYS)
         figures = {key for name in list(results)[:4] for key in results[name]}
         assert figures | {"reason"} == set(contents.FIGURE_KEYS)
         with np.load(directory / "labels.npz") as arrays:
-            assert {*arrays, "names"} == set(contents.LABEL_ARRAYS)
+            assert {*arrays, "names", "cluster_names"} == set(contents.LABEL_ARRAYS)
         rows = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
         assert {row["kind"] for row in rows} | {"warning"} == set(contents.METRIC_ROWS)

@@ -195,6 +195,7 @@ def test_warm_up_requests_run(exports, loaded):
 
 
 class TestCheck:
+    @pytest.mark.slow
     def test_it_finds_what_differs(self, exports, network, finished, tmp_path, capsys, monkeypatch):
         """A weight that was changed on the way: an error, and no version."""
         original = exporter.check_saved_model

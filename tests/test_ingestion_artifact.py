@@ -38,6 +38,7 @@ def twelve_pictures(directory: pathlib.Path, rng: np.random.Generator) -> pathli
 
 
 class TestArtifact:
+    @pytest.mark.slow
     def test_what_is_unchanged_is_not_done_again(self, tmp_path, rng, capsys):
         root = tmp_path / "images"
         root.mkdir()

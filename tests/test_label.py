@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import pathlib
 import shutil
@@ -18,6 +19,8 @@ from sklearn.datasets import load_digits
 
 import sela_tf
 from sela_tf.cli import flags
+from sela_tf.commands import label_viewers
+from sela_tf.settings.commands import LabelConfig
 from sela_tf.training.images import load_data
 
 # its fixtures are made once: in one process of several
@@ -52,9 +55,9 @@ def written(finished, folder, tmp_path_factory) -> tuple[pathlib.Path, list[Door
             [run, f"--output={out}/own.npz", "--noembeddings"],
             [run, f"--output={out}/plain.parquet", "--nopotentials"],
             [run, f"--output={out}/balanced.parquet", "--balanced", "--batch_size=100"],
-            [run, f"--output={out}/folder.parquet", f"--dataset=folder:{folder}"],
-            [run, f"--output={out}/few.parquet", f"--dataset=folder:{folder}", "--balanced"],
-            [run, f"--output={out}/whole.parquet", "--dataset=digits", "--noembeddings"],
+            [run, f"--output={out}/folder.parquet", f"--dataset=folder:{folder}", f"--projector={out}/projector"],
+            [run, f"--output={out}/few.parquet", f"--dataset=folder:{folder}", "--balanced", "--neighbours=3"],
+            [run, f"--output={out}/whole.parquet", "--dataset=digits", "--noembeddings", "--neighbours=0", "--nopictures"],
         ],
         "sela_tf.label",
     )
@@ -147,12 +150,78 @@ def test_csv_and_npz_hold_the_same(written):
         rows = list(csv.DictReader(file))
     assert len(rows) == len(columns["index"])
     arrays = np.load(out / "own.npz")
-    assert set(arrays.files) == set(columns) - {"embedding"}
-    for name in ("cluster_0", "probability_1", "margin_0", "look_here_first", "disagreement"):
+    assert set(arrays.files) == set(columns) - {"embedding", "neighbours", "picture"}
+    for name in ("cluster_0", "probability_1", "margin_0", "disagreement"):
         np.testing.assert_allclose([float(row[name]) for row in rows], columns[name], atol=1e-6)
         np.testing.assert_allclose(arrays[name], columns[name], atol=1e-6)
+    # Rounding may exchange the last of an image's neighbours, which moves its rank.
+    assert np.mean(np.abs(arrays["look_here_first"] - columns["look_here_first"]) < 0.01) > 0.98
+    np.testing.assert_allclose(np.sort(arrays["look_here_first"]), np.sort(columns["look_here_first"]), atol=0.01)
     np.testing.assert_allclose([float(row["embedding_3"]) for row in rows], columns["embedding"][:, 3], atol=1e-5)
     assert [row["num_changes"] == "" for row in rows] == [value is None for value in columns["num_changes"]]
+
+
+@pytest.mark.parametrize(("name", "count"), [("own", 10), ("folder", 10), ("few", 3)])
+def test_neighbours_are_the_nearest_rows_of_the_file(written, name, count):
+    columns = _columns(written[0] / f"{name}.parquet")
+    unit = columns["embedding"] / np.linalg.norm(columns["embedding"], axis=1, keepdims=True)
+    distances = 1 - unit @ unit.T
+    np.fill_diagonal(distances, np.inf)
+    found = np.array([struct["distances"] for struct in columns["neighbours"]])
+    np.testing.assert_allclose(found, np.sort(distances, axis=1)[:, :count], atol=1e-5)
+    rows = np.array([struct["ids"] for struct in columns["neighbours"]])
+    np.testing.assert_allclose(np.take_along_axis(distances, rows, axis=1), found, atol=1e-5)
+
+
+def test_pictures_are_the_images_as_the_network_sees_them(finished, written, folder):
+    data = load_data(flags.from_flagfile(finished[0] / "flags.cfg"))
+    images = np.concatenate([data.train.images, data.held_out.images]).astype(np.float32)
+    columns = _columns(written[0] / "own.parquet")
+    for pixels, struct in zip(images[::50], columns["picture"][::50], strict=True):
+        with Image.open(io.BytesIO(struct["bytes"])) as picture:
+            shown = np.asarray(picture, np.float32)
+        assert struct["path"] is None
+        assert np.abs(shown[::8, ::8] - pixels[..., 0]).max() < 10
+    for name in ("folder", "few"):
+        columns = _columns(written[0] / f"{name}.parquet")
+        assert [struct["path"] for struct in columns["picture"]] == [str(folder / name) for name in columns["name"]]
+        assert len({struct["bytes"] for struct in columns["picture"]}) > 50
+    assert {"picture", "neighbours"}.isdisjoint(_columns(written[0] / "whole.parquet"))
+
+
+def test_a_projector_shows_the_rows_of_the_file(written):
+    columns = _columns(written[0] / "folder.parquet")
+    with (written[0] / "projector" / "metadata.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    for name in ("name", "cluster_0", "cluster_1"):
+        assert [row[name] for row in rows] == list(map(str, columns[name]))
+    np.testing.assert_allclose(np.loadtxt(written[0] / "projector" / "embedding.tsv"), columns["embedding"], rtol=1e-4, atol=1e-6)
+    with Image.open(written[0] / "projector" / "sprite.png") as sprite:
+        assert sprite.size == (8 * 64, 8 * 64)
+    assert "60 images for TensorBoard's projector" in written[1][5].stdout
+
+
+def test_what_viewers_show_is_limited(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(label_viewers, "_MAX_IMAGES", 1796)
+    monkeypatch.setattr(label_viewers, "MAX_POINTS", 25)
+    settings = LabelConfig(workdir=str(finished[0]), output=str(tmp_path / "labels.parquet"), projector=str(tmp_path / "projector"))
+    said = sela_tf.label_run(settings)
+    assert "neighbours" not in said
+    assert {"picture", "neighbours"}.isdisjoint(pyarrow.parquet.read_schema(tmp_path / "labels.parquet").names)
+    assert len(np.loadtxt(tmp_path / "projector" / "embedding.tsv")) == 25
+    with Image.open(tmp_path / "projector" / "sprite.png") as sprite:
+        assert sprite.size == (5 * 64, 5 * 64)
+
+
+def test_a_single_image_is_labelled_without_neighbours(finished, folder, tmp_path):
+    (tmp_path / "single").mkdir()
+    shutil.copy(folder / "001.png", tmp_path / "single")
+    output = tmp_path / "labels.parquet"
+    sela_tf.label_run(LabelConfig(workdir=str(finished[0]), dataset=f"folder:{tmp_path}/single", output=str(output)))
+    table = pyarrow.parquet.read_table(output)
+    assert len(table) == 1
+    assert "picture" in table.column_names
+    assert "neighbours" not in table.column_names
 
 
 def test_balanced_clusters_are_balanced_exactly_and_better_than_any_swap(finished, written):
@@ -219,6 +288,8 @@ def test_bad_input_is_refused_by_name(finished, folder, tmp_path, rng):
         "flags.cfg is damaged, or was written by another version of sela_tf": [f"--workdir={newer}", output],
         "labels.npz is missing or damaged": [f"--workdir={damaged}", output],
         "there is no directory": [run, "--output=/nowhere/labels.csv"],
+        "is no directory that you may write to": [run, output, f"--projector={cut}/model.weights.h5"],
+        "must be a local directory": [run, output, "--projector=gs://bucket/projector"],
         "is a directory: name a file in it": [run, f"--output={_directory(tmp_path)}"],
         "has vectors, and the network was made for images": [run, output, f"--dataset=features:{tmp_path}/vectors.npy"],
         "5 images, 16 clusters": [run, output, f"--dataset=folder:{few}", "--balanced"],

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import ImageSet
@@ -13,7 +14,8 @@ from sela_tf.data.label_files import match_names, read_known_labels, read_run_la
 from sela_tf.data.stores import Arrays
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import load_training_data
-from sela_tf.training.initial_state import known_labels
+from sela_tf.training.initial_state import description_of, first_network
+from sela_tf.training.known_labels import known_labels
 
 
 def _images(names: tuple[str, ...] | None) -> ImageSet:
@@ -25,7 +27,7 @@ class TestKnownLabels:
         file = tmp_path / "known.csv"
         file.write_text("name,cluster\nb.png,1\n\nd/e.png, 0\n")
         assert read_known_labels(file, _images(("a.png", "b.png", "c.png", "d/e.png")), 2).labels.tolist() == [-1, 1, -1, 0]
-        file.write_text("\ufeffindex,cluster\n2,1\n2,1\n")
+        file.write_text("\ufeffindex;cluster\n2;1\n2;1\n")
         assert read_known_labels(file, _images(None), 2).labels.tolist() == [-1, -1, 1, -1]
 
     def test_an_index_is_the_sources_row_and_what_is_held_out_is_left_out(self, tmp_path):
@@ -44,7 +46,8 @@ class TestKnownLabels:
         config = SelaConfig(dataset="digits", num_clusters=4, imbalance="heavy", known_labels=str(tmp_path / "known.csv"))
         config, data = load_training_data(config)
         assert len(data.train) < 1000
-        np.testing.assert_array_equal(known_labels(config, data), data.train.rows % 4)
+        model = first_network(config, description_of(config, data), tf.distribute.get_strategy())
+        np.testing.assert_array_equal(known_labels(config, data, model), np.tile(data.train.rows % 4, (config.num_heads, 1)))
 
     def test_held_out_names_are_left_out(self, tmp_path):
         whole, file = _images(("a.png", "b.png", "c.png", "d.png")), tmp_path / "known.csv"
@@ -79,7 +82,7 @@ class TestKnownLabels:
             ("name,cluster\na.png,2\n", "line 2.*from 0 to 1, or .*Received: '2'"),
             ("name,cluster\na.png,cat\n", "line 2.*'cat'"),
             ("name,cluster\na.png,1\na.png,0\n", "line 3.*cluster 1 before. Received: 0"),
-            ("name,cluster\na.png\n", "line 2.*two columns"),
+            ("name,cluster\na.png\n", "line 2.*2 columns"),
             ("name,cluster\na.png,0.5\n", "line 2.*from 0 to 1, or -1 or empty.*Received: '0.5'"),
             ("name,cluster\na.png,-2\n", "line 2.*'-2'"),
             ("name,cluster\na.png,1_0\n", "line 2.*'1_0'"),

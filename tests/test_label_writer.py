@@ -10,10 +10,10 @@ from scipy.special import softmax
 
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays, Files
-from sela_tf.runs.labels import read_labels
+from sela_tf.runs.labels import known_changes, read_labels
+from sela_tf.serving.disagreement import HeadDisagreement
 from sela_tf.serving.label_writer import LabelWriter
 from sela_tf.serving.predictions import predictions
-from sela_tf.serving.review import ReviewScores, known_changes
 from sela_tf.settings.fields import ConfigError
 
 
@@ -49,25 +49,13 @@ def test_what_is_known_of_an_image_is_known_of_no_other_of_its_name_or_row(tmp_p
 
 def test_disagreement_is_the_jaccard_distance_of_the_members(rng):
     labels = rng.integers(0, 4, (3, 200))
-    scores = ReviewScores(labels, np.zeros_like(labels), np.ones(3, int), num_clusters=4)
-    found = scores.disagreement(labels.T[:20])
+    disagreement = HeadDisagreement(labels, num_clusters=4)
+    found = disagreement.of(labels.T[:20])
     for i in range(20):
         members = [set(np.flatnonzero(head == head[i])) for head in labels]
         pairs = [(members[a], members[b]) for a in range(3) for b in range(a)]
         assert found[i] == pytest.approx(np.mean([1 - len(a & b) / len(a | b) for a, b in pairs]), abs=1e-6)
-    assert ReviewScores(labels[:1], labels[:1], np.ones(1), num_clusters=4).disagreement(labels[:1].T).max() == 0
-
-
-def test_look_here_first_rises_with_each_of_its_parts():
-    labels = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
-    scores = ReviewScores(labels, np.array([[0, 1, 2, 0], [0, 0, 0, 1]]), np.array([3, 3]), num_clusters=2)
-    sure, unsure, no = np.ones((1, 2)), np.zeros((1, 2)), np.zeros(1)
-    assert scores.look_here_first(sure, no, no)[0] == 0.0
-    assert scores.look_here_first(unsure, np.ones(1), np.array([4.0]))[0] == 1.0
-    for one in ((unsure, no, no), (sure, np.ones(1), no), (sure, no, np.array([4.0]))):
-        assert scores.look_here_first(*one)[0] == pytest.approx(1 / 3)
-    # what is not known counts as the mean, 1 of 4
-    assert scores.look_here_first(sure, no, np.array([np.nan]))[0] == pytest.approx(1 / 12)
+    assert HeadDisagreement(labels[:1], num_clusters=4).of(labels[:1].T).max() == 0
 
 
 def test_predictions_of_given_clusters(rng):

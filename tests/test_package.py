@@ -93,6 +93,7 @@ class TestWheel:
         tops = {name.split("/")[0] for name in names}
         assert tops == {"sela_tf", f"sela_tf-{sela_tf.__version__}.dist-info"}
         assert "sela_tf/py.typed" in names
+        assert {f"sela_tf/reporting/page/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
         assert any(name.endswith("LICENSE") for name in names)
         modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sela_tf").rglob("*.py")}
         assert modules <= set(names)
@@ -124,6 +125,7 @@ class TestWheel:
         assert before < 0.1
         assert after > 0.25
 
+    @pytest.mark.slow
     def test_transport_alone(self, python, tmp_path):
         done = run_example(python, tmp_path, example="sinkhorn_alone")
         assert done.returncode == 0, done.stderr

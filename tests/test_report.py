@@ -59,7 +59,7 @@ def test_course_is_that_of_the_metrics(finished, report):
 
 def test_gallery_shows_members_of_its_clusters(finished, report):
     workdir, process = finished
-    assert f"The run lies in {workdir}: results.json, report.png, galleries/, " in process.stdout
+    assert f"The run lies in {workdir}: report.html, results.json, report.png, galleries/, " in process.stdout
     labels = np.load(workdir / "labels.npz")["labels"][0]
     data = load_data(flags.from_flagfile(workdir / "flags.cfg"))
     shown = report["gallery"]

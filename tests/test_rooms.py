@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 # Imports go downwards only. What stands on one line knows nothing of its neighbours.
 LAYERS = [
-    {"train", "probe", "export", "label", "convert"},
+    {"train", "probe", "export", "label", "report", "convert"},
     {"commands"},
     {"training"},
     {"runs"},

@@ -45,6 +45,7 @@ class TestFinishedRun:
             "checkpoints",
             "tensorboard",
             "report.json",
+            "report.html",
             "report.png",
             "galleries",
         }

@@ -198,7 +198,7 @@ def test_none_looks_at_nothing_and_the_rest_goes_on(rng, network, data, passes, 
     verdict = judge(config, data, network, labels=labels, potentials=np.zeros((T, K), np.float32), lam=config.lam)
     assert class_agreement(config, data) is None
     assert knn_monitor(config, data) == []
-    write_report(workdir(tmp_path, config), config, data, labels, verdict.figures, verdict.outputs)
+    write_report(workdir(tmp_path, config), config, data, labels, verdict.figures, verdict.outputs, with_page=False)
     assert passes == []
     for column in ("trained", "untrained", "raw_pixels", "chance", "training_labels"):
         values = verdict.figures[column]
@@ -225,7 +225,7 @@ def test_the_report_of_a_sample_shows_what_was_looked_at(rng, few, network, data
     potentials = (40 * rng.normal(size=(T, K))).astype(np.float32)
     outputs = evaluation_outputs(network, evaluation_images(data.train, data.held_out, (8, 8), chosen), potentials=potentials)
     results = dict.fromkeys(("trained", "untrained", "chance"), no_metrics())
-    write_report(workdir(tmp_path, config), config, data, labels, results, outputs)
+    write_report(workdir(tmp_path, config), config, data, labels, results, outputs, with_page=False)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     sizes = np.bincount(labels[0], minlength=K)
     assert report["cluster_sizes"][0]["labels"] == sorted(sizes, reverse=True)
@@ -305,7 +305,7 @@ knn_accuracy(bank, bank_classes, bank[:50], bank_classes[:50])
 of_knn = peak() - before
 before = peak()
 verdict = judge(config, data, model, labels=labels, potentials=np.zeros((T, K), np.float32), lam=config.lam)
-write_report(directory, config, data, labels, {**verdict.figures, "config": vars(config)}, verdict.outputs)
+write_report(directory, config, data, labels, {**verdict.figures, "config": vars(config)}, verdict.outputs, with_page=False)
 print(of_knn, peak() - before, 4 * N * T * K)
 """
 

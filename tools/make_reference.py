@@ -19,7 +19,7 @@ from sela_tf.runs import contents
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "reference.md"
 TRAIN, PROBE = "sela_tf.train", "sela_tf.probe"
 COMMANDS = (
-    TRAIN, "sela_tf.label", PROBE, "sela_tf.export", "sela_tf.convert", "components.data_ingestion.__main__", "components.self_labelling.__main__",
+    TRAIN, "sela_tf.label", PROBE, "sela_tf.report", "sela_tf.export", "sela_tf.convert", "components.data_ingestion.__main__", "components.self_labelling.__main__",
     "components.linear_probe.__main__", "components.pipeline",
 )  # fmt: skip
 OF_ALL_COMMANDS = ("help", "version", "debug")

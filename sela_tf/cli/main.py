@@ -11,6 +11,7 @@ _COMMANDS = {
     "train": "train a network on images by self-labelling, or continue a run",
     "label": "write the clusters of images to a file",
     "probe": "measure a finished run by linear probes, kNN and k-means",
+    "report": "draw the report of a finished run anew, with names of its clusters",
     "convert": "write a folder of images of any format as one that training reads",
     "export": "write a SavedModel for TensorFlow Serving",
 }

@@ -20,6 +20,7 @@ from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import match_input
 from sela_tf.data.stores import Arrays
 from sela_tf.reporting.markdown import markdown
+from sela_tf.runs.cluster_names import kept_names, names_to_use
 from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.network import load_run, read_description
@@ -43,11 +44,15 @@ class ExportResult(NamedTuple):
     """Name of the images that it was checked with; empty without check."""
 
 
-class _Transport(NamedTuple):
-    """The potentials of the run's last transport, and its lambda."""
+class _Extras(NamedTuple):
+    """The things that are exported with the network."""
 
     potentials: np.ndarray | None = None
+    """Potentials [T, K] of the run's last transport."""
     lam: float = 1.0
+    """Lambda of that transport."""
+    names: np.ndarray | None = None
+    """Names [T, K] of the clusters."""
 
 
 def export_run(settings: ExportConfig) -> ExportResult:
@@ -59,6 +64,7 @@ def export_run(settings: ExportConfig) -> ExportResult:
     Raises:
         ConfigError: there is no finished run, its labels.npz is damaged, the version exists, the directory cannot be written, or
             tensorflow-serving-api is missing.
+        SourceError: the file of names is malformed.
         MismatchError: the export does not answer as the network does.
     """
     if settings.warm_up:
@@ -71,7 +77,11 @@ def export_to(path: pathlib.Path, settings: ExportConfig) -> ExportResult:
     # Serving does not need the devices that the run was trained on.
     prepare_devices(dataclasses.replace(read_config(settings.workdir), logical_cpus=0))
     model, rules = load_run(settings.workdir), read_description(settings.workdir).pixel_rules
-    transport = _read_transport(pathlib.Path(settings.workdir), model) if settings.potentials else _Transport()
+    extras = _read_transport(pathlib.Path(settings.workdir), model) if settings.potentials else _Extras()
+    shape = model.output.shape[1:]
+    names = names_to_use(settings.names, kept_names(pathlib.Path(settings.workdir)), *shape)
+    if names.clusters:
+        extras = extras._replace(names=names.of_clusters(*shape))
     checked: list[CheckResult] = []
     images: ImageSet | None = None
     if settings.check:
@@ -80,11 +90,11 @@ def export_to(path: pathlib.Path, settings: ExportConfig) -> ExportResult:
     def check(unfinished: pathlib.Path) -> None:
         if images is not None:
             tell(f"checking it with {min(NUM_IMAGES, len(images))} of {images.full_name}")
-            checked.append(check_saved_model(unfinished, model, images, **transport._asdict()))
+            checked.append(check_saved_model(unfinished, model, images, **extras._asdict()))
 
     try:
         with Activity("writing the served model"):
-            export_saved_model(model, path, pixel_rules=rules, warm_up=settings.warm_up, check=check, **transport._asdict())
+            export_saved_model(model, path, pixel_rules=rules, warm_up=settings.warm_up, check=check, **extras._asdict())
     except FileExistsError as error:
         raise _version_is_there(path) from error
     return ExportResult(path, checked[0] if checked else None, images.name if images is not None else "")
@@ -127,7 +137,7 @@ def _version_is_there(path: pathlib.Path) -> ConfigError:
     )
 
 
-def _read_transport(workdir: pathlib.Path, model: keras.Model) -> _Transport:
+def _read_transport(workdir: pathlib.Path, model: keras.Model) -> _Extras:
     """Reads the last transport of the run, and prints a warning where it did not converge.
 
     Raises:
@@ -144,7 +154,7 @@ def _read_transport(workdir: pathlib.Path, model: keras.Model) -> _Transport:
             f"the last transport of heads {', '.join(map(str, unsolved))} did not converge: its potentials are approximate",
             flush=True,
         )
-    return _Transport(potentials, lam)
+    return _Extras(potentials, lam)
 
 
 def _images(settings: ExportConfig, model: keras.Model, rules: PixelRules) -> ImageSet:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import keras
 import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
 
 from sela_tf.data.image_set import ImageSet
+from sela_tf.data.pipeline import inference_batches
+from sela_tf.models.build import cut_at
+from sela_tf.models.heads import find_multi_head
+from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.settings.fields import ConfigError
 
 
@@ -23,6 +30,8 @@ class LabelledSplit(NamedTuple):
     """Changes of each image's label during training, float32 [N], summed over heads; NaN where it is not known."""
     offset: int
     """Number of images in the splits before."""
+    said: Mapping[int, str]
+    """Names of the images that were named one by one, by their index in the split."""
 
 
 class Block(NamedTuple):
@@ -47,6 +56,25 @@ class Block(NamedTuple):
         return slice(self.split.offset + self.start, self.split.offset + self.start + len(self.embedding))
 
 
+def classes_of(splits: Sequence[LabelledSplit]) -> np.ndarray | None:
+    """Returns the classes [N] of the images of all splits; None where one has none, or numbers them otherwise."""
+    known = [split.images.classes for split in splits if split.images.classes is not None]
+    if len(known) < len(splits) or len({split.images.class_names for split in splits}) > 1:
+        return None
+    return np.concatenate(known)
+
+
+def take_places(splits: Sequence[LabelledSplit], places: np.ndarray) -> list[LabelledSplit]:
+    """Returns the splits with some images only, at increasing `places` among those of all splits, and without names of single images."""
+    taken: list[LabelledSplit] = []
+    offset = 0
+    for split in splits:
+        rows = places[(places >= split.offset) & (places < split.offset + len(split.images))] - split.offset
+        taken.append(LabelledSplit(split.name, split.images.take(rows), split.num_changes[rows], offset, {}))
+        offset += len(rows)
+    return taken
+
+
 class StoredOutputs(NamedTuple):
     """The outputs of the network for all images, in files that are mapped into memory."""
 
@@ -54,6 +82,38 @@ class StoredOutputs(NamedTuple):
     """Embedding float32 [N, D]."""
     head_inputs: np.ndarray
     """Inputs of the heads, float32 [N, F]."""
+
+
+def read_blocks(
+    model: keras.Model,
+    splits: Sequence[LabelledSplit],
+    *,
+    batch_size: int,
+    views_seen: Callable[[slice, tf.Tensor], None] | None = None,
+) -> Iterator[Block]:
+    """Yields the outputs of the network, a batch at a time, with a progress bar.
+
+    Args:
+        model: the network.
+        splits: the images.
+        batch_size: images at a time.
+        views_seen: is called with the places of the images of a block among those of all splits, and with their clean views, float32
+            [B, H, W, C], before the block is yielded; None for nobody.
+    """
+    cut = cut_at(model, EMBEDDING, find_multi_head(model).input)
+    forward = tf.function(lambda images: cut(images, training=False), reduce_retracing=True)
+    total = sum(len(split.images) for split in splits)
+    with tqdm(total=total, unit="image", disable=None, dynamic_ncols=True, leave=False) as bar:
+        for split in splits:
+            size, start = tuple(model.input.shape[1:-1]), 0
+            for images, _ in inference_batches(split.images, size=size, batch_size=batch_size, in_order=True):
+                embedding, head_inputs = (tf.cast(values, tf.float32).numpy() for values in forward(images))
+                block = Block(split, start, embedding, head_inputs)
+                if views_seen is not None:
+                    views_seen(block.places, images)
+                yield block
+                start += len(embedding)
+                bar.update(len(embedding))
 
 
 def store_blocks(blocks: Iterable[Block], directory: pathlib.Path, num_images: int, widths: Sequence[int]) -> StoredOutputs:

@@ -271,12 +271,17 @@ def _protocol_text(settings: ProbeConfig, protocol: EvaluationProtocol) -> str:
 def check_same_settings(workdirs: Sequence[str]) -> None:
     """Checks that runs have the same settings, so that a mean over them is a mean over seeds.
 
-    The settings `seed` and `labels_from`, and those that do not change the training, may differ.
+    The settings `seed`, `labels_from` and `continue_from`, and those that do not change the training, may differ.
 
     Raises:
         ConfigError: other settings differ.
     """
-    free = {"seed", "labels_from", *(field.name for field in dataclasses.fields(SelaConfig) if field.metadata["may_change"])}
+    free = {
+        "seed",
+        "labels_from",
+        "continue_from",
+        *(field.name for field in dataclasses.fields(SelaConfig) if field.metadata["may_change"]),
+    }
     first, *others = ((workdir, dataclasses.asdict(read_config(workdir))) for workdir in workdirs)
     for name, config in others:
         different = [

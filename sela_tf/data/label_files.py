@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import pathlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from sela_tf.data.csv_rows import read_csv, whole_number
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import ImageSet
 from sela_tf.files.archives import read_npz
+
+KNOWN_LABELS_HEADERS = (("name", "cluster"), ("index", "cluster"))
+"""The first lines of a file of known labels."""
 
 
 class KnownLabels(NamedTuple):
@@ -44,34 +46,21 @@ def read_known_labels(
         SourceError: The file is malformed, or labels an unknown image. The message names the line.
     """
     setting = f"`known_labels={path}`"
-    kind, lines = _read_lines(path, setting)
-    keys = [line.key for line in lines]
-    if kind == "name":
-        if images.names is None:
-            raise SourceError(f"the images have no names: begin {setting} with index,cluster")
-        other_names = [name for each in others for name in each.names or ()]
-        known_names = {*images.names, *other_names}
-        # Blanks around a name belong to it only if an image is called so.
-        keys = [key if key in known_names else key.strip() for key in keys]
-        places, other_places = match_names(keys, images.names), match_names(keys, other_names)
-    else:
-        places = _match_rows(keys, images.rows)
-        # Sets without `source_rows` come from another source or split, and their rows do not count here.
-        rows = [each.source_rows for each in others if each.source_rows is not None]
-        other_places = _match_rows(keys, np.concatenate([np.arange(0), *rows]))
+    (kind, _), rows = read_csv(path, KNOWN_LABELS_HEADERS, setting=setting)
+    if kind == "name" and images.names is None:
+        raise SourceError(f"the images have no names: begin {setting} with index,cluster")
+    places, other_places = find_images([row.cells[0] for row in rows], images, others, by_name=kind == "name")
     known = np.full(len(images), -1, np.int64)
     num_left_out = 0
-    for line, place, other_place in zip(lines, places, other_places, strict=True):
-        where = f"line {line.number} of {setting}"
+    for row, place, other_place in zip(rows, places, other_places, strict=True):
+        (key, written), where = row.cells, f"line {row.number} of {setting}"
         if place < 0 and other_place < 0:
-            raise SourceError(
-                f"{where}: none of the {len(images)} training images, nor of those left out, has the {kind} {line.key!r}"
-            )
-        cluster = _whole_number(line.cluster) if line.cluster else -1
+            raise unknown_image(where, key, images, by_name=kind == "name")
+        cluster = whole_number(written) if written.strip() else -1
         if cluster is None or not -1 <= cluster < num_clusters:
             raise SourceError(
                 f"{where}: the cluster must be from 0 to {num_clusters - 1}, or -1 or empty where it is not known. "
-                f"Received: {line.cluster!r}"
+                f"Received: {written.strip()!r}"
             )
         if cluster < 0:
             continue
@@ -79,48 +68,54 @@ def read_known_labels(
             num_left_out += 1
             continue
         if known[place] not in (-1, cluster):
-            raise SourceError(f"{where}: {line.key!r} was said to be of cluster {known[place]} before. Received: {line.cluster}")
+            raise SourceError(f"{where}: {key!r} was said to be of cluster {known[place]} before. Received: {written.strip()}")
         known[place] = cluster
     return KnownLabels(known, num_left_out)
 
 
-class _Line(NamedTuple):
-    """One line of a file of known labels."""
+def find_images(
+    keys: Sequence[str], images: ImageSet, others: Sequence[ImageSet] = (), *, by_name: bool
+) -> tuple[list[int], list[int]]:
+    """Finds images by their names, in either Unicode form, or by their rows in the source.
 
-    number: int
-    """The number of the line, from 1."""
-    key: str
-    """The name of an image, or its row in the source."""
-    cluster: str
-    """The cluster as it is written."""
+    Args:
+        keys: Names, or rows written as `whole_number` reads them.
+        images: The N images.
+        others: More images of the same source.
+        by_name: True where the keys are names. `images` have names then.
+
+    Returns:
+        (the place of each key among `images`, and among all `others` together; -1 if it is not there).
+    """
+    if by_name:
+        other_names = [name for each in others for name in each.names or ()]
+        found_names = {*(images.names or ()), *other_names}
+        # Blanks around a name belong to it only if an image is called so.
+        keys = [key if key in found_names else key.strip() for key in keys]
+        return match_names(keys, images.names or ()), match_names(keys, other_names)
+    # Sets without `source_rows` come from another source or split, and their rows do not count here.
+    rows = [each.source_rows for each in others if each.source_rows is not None]
+    return _match_rows(keys, images.rows), _match_rows(keys, np.concatenate([np.arange(0), *rows]))
 
 
-def _read_lines(path: str | os.PathLike[str], setting: str) -> tuple[str, list[_Line]]:
-    """Returns the kind of the keys, "name" or "row", and all lines but the first; `setting` names the file in messages."""
-    try:
-        with pathlib.Path(path).expanduser().open(newline="", encoding="utf-8-sig") as file:
-            # A cell in quotes may hold line breaks, so that its line begins earlier than the reader stands.
-            reader = csv.reader(file)
-            lines = [(reader.line_num - sum(cell.count("\n") for cell in line), line) for line in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{setting} cannot be read: {error}") from error
-    header = [cell.strip() for cell in lines[0][1]] if lines else []
-    if header not in (["name", "cluster"], ["index", "cluster"]):
-        raise SourceError(f"the first line of {setting} must be name,cluster or index,cluster. Received: {','.join(header)!r}")
-    found = []
-    for number, line in lines[1:]:
-        if not any(cell.strip() for cell in line):
-            continue
-        if len(line) != 2:
-            raise SourceError(f"line {number} of {setting} must have two columns. Received: {','.join(line)!r}")
-        found.append(_Line(number, line[0], line[1].strip()))
-    return "name" if header[0] == "name" else "row", found
+def unknown_image(where: str, key: str, images: ImageSet, *, by_name: bool) -> SourceError:
+    """Returns the error that a file names an image that there is not.
+
+    Args:
+        where: The file, and the line if it is known.
+        key: The name or the row of the image.
+        images: The training images.
+        by_name: True where the key is a name.
+    """
+    return SourceError(
+        f"{where}: none of the {len(images)} training images, nor of those left out, has the {'name' if by_name else 'row'} {key!r}"
+    )
 
 
 def _match_rows(keys: Sequence[str], rows: np.ndarray) -> list[int]:
     """Returns the place of each key among `rows`; -1 if it is not there."""
     places: dict[int | None, int] = {row: place for place, row in enumerate(rows.tolist())}
-    return [places.get(_whole_number(key), -1) for key in keys]
+    return [places.get(whole_number(key), -1) for key in keys]
 
 
 def match_names(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -138,15 +133,6 @@ def match_names(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
         # Names that differ in their Unicode form only match by that form, not by this table.
         alike[key] = -1 if key in alike else place
     return [exact.get(name, alike.get(unicodedata.normalize("NFC", name), -1)) for name in wanted]
-
-
-def _whole_number(text: str) -> int | None:
-    """Returns the whole number written as 3, 3.0 or 3.000e+00, as table software does; None for any other text."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return int(value) if value.is_integer() and abs(value) < 2**53 and "_" not in text else None
 
 
 def read_run_shape(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -216,3 +202,40 @@ def read_run_labels(path: str | os.PathLike[str], images: ImageSet, num_heads: i
             "the split, of that run"
         )
     return labels[:, places].astype(np.int64)
+
+
+def places_in_run(images: ImageSet, archive: Mapping[str, np.ndarray], *, setting: str) -> np.ndarray:
+    """Matches images with those that a finished run was trained on: by name, in either Unicode form, or without names by their rows.
+
+    Rows are matched if the set begins as that of the run did: the fingerprint of the run's rows tells whether they hold the same images.
+
+    Args:
+        images: The N training images.
+        archive: The arrays of the run's labels.npz.
+        setting: The setting that names the run, with its value, for messages.
+
+    Returns:
+        The place of each image among those of the run, int64 `[N]`; -1 for a new image.
+
+    Raises:
+        SourceError: No image is one of the run's; or images without names are others in the rows of the run.
+    """
+    rows, names = archive["source_rows"], archive["names"].tolist() if "names" in archive else None
+    if names is not None and images.names is not None:
+        places = np.array(match_names(images.names, names), np.int64)
+        if places.max() < 0:
+            raise SourceError(
+                f"{setting}: none of its {len(names)} training images, such as {names[0]!r}, is among the {len(images)} of {images.full_name}, such "
+                f"as {images.names[0]!r}: names below the folder must be the same"
+            )
+        return places
+    earlier = {row: place for place, row in enumerate(rows.tolist())}
+    places = np.array([earlier.get(row, -1) for row in images.rows.tolist()], np.int64)
+    same = np.flatnonzero(places >= 0)
+    same = same[np.argsort(places[same])]
+    if len(same) < len(rows) or images.take(same).fingerprint() != str(archive["data_fingerprint"]):
+        raise SourceError(
+            f"{setting} was trained on {len(rows)} images without names to be matched by, and these are not the same in their rows of "
+            f"{images.full_name}: put new images behind the old ones, and leave none out"
+        )
+    return places

@@ -71,11 +71,6 @@ def load_newest(directory: pathlib.Path) -> tuple[Checkpoint | None, list[str]]:
     return None, passed_over
 
 
-def are_in(directory: pathlib.Path) -> bool:
-    """Tests for saves in a directory, whole or damaged."""
-    return bool(_saves(directory))
-
-
 def arrays_under(place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the arrays named place/NAME, by NAME."""
     return {name.removeprefix(f"{place}/"): value for name, value in arrays.items() if name.startswith(f"{place}/")}

@@ -10,7 +10,9 @@ from sela_tf.runs.names import (
     LEFT_OUT,
     LOCK,
     METRICS,
+    NAMES,
     NETWORK,
+    PAGE,
     PICTURE,
     PROBES,
     PROBES_LEFT_OUT,
@@ -31,9 +33,11 @@ RUN_DIRECTORY = {
     WEIGHTS: "The weights of the network. `sela_tf.load_run(DIR)` builds the `keras.Model` from both files.",
     LABELS: "The cluster of every training image under each head, and the potentials that label new images.",
     RESULTS: "The figures of the trained network beside the untrained one, raw pixels and chance. It exists when the training is finished.",
+    PAGE: "The page of the run, which a browser opens from disk: its figures, clusters, groups and images, and names to give to them.",
     PICTURE: "One picture: the course of the training, and the figures.",
     GALLERIES: "Pictures of the members of clusters, of training and of held-out images.",
-    REPORT: "The numbers behind report.png and galleries/.",
+    REPORT: "The numbers behind report.png, galleries/ and the overview of report.html.",
+    NAMES: "The file that `python -m sela_tf.report` was last given as `names`: the next report shows its marks of single images again.",
     PROBES: "The figures that `python -m sela_tf.probe` measured.",
     LEFT_OUT: "Images of the data set that cannot be read, with the reason: `name,reason`; only if there are any.",
     PROBES_LEFT_OUT: "The same of the data set that `python -m sela_tf.probe` was given.",
@@ -54,6 +58,7 @@ LABEL_ARRAYS = {
     "step": "Integer: the number of steps that the network had taken.",
     "weights_sha256": f"Text: the digest of {WEIGHTS} that made the labels.",
     "names": "Text [N]: the path of each image below its folder; only of sources whose images have names.",
+    "cluster_names": "Text [T, K]: the name that was given to each cluster, empty where there is none; only once clusters were named.",
 }
 """The arrays of labels.npz, of T heads, K clusters and N training images."""
 
@@ -73,6 +78,9 @@ RESULT_KEYS = {
     "transport": "`converged`, `marginal_error` and `num_iterations` of the last transport: lists of T values.",
     "config": "The settings of the run: the flags by name.",
     "data": "`num_training_images`, `num_held_out_images`, `num_classes`, `image_shape`, and `mean` and `variance` of the channels.",
+    "continued": "Only of a run with `continue_from`: `num_added`, `num_removed` and `num_kept` training images; `num_moved`, the kept ones that "
+    "changed their cluster, and `num_moved_at_start`, those of them that the first labels moved, a value for each head; `clusters`, for each "
+    "head the twelve that changed most, where before - removed - left + came + new = after.",
 }
 """The keys of results.json."""
 
@@ -104,7 +112,8 @@ STABILITY_KEYS = {
 """The keys of each network in "without_classes" of results.json."""
 
 METRIC_ROWS = {
-    "first_labels": "At the start, for each head: how the random labels agree with the classes.",
+    "first_labels": "At the start, for each head: how the first labels agree with the classes. They are random, but in a run with "
+    "`continue_from`.",
     "relabel": "At each relabelling, for each head: the transport, the objective E(p, q) before and after it, the share of labels that "
     "changed, the sizes of the clusters, and the agreement with the classes, where they are known.",
     "train": "Every `log_every_steps` steps: `loss` and `learning_rate`.",

@@ -13,6 +13,16 @@ from sela_tf.runs.names import FLAGS
 from sela_tf.settings.fields import CHOSEN, ConfigError
 from sela_tf.settings.training import SelaConfig
 
+_OF_NETWORK = (
+    "backbone", "width", "hidden_units", "num_heads", "num_clusters", "image_size", "background", "eval_fraction"
+)  # fmt: skip
+"""Settings that the network, the pixels and the held-out images of a run fix for a run that continues it."""
+_ANEW: dict[str, Any] = {
+    **dict.fromkeys(("epochs", "learning_rate", "num_relabellings", "monitor_epochs"), CHOSEN),
+    "backbone_weights": "", "backbone_learning_rate": 0.0, "frozen_epochs": 0, "labels_from": "",
+}  # fmt: skip
+"""Settings that a run does not take over from the run that it continues."""
+
 
 def read_config(workdir: str | os.PathLike[str]) -> SelaConfig:
     """Returns the settings of the run in `workdir`.
@@ -30,11 +40,14 @@ def read_config(workdir: str | os.PathLike[str]) -> SelaConfig:
 
 
 def given_by(config: SelaConfig) -> dict[str, Any]:
-    """Returns the settings of `config` as if each had been given, but for those that older runs have no choice of and that have their default."""
+    """Returns the settings of `config` as if each had been given, but for those that older runs have no choice of and that have their default.
+
+    Those of a run that continues another one are given where they depart from their defaults.
+    """
     return {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.metadata["before"] is None or getattr(config, field.name) != field.default
+        if (field.metadata["before"] is None and not config.continue_from) or getattr(config, field.name) != field.default
     }
 
 
@@ -42,7 +55,7 @@ def settings_of_run(workdir: str | os.PathLike[str], given: Mapping[str, Any]) -
     """Returns the settings of a run that begins or continues in `workdir`.
 
     A run that is there keeps every setting that is not given. Given ones must be its own, but for a larger `epochs` and those that a
-    continued run may change.
+    continued run may change. A new run with `continue_from` has the settings of that one where they are not given.
 
     Args:
         workdir: the directory of the run; "" for none.
@@ -56,8 +69,12 @@ def settings_of_run(workdir: str | os.PathLike[str], given: Mapping[str, Any]) -
     """
     path = pathlib.Path(workdir).expanduser().absolute()
     given = {name: value for name, value in given.items() if value is not CHOSEN}
+    # The settings refuse a value that is no path.
+    earlier = SelaConfig(dataset="python:", continue_from=given.get("continue_from", "")).continue_from
+    if earlier and workdir and os.path.realpath(os.path.expanduser(earlier)) == os.path.realpath(path):
+        raise ConfigError(f"`continue_from={earlier}` is the directory of the new run, too: name another one as `workdir`")
     if not workdir or not (path / FLAGS).exists():
-        return SelaConfig(**given).absolute(), None
+        return (_settings_from(given) if earlier else SelaConfig(**given).absolute()), None
     try:
         old = flags.from_flagfile(path / FLAGS)
     except ConfigError as error:
@@ -76,3 +93,28 @@ def settings_of_run(workdir: str | os.PathLike[str], given: Mapping[str, Any]) -
             "(more `epochs` may be asked for)"
         )
     return new, old
+
+
+def _settings_from(given: Mapping[str, Any]) -> SelaConfig:
+    """Returns the settings of a new run that continues another one, whose directory is the setting `continue_from`.
+
+    Raises:
+        ConfigError: there is no such run; or a setting is out of range, or does not fit its network.
+    """
+    try:
+        old = read_config(given["continue_from"])
+    except ConfigError as error:
+        raise error.renamed(workdir="continue_from") from error
+    new = dataclasses.replace(old, **{**_ANEW, **given}).absolute()
+    different = [
+        f"`{name}={getattr(old, name)}`, not `{name}={getattr(new, name)}`"
+        for name in _OF_NETWORK
+        # An `image_size` of 0 stands for the size of the images, which is known when they are loaded.
+        if getattr(new, name) != getattr(old, name) and not (name == "image_size" and old.image_size == 0)
+    ]
+    if different:
+        raise ConfigError(
+            f"`continue_from={new.continue_from}` is a run with {', '.join(different)}: leave that out, or train a new run without "
+            "`continue_from`"
+        )
+    return new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,9 +10,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sela_tf.data.image_set import ImageSet
+from sela_tf.data.label_files import match_names
 from sela_tf.files.archives import read_npz
+from sela_tf.files.atomic import whole_file
 from sela_tf.runs.names import LABELS, NETWORK, RESULTS
 from sela_tf.settings.fields import ConfigError
+
+CLUSTER_NAMES = "cluster_names"
+"""The array of the names of clusters, where there are any."""
 
 _LABELS_HOLD = (
     "labels", "potentials", "lam", "num_changes", "num_relabellings", "converged", "data_fingerprint", "source_rows"
@@ -41,6 +48,45 @@ def read_labels(workdir: str | os.PathLike[str], shape: Sequence[int]) -> dict[s
     return arrays
 
 
+def write_labels(workdir: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes labels.npz, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with whole_file(workdir / LABELS) as unfinished:
+        np.savez(unfinished, **arrays)  # type: ignore[arg-type]
+
+
+def known_changes(images: ImageSet, labels: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns how often each image's label changed while the run was trained on it, float32 [N], summed over heads.
+
+    The changes are known if `images` hold all images that the run was trained on, by their names or source rows, and if these are
+    unchanged by their fingerprint. All other images, or all images, get NaN.
+
+    Args:
+        images: N images.
+        labels: arrays of the run's labels.npz.
+    """
+    if images.names is not None and "names" in labels:
+        names = labels["names"].tolist()
+        trained = np.array(match_names(names, images.names))
+    else:
+        names = None
+        places = {row: place for place, row in enumerate(images.rows.tolist())}
+        trained = np.array([places.get(row, -1) for row in labels["source_rows"].tolist()])
+    found = np.full(len(images), np.nan, np.float32)
+    if trained.min() < 0:
+        return found
+    same = images.take(trained)
+    if names is not None:
+        # The fingerprint is of the names as the run had them, which may be in another Unicode form.
+        same = dataclasses.replace(same, names=tuple(names))
+    if same.fingerprint() == str(labels["data_fingerprint"]):
+        found[trained] = labels["num_changes"].sum(axis=0)
+    return found
+
+
 def _check_labels(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None:
     """Checks that the arrays of labels.npz are those of a network with `shape`, (heads, clusters).
 
@@ -59,6 +105,9 @@ def _check_labels(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> N
     rows = arrays["num_changes"].shape == labels.shape and arrays["source_rows"].shape == labels.shape[1:]
     if not rows or arrays["num_relabellings"].shape != shape[:1] or not arrays["lam"] > 0:
         raise ValueError("num_changes, source_rows, num_relabellings or lam that do not belong to the labels")
+    names = arrays.get(CLUSTER_NAMES)
+    if names is not None and (names.shape != shape or names.dtype.kind != "U"):
+        raise ValueError(f"{CLUSTER_NAMES} {names.dtype} {list(names.shape)} that are not text {list(shape)}")
 
 
 def _check_step(arrays: Mapping[str, np.ndarray], network: pathlib.Path) -> None:

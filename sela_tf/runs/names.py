@@ -8,10 +8,10 @@ RESULTS, PROBES = "results.json", "probes.json"
 
 METRICS, TIMINGS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "timings.jsonl", "checkpoints", "tensorboard"
 
-REPORT, PICTURE, GALLERIES = "report.json", "report.png", "galleries"
+REPORT, PICTURE, GALLERIES, PAGE, NAMES = "report.json", "report.png", "galleries", "report.html", "names.csv"
 
 LEFT_OUT, PROBES_LEFT_OUT = "left_out.csv", "probes_left_out.csv"
 
 LOCK = ".lock"
 
-RUN_FILES = (FLAGS, NETWORK, WEIGHTS, LABELS, RESULTS, PROBES, METRICS, TIMINGS, REPORT, LEFT_OUT, PROBES_LEFT_OUT)
+RUN_FILES = (FLAGS, NETWORK, WEIGHTS, LABELS, RESULTS, PROBES, METRICS, TIMINGS, REPORT, PAGE, LEFT_OUT, PROBES_LEFT_OUT)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -57,6 +58,26 @@ class NetworkDescription:
         """
         shape = {name: value for name, value in vars(self).items() if name != "pixel_rules"}
         return build_model(**shape, weights=weights)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the description as `from_json` reads it; old pixel rules are left out."""
+        network = {**vars(self), "pixel_rules": self.pixel_rules._asdict()}
+        if self.pixel_rules.are_old:
+            del network["pixel_rules"]
+        return network
+
+    @classmethod
+    def from_json(cls, network: Mapping[str, Any]) -> NetworkDescription:
+        """Returns the description that `to_json` gave, written as JSON and read back.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: it is not such an object.
+        """
+        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in network.items()}
+        if "pixel_rules" in fields:
+            rules = fields["pixel_rules"]
+            fields["pixel_rules"] = PixelRules(tuple(rules["background"]), int(rules["largest"]), int(rules.get("shorter_side", 0)))
+        return cls(**fields)
 
 
 def describe_network(
@@ -110,12 +131,9 @@ def save_network(workdir: pathlib.Path, model: keras.Model, description: Network
 
 
 def _write(workdir: pathlib.Path, description: NetworkDescription, digest: str, *, step: int | None) -> None:
-    network = {**vars(description), "pixel_rules": description.pixel_rules._asdict()}
-    if description.pixel_rules.are_old:
-        del network["pixel_rules"]
     described = {
         "format": _FORMAT, "sela_tf": __version__, "step": step, "weights": WEIGHTS, "weights_sha256": digest,
-        "network": network,
+        "network": description.to_json(),
     }  # fmt: skip
     write_whole(workdir / NETWORK, json.dumps(described, indent=1) + "\n")
 
@@ -171,13 +189,7 @@ def _from_json(path: pathlib.Path) -> tuple[NetworkDescription, str]:
         described = json.loads(path.read_text())
         if described["format"] != _FORMAT:
             raise ValueError(f"its format is {described['format']}, this version of sela_tf reads {_FORMAT}")
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in described["network"].items()
-        }
-        if "pixel_rules" in fields:
-            rules = fields["pixel_rules"]
-            fields["pixel_rules"] = PixelRules(tuple(rules["background"]), int(rules["largest"]), int(rules.get("shorter_side", 0)))
-        return NetworkDescription(**fields), described["weights_sha256"]
+        return NetworkDescription.from_json(described["network"]), described["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path} is damaged ({error}): remove {path.parent / RESULTS}, if it is there, and repeat the run's command, "

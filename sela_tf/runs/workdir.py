@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pathlib
-import shlex
-import socket
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from sela_tf.cli import flags
-from sela_tf.files.atomic import whole_file, write_whole
+from sela_tf.files.atomic import write_whole
 from sela_tf.runs.flagfile import settings_of_run
+from sela_tf.runs.lock import lock_run
 from sela_tf.runs.names import CHECKPOINTS, FLAGS, LABELS, LOCK, METRICS, NETWORK, REPORT, RESULTS, TENSORBOARD, TIMINGS, WEIGHTS
 from sela_tf.runs.results import read_results
 from sela_tf.settings.fields import ConfigError
@@ -113,7 +109,7 @@ class Workdir:
         outdated = not self.has_results
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock()
+            self._descriptor = lock_run(self.path)
             write_whole(self.path / FLAGS, flags.to_flagfile(self.config))
         except OSError as error:
             raise ConfigError(f"`workdir={self.path}` cannot be written: {error.strerror or error}") from error
@@ -145,24 +141,6 @@ class Workdir:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _lock(self) -> None:
-        """Locks the directory: two processes that write one run would destroy it. The lock is the kernel's and ends with the process.
-
-        It is on a file opened for writing, without which NFS has no exclusive locks; the file says who holds it.
-        """
-        self._descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(self._descriptor, 2000, 0).decode(errors="replace").strip()
-            self.close()
-            raise ConfigError(
-                f"`workdir={self.path}` is in use by {holder or 'another process'}: stop that, or name another directory"
-            ) from error
-        os.ftruncate(self._descriptor, 0)
-        words = f"process {os.getpid()} on {socket.gethostname()}: {shlex.join(sys.argv)}"
-        os.pwrite(self._descriptor, words.encode(errors="replace")[:2000], 0)
-
     def write_metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Writes a row of repeatable numbers to metrics.jsonl and TensorBoard."""
         self._append(METRICS, kind, step, values)
@@ -181,11 +159,6 @@ class Workdir:
         """Writes what TensorBoard's writer still holds to the disk."""
         if self._writer is not None:
             self._writer.flush()
-
-    def write_labels(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes labels.npz, whole or not at all."""
-        with whole_file(self.path / LABELS) as unfinished:
-            np.savez(unfinished, **arrays)  # type: ignore[arg-type]
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns all rows of metrics.jsonl, each with its `kind` and `step`."""

@@ -50,6 +50,8 @@ class SelfLabelling(keras.callbacks.Callback):
         features: a function that returns the heads' inputs for every image, float32 [N, D] in the order of the indices, for cases where one
             pass over `inference_dataset` does not give them. It takes the optimizer step and a function that returns the heads' inputs of
             one pass over any such data set.
+        known: integers [T, N], under each head the cluster of the images whose label is known, which they keep, and -1 elsewhere; handed on
+            to `assign` by the keyword of this name.
         label_memory: the GiB that the log-probabilities of a head and its transport may take, 4 if None; excludes `assign`.
         batch_statistics: run the pass in training mode (batch statistics, dropout), as the reference code does. Otherwise it is in inference
             mode, except while the moving statistics of the batch normalisation are still empty.
@@ -75,6 +77,7 @@ class SelfLabelling(keras.callbacks.Callback):
         lam: float | None = None,
         assign: Assign | None = None,
         features: Callable[[int, Callable[[tf.data.Dataset], np.ndarray]], np.ndarray] | None = None,
+        known: np.ndarray | None = None,
         label_memory: float | None = None,
         batch_statistics: bool = False,
         heads_in_turn: bool = False,
@@ -106,6 +109,7 @@ class SelfLabelling(keras.callbacks.Callback):
             assign_labels, lam=_LAM if lam is None else lam, memory_limit=memory * 2**30
         )
         self.features = features
+        self.known = known
         self.batch_statistics = batch_statistics
         self.heads_in_turn = heads_in_turn
         self.log = log
@@ -217,13 +221,19 @@ class SelfLabelling(keras.callbacks.Callback):
         Returns:
             The outcome of each head.
         """
+        outcome = self.compute(step, only=only)
+        self.write(step, outcome)
+        return outcome
+
+    def compute(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
+        """Computes labels as `relabel` does, without writing them."""
         start = time.perf_counter()
         head_inputs = self._head_inputs(step)
         seconds = time.perf_counter() - start
-        outcome = compute_labels(head_inputs, find_multi_head(self.model), self.labels, assign=self.assign, only=only)
+        heads = find_multi_head(self.model)
+        outcome = compute_labels(head_inputs, heads, self.labels, assign=self.assign, only=only, known=self.known)
         # The pass over the images counts for the first head, which waits for it.
         outcome[:1] = [head._replace(seconds=head.seconds + seconds) for head in outcome[:1]]
-        self.write(step, outcome)
         return outcome
 
     def _head_inputs(self, step: int) -> np.ndarray:

@@ -20,7 +20,8 @@ from sela_tf.transport.linear_logits import LinearLogits
 
 Assign = Callable[..., Assignment]
 """A function that makes the labels of a head. It takes the head's `LinearLogits` (features [N, D], the heads' inputs; kernel [D, K]; bias
-[K]) and the keyword `initial_potentials` ([K], or None at the head's first relabelling)."""
+[K]) and the keyword `initial_potentials` ([K], or None at the head's first relabelling); where labels are known, also the keyword `known`
+(integers [N], -1 where the label is not known)."""
 
 
 class HeadLabels(NamedTuple):
@@ -78,7 +79,13 @@ def head_log_probs(
 
 
 def compute_labels(
-    head_inputs: np.ndarray, heads: MultiHead, labels: LabelTable, *, assign: Assign, only: Iterable[int] | None = None
+    head_inputs: np.ndarray,
+    heads: MultiHead,
+    labels: LabelTable,
+    *,
+    assign: Assign,
+    only: Iterable[int] | None = None,
+    known: np.ndarray | None = None,
 ) -> list[HeadLabels]:
     """Computes new labels of the heads, without writing them to the table.
 
@@ -94,6 +101,7 @@ def compute_labels(
         labels: the table with the labels and potentials of before, which is only read.
         assign: the function that makes the labels of a head.
         only: the heads that are relabelled, from 0; None for all.
+        known: integers [T, N], under each head the cluster of the images whose label is known and -1 elsewhere; handed on to `assign`.
 
     Raises:
         TypeError: `assign` returned something other than an `Assignment`.
@@ -104,8 +112,11 @@ def compute_labels(
     for head in range(heads.num_heads) if only is None else only:
         start = time.perf_counter()
         logits = LinearLogits(head_inputs, heads.head_kernel(head), heads.head_bias(head))
-        initial = labels.potentials[head] if labels.num_relabellings[head] else None
-        assignment = assign(logits, initial_potentials=initial)
+        # A table that starts from another run's labels has its potentials before the first relabelling.
+        are_known = labels.num_relabellings[head] or np.isfinite(labels.lam[head])
+        initial = labels.potentials[head] if are_known else None
+        held = {} if known is None else {"known": known[head]}
+        assignment = assign(logits, initial_potentials=initial, **held)
         if not isinstance(assignment, Assignment):
             raise TypeError(
                 "`assign` must return a sela_tf.Assignment, as sela_tf.assign_labels does (exact_balance=False for the plain argmax of "

@@ -65,6 +65,7 @@ def check_saved_model(
     *,
     potentials: np.ndarray | None = None,
     lam: float = 1.0,
+    names: np.ndarray | None = None,
     seconds: float = 0.5,
 ) -> CheckResult:
     """Calls every signature in a process without sela_tf and Keras, and compares the answers with the network's outputs.
@@ -75,6 +76,7 @@ def check_saved_model(
         images: images, of which the first NUM_IMAGES are used: their own files, or png for images in memory.
         potentials: potentials [T, K] that were exported with the network, if any.
         lam: lambda of their transport.
+        names: names of the clusters [T, K] that were exported with the network, if any.
         seconds: seconds that the calls of one signature with one batch size are timed.
 
     Raises:
@@ -95,7 +97,9 @@ def check_saved_model(
             answers = dict(archive)
         timings = json.loads(pathlib.Path(directory, "timings.json").read_text())
     tolerance = 1e-4 if model.get_layer(EMBEDDING).compute_dtype == "float32" else 2e-2
-    return CheckResult(len(images), tolerance, _compare(answers, expected, tolerance), timings)
+    differences = _compare(answers, expected, tolerance)
+    _check_names(answers, names)
+    return CheckResult(len(images), tolerance, differences, timings)
 
 
 def _expected(model: keras.Model, images: ImageSet, potentials: np.ndarray | None, lam: float) -> dict[str, np.ndarray]:
@@ -171,6 +175,27 @@ def _compare(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray], to
                     )
                 largest[name] = max(largest[name], difference)
     return largest
+
+
+def _check_names(answers: dict[str, np.ndarray], names: np.ndarray | None) -> None:
+    """Checks that every answer calls its clusters by their names, and what is no image by none.
+
+    Args:
+        answers: outputs by SIGNATURE/BATCH/OUTPUT.
+        names: names of the clusters [T, K]; None where nothing is to be called by a name.
+
+    Raises:
+        MismatchError: it does not.
+    """
+    for key in [key.removesuffix("cluster") for key in answers if key.endswith("/cluster")]:
+        clusters, found = answers[f"{key}cluster"], answers.get(f"{key}name")
+        if names is None:
+            agree = found is None
+        else:
+            wanted = np.where(clusters < 0, "", names[np.arange(len(names)), clusters])
+            agree = found is not None and bool((np.char.encode(wanted, "utf-8") == found).all())
+        if not agree:
+            raise MismatchError(f"{key.rstrip('/')}: clusters are not called by their names")
 
 
 def _difference(

@@ -14,8 +14,11 @@ import pyarrow.parquet
 
 from sela_tf.files.atomic import whole_file
 
-Columns = Mapping[str, np.ndarray]
-"""The columns of a block of B rows by their names: arrays [B], or [B, D] for vectors."""
+Column = np.ndarray | Mapping[str, np.ndarray]
+"""A column of a block of B rows: an array [B], [B, D] of vectors, or such arrays by the names of the fields of a struct."""
+
+Columns = Mapping[str, Column]
+"""The columns of a block by their names."""
 
 
 class LabelWriter:
@@ -24,7 +27,7 @@ class LabelWriter:
     It is a context manager: the file appears at the end of the context. After an error the file is as before, or absent.
 
     A column of vectors `embedding` is one list column in Parquet, columns `embedding_0`, `embedding_1`, … in CSV, and a matrix in npz. An
-    npz file is kept in memory until the end.
+    npz file is kept in memory until the end. Structs are for Parquet alone.
 
     Args:
         path: path of the file; its suffix is the format.
@@ -86,11 +89,18 @@ def _record_batch(columns: Columns, *, flat: bool) -> pa.RecordBatch:
     """Returns a block as Arrow; `flat` gives each value of a vector its own column."""
     arrays: dict[str, pa.Array] = {}
     for name, values in columns.items():
-        if values.ndim == 1:
-            # NaN stands for what is not known, which files express by a missing value.
-            arrays[name] = pa.array(values, mask=np.isnan(values) if values.dtype.kind == "f" else None)
-        elif flat:
+        if flat and isinstance(values, np.ndarray) and values.ndim == 2:
             arrays |= {f"{name}_{i}": pa.array(np.ascontiguousarray(values[:, i])) for i in range(values.shape[1])}
         else:
-            arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+            arrays[name] = _array(values)
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
+
+
+def _array(values: Column) -> pa.Array:
+    """Returns a column as Arrow. An array of objects holds bytes or text, and None for what is missing."""
+    if isinstance(values, Mapping):
+        return pa.StructArray.from_arrays([_array(field) for field in values.values()], names=list(values))
+    if values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+    # NaN stands for what is not known, which files express by a missing value.
+    return pa.array(values, mask=np.isnan(values) if values.dtype.kind == "f" else None)

@@ -26,7 +26,8 @@ from sela_tf.serving.warm_up import write_warm_up_requests
 
 Answers = dict[str, tf.Tensor]
 """The outputs of every signature: "embedding" float32 [B, D]; "cluster" int64, "probability" and "margin" float32 [B, T]; "valid" bool
-[B]. For an input that is not valid, the cluster is -1 and the other numbers are 0."""
+[B]. For an input that is not valid, the cluster is -1 and the other numbers are 0. Where clusters have names, also "name", UTF-8 string
+[B, T], empty for a cluster without a name and for an input that is not valid."""
 
 _PARALLEL = 16
 """The number of images that are decoded in parallel, if there are as many threads."""
@@ -37,19 +38,22 @@ _NOT_OPTIMISED.experimental_optimization.apply_default_optimizations = False
 
 
 class ServedModel(tf.Module):
-    """The part of a served model that is the same for every kind of input: the network, and the potentials of its last transport.
+    """The part of a served model that is the same for every kind of input: the network, the potentials of its last transport, and names.
 
     Args:
         model: a network from one input [B, …] to logits [B, T, K], with a layer "embedding".
         potentials: potentials [T, K], which correct for the prior (`predictions`); None for the network's plain argmax.
         lam: lambda of that transport.
+        names: names of the clusters, text [T, K]; None where they have none.
     """
 
-    def __init__(self, model: keras.Model, potentials: np.ndarray | None = None, lam: float = 1.0):
+    def __init__(self, model: keras.Model, potentials: np.ndarray | None = None, lam: float = 1.0, names: np.ndarray | None = None):
         super().__init__(name="sela")
         self.network = cut_at(model, EMBEDDING, model.output)
         self.potentials = None if potentials is None else tf.Variable(potentials, trainable=False, dtype=tf.float32)
         self._lam = float(lam)
+        # An empty last name is that of the cluster -1.
+        self._names = None if names is None else np.append(names, [[""]] * len(names), axis=1)
 
     def signatures(self) -> dict[str, Callable[..., Answers]]:
         """Returns the functions that are exported, by the names of their signatures."""
@@ -72,7 +76,12 @@ class ServedModel(tf.Module):
             name: tf.where(valid[:, tf.newaxis], values[:count], tf.constant(blank.get(name, 0), values.dtype))
             for name, values in found.items()
         }
-        return {**masked, "valid": valid}
+        answers = {**masked, "valid": valid}
+        if self._names is not None:
+            table = tf.constant(self._names)
+            places = tf.math.floormod(masked["cluster"], table.shape[1])
+            answers["name"] = tf.transpose(tf.gather(table, tf.transpose(places), batch_dims=1))
+        return answers
 
 
 class ServedImages(ServedModel):
@@ -82,6 +91,7 @@ class ServedImages(ServedModel):
         model: a network from images [B, H, W, C] in [0, 255], with 1 or 3 channels C, to logits [B, T, K].
         potentials: potentials [T, K]; None for the network's plain argmax.
         lam: lambda of their transport.
+        names: names of the clusters, text [T, K]; None where they have none.
         pixel_rules: the rules by which files become pixels, those of training.
     """
 
@@ -90,9 +100,10 @@ class ServedImages(ServedModel):
         model: keras.Model,
         potentials: np.ndarray | None = None,
         lam: float = 1.0,
+        names: np.ndarray | None = None,
         pixel_rules: PixelRules = DEFAULT_RULES,
     ):
-        super().__init__(model, potentials, lam)
+        super().__init__(model, potentials, lam, names)
         height, width, self._channels = model.input.shape[1:]
         self._size, self._rules = (height, width), pixel_rules
 
@@ -145,10 +156,11 @@ class ServedVectors(ServedModel):
         model: a network from vectors [B, D] to logits [B, T, K].
         potentials: potentials [T, K]; None for the network's plain argmax.
         lam: lambda of their transport.
+        names: names of the clusters, text [T, K]; None where they have none.
     """
 
-    def __init__(self, model: keras.Model, potentials: np.ndarray | None = None, lam: float = 1.0):
-        super().__init__(model, potentials, lam)
+    def __init__(self, model: keras.Model, potentials: np.ndarray | None = None, lam: float = 1.0, names: np.ndarray | None = None):
+        super().__init__(model, potentials, lam, names)
         spec = tf.TensorSpec([None, model.input.shape[1]], tf.float32, name="vectors")
         self.__call__ = tf.function(self._call, input_signature=[spec])
 
@@ -198,6 +210,7 @@ def export_saved_model(
     *,
     potentials: np.ndarray | None = None,
     lam: float = 1.0,
+    names: np.ndarray | None = None,
     pixel_rules: PixelRules = DEFAULT_RULES,
     warm_up: bool = False,
     check: Callable[[pathlib.Path], None] | None = None,
@@ -215,6 +228,7 @@ def export_saved_model(
         path: path of the directory; TensorFlow Serving needs a number as its name.
         potentials: potentials [T, K], which correct for the prior; None for the network's plain argmax.
         lam: lambda of the transport that the potentials belong to.
+        names: names of the clusters, text [T, K], empty where a cluster has none; None to leave them out of the answers.
         pixel_rules: the rules by which image files become pixels, those of training; by default transparent parts become white.
         warm_up: add requests that TensorFlow Serving runs before it reports that it is ready; needs tensorflow-serving-api.
         check: called with the complete, not yet renamed directory. If it raises, `path` is not made.
@@ -224,7 +238,9 @@ def export_saved_model(
         ImportError: tensorflow-serving-api is needed and missing.
     """
     is_of_images = len(model.input.shape) == 4
-    served = ServedImages(model, potentials, lam, pixel_rules) if is_of_images else ServedVectors(model, potentials, lam)
+    served = (
+        ServedImages(model, potentials, lam, names, pixel_rules) if is_of_images else ServedVectors(model, potentials, lam, names)
+    )
     path = pathlib.Path(path)
     if path.exists():
         raise FileExistsError(f"{path} is there already")

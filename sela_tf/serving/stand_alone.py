@@ -73,7 +73,9 @@ def _client(function: Callable[..., dict[str, tf.Tensor]], name: str) -> Callabl
     """Returns a function that calls a signature with rows for its input `name`, and gives its outputs as arrays."""
 
     def ask(rows: Any) -> dict[str, np.ndarray]:
-        return {output: value.numpy() for output, value in function(**{name: tf.constant(rows)}).items()}
+        found = function(**{name: tf.constant(rows)})
+        # TensorFlow gives text as an array of objects, which a file could hold by pickle alone.
+        return {output: value.numpy().astype("S") if value.dtype == tf.string else value.numpy() for output, value in found.items()}
 
     return ask
 

@@ -248,7 +248,7 @@ def contradictions(config: SelaConfig, num_training_images: int) -> list[str]:
         )
     steps_per_epoch = num_training_images // config.batch_size
     steps = config.epochs * steps_per_epoch
-    if 0 < steps < _FEWEST_STEPS and not config.labels_from:
+    if 0 < steps < _FEWEST_STEPS and not (config.labels_from or config.continue_from):
         lines.append(
             f"`epochs={config.epochs}` with `batch_size={config.batch_size}` are {steps} steps, and a network needs thousands: "
             f"`epochs={math.ceil(_STEPS / steps_per_epoch)}` are {_STEPS}"

@@ -1,4 +1,4 @@
-"""The settings of the commands that work with a finished run: label, probe and export."""
+"""The settings of the commands that work with a finished run: label, probe, report, convert and export."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sela_tf.settings.data import (
     label_memory_option,
     max_rejected_option,
     memory_limit_option,
+    names_option,
 )
 from sela_tf.settings.fields import (
     NOT_NEGATIVE,
@@ -28,6 +29,9 @@ from sela_tf.settings.fields import (
     option,
 )
 from sela_tf.settings.paths import absolute_path
+
+MOST_NEIGHBOURS = 1000
+"""Nearest images of each one in a file of labels, at most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,15 @@ class LabelConfig:
         True, "Add the potentials of the run's last transport, which corrects clusters for their frequency; otherwise plain argmax."
     )
     embeddings: bool = option(True, "Also write the embeddings.")
+    names: str = names_option()
+    neighbours: int = option(
+        10, "Nearest other images by the embedding, of each of at most 50,000 images; only in .parquet; 0 for none.", at_least=0
+    )
+    pictures: bool = option(True, "Also write small pictures, of at most 50,000 images; only in .parquet.")
+    projector: str = option(
+        "",
+        "Directory to write for TensorBoard's projector: embeddings, names, clusters and pictures of at most 10,000 of the images.",
+    )
     batch_size: int = option(EVALUATION_BATCH, "Images at a time.", at_least=1)
     classes: str = classes_option("none leaves class labels out of the file.")
     max_rejected: float = max_rejected_option("they are listed in a file beside `output`")
@@ -59,6 +72,8 @@ class LabelConfig:
             raise ConfigError("`workdir` is missing: the directory of a finished run")
         if os.path.splitext(self.output)[1] not in (".parquet", ".csv", ".npz"):
             raise ConfigError(f"`output` must be a file NAME.parquet, NAME.csv or NAME.npz. Received: `output={self.output}`")
+        if self.neighbours > MOST_NEIGHBOURS:
+            raise ConfigError(f"`neighbours` must be at most {MOST_NEIGHBOURS}. Received: `neighbours={self.neighbours}`")
         if self.balanced and not self.potentials:
             raise ConfigError("`balanced` makes potentials of its own: leave out `potentials=False`")
         check_settings(self)
@@ -143,6 +158,31 @@ class ProbeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """The settings of `python -m sela_tf.report`."""
+
+    workdir: str = option("", "A run whose training is finished.")
+    names: str = option(
+        "",
+        "names.csv as report.html gives it: its names of clusters are kept in the run's labels.npz, in place of earlier ones, and are shown.",
+    )
+    images: str = option(
+        "",
+        "Pictures that stand for the vectors of a run: a source of images, such as folder:DIR, with as many images as vectors, in the order of "
+        "their names; or a csv, parquet or txt file with a column of paths, in the order of the vectors.",
+    )
+    dataset: str = option("", "The images of the run, where they lie elsewhere now; by default those that it was given.")
+    data_dir: str = data_dir_option()
+    cache_dir: str = cache_dir_option("the run's")
+
+    def __post_init__(self) -> None:
+        if not self.workdir:
+            raise ConfigError("`workdir` is missing: the directory of a finished run")
+        check_settings(self)
+        object.__setattr__(self, "workdir", absolute_path(self.workdir))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
     """The settings of `python -m sela_tf.convert`."""
 
@@ -172,6 +212,7 @@ class ExportConfig:
         "Add the potentials of the final weights: clusters are corrected for the prior, as the labels of training are. Otherwise they "
         "are the network's plain argmax.",
     )
+    names: str = names_option()
     export_version: int = option(0, "Number of the export; 0 for the next one.", at_least=0)
     warm_up: bool = option(
         True,

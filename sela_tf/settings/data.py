@@ -92,3 +92,10 @@ def memory_limit_option(help: str) -> Any:
 def label_memory_option(help: str) -> Any:
     """Returns the field `label_memory`, in GiB."""
     return option(4.0, help, bound=GIB, may_change=True)
+
+
+def names_option() -> Any:
+    """Returns the field `names`."""
+    return option(
+        "", "CSV file with names of clusters and images, head,cluster,source,name; by default the names that the run has."
+    )

@@ -151,7 +151,7 @@ class SelaConfig:
     num_clusters: int = option(
         CHOSEN,
         "Clusters K of each head (P: 3000 on ImageNet, 128 on CIFAR). Take more than there are kinds of things, because a kind may fill "
-        "several clusters and a cluster should hold one kind; but leave some 30 images or more to each. Look at galleries/, and halve "
+        "several clusters and a cluster should hold one kind; but leave some 30 images or more to each. Look at report.html, and halve "
         "or double it.",
         at_least=2,
     )
@@ -183,10 +183,17 @@ class SelaConfig:
         "uniform", "Shares of the clusters: uniform, zipf, gaussian, or the latter two with a parameter, as zipf:0.5."
     )
     known_labels: str = option(
-        "", "CSV file of images whose cluster is known and kept: name,cluster, or index,cluster with the source's rows."
+        "",
+        "CSV file of images whose cluster is known and kept: name,cluster, or index,cluster with the source's rows; or names of clusters and "
+        "images, head,cluster,source,name: images keep a cluster of their name.",
     )
     labels_from: str = option(
         "", "labels.npz of another run, whose labels of the same images are trained on and kept (P: label transfer)."
+    )
+    continue_from: str = option(
+        "",
+        "Directory of a finished run that is taken up with images added to its data set, or removed: the new run starts from its weights, "
+        "labels and clusters, and has its settings where they are not given.",
     )
     rotation: bool = option(CHOSEN, "Also learn to tell by which of four right angles an image was turned (P: SeLa+Rot).")
     rotation_share: float = option(
@@ -223,7 +230,7 @@ class SelaConfig:
         choices=("auto", "full", "sampled", "none"),
         may_change=True,
     )
-    report: bool = option(True, "Draw report.png and galleries/ at the end.", may_change=True)
+    report: bool = option(True, "Draw report.html, report.png and galleries/ at the end.", may_change=True)
     keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", may_change=True, at_least=1)
 
     def __post_init__(self) -> None:
@@ -266,6 +273,11 @@ class SelaConfig:
             raise ConfigError(f"`rotation_share={self.rotation_share}` needs `rotation`: add it, or leave the share out")
         if self.labels_from and self.known_labels:
             raise ConfigError("`labels_from` and `known_labels` exclude each other: the labels of another run are all known")
+        for name in ("labels_from", "backbone_weights"):
+            if self.continue_from and getattr(self, name):
+                raise ConfigError(
+                    f"`continue_from={self.continue_from}` has labels and weights: leave `{name}={getattr(self, name)}` out"
+                )
         if not all(0 < share <= 1 for share in self.lr_drops) or list(self.lr_drops) != sorted(self.lr_drops):
             raise ConfigError(f"`lr_drops` must be increasing shares of the epochs. Received: {self.lr_drops}")
 
@@ -279,23 +291,8 @@ class SelaConfig:
             cache_dir=absolute_cache(self.cache_dir),
             known_labels=self.known_labels and absolute_path(self.known_labels),
             labels_from=self.labels_from and absolute_path(self.labels_from),
+            continue_from=self.continue_from and absolute_path(self.continue_from),
             backbone_weights=self.backbone_weights
             if self.backbone_weights in ("", "imagenet")
             else absolute_path(self.backbone_weights),
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """The settings of `python -m sela_tf.train` that are not part of the run: the same run may lie anywhere."""
-
-    workdir: str = option("", "Directory of the run; made if missing.")
-    minutes: float = option(
-        0.0, "Minutes that a new run may take here, by which `epochs` is chosen; 0 for no limit.", bound=NOT_NEGATIVE
-    )
-    dry_run: bool = option(False, "Run every part once on a few images and estimate time and memory; no run is written.")
-
-    def __post_init__(self) -> None:
-        if not self.workdir and not self.dry_run:
-            raise ConfigError("`workdir` is missing: the directory that the run is written to")
-        check_settings(self)

@@ -141,8 +141,8 @@ def parts_of_run(experiment: Experiment, rates: Rates, *, num_train: int, num_he
     """
     config = experiment.config
     steps_per_epoch = num_train // config.batch_size
-    # The last transport, by the final weights, is one more.
-    relabellings = len(experiment.schedule(steps_per_epoch)) + 1
+    # The last transport, by the final weights, is one more; so is the first of a run that continues another one.
+    relabellings = len(experiment.schedule(steps_per_epoch)) + 1 + bool(config.continue_from)
     monitored = min(config.monitor_examples, num_train) + num_held_out if num_classes(experiment.data) else 0
     protocol = evaluation_protocol(config.evaluate, num_train, num_held_out, seed=config.seed)
     return [

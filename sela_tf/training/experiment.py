@@ -14,9 +14,8 @@ import tensorflow as tf
 from sela_tf.callbacks.doctor import CollapseDoctor
 from sela_tf.callbacks.every_epochs import EveryEpochs
 from sela_tf.callbacks.monitors import ClusterMonitor
+from sela_tf.compat.activity import Activity
 from sela_tf.compat.releases import (
-    RELEASE,
-    RELEASES_WITHOUT_RECORD,
     LossScaleOptimizer,
     build_optimizer,
     optimizer_variables,
@@ -28,16 +27,16 @@ from sela_tf.models.build import cut_at, with_rotation_head
 from sela_tf.models.inference import read_variable
 from sela_tf.models.layer_names import EMBEDDING, HEADS, ROTATION
 from sela_tf.runs.checkpoint import arrays_under
-from sela_tf.runs.names import LABELS, WEIGHTS
 from sela_tf.runs.network import NetworkDescription
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.callback import SelfLabelling
 from sela_tf.self_labelling.loss import SelfLabelLoss
 from sela_tf.self_labelling.schedule import relabel_steps
-from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
+from sela_tf.training.earlier_run import Continuation, continuation_of, read_earlier_run, start_table, take_first_labels
 from sela_tf.training.images import Data, augmentation, load_training_data, shape_in_words, training_views
-from sela_tf.training.initial_state import description_of, first_network, known_labels, label_table, settings_of_files
+from sela_tf.training.initial_state import description_of, first_network, label_table, settings_of_files
+from sela_tf.training.known_labels import known_labels
 from sela_tf.training.loop import Clock, step_function
 from sela_tf.training.monitoring import class_agreement, cluster_monitors, knn_monitor, log_relabelling
 from sela_tf.training.optimizer import learning_rate_schedule, make_optimizer
@@ -55,24 +54,44 @@ class Experiment:
         strategy: the devices, as `prepare_devices` gives them.
         begins: False if `restore` will replace the first weights and labels. Files that they would come from are not read then.
         data: the images, where they are loaded already and `config` has a value for every setting; None to load them.
+        continuation: the relation to the run that is continued, as a checkpoint kept it; None to find it out, or where there is none.
 
     Raises:
         ValueError: the images cannot be loaded, or the settings do not fit them (SourceError, ConfigError).
     """
 
-    def __init__(self, config: SelaConfig, strategy: tf.distribute.Strategy, *, begins: bool = True, data: Data | None = None):
+    def __init__(
+        self,
+        config: SelaConfig,
+        strategy: tf.distribute.Strategy,
+        *,
+        begins: bool = True,
+        data: Data | None = None,
+        continuation: Continuation | None = None,
+    ):
         self.strategy = strategy
+        earlier = read_earlier_run(config.continue_from) if begins and config.continue_from else None
+        network = earlier.network if earlier else continuation.network if continuation else None
         if data is None:
             asked_for = settings_of_files(config) if begins else {}
-            config, data = load_training_data(config, replicas=strategy.num_replicas_in_sync, given_by=asked_for)
+            config, data = load_training_data(config, replicas=strategy.num_replicas_in_sync, given_by=asked_for, network=network)
         self.config, self.data = config, data
-        no_files: dict[str, Any] = {"backbone_weights": "", "labels_from": "", "backbone_learning_rate": 0.0, "frozen_epochs": 0}
+        self._earlier, self.continuation = earlier, continuation_of(earlier, data.train) if earlier else continuation
+        no_files: dict[str, Any] = {
+            "backbone_weights": "",
+            "labels_from": "",
+            "known_labels": "",
+            "backbone_learning_rate": 0.0,
+            "frozen_epochs": 0,
+        }
         self._first = config if begins else dataclasses.replace(config, **no_files)
         self.fingerprint = data.train.fingerprint()
         self.steps_per_epoch = len(data.train) // config.batch_size
         self.last_step = config.epochs * self.steps_per_epoch
         self.relabel_steps = self.schedule(self.steps_per_epoch)
         self.labels = label_table(self._first, data, strategy)
+        if earlier and self.continuation:
+            start_table(self.labels, earlier, self.continuation)
         self.description: NetworkDescription = description_of(config, data)
         self.model = self.make_model()
         self.labelling = self.make_labelling()
@@ -89,9 +108,11 @@ class Experiment:
     def schedule(self, steps_per_epoch: int) -> list[int]:
         """Returns the steps before which labels are recomputed, for epochs of `steps_per_epoch` steps."""
         config = self.config
-        return relabel_steps(
+        steps = relabel_steps(
             config.num_relabellings, epochs=config.epochs, steps_per_epoch=steps_per_epoch, spacing=config.relabel_spacing
         )
+        # A run that continues another one has its first labels before the first step, whatever the schedule.
+        return [step for step in steps if step or not config.continue_from]
 
     def make_model(self) -> keras.Model:
         """Returns the compiled network before its first step, with its loss and its optimizer."""
@@ -99,6 +120,8 @@ class Experiment:
         model = first_network(self._first, self.description, self.strategy)
         loss: Any = SelfLabelLoss(self.labels)
         with self.strategy.scope():
+            if self._earlier is not None:
+                model.set_weights(self._earlier.weights)
             if config.rotation:
                 model = with_rotation_head(model)
                 loss = {HEADS: loss, ROTATION: keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
@@ -189,15 +212,23 @@ class Experiment:
                 tolerance=config.transport_tolerance,
                 max_iterations=config.transport_max_iterations,
                 marginals=config.marginals,
-                known=known_labels(config, self.data),
                 exact_balance=config.exact_balance,
                 memory_limit=config.label_memory * 2**30,
                 verbose=True,
             ),
+            "known": known_labels(self._first, self.data, self.model),
             "batch_statistics": config.label_view == "training",
             "heads_in_turn": config.relabel_heads == "in_turn",
         }
         return kind(self.labels, self.label_views, **{**settings, **options})
+
+    def label_anew(self) -> None:
+        """Labels all images of a run that continues another one, before its first step."""
+        if self.continuation is not None:
+            self.labelling.set_model(self.model)
+            with Activity("first labels: pass over the images, and transport"):
+                outcome = self.labelling.compute(0)
+            self.continuation = take_first_labels(self.labels, outcome, self.continuation)
 
     def callbacks(self, directory: Workdir) -> list[keras.callbacks.Callback]:
         """Returns the callback that relabels and the monitors, all of which write into `directory`."""
@@ -215,6 +246,10 @@ class Experiment:
         # Until the monitors are made, their state is what the checkpoint kept of them.
         monitors = {f"{name}/{key}": value for name, monitor in self.monitors.items() for key, value in monitor.state().items()}
         states = {"table": self.labels.state(), "monitors": monitors or self._monitor_states}
+        if self.labelling.known is not None:
+            states["known"] = {"labels": self.labelling.known}
+        if self.continuation is not None:
+            states["continuation"] = self.continuation.state()
         return {**arrays, **{f"{place}/{name}": value for place, state in states.items() for name, value in state.items()}}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -226,6 +261,9 @@ class Experiment:
         lam = np.full(self.config.num_heads, self.config.lam, np.float32)
         self.labels.restore({"lam": lam, **arrays_under("table", arrays)})
         self._monitor_states = arrays_under("monitors", arrays)
+        # Of checkpoints that were written before known labels were part of them, the file is read again.
+        known = arrays_under("known", arrays)
+        self.labelling.known = known["labels"] if known else known_labels(self.config, self.data, self.model)
 
     def in_words(self, step: int) -> str:
         """Returns one line about the run for the person who started it at `step`."""
@@ -234,47 +272,3 @@ class Experiment:
             f"{self.model.count_params():,} parameters; {self.steps_per_epoch} steps an epoch on "
             f"{self.strategy.num_replicas_in_sync} device(s)" + (f"; continues at step {step}" if step else "")
         )
-
-
-def check_same_images(experiment: Experiment, meta: Mapping[str, Any], workdir: object) -> None:
-    """Refuses to continue a run on images that are not its own.
-
-    Args:
-        experiment: the experiment with the present images.
-        meta: the metadata of the checkpoint.
-        workdir: the run's directory, for the message.
-
-    Raises:
-        ConfigError: the images were changed.
-    """
-    if meta["data_fingerprint"] != experiment.fingerprint:
-        raise ConfigError(
-            f"`workdir={workdir}` was trained on {meta['num_examples']} images, and those of "
-            f"`dataset={experiment.config.dataset}` ({experiment.labels.num_examples}) are not the same any more: restore them, or name another "
-            "directory"
-        )
-
-
-def check_same_release(meta: Mapping[str, Any], directory: Workdir) -> None:
-    """Refuses to continue a run on another release of TensorFlow, whose Keras may lay out the state otherwise and rounds otherwise.
-
-    Args:
-        meta: the metadata of the checkpoint.
-        directory: the run's directory, for the message.
-
-    Raises:
-        ConfigError: the checkpoint was written on another release.
-    """
-    written = (meta["tensorflow"],) if "tensorflow" in meta else RELEASES_WITHOUT_RECORD
-    if RELEASE in written:
-        return
-    path = directory.path
-    finished = f"`backbone_weights={path / WEIGHTS}`, and with `num_relabellings=0` also `labels_from={path / LABELS}`"
-    raise ConfigError(
-        f"`workdir={path}` holds a checkpoint of TensorFlow {' or '.join(written)}, and this is {RELEASE}: continue it there"
-        + (
-            f", or start from it in another directory: {finished}"
-            if directory.has_network
-            else "; a finished run can be started from anywhere"
-        )
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -24,10 +23,11 @@ from sela_tf.data.sources import Outline, SourceOptions, load_source, outline_so
 from sela_tf.data.splits import hold_out, match_classes, match_input, unbalanced
 from sela_tf.data.stores import Unread
 from sela_tf.data.view_statistics import view_statistics
-from sela_tf.models.backbones import check_image_size
+from sela_tf.runs.network import NetworkDescription
 from sela_tf.settings.choices import Choice, ImagesSeen, choices_table, choose, contradictions
 from sela_tf.settings.fields import CHOSEN, ConfigError
 from sela_tf.settings.training import SelaConfig
+from sela_tf.training.image_checks import check_kind, check_settings_suit, check_shape, largest_side_of_use, network_size
 from sela_tf.training.orientation import orientation_of
 
 
@@ -61,7 +61,11 @@ def load_data(config: SelaConfig, rules: PixelRules | None = None) -> Data:
 
 
 def load_training_data(
-    config: SelaConfig, *, replicas: int = 1, given_by: Mapping[str, tuple[Any, str]] | None = None
+    config: SelaConfig,
+    *,
+    replicas: int = 1,
+    given_by: Mapping[str, tuple[Any, str]] | None = None,
+    network: NetworkDescription | None = None,
 ) -> tuple[SelaConfig, Data]:
     """Loads images to train on, and chooses the settings that are not given so that they fit the images.
 
@@ -71,6 +75,7 @@ def load_training_data(
         config: the settings.
         replicas: devices that a batch is shared by.
         given_by: values that other files ask for, see `choose`.
+        network: the network of the run that is continued, whose pixel rules and statistics hold; None for those of these images.
 
     Returns:
         The settings, all of which have values, and the images.
@@ -78,22 +83,31 @@ def load_training_data(
     Raises:
         ValueError: the images cannot be loaded (SourceError), or the settings do not fit the images (ConfigError).
     """
-
+    rules = None if network is None else network.pixel_rules
     with Activity("reading images"):
-        outline = outline_source(config.dataset, _source_options(config))
+        outline = outline_source(config.dataset, _source_options(config, rules))
         splits = None
         if outline is None:
-            splits = _load_source(config, "dataset")
+            splits = _load_source(config, "dataset", rules)
             outline = Outline(splits)
+        if network is not None:
+            check_kind(outline.splits.train, network, config)
+            shape = network.image_shape
+            if outline.splits.train.image_size is None and not config.image_size and len(shape) == 3 and shape[0] == shape[1]:
+                # The images of the earlier run had one size, and some of these have another.
+                config = dataclasses.replace(config, image_size=shape[0])
         _check_outline(choose(config, _images_seen(config, outline.splits, replicas), given_by)[0], outline)
-        splits = splits or _load_source(config, "dataset")
+        splits = splits or _load_source(config, "dataset", rules)
         seen = _images_seen(config, splits, replicas)
-        data = _split_and_match(choose(config, seen, given_by)[0], {"dataset": splits})
+        data = _split_and_match(choose(config, seen, given_by)[0], {"dataset": splits}, rules)
+        if network is not None:
+            check_shape((*data.size, data.train.channels), network, config)
+            data = data._replace(mean=np.array(network.mean), variance=np.array(network.variance))
         if CHOSEN in (config.flip_probability, config.rotation) and len(data.size) == 2:
             told = orientation_of(data.train, size=data.size, seed=config.seed)
             seen = seen._replace(told_mirrored=told.mirrored, told_turned=told.turned)
         config = _tell_choices(*choose(config, seen, given_by))
-    _check_settings_suit(config, data.train, data.size)
+    check_settings_suit(config, data.train, data.size)
     return config, data
 
 
@@ -173,7 +187,7 @@ def _check_outline(config: SelaConfig, outline: Outline) -> None:
     if config.imbalance != "none" and train.classes is not None:
         train = unbalanced(train, config.imbalance, seed=config.seed)
     is_known = outline.sizes_are_known or train.image_size is not None or config.image_size
-    _check_settings_suit(config, train, _network_size(config, train) if is_known else None)
+    check_settings_suit(config, train, network_size(config, train) if is_known else None)
     for line in contradictions(config, len(train)):
         tell(line)
 
@@ -204,9 +218,9 @@ def _split_and_match(config: SelaConfig, loaded: Mapping[str, Splits], rules: Pi
         report.append(f"`imbalance={config.imbalance}`: {len(train)} of {len(whole)} training images are kept")
     for line in report:
         tell(line)
-    size = _network_size(config, train)
+    size = network_size(config, train)
     if rules is None:
-        rules = make_rules(train, config.background, shorter_side=_largest_side_of_use(config, size), seed=config.seed)
+        rules = make_rules(train, config.background, shorter_side=largest_side_of_use(config, size), seed=config.seed)
     ruled = with_rules(Splits(train, held_out), rules, memory_limit=int(config.memory_limit * 2**30))
     train, held_out = ruled.train, ruled.eval or held_out
     held_out = match_input(held_out, (*size, train.channels))
@@ -218,54 +232,6 @@ def _split_and_match(config: SelaConfig, loaded: Mapping[str, Splits], rules: Pi
         if line:
             tell(line)
     return Data(train, held_out, size, found.mean, found.variance, left_out, rejected)
-
-
-def _largest_side_of_use(config: SelaConfig, size: tuple[int, ...]) -> int:
-    """Returns the shorter side from which on more pixels would add nothing: the smallest crop still has as many as the network sees; 0 for
-    vectors."""
-    return math.ceil(max(size) / math.sqrt(config.crop_scale)) if size else 0
-
-
-def _network_size(config: SelaConfig, train: ImageSet) -> tuple[int, ...]:
-    """Returns (height, width) that the network sees; () for vectors.
-
-    Raises:
-        ConfigError: the images have many sizes or too small a one, and no setting names one.
-    """
-    if config.image_size and train.is_vectors:
-        raise ConfigError(
-            f"`image_size={config.image_size}` is for images, and `dataset={config.dataset}` has vectors: leave it out"
-        )
-    if config.image_size:
-        return (config.image_size, config.image_size)
-    if train.image_size is None:
-        raise ConfigError(
-            f"the images of `dataset={config.dataset}` have many sizes: say which one the network sees with `image_size`"
-        )
-    size = tuple(map(int, train.image_size))
-    if size and min(size) < 2:
-        raise ConfigError(f"the images of `dataset={config.dataset}` are {size[0]} x {size[1]}: give a larger `image_size`")
-    return size
-
-
-def _check_settings_suit(config: SelaConfig, train: ImageSet, size: tuple[int, ...] | None) -> None:
-    """Refuses settings that do not fit the training images, and the size that the network sees, where it is known.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    num_images = len(train)
-    if config.num_clusters > num_images:
-        raise ConfigError(f"`num_clusters={config.num_clusters}` exceeds the {num_images} training images: choose fewer")
-    if config.batch_size > num_images:
-        raise ConfigError(f"`batch_size={config.batch_size}` exceeds the {num_images} training images: choose a smaller one")
-    if config.rotation and train.is_vectors:
-        raise ConfigError(f"`rotation` turns images, and `dataset={config.dataset}` has vectors: leave it out")
-    if size is None:
-        return
-    if config.rotation and len(set(size)) > 1:
-        raise ConfigError(f"`rotation` turns images, which must be square, not {' x '.join(map(str, size))}: give `image_size`")
-    check_image_size(config.backbone, size)
 
 
 def shape_in_words(data: Data) -> str:

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from sela_tf.data.label_files import read_known_labels, read_run_labels, read_run_shape
+from sela_tf.data.label_files import read_run_labels, read_run_shape
 from sela_tf.models.backbones.applications import IMAGENET, PREFIX, MissingWeightsError, imagenet_weights
 from sela_tf.models.build import cut_at
 from sela_tf.models.layer_names import EMBEDDING, NORMALIZATION
@@ -20,7 +19,8 @@ from sela_tf.runs.network import NetworkDescription, describe_network, load_run,
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.settings.fields import CHOSEN, ConfigError
 from sela_tf.settings.training import SelaConfig
-from sela_tf.training.images import Data, tell
+from sela_tf.training.earlier_run import settings_to_continue
+from sela_tf.training.images import Data
 
 KERAS_FILE = ".keras"
 """The ending of the name of a Keras model on disk."""
@@ -37,20 +37,6 @@ def label_table(config: SelaConfig, data: Data, strategy: tf.distribute.Strategy
         initial = read_run_labels(config.labels_from, data.train, config.num_heads, config.num_clusters)
     with strategy.scope():
         return LabelTable(config.num_heads, config.num_clusters, len(data.train), seed=config.seed, initial=initial)
-
-
-def known_labels(config: SelaConfig, data: Data) -> np.ndarray | None:
-    """Returns the clusters that are known, int64 [N] with -1 for the others; None where no file names any.
-
-    Raises:
-        SourceError: the file cannot be read so.
-    """
-    if not config.known_labels:
-        return None
-    known = read_known_labels(config.known_labels, data.train, config.num_clusters, others=[data.held_out, *data.left_out])
-    if known.num_left_out:
-        tell(f"`known_labels`: {known.num_left_out} labels are of images that are not trained on, and are left out")
-    return known.labels
 
 
 def description_of(config: SelaConfig, data: Data) -> NetworkDescription:
@@ -108,7 +94,7 @@ def _published_weights(config: SelaConfig) -> str:
 
 
 def settings_of_files(config: SelaConfig) -> dict[str, tuple[Any, str]]:
-    """Returns the settings that the files of `backbone_weights` and `labels_from` were made with, each with its reason.
+    """Returns the settings that follow from the files of `backbone_weights`, `labels_from` and `continue_from`, each with its reason.
 
     Raises:
         ConfigError: such a file cannot be read.
@@ -121,6 +107,8 @@ def settings_of_files(config: SelaConfig) -> dict[str, tuple[Any, str]]:
         heads, clusters = read_run_shape(config.labels_from)
         why = "as `labels_from` has them"
         found |= {"num_heads": (heads, why), "num_clusters": (clusters, why)}
+    if config.continue_from:
+        found |= settings_to_continue(config.continue_from)
     return found
 
 

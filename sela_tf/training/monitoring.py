@@ -112,7 +112,7 @@ def _log_finding(directory: Workdir, clock: Clock, finding: Finding) -> None:
 
 
 def log_first_labels(directory: Workdir, agreement: ClassAgreement | None, labels: LabelTable) -> None:
-    """Writes how the first, random labels agree with the classes, where the curve of the agreement begins."""
+    """Writes how the first labels agree with the classes, where the curve of the agreement begins."""
     if agreement is not None:
         for head, first in enumerate(labels.labels):
             directory.write_metrics("first_labels", 0, {"head": head, **agreement.of(first)})

@@ -1,4 +1,4 @@
-"""The report of a finished run: report.json holds the numbers, report.png and galleries/ the pictures."""
+"""The report of a finished run: report.json holds the numbers, report.png and galleries/ the pictures, report.html is a page of all."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from sela_tf.runs.workdir import Workdir
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.evaluation import protocol_of
 from sela_tf.training.images import Data, shape_in_words
+from sela_tf.training.page import Pictures, write_run_page
 
 _COLUMNS = ("trained", "untrained", "raw_pixels", "chance")
 
@@ -35,8 +36,12 @@ def write_report(
     labels: np.ndarray,
     results: Mapping[str, Any],
     outputs: EvaluationOutputs | None,
+    *,
+    with_page: bool = True,
+    pictures: Pictures | None = None,
+    image_names: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes report.png, galleries/ and report.json of a run. Runs on vectors have no galleries.
+    """Writes report.png, galleries/, report.html and report.json of a run. Runs on vectors have no galleries.
 
     Args:
         directory: the directory of the run.
@@ -45,6 +50,9 @@ def write_report(
         labels: the labels of the final transport, integers [T, N].
         results: the contents of results.json.
         outputs: the outputs of the network on the images that it was evaluated on; None leaves out the pictures that need them.
+        with_page: write report.html, for which the directory must hold the network and the labels.
+        pictures: pictures of a run on vectors, for report.html; None for none.
+        image_names: names of single images by their source, for report.html.
     """
     num_heads, num_clusters = config.num_heads, config.num_clusters
     rows = directory.rows()
@@ -75,6 +83,8 @@ def write_report(
     shutil.rmtree(directory.path / GALLERIES, ignore_errors=True)
     if shown["best"] and not data.train.is_vectors:
         _draw_galleries(directory, data, shown)
+    if with_page:
+        write_run_page(directory.path, config, data, report, results, pictures=pictures, image_names=image_names)
     # This file comes last: with it the report counts as drawn.
     write_whole(directory.path / REPORT, json.dumps(report, indent=1) + "\n")
 

@@ -18,26 +18,32 @@ from sela_tf.compat.releases import RELEASE
 from sela_tf.data.left_out import write_left_out
 from sela_tf.data.sources.python import ImagesFromPython, images_given
 from sela_tf.evaluation.outputs import EvaluationOutputs
+from sela_tf.reporting.changes import changes_table
 from sela_tf.reporting.tables import results_table
 from sela_tf.runs import checkpoint
+from sela_tf.runs.checkpoint import arrays_under
+from sela_tf.runs.cluster_names import kept_names
 from sela_tf.runs.flagfile import given_by
-from sela_tf.runs.labels import read_labels
-from sela_tf.runs.names import GALLERIES, LABELS, LEFT_OUT, METRICS, PICTURE, RESULTS, TENSORBOARD, WEIGHTS
+from sela_tf.runs.labels import read_labels, write_labels
+from sela_tf.runs.names import GALLERIES, LABELS, LEFT_OUT, METRICS, PAGE, PICTURE, RESULTS, TENSORBOARD, WEIGHTS
 from sela_tf.runs.network import describe_older_run, load_run, save_network
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.settings.fields import CHOSEN, ConfigError, default_of
-from sela_tf.settings.training import SelaConfig, TrainOptions
+from sela_tf.settings.train_options import TrainOptions
+from sela_tf.settings.training import SelaConfig
 from sela_tf.training.cost import fit_to_minutes, measured_rates, parts_of_run, time_in_words
 from sela_tf.training.devices import check_before_loading, prepare_devices
+from sela_tf.training.earlier_run import Continuation
 from sela_tf.training.evaluation import judge, outputs_of_run
-from sela_tf.training.experiment import Experiment, check_same_images, check_same_release
+from sela_tf.training.experiment import Experiment
 from sela_tf.training.images import tell
 from sela_tf.training.initial_state import check_backbone_weights
 from sela_tf.training.loop import TrainingLoop
 from sela_tf.training.monitoring import log_first_labels
 from sela_tf.training.progress import Progress
 from sela_tf.training.report import write_report
+from sela_tf.training.resuming import newest_checkpoint, put_back
 
 
 def run(
@@ -82,13 +88,14 @@ def run(
         limit = SelaConfig(dataset="python:", memory_limit=limit).memory_limit
         with images_given(data, memory_limit=int(limit * 2**30), tell=tell) as name:
             results = _run({"dataset": name, **settings}, workdir, experiment_of, minutes)
-    print(f"\n{results_table(results)}\n\nThe run lies in {workdir}: {_what_lies_in(pathlib.Path(workdir))}", flush=True)
+    changes = f"\n\n{changes_table(results['continued'])}" if "continued" in results else ""
+    print(f"\n{results_table(results)}{changes}\n\nThe run lies in {workdir}: {_what_lies_in(pathlib.Path(workdir))}", flush=True)
     return results
 
 
 def _what_lies_in(workdir: pathlib.Path) -> str:
     """Returns what is worth a look, as far as it is there."""
-    shown = (RESULTS, PICTURE, f"{GALLERIES}/", LABELS, WEIGHTS, METRICS, f"{TENSORBOARD}/")
+    shown = (PAGE, RESULTS, PICTURE, f"{GALLERIES}/", LABELS, WEIGHTS, METRICS, f"{TENSORBOARD}/")
     return ", ".join(name for name in shown if (workdir / name).exists())
 
 
@@ -105,10 +112,13 @@ def _run(
     if directory.is_finished:
         print(f"This run is finished ({config.epochs} epochs). More: a larger `epochs`.", flush=True)
         return directory.read_results()
-    begins = not checkpoint.are_in(directory.checkpoints)
-    if begins:
+    saved = newest_checkpoint(directory)
+    state: dict[str, Any] = {"begins": saved is None}
+    if saved is None:
         check_backbone_weights(config)
-    experiment = experiment_of(config, strategy, begins=begins)
+    else:
+        state["continuation"] = Continuation.of_state(arrays_under("continuation", saved.arrays))
+    experiment = experiment_of(config, strategy, **state)
     rates = None
     counts = {"num_train": len(experiment.data.train), "num_held_out": len(experiment.data.held_out)}
     if minutes and directory.previous is not None:
@@ -129,8 +139,8 @@ def _run(
         tell(
             f"`minutes={minutes:g}`: `epochs={fit.epochs}` of {experiment.steps_per_epoch} steps, `num_relabellings={fit.num_relabellings}`"
         )
-        experiment = experiment_of(fit, strategy, begins=begins, data=experiment.data)
-    step = _continue_from(directory, experiment)
+        experiment = experiment_of(fit, strategy, data=experiment.data, **state)
+    step = put_back(directory, experiment, saved)
     print(experiment.in_words(step), flush=True)
     if step < experiment.last_step:
         if rates is None:
@@ -163,23 +173,6 @@ def _run(
     return results
 
 
-def _continue_from(directory: Workdir, experiment: Experiment) -> int:
-    """Puts the newest checkpoint's state back, if there is one; returns the steps that were taken."""
-    saved, passed_over = checkpoint.load_newest(directory.checkpoints)
-    for line in passed_over:
-        print(f"checkpoint passed over: {line}", flush=True)
-    if saved is None:
-        if passed_over or directory.has_network:
-            raise ConfigError(
-                f"`workdir={directory.path}`: its checkpoints are gone or damaged, so the run cannot be continued: name another directory"
-            )
-        return 0
-    check_same_release(saved.meta, directory)
-    check_same_images(experiment, saved.meta, directory.path)
-    experiment.restore(saved.arrays)
-    return saved.step
-
-
 def _train(experiment: Experiment, directory: Workdir, first_step: int) -> None:
     """Takes the steps that are left, and saves every `monitor_epochs` epochs and on a signal."""
     config, labels = experiment.config, experiment.labels
@@ -191,6 +184,7 @@ def _train(experiment: Experiment, directory: Workdir, first_step: int) -> None:
 
     callbacks = experiment.callbacks(directory)
     if first_step == 0:
+        experiment.label_anew()
         log_first_labels(directory, experiment.class_agreement, labels)
     loop = TrainingLoop(
         model=experiment.model,
@@ -218,7 +212,10 @@ def _last_transport(experiment: Experiment, directory: Workdir, weights: str) ->
     training_labels = labels.labels
     final = experiment.labelling.relabel(experiment.last_step)
     names = {} if train.names is None else {"names": np.array(train.names)}
-    directory.write_labels(
+    if experiment.continuation is not None and experiment.continuation.cluster_names is not None:
+        names["cluster_names"] = experiment.continuation.cluster_names
+    write_labels(
+        directory.path,
         {
             "labels": labels.labels,
             "training_labels": training_labels,
@@ -232,7 +229,8 @@ def _last_transport(experiment: Experiment, directory: Workdir, weights: str) ->
             "step": np.array(experiment.last_step),
             "weights_sha256": np.array(weights),
             **names,
-        }
+            **kept_names(directory.path),
+        },
     )
     return final
 
@@ -262,6 +260,8 @@ def _judge(experiment: Experiment, final: list[HeadLabels]) -> tuple[dict[str, A
             "variance": data.variance.tolist(),
         },
     }
+    if experiment.continuation is not None:
+        results["continued"] = experiment.continuation.changes(labels.labels)
     return results, verdict.outputs
 
 
