@@ -1,4 +1,4 @@
-"""What a page shows, made without a run: images, clusters and names, some of which would break a page that did not escape them."""
+"""The content of a page, made without a run: images, clusters and names, some of which would break a page that did not escape them."""
 
 from __future__ import annotations
 

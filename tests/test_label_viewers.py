@@ -1,4 +1,4 @@
-"""What viewers show beside the labels: nearest images, small pictures, TensorBoard's projector."""
+"""Parts of a file of labels that viewers show: nearest images, small pictures, TensorBoard's projector."""
 
 from __future__ import annotations
 

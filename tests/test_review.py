@@ -1,4 +1,4 @@
-"""What to look at first: neighbours against brute force, planted faults, ranks and orders."""
+"""The review of a set of images, of what to look at first: neighbours against brute force, planted faults, ranks and orders."""
 
 from __future__ import annotations
 

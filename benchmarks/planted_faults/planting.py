@@ -40,7 +40,7 @@ class Fault(NamedTuple):
     kind: str
     """A key of NUM_FAULTS."""
     how: str
-    """What was done: a change of `COPIES`, the source of a foreign image, or the two classes."""
+    """The way it was planted: a change of `COPIES`, the source of a foreign image, or the two classes."""
     image: int
     """The image at fault."""
     of: int = -1
@@ -191,7 +191,7 @@ COPIES: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "brightened": _brightened,
     "same": _same,
 }
-"""What is done to a copy, in turn."""
+"""Changes of a copy, taken in turn."""
 
 
 @functools.cache

@@ -137,8 +137,8 @@ def evaluation_protocol(evaluate: str, num_training: int, num_held_out: int, *, 
         evaluate,
         num_training,
         num_held_out,
-        _sample(num_training, SAMPLED_TRAINING, [seed, _TRAINING_KEY]),
-        _sample(num_held_out, SAMPLED_HELD_OUT, [seed, _HELD_OUT_KEY]),
+        sample_rows(num_training, SAMPLED_TRAINING, [seed, _TRAINING_KEY]),
+        sample_rows(num_held_out, SAMPLED_HELD_OUT, [seed, _HELD_OUT_KEY]),
         _SAMPLED_ITERATIONS,
     )
 
@@ -155,12 +155,12 @@ class SmallSamples(NamedTuple):
 def small_samples(images: EvaluationImages, *, seed: int) -> SmallSamples:
     """Returns the samples for `images`, drawn by `seed`."""
     return SmallSamples(
-        _sample(len(images.training), SMALL_TRAINING, [seed, _SMALL_TRAINING_KEY]),
-        _sample(len(images.held_out), SMALL_HELD_OUT, [seed, _SMALL_HELD_OUT_KEY]),
+        sample_rows(len(images.training), SMALL_TRAINING, [seed, _SMALL_TRAINING_KEY]),
+        sample_rows(len(images.held_out), SMALL_HELD_OUT, [seed, _SMALL_HELD_OUT_KEY]),
     )
 
 
-def _sample(count: int, at_most: int, key: list[int]) -> np.ndarray | None:
+def sample_rows(count: int, at_most: int, key: list[int]) -> np.ndarray | None:
     """Returns `at_most` increasing indices below `count`, drawn at random; None if that is all of them."""
     return None if count <= at_most else np.sort(np.random.default_rng(key).permutation(count)[:at_most])
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -31,6 +32,17 @@ def read_npz(path: str | os.PathLike[str], *, names: Collection[str] | None = No
             return {name: archive[name] for name in (archive.files if names is None else names)}
     except (EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(str(error)) from error
+
+
+def write_npz(file: str | os.PathLike[str] | BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays into an npz file, not compressed. A path without the ending .npz gets it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    # By its types, NumPy takes any name of an array for one of its own arguments.
+    named: Any = arrays
+    np.savez(file, **named)
 
 
 def names_in_npz(path: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sela_tf.files.archives import write_npz
 from sela_tf.files.atomic import whole_directory
 
 _PREFIX, _UNFINISHED = "step-", ".unfinished-"
@@ -41,7 +42,7 @@ def save(directory: pathlib.Path, step: int, arrays: Mapping[str, np.ndarray], m
         shutil.rmtree(leftover)
     name = f"{_PREFIX}{step:08d}"
     with whole_directory(directory / name, unfinished=directory / (_UNFINISHED + name)) as unfinished:
-        np.savez(unfinished / "state.npz", **arrays)  # type: ignore[arg-type]
+        write_npz(unfinished / "state.npz", arrays)
         digest = hashlib.sha256((unfinished / "state.npz").read_bytes()).hexdigest()
         (unfinished / "meta.json").write_text(json.dumps({**meta, "step": step, "sha256": digest}, indent=1) + "\n")
         for file in (unfinished / "state.npz", unfinished / "meta.json", unfinished):

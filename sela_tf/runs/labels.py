@@ -12,7 +12,7 @@ import numpy as np
 
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.label_files import match_names
-from sela_tf.files.archives import read_npz
+from sela_tf.files.archives import read_npz, write_npz
 from sela_tf.files.atomic import whole_file
 from sela_tf.runs.names import LABELS, NETWORK, RESULTS
 from sela_tf.settings.fields import ConfigError
@@ -55,7 +55,7 @@ def write_labels(workdir: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> Non
         OSError: the file cannot be written.
     """
     with whole_file(workdir / LABELS) as unfinished:
-        np.savez(unfinished, **arrays)  # type: ignore[arg-type]
+        write_npz(unfinished, arrays)
 
 
 def known_changes(images: ImageSet, labels: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.files.archives import write_npz
+
 _SIDE, _REMAINDERS = 64, 4093
 """Side of the square of counters of the lookups, and the number of counters in use. Lookups are counted by the remainder of their index,
 modulo the largest prime that the square holds, so that no stride of the indices misses most remainders."""
@@ -215,7 +217,7 @@ class LabelTable(tf.train.experimental.PythonState):
     def serialize(self) -> bytes:
         """Returns the state as the bytes of an npz file, for `tf.train.Checkpoint`."""
         file = io.BytesIO()
-        np.savez(file, **self.compact_state())  # type: ignore[arg-type]
+        write_npz(file, self.compact_state())
         return file.getvalue()
 
     def deserialize(self, string_value: bytes) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from sela_tf.files.archives import write_npz
 from sela_tf.files.atomic import whole_file
 
 Column = np.ndarray | Mapping[str, np.ndarray]
@@ -74,7 +75,7 @@ class LabelWriter:
         if kind is None and self._blocks:
             arrays = {name: np.concatenate([block[name] for block in self._blocks]) for name in self._blocks[0]}
             with self._unfinished.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+                write_npz(file, arrays)
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:

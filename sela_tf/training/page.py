@@ -17,6 +17,7 @@ from sela_tf.data.batch_sizes import EVALUATION_BATCH
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.knn import neighbours
+from sela_tf.evaluation.protocol import sample_rows
 from sela_tf.evaluation.review import review
 from sela_tf.models.build import cut_at
 from sela_tf.models.heads import find_multi_head
@@ -36,6 +37,8 @@ from sela_tf.training.images import Data
 
 MOST_SHOWN, MOST_HELD_OUT = 50_000, 10_000
 """The most images that a page shows, and the most held-out ones among them."""
+_SAMPLE_KEY = 5
+"""Key of the random numbers that draw them, apart from those of the samples of the evaluation."""
 NEAREST_SHOWN, FIRST_SHOWN = 8, 500
 """Nearest images of each one on a page, and entries of what to look at first."""
 
@@ -85,8 +88,8 @@ def write_run_page(
     model = load_run(workdir)
     heads = find_multi_head(model)
     labels = read_labels(workdir, (heads.num_heads, heads.num_clusters))
-    held_out = _sample(len(data.held_out), MOST_HELD_OUT, config.seed)
-    train = _sample(len(data.train), MOST_SHOWN - len(held_out), config.seed)
+    held_out = _shown(len(data.held_out), MOST_HELD_OUT, config.seed)
+    train = _shown(len(data.train), MOST_SHOWN - len(held_out), config.seed)
     sets = [data.train.take(train), data.held_out.take(held_out)]
     if pictures is not None:
         pictures = pictures._replace(train=pictures.train.take(train), held_out=pictures.held_out.take(held_out))
@@ -94,8 +97,8 @@ def write_run_page(
     shown_images, found = _images(sets, parts, labels)
     names = named(labels, heads.num_heads, heads.num_clusters)
     content = PageContent(
-        run_id=_digest(str(labels.get("weights_sha256", ""))),
-        names_id=_digest(json.dumps([names.tolist(), dict(image_names or {})])),
+        run_id=_digest(labels["labels"].tobytes() + str(labels["data_fingerprint"]).encode()),
+        names_id=_digest(json.dumps([names.tolist(), dict(image_names or {})]).encode()),
         report=report,
         protocols=_protocols(results, report),
         settings=results["config"],
@@ -111,14 +114,15 @@ def write_run_page(
     write_page(workdir / PAGE, content)
 
 
-def _digest(text: str) -> str:
-    """Returns a short digest of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _digest(data: bytes) -> str:
+    """Returns a short digest."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _sample(count: int, most: int, seed: int) -> np.ndarray:
-    """Returns the increasing rows of at most `most` of `count` images, drawn at random where there are more."""
-    return np.arange(count) if count <= most else np.sort(np.random.default_rng([seed, 26]).permutation(count)[:most])
+def _shown(count: int, most: int, seed: int) -> np.ndarray:
+    """Returns the rows of at most `most` of `count` images, increasing."""
+    sample = sample_rows(count, most, [seed, _SAMPLE_KEY])
+    return np.arange(count) if sample is None else sample
 
 
 def _read(

@@ -29,7 +29,7 @@ class PageContent:
     """All that a page shows of a run."""
 
     run_id: str
-    """A digest of the network and of the names that the run has, under which a browser keeps the names that were typed."""
+    """A digest of labels and images, under which a browser keeps the names that were typed."""
     names_id: str
     """A digest of the names that the page was made with, by which it knows what was typed into an earlier page of the run."""
     report: Mapping[str, Any]
