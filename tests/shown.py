@@ -24,7 +24,7 @@ def shown_images() -> ShownImages:
         embedding=(centres[first] + rng.normal(size=(count, 5))).astype(np.float32),
         disagreement=rng.random(count),
         nearest=nearest,
-        can_mark=np.ones(count, bool),
+        can_mark=np.arange(count) != 4,
         classes=rng.integers(0, 3, count),
         thumbnails=np.kron(rng.integers(0, 256, (count, 2, 2, 3), dtype=np.uint8), np.ones((1, 8, 8, 1), np.uint8)),
     )

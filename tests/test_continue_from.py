@@ -29,13 +29,14 @@ from sela_tf.data.splits import hold_out
 from sela_tf.data.stores import Arrays
 from sela_tf.reporting.changes import changes_of_labels, changes_table
 from sela_tf.runs.flagfile import given_by, settings_of_run
-from sela_tf.runs.network import NetworkDescription, load_run, save_network
+from sela_tf.runs.network import NetworkDescription, describe_network, load_run, save_network
 from sela_tf.runs.workdir import Workdir
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.train import main as train
 from sela_tf.training.earlier_run import Continuation
 from sela_tf.training.experiment import Experiment
+from sela_tf.training.images import load_training_data
 from sela_tf.training.run import _last_transport
 from sela_tf.transport.assignment import Assignment
 from sela_tf.transport.linear_logits import LinearLogits
@@ -96,6 +97,21 @@ def made(run: pathlib.Path, **settings: Any) -> Experiment:
     experiment = Experiment(config, tf.distribute.get_strategy())
     experiment.labelling.assign = optimal
     return experiment
+
+
+def test_images_of_another_size_are_seen_at_that_of_the_network(tmp_path):
+    for i in range(12):
+        side = 16 if i else 24
+        (tmp_path / f"{i}.png").write_bytes(tf.io.encode_png(np.full((side, side, 1), 20 * i, np.uint8)).numpy())
+    config = SelaConfig(
+        dataset=f"folder:{tmp_path}", image_size=0, backbone="resnet8", width=8, num_clusters=2, batch_size=4, epochs=2, eval_fraction=0.3,
+    )  # fmt: skip
+    network = describe_network(config, (16, 16, 1), (0.0,), (1.0,))
+    found, data = load_training_data(config, network=network)
+    assert (found.image_size, data.size) == (16, (16, 16))
+    (tmp_path / "0.png").unlink()
+    found, data = load_training_data(config, network=network)
+    assert (found.image_size, data.size) == (0, (16, 16))
 
 
 class TestSettings:

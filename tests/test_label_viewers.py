@@ -19,6 +19,7 @@ from sela_tf.reporting.projector import write_projector
 from sela_tf.reporting.small_pictures import jpeg_files, sprite
 from sela_tf.serving.label_writer import LabelWriter
 from sela_tf.settings.commands import LabelConfig
+from sela_tf.settings.fields import ConfigError
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -108,6 +109,8 @@ def test_a_projector_of_vectors_has_no_sprite(tmp_path):
 def test_settings_of_viewers_are_checked():
     with pytest.raises(ValueError, match=r"neighbours"):
         LabelConfig(workdir="x", output="y.parquet", neighbours=-1)
+    with pytest.raises(ConfigError, match="`neighbours` must be at most 1000"):
+        LabelConfig(workdir="x", output="y.parquet", neighbours=1001)
 
 
 @pytest.mark.slow

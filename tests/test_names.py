@@ -98,7 +98,7 @@ class TestFile:
     def test_a_file_that_cannot_be_read(self, tmp_path):
         with pytest.raises(SourceError, match=r"`names=.*none.csv` cannot be read"):
             read_names(tmp_path / "none.csv", num_heads=1, num_clusters=2, setting="names")
-        with pytest.raises(SourceError, match="cannot be read: .*utf-8"):
+        with pytest.raises(SourceError, match="cannot be read: .*utf-8.*: save it as CSV UTF-8"):
             names_of(tmp_path / "names.csv", HEADER + "0,1,,\xe9\n", "latin-1")
 
     @given(
@@ -283,6 +283,18 @@ class TestCommands:
         expected[arrays["index"] == 5], expected[arrays["index"] == 6] = "cats", ""
         assert arrays["cluster_name_0"].tolist() == expected.tolist()
         assert (named_run / LABELS).read_bytes() == before
+
+    def test_rows_of_another_source_name_nothing(self, named_run, tmp_path, capsys):
+        (tmp_path / "names.csv").write_text(f"{HEADER}0,3,,dogs\n,,5,cats\n,,6,cats\n")
+        np.savez(tmp_path / "other.npz", images=load_source("digits").train.images[100:120, ..., 0])
+        options = {"names": str(tmp_path / "names.csv"), "embeddings": False, "output": str(tmp_path / "labels.npz")}
+        for dataset, named_ones in ((f"npz:{tmp_path / 'other.npz'}", 0), ("digits", 2)):
+            capsys.readouterr()
+            label_run(LabelConfig(workdir=str(named_run), dataset=dataset, **options))
+            with np.load(tmp_path / "labels.npz") as archive:
+                assert (archive["cluster_name_0"] == "cats").sum() == named_ones
+            told = "names: 2 of 2 images that were named one by one are not among those to label"
+            assert (told in capsys.readouterr().out) == (named_ones == 0)
 
     def test_without_names_there_is_no_column(self, old_run, tmp_path):
         label_run(LabelConfig(workdir=str(old_run), output=str(tmp_path / "labels.npz"), embeddings=False))

@@ -149,6 +149,8 @@ class TestPage:
         assert (np.diff(_array(parts, "clusters", facts)[:600].astype(int)) >= 0).all()
         assert [(order[i], why, group) for i, why, group in facts["review"]["first"]] == content.review["first"]
         assert [order[i] for i in facts["review"]["duplicates"][0]["images"]] == [1, 599]
+        assert [order[i] for i in facts["review"]["rankings"]["low_margin"]] == [7, 599]
+        assert (_array(parts, "can_mark", facts) == images.can_mark[order]).all()
         assert facts["names"] == {"clusters": {"0,3": EVIL}, "images": {EVIL: ""}}
 
     def test_names_cannot_become_elements(self, content, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -240,7 +241,53 @@ def test_groups_are_those_of_the_tree_and_share_a_name(report, opened, tmp_path)
     assert found.clusters == {(0, k): "large" for k in groups[0]}
 
 
-def test_search_by_file_class_and_cluster(report, opened):
+@pytest.mark.parametrize(
+    ("sort", "words", "sign"), [("confidence", r"margin (-?[\d.]+)", -1), ("entropy", r"entropy ([\d.]+)", 1), ("size", r"(\d+) training", -1),
+                               ("disagreement", r"disagreement ([\d.]+)", -1), ("unsure", r"margin (-?[\d.]+)", 1)],
+)  # fmt: skip
+def test_clusters_are_sorted_by_what_stands_beside_them(sort, words, sign, report, opened):
+    page = opened(report)
+    page.click("nav >> text=Clusters")
+    page.select_option("#sort", sort)
+    facts = page.locator("main .row .facts").all_text_contents()
+    values = [sign * float(re.search(words, each)[1]) for each in facts]
+    assert len(values) == 16
+    assert values == sorted(values)
+
+
+def test_vectors_are_rows_with_neighbours(opened, tmp_path):
+    write_page(tmp_path / "page.html", page_content(shown_images()._replace(thumbnails=None)))
+    page = opened(tmp_path / "page.html")
+    assert "Vectors have no pictures" in page.inner_text("#overview")
+    page.goto(f"file://{tmp_path}/page.html#cluster/2")
+    first = page.locator("#view .thumb.text").first
+    first.wait_for()
+    source = first.inner_text()
+    first.click()
+    assert page.inner_text("#view h1") == source
+    page.locator("#view .thumb.text").nth(3).wait_for()
+
+
+def test_what_no_source_tells_apart_cannot_be_marked(opened, tmp_path):
+    write_page(tmp_path / "page.html", page_content(shown_images()))
+    page = opened(tmp_path / "page.html")
+    for query, boxes in (("4.png", 0), ("5.png", 1)):
+        page.fill("#search", query)
+        page.wait_for_selector(f"#view h1:has-text('Search: {query}')")
+        thumb = page.locator(f"#view .thumb[title^='{query}']").first
+        thumb.focus()
+        page.keyboard.press("x")
+        assert page.inner_text("#named").endswith("1 image marked") == (boxes == 0)
+        thumb.click()
+        assert page.locator("#mark").count() == boxes
+
+
+def test_search_by_file_class_and_cluster(report, opened, tmp_path):
+    write_page(tmp_path / "page.html", page_content(shown_images()))
+    classes = opened(tmp_path / "page.html")
+    classes.fill("#search", "dog")
+    classes.wait_for_selector("#view h2:has-text('images')")
+    assert int(re.search(r"(\d+) images", classes.inner_text("#view"))[1]) == int((shown_images().classes == 1).sum())
     page = opened(report)
     for query, heading in (("cluster 11", "1 cluster"), ("1234", "1 image")):
         page.fill("#search", query)

@@ -98,6 +98,9 @@ def test_what_cannot_be_matched_is_refused(folder, data):
     ):
         with pytest.raises(ConfigError, match=match):
             _load(_written(folder.parent / name, paths, column), data)
+    (folder / "0.png").write_text("no picture")
+    with pytest.raises(ConfigError, match=r"row 2: '.*0\.png' cannot be read"):
+        _load(_written(folder.parent / "e.csv", [f"pictures/{i}.png" for i in (2, 1, 0)]), data)
     (folder.parent / "d.parquet").write_text("no parquet")
     with pytest.raises(ConfigError, match="cannot be read"):
         _load(folder.parent / "d.parquet", data)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -13,9 +18,12 @@ from PIL import Image
 from scipy.special import entr
 
 from sela_tf.cli import flags
+from sela_tf.commands.report import report_run
 from sela_tf.evaluation.clustering import ENTROPY_BINS, cluster_metrics, entropy_histogram
 from sela_tf.reporting.gallery import GallerySource, choose_gallery
 from sela_tf.reporting.history import objective_curve
+from sela_tf.settings.commands import ReportConfig
+from sela_tf.training import page
 from sela_tf.training.images import load_data
 
 
@@ -168,3 +176,19 @@ def test_runs_without_classes_of_vectors_and_without_a_report(tmp_path, rng):
     few = sorted(path.name for path in (tmp_path / "few" / "galleries").iterdir())
     assert few == ["lowest_entropy_held_out.png", "lowest_entropy_training.png"]
     assert not {"report.png", "report.json", "galleries"} & {path.name for path in (tmp_path / "none").iterdir()}
+
+
+@pytest.mark.slow
+def test_a_page_of_many_images_shows_some_and_says_so(finished, tmp_path, monkeypatch):
+    workdir = pathlib.Path(shutil.copytree(finished[0], tmp_path / "run"))
+    monkeypatch.setattr(page, "MOST_SHOWN", 300)
+    monkeypatch.setattr(page, "MOST_HELD_OUT", 50)
+    report_run(ReportConfig(workdir=str(workdir)))
+    text = (workdir / "report.html").read_text()
+    assert "250 of 1344 training images are on this page, drawn at random" in text
+    assert "50 of 453 held-out images are on this page" in text
+    packed = dict(re.findall(r'id="data-(\w+)">([^<]*)<', text))
+    facts = json.loads(gzip.decompress(base64.b64decode(packed["facts"])))
+    assert len(facts["sources"]) == len(set(facts["sources"])) == 300
+    sizes = np.frombuffer(gzip.decompress(base64.b64decode(packed["sizes"])), facts["kinds"]["sizes"])
+    assert sizes.sum() == 2 * 1344
