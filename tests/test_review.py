@@ -130,6 +130,11 @@ class TestReview:
         ]  # fmt: skip
         assert found.rankings["other_class"].ranks[40] == found.rankings["outlier"].ranks[70] == 1
 
+    def test_low_margins_and_heads_that_disagree_come_first(self, drawn):
+        rankings = reviewed(drawn).rankings
+        assert rankings["low_margin"].ranks.argmin() == drawn["margins"].mean(axis=1).argmin()
+        assert rankings["disagree"].ranks.argmin() == drawn["disagreement"].argmax()
+
     def test_the_order_of_the_images_does_not_matter(self, drawn):
         order = np.random.default_rng(2).permutation(100)
         moved = reviewed({name: values[order] for name, values in drawn.items()})
