@@ -69,7 +69,7 @@ class TestOtherBackends:
         assert done.returncode == 0, done.stderr
         assert set(done.stdout.split()) == {
             "Assignment", "BalancedLabels", "ConfigError", "ConvertConfig", "ExportConfig", "LabelConfig", "LabelTable", "LinearLogits",
-            "ProbeConfig", "SelaConfig", "SinkhornOpResult", "SinkhornResult", "SourceError",
+            "ProbeConfig", "ReportConfig", "SelaConfig", "SinkhornOpResult", "SinkhornResult", "SourceError",
             "__version__", "assign_labels", "balanced_labels", "relabel_steps", "sinkhorn", "sinkhorn_op",
         }  # fmt: skip
 
