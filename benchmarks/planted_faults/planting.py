@@ -136,8 +136,9 @@ SETS: dict[str, Callable[[pathlib.Path], Images]] = {
     "emoji": lambda sets_dir: _folder("emoji", sets_dir, without="1f3f[b-f]"),
     "cliparts": lambda sets_dir: _folder("cliparts", sets_dir),
     "digits": _digits,
+    "mnist": lambda sets_dir: _arrays("mnist", sets_dir),
 }
-"""The sets: 12,000 gray clothes (28 x 28), 4,914 gray letters (32 x 32), 1,906 emoji and 5,200 cliparts in colour (64 x 64), and 1,797
+"""The sets: 12,000 gray clothes (28 x 28), 10,000 digits of MNIST (28 x 28), 4,914 gray letters (32 x 32), 1,906 emoji and 5,200 cliparts in colour (64 x 64), and 1,797
 gray digits (8 x 8). Of an emoji with several skin tones there is one, as the others are near-duplicates."""
 
 
@@ -245,6 +246,7 @@ _FOREIGN = {
     "emoji": ("fashion", "glyphs", "photograph", "noise"),
     "cliparts": ("fashion", "glyphs", "photograph", "noise"),
     "digits": ("emoji", "fashion", "photograph", "noise"),
+    "mnist": ("emoji", "fashion", "photograph", "noise"),
 }
 
 

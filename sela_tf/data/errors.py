@@ -13,6 +13,9 @@ NAMES_SHOWN = 5
 class SourceError(ValueError):
     """A data set that cannot be used as it is; the message names it and the way out."""
 
+    exit_status = 3
+    """The exit status of a command that ends with this error."""
+
 
 # TensorFlow makes an error of its own of what a Python function raises in a graph, with the traceback in its text.
 _raised_in_graphs: collections.deque[SourceError] = collections.deque(maxlen=8)

@@ -16,6 +16,7 @@ from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches, training_batches
 from sela_tf.evaluation.linear_probe import linear_probe_accuracy
 from sela_tf.models.build import cut_at
+from sela_tf.models.finite import DivergedError
 from sela_tf.models.inference import BatchedInference
 
 _SCORES_AT_ONCE = 2**26
@@ -144,7 +145,7 @@ def sgd_probes(
         Held-out accuracy, in [0, 1], by stage.
 
     Raises:
-        ValueError: training diverged, or there are no classes.
+        ValueError: training diverged (DivergedError), or there are no classes.
     """
     num_classes = task.num_classes
     strategy = task.strategy or tf.distribute.get_strategy()
@@ -161,7 +162,7 @@ def sgd_probes(
     loss = _train(probes, task, schedule, seed=seed)
     uniform = len(task.stages) * math.log(num_classes)
     if not loss <= _DIVERGED * uniform:
-        raise ValueError(
+        raise DivergedError(
             f"The probes diverged: their loss ended at {loss:.3g}, and probes that know nothing have {uniform:.3g}. "
             "Lower `learning_rate`"
         )

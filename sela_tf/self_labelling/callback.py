@@ -15,6 +15,7 @@ import tensorflow as tf
 from sela_tf.compat.progress import say
 from sela_tf.compat.releases import keep_in_checkpoints
 from sela_tf.models.build import cut_at_heads
+from sela_tf.models.finite import DivergedError
 from sela_tf.models.heads import check_heads, find_multi_head
 from sela_tf.models.inference import BatchedInference, has_empty_statistics, steps_taken
 from sela_tf.self_labelling.fit_checks import check_fit, check_validation
@@ -166,7 +167,7 @@ class SelfLabelling(keras.callbacks.Callback):
             if replicas > 1
             else ""
         )
-        raise ValueError(
+        raise DivergedError(
             f"The loss became {float(loss)} by step {steps_taken(self.model)}: training diverged. Lower the learning rate{or_stray}"
         )
 

@@ -34,6 +34,9 @@ class ConfigError(ValueError):
     Settings stand in backticks, as in "`num_heads` must be at least 1. Received: `num_heads=0`"; the command line writes them as flags.
     """
 
+    exit_status = 2
+    """The exit status of a command that ends with this error."""
+
     def renamed(self, **names: str) -> ConfigError:
         """Returns the error with settings called as its caller calls them: `renamed(workdir="model")`."""
 
