@@ -138,8 +138,8 @@ SETS: dict[str, Callable[[pathlib.Path], Images]] = {
     "digits": _digits,
     "mnist": lambda sets_dir: _arrays("mnist", sets_dir),
 }
-"""The sets: 12,000 gray clothes (28 x 28), 10,000 digits of MNIST (28 x 28), 4,914 gray letters (32 x 32), 1,906 emoji and 5,200 cliparts in colour (64 x 64), and 1,797
-gray digits (8 x 8). Of an emoji with several skin tones there is one, as the others are near-duplicates."""
+"""The sets: 12,000 gray clothes and 10,000 digits of MNIST (28 x 28), 4,914 gray letters (32 x 32), 1,906 emoji and 5,200
+cliparts in colour (64 x 64), and 1,797 gray digits (8 x 8). Of an emoji with several skin tones there is one, as the others are near-duplicates."""
 
 
 def _compressed(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
