@@ -12,11 +12,11 @@ LANE_PYTHON := $(if $(filter file,$(origin PYTHON)),python3.11,$(PYTHON))
 ATLAS := .venv-atlas
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: demo pipeline test test-slow test-tf test-atlas lint format reference screenshots system-deps lock wheel clean help
+.PHONY: demo pipeline test test-slow test-tf test-atlas soak lint format reference screenshots system-deps lock wheel clean help
 
 help:
 	@sed -n '1s/^# //p' Makefile
-	@echo 'make pipeline, test-slow, test-tf, test-atlas, lint, format, reference, screenshots, system-deps, lock, wheel, clean: see BUILD.md'
+	@echo 'make pipeline, test-slow, test-tf, test-atlas, soak, lint, format, reference, screenshots, system-deps, lock, wheel, clean: see BUILD.md'
 
 demo: $(VENV)/.core
 	$(BIN)/python -m sela_tf.train --flagfile=configs/digits.cfg --workdir=runs/digits $(FLAGS)
@@ -44,6 +44,10 @@ test-tf: $(LANE)/.lane
 test-atlas: $(VENV)/.dev $(ATLAS)/.lock
 	$(BIN)/python tests/atlas/label_runs.py runs/atlas
 	$(ATLAS)/bin/python tests/atlas/look.py $(CHROMIUM) runs/atlas/digits.parquet runs/atlas/photos.parquet
+
+# Runs of each kind, killed and terminated at random moments and called again: their files are those of unbroken runs. By hand: it takes an hour.
+soak: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m soak $(FLAGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -243,7 +243,7 @@ def test_cliparts_of_the_same_content_are_one(tmp_path, monkeypatch):
 
 
 def test_the_sets_of_the_page_are_there():
-    assert {"digits", "fashion", "fashion-2000", "fashion-10000", "cliparts", "emoji", "glyphs", "glyphs-2000"} == {*SETS}
+    assert {"digits", "mnist", "fashion", "fashion-2000", "fashion-10000", "cliparts", "emoji", "glyphs", "glyphs-2000"} == {*SETS}
 
 
 def test_a_teacher_labels_by_the_average_of_the_weights(rng):

@@ -106,7 +106,12 @@ def start(directory: str, setting: str, component: str, *, clear: tuple[str, ...
 
 
 def finish(directory: str, made_of: Mapping[str, Any]) -> None:
-    """Completes an artifact: writes its inputs and their fingerprint."""
+    """Completes an artifact that was started: writes its inputs and their fingerprint."""
+    write_made_of(directory, made_of)
+    tf.io.gfile.remove(f"{directory}/{_STARTED.format(made_of['component'])}")
+
+
+def write_made_of(directory: str, made_of: Mapping[str, Any]) -> None:
+    """Writes the inputs of an artifact and their fingerprint."""
     with whole_remote_file(f"{directory}/{MADE_OF}") as unfinished, tf.io.gfile.GFile(unfinished, "w") as file:
         file.write(json.dumps({"fingerprint": fingerprint(made_of), **made_of}, indent=1) + "\n")
-    tf.io.gfile.remove(f"{directory}/{_STARTED.format(made_of['component'])}")

@@ -6,7 +6,6 @@ python -m components.pipeline --flagfile=configs/digits.cfg --compile=pipeline.y
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import io
@@ -14,12 +13,13 @@ import os
 import re
 import shlex
 import sys
-import warnings
-from collections.abc import Callable
+import threading
 from typing import Any, TextIO
 
 from absl import flags as absl_flags
 
+from components.child_group import ChildGroup
+from components.errors import WorkerLostError, how_it_ended, signal_of
 from components.settings import FROM_EXAMPLES, IngestionSettings, LinearProbeSettings, PipelineSettings, missing_package
 from sela_tf.cli import flags
 from sela_tf.cli.command import Command
@@ -34,6 +34,8 @@ python -m components.pipeline --flagfile=configs/NAME.cfg --compile=FILE.yaml [-
 Ingests --dataset, trains on it, probes the model and says whether it is good enough. Flags:
 """
 _LOG = "kfp.log"
+_GRACE_SECONDS = 15
+"""Time in which steps save their state after a signal. Kubernetes kills after 30 seconds, in which all processes have to end."""
 _OF_INGESTION = ("images_per_shard", "image_key", "label_key", "beam_pipeline_args")
 """The others are settings of a training, too."""
 _OF_VERDICT = ("max_drop", "min_knn", "min_linear_probe", "min_nmi", "baseline")
@@ -86,32 +88,53 @@ def _work(settings: PipelineSettings, ingestion: str, training: str, probing: st
 
     from components.kfp_steps import make_pipeline
 
-    pipeline = make_pipeline(settings, ingestion, training, probing)
     if settings.compile:
+        pipeline = make_pipeline(settings, ingestion, training, probing)
         compiler.Compiler().compile(pipeline, settings.compile)
         print(f"Written: {settings.compile}, for Kubeflow Pipelines or Vertex. Its steps run in {settings.image}")
         return 0
-    return _run_here(pipeline, settings.root)
+    return _run_here(settings, ingestion, training, probing)
 
 
-def _run_here(pipeline: Callable[[], Any], root: str) -> int:
-    """Each step in a process of its own; what they say appears as they say it."""
-    from kfp import local
+def _run_here(settings: PipelineSettings, *flags_of_steps: str) -> int:
+    """Runs the pipeline in a process group of its own, shows what the steps say as they say it, and returns the status of a step that failed.
 
-    os.makedirs(root, exist_ok=True)
-    with open(f"{root}/{_LOG}", "a") as log, warnings.catch_warnings():
-        # of the steps' image, which is for a cluster
-        warnings.filterwarnings("ignore", message="You may be attemp", category=RuntimeWarning)
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=f"{root}/kfp", raise_on_error=True)
-        try:
-            with contextlib.redirect_stdout(_Steps(sys.stdout, log)):
-                pipeline()
-        except RuntimeError as error:
-            print(f"components.pipeline: a step failed, see above. All that kfp says: {root}/{_LOG}", file=sys.stderr)
-            log.write(f"{error}\n")
-            return 1
-    print(f"Artifacts: {root}")
+    Raises:
+        WorkerLostError: A step was ended by a signal.
+    """
+    os.makedirs(settings.root, exist_ok=True)
+    child = ChildGroup("components.kfp_process")
+    try:
+        with open(f"{settings.root}/{_LOG}", "a") as log:
+            steps = _Steps(sys.stdout, log)
+            child.tell([dataclasses.asdict(settings), *flags_of_steps])
+            try:
+                for line in child.lines:
+                    steps.write(line)
+            except KeyboardInterrupt:
+                _let_steps_end(child, steps)
+                raise
+    finally:
+        status = child.end()
+    if signal_of(status) is not None:
+        lost = f"the step {steps.step}" if steps.step else "the process of kfp"
+        raise WorkerLostError(
+            f"{lost} {how_it_ended(status)}: repeat the command, which continues there; all that kfp "
+            f"says is in {settings.root}/{_LOG}"
+        )
+    if status:
+        print(f"components.pipeline: a step failed, see above. All that kfp says: {settings.root}/{_LOG}", file=sys.stderr)
+        return status
+    print(f"Artifacts: {settings.root}")
     return 0
+
+
+def _let_steps_end(child: ChildGroup, steps: _Steps) -> None:
+    """Lets the steps end by SIGTERM within a time of grace, in which a training saves its state. Another signal ends them at once."""
+    ended = threading.Thread(target=lambda: [steps.write(line) for line in child.lines], daemon=True)
+    child.terminate()
+    ended.start()
+    ended.join(_GRACE_SECONDS)
 
 
 class _Steps(io.TextIOBase):
@@ -120,6 +143,8 @@ class _Steps(io.TextIOBase):
     def __init__(self, terminal: TextIO, log: TextIO):
         self._terminal, self._log = terminal, log
         self._line, self._is_step = "", False
+        self.step = ""
+        """The step that began last."""
 
     def write(self, text: str) -> int:
         self._log.write(text)
@@ -132,7 +157,8 @@ class _Steps(io.TextIOBase):
     def _show(self, line: str) -> None:
         started = re.search(r"Executing task .*?'(.+?)'", line)
         if started:
-            self._tell(f"\n== {started[1]}")
+            self.step = started[1]
+            self._tell(f"\n== {self.step}")
         elif "[KFP Executor" in line:
             # what it logs itself, Beam's words included; its input, in lines of its own, comes before the step's words
             self._is_step = self._is_step and "Got executor_input" not in line

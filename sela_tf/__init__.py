@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sela_tf.models.heads import MultiHead
     from sela_tf.runs.network import load_run
     from sela_tf.self_labelling.callback import SelfLabelling
+    from sela_tf.self_labelling.fit_checkpoint import Checkpoint
     from sela_tf.self_labelling.label_pass import head_log_probs
     from sela_tf.self_labelling.label_table import LabelTable
     from sela_tf.self_labelling.loss import SelfLabelLoss
@@ -48,6 +49,7 @@ _HOMES = {
     "Assignment": "transport.assignment",
     "BACKBONES": "models.backbones",
     "BalancedLabels": "transport.rounding",
+    "Checkpoint": "self_labelling.fit_checkpoint",
     "ClusterMonitor": "callbacks.monitors",
     "CollapseDoctor": "callbacks.doctor",
     "ConfigError": "settings.fields",
@@ -91,6 +93,7 @@ __all__ = [
     "BACKBONES",
     "Assignment",
     "BalancedLabels",
+    "Checkpoint",
     "ClusterMonitor",
     "CollapseDoctor",
     "ConfigError",

@@ -22,7 +22,7 @@ its own, which lie in RUN/flags.cfg. In what follows P is the paper (arXiv 1911.
 
 def _read(values: FlagValues) -> tuple[SelaConfig, TrainOptions]:
     place = flags.settings(values, TrainOptions)
-    return settings_of_run(place.workdir, flags.typed(values, SelaConfig))[0], place
+    return settings_of_run(place.workdir, flags.typed(values, SelaConfig), restart=place.restart)[0], place
 
 
 def _work(config: SelaConfig, place: TrainOptions) -> int:
@@ -34,7 +34,7 @@ def _work(config: SelaConfig, place: TrainOptions) -> int:
         return 0
     # A setting of the earlier run is in `config` already; one that was typed at its default must not fall back to it.
     whole = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} if config.continue_from else {}
-    run(config, place.workdir, minutes=place.minutes, **whole)
+    run(config, place.workdir, minutes=place.minutes, restart=place.restart, **whole)
     return 0
 
 

@@ -148,15 +148,18 @@ def run_doors(commands: Sequence[Sequence[str]], module: str = "sela_tf.train") 
     return run_modules([[module, *command] for command in commands])
 
 
-def run_modules(commands: Sequence[Sequence[str]], *, cwd: pathlib.Path = ROOT) -> list[Door]:
-    """Commands that begin with their module, one after another, in one process of their own: TensorFlow is loaded once."""
+def run_modules(commands: Sequence[Sequence[str]], *, cwd: pathlib.Path = ROOT, path: pathlib.Path | None = None) -> list[Door]:
+    """Commands that begin with their module, one after another, in one process of their own: TensorFlow is loaded once.
+
+    Modules are those of the checkout, and those in the directory `path`.
+    """
     process = subprocess.run(
         [sys.executable, "-c", _DOORS],
         input=json.dumps(commands),
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *([path] if path else [])]))},
         timeout=600,
         check=False,
     )
@@ -198,9 +201,11 @@ def rows(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
 
 
-def is_one_line(process: Door | subprocess.CompletedProcess[str], message: str, *, door: str = "sela_tf.train") -> None:
-    """Bad input was refused in one line that holds `message`."""
-    assert process.returncode == 2, process
+def is_one_line(
+    process: Door | subprocess.CompletedProcess[str], message: str, *, door: str = "sela_tf.train", status: int = 2
+) -> None:
+    """A command ended with `status`, by default that of bad flags or settings, and one line that holds `message`."""
+    assert process.returncode == status, process
     lines = process.stderr.splitlines()
     assert len(lines) == 1, process.stderr
     assert lines[0].startswith(f"{door}: error: ")

@@ -74,12 +74,17 @@ def test_the_first_losses_are_the_same():
         np.testing.assert_allclose(losses, expected, atol=1e-4)
 
 
+def without_digest(said: dict) -> dict:
+    """What a checkpoint says of itself, as it was before it had a digest and the settings."""
+    return {name: value for name, value in said.items() if name not in ("meta_sha256", "settings")}
+
+
 class TestTheWayAcross:
     def test_a_checkpoint_of_another_release_is_refused(self, continued):
         workdir, meta, command = continued
         said = json.loads(meta.read_text())
         assert said["tensorflow"] == RELEASE
-        meta.write_text(json.dumps({**said, "tensorflow": "2.14"}))
+        meta.write_text(json.dumps({**without_digest(said), "tensorflow": "2.14"}))
         (refused,) = run_here([[*command, "--epochs=3"]])
         is_one_line(refused, f"--workdir={workdir} holds a checkpoint of TensorFlow 2.14, and this is {RELEASE}")
         assert f"--backbone_weights={workdir}/model.weights.h5" in refused.stderr
@@ -95,7 +100,7 @@ class TestTheWayAcross:
     @pytest.mark.lane
     def test_checkpoints_without_a_record_are_of_2_20_or_2_21(self, continued):
         _, meta, command = continued
-        said = json.loads(meta.read_text())
+        said = without_digest(json.loads(meta.read_text()))
         del said["tensorflow"]
         meta.write_text(json.dumps(said))
         (door,) = run_here([[*command, "--epochs=3", "--evaluate=none"]])

@@ -164,7 +164,7 @@ class TestSelfLabelling:
         door = "components.self_labelling"
         is_one_line(other, "--model=", door=door)
         assert "holds what was made of other examples or settings: name another directory" in other.stderr
-        is_one_line(missing, "has no manifest.json", door=door)
+        is_one_line(missing, "has no manifest.json", door=door, status=3)
         is_one_line(damaged, "--examples is missing", door=door)
         assert times(made.root / "model") == before
 
@@ -323,6 +323,6 @@ class TestLinearProbe:
         door = "components.linear_probe"
         is_one_line(unknown, f"--examples={tmp_path / 'unknown'} has no class labels, which probes need", door=door)
         assert not (tmp_path / "e").exists() or (tmp_path / "e" / "evaluation.json").exists()
-        is_one_line(cut, "Split-eval/data_tfrecord-00000-of-00002.gz is missing", door=door)
+        is_one_line(cut, "Split-eval/data_tfrecord-00000-of-00002.gz is missing", door=door, status=3)
         assert whole.returncode == 0, whole.stderr  # a share is held out, as everywhere
         is_one_line(foreign, "holds no finished model", door=door)

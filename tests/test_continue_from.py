@@ -29,15 +29,15 @@ from sela_tf.data.splits import hold_out
 from sela_tf.data.stores import Arrays
 from sela_tf.reporting.changes import changes_of_labels, changes_table
 from sela_tf.runs.flagfile import given_by, settings_of_run
-from sela_tf.runs.network import NetworkDescription, describe_network, load_run, save_network
+from sela_tf.runs.network import NetworkDescription, describe_network, load_run
 from sela_tf.runs.workdir import Workdir
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.train import main as train
 from sela_tf.training.earlier_run import Continuation
 from sela_tf.training.experiment import Experiment
+from sela_tf.training.finishing import finish
 from sela_tf.training.images import load_training_data
-from sela_tf.training.run import _last_transport
 from sela_tf.transport.assignment import Assignment
 from sela_tf.transport.linear_logits import LinearLogits
 
@@ -83,8 +83,7 @@ def earlier(vectors) -> pathlib.Path:
     experiment.labelling.assign = optimal
     directory = Workdir(path, given_by(config))
     directory.start(0, experiment.config)
-    digest = save_network(path, experiment.model, experiment.description, step=experiment.last_step)
-    _last_transport(experiment, directory, digest)
+    finish(experiment, directory)
     directory.close()
     arrays = dict(np.load(path / "labels.npz"))
     names = np.array([[f"head {head}, cluster {cluster}" for cluster in range(K)] for head in range(T)])
@@ -144,8 +143,8 @@ class TestSettings:
         class SeenError(Exception):
             pass
 
-        def look(given, workdir, *_):
-            seen.append(settings_of_run(workdir, given)[0])
+        def look(given, place, *_):
+            seen.append(settings_of_run(place.workdir, given)[0])
             raise SeenError
 
         monkeypatch.setattr("sela_tf.training.run._run", look)

@@ -70,10 +70,7 @@ def test_a_signal_saves_and_the_same_command_continues(finished, tmp_path, numbe
     assert continued.returncode == 0, continued.stderr
     assert f"continues at step {stopped[1]}" in continued.stdout
     interrupted, whole = rows(tmp_path / "run"), rows(finished[0])
-    assert [(row["kind"], row["step"]) for row in interrupted] == [(row["kind"], row["step"]) for row in whole]
-    for a, b in zip(interrupted, whole, strict=True):
-        if a["kind"] == "train":
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4), a["step"]
+    assert interrupted == whole
 
 
 @pytest.mark.slow
@@ -95,7 +92,7 @@ def test_a_run_without_its_checkpoints_is_kept_and_not_trained_anew(finished, tm
     same, longer = run_here([[*SMALL, f"--workdir={workdir}"], [*SMALL, f"--workdir={workdir}", "--epochs=3"]])
     assert same.returncode == 0
     assert "finished" in same.stdout
-    is_one_line(longer, "its checkpoints are gone or damaged")
+    is_one_line(longer, "no checkpoint of it is there and whole")
     assert ((workdir / "metrics.jsonl").read_bytes(), (workdir / "results.json").read_bytes()) == before
 
 

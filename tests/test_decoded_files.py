@@ -89,6 +89,7 @@ def test_pixels_are_those_of_the_decoder(folder, tmp_path):
             expected = decoded_files.decode_image(tf.io.read_file(path), 3, RULES)
             np.testing.assert_array_equal(kept.store.image(tf.constant(place)), expected)
     assert kept.fingerprint() == images.fingerprint()
+    np.testing.assert_array_equal(kept.store.checksums(), images.store.checksums())
 
 
 def test_only_new_images_are_decoded(folder, tmp_path, monkeypatch):

@@ -196,3 +196,13 @@ class TestReference:
             assert {*arrays, "names", "cluster_names"} == set(contents.LABEL_ARRAYS)
         rows = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
         assert {row["kind"] for row in rows} | {"warning"} == set(contents.METRIC_ROWS)
+
+
+def test_the_table_of_faults_names_tests_that_there_are():
+    rows = [line for line in (ROOT / "docs" / "promises.md").read_text().splitlines() if line.startswith("|")]
+    named = [name for row in rows for name in re.findall(r"`(tests/[^`]*)`", row)]
+    assert len(named) > 5
+    for name in named:
+        path, *parts = name.split("::")
+        text = (ROOT / path).read_text()
+        assert all(re.search(rf"^ *(?:def|class) {part}\b", text, re.MULTILINE) for part in parts), name

@@ -234,19 +234,18 @@ class TestDoctor:
         assert Fit(values, assign=assign, epochs=2).found == [("clusters", 0)]
 
     def test_state_round_trip(self, values):
-        """A twin that takes over after two epochs says what the first would have said, and nothing twice."""
+        """A twin that takes over after two epochs says what the first would have said, and nothing twice; it has what the first found."""
 
         def run(doctors):
             labels, model = sela_tf.LabelTable(T, K, N), make_model()
             model.compile(keras.optimizers.SGD(1e-9), loss=sela_tf.SelfLabelLoss(labels))
-            state, found = None, []
+            state = None
             for doctor in (make(labels) for make in doctors):
                 if state is not None:
                     doctor.restore(state)
                 model.fit(pairs(values), epochs=1, shuffle=False, verbose=0, callbacks=[doctor])
                 state = doctor.state()
-                found += [finding.kind for finding in doctor.findings]
-            return found
+            return [finding.kind for finding in doctor.findings]
 
         assert run([sela_tf.CollapseDoctor] * 4) == ["loss"]
 

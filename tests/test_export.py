@@ -210,7 +210,7 @@ class TestCheck:
             code = export.main(["export", f"--workdir={finished[0]}", f"--export_dir={tmp_path}", "--check", "--nowarm_up"])
         finally:
             signal.signal(signal.SIGTERM, before)
-        assert code == 2
+        assert code == 4
         assert list(tmp_path.iterdir()) == []
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("sela_tf.export: error: serving_default, batch 1: ")
@@ -275,7 +275,7 @@ def test_versions_are_counted(tmp_path, there, asked, given):
     for name in there:
         (tmp_path / name).mkdir()
     settings = ExportConfig(workdir="run", export_dir=str(tmp_path), export_version=asked)
-    assert exporter._version_directory(settings) == tmp_path / given
+    assert exporter._version_directory(tmp_path, settings) == tmp_path / given
 
 
 # The clients, before a stand-in for the server.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 
 import pytest
 import tensorflow as tf
@@ -53,6 +54,11 @@ class TestWholeFile:
         with pytest.raises(ValueError, match="early"), whole_file(tmp_path / "no" / "a"):
             raise ValueError("early")
 
+    def test_its_content_reaches_the_disk_before_its_name_and_the_name_after_it(self, tmp_path, monkeypatch):
+        calls = _calls_to_the_disk(monkeypatch)
+        write_whole(tmp_path / "a", "new")
+        assert calls == ["fsync .unfinished-a", "replace a", f"fsync {tmp_path.name}"]
+
 
 class TestWholeDirectory:
     def test_takes_its_name_at_the_end(self, tmp_path):
@@ -71,6 +77,39 @@ class TestWholeDirectory:
         with pytest.raises(ValueError, match="late"):
             fail()
         assert os.listdir(tmp_path) == []
+
+    def test_all_its_files_reach_the_disk_before_its_name(self, tmp_path, monkeypatch):
+        calls = _calls_to_the_disk(monkeypatch)
+        with whole_directory(tmp_path / "a") as unfinished:
+            (unfinished / "b").mkdir()
+            for name in ("file", "b/other"):
+                (unfinished / name).write_text("x")
+        assert sorted(calls[:4]) == ["fsync .unfinished-a", "fsync b", "fsync file", "fsync other"]
+        assert calls[4:] == ["rename a", f"fsync {tmp_path.name}"]
+
+
+def _calls_to_the_disk(monkeypatch) -> list[str]:
+    """The list that all later fsyncs and renames are noted in, each with the last part of its path."""
+    calls: list[str] = []
+    fsync = os.fsync
+
+    def noted_fsync(descriptor: int) -> None:
+        calls.append(f"fsync {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        fsync(descriptor)
+
+    def noted(name: str) -> None:
+        call = getattr(os, name)
+
+        def rename(old: pathlib.Path, new: pathlib.Path) -> None:
+            calls.append(f"{name} {new.name}")
+            call(old, new)
+
+        monkeypatch.setattr(os, name, rename)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    noted("replace")
+    noted("rename")
+    return calls
 
 
 class TestWholeRemoteFile:

@@ -20,10 +20,12 @@ from fixtures import ROOT, SMALL, is_one_line, run_doors
 
 import sela_tf
 from sela_tf.data.sources import load_source
+from sela_tf.runs.finished import read_finished, write_finished
 from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.labels import read_labels
 from sela_tf.runs.names import LABELS, LOCK, NETWORK, REPORT, RESULTS, WEIGHTS
-from sela_tf.runs.network import describe_older_run, read_description, save_network
+from sela_tf.runs.network import describe_older_run, read_description
+from sela_tf.runs.results import has_results
 from sela_tf.runs.workdir import Workdir
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
@@ -96,7 +98,8 @@ class TestOldRun:
 
     def test_its_labels_are_not_taken_for_a_later_networks(self, tmp_path):
         workdir = copy_of(OLD_RUN, tmp_path)
-        save_network(workdir, sela_tf.load_run(workdir), read_description(workdir), step=6)
+        describe_older_run(workdir)
+        write_finished(workdir, read_finished(workdir)._replace(step=6))
         with pytest.raises(ConfigError, match="labels of step None, and the network is of step 6"):
             read_labels(workdir, (2, 8))
 
@@ -145,16 +148,29 @@ class TestWorkdir:
         (workdir / "flags.cfg").write_text((workdir / "flags.cfg").read_text().replace("--epochs=2", "--epochs=3"))
         assert not Workdir(workdir, vars(dataclasses.replace(config, epochs=3))).is_finished
 
-    def test_an_outdated_verdict_goes_with_its_report(self, finished, tmp_path):
+    def test_a_finished_network_stays_with_its_verdict_until_there_is_another(self, finished, tmp_path):
         workdir = copy_of(finished[0], tmp_path)
         rows = (workdir / "metrics.jsonl").read_text()
         for epochs, there in ((2, True), (3, False)):
             directory = Workdir(workdir, vars(dataclasses.replace(read_config(workdir), epochs=epochs)))
             directory.start(42, directory.config)
             directory.close()
-            assert (workdir / RESULTS).exists() == (workdir / REPORT).exists() == there
+            assert has_results(workdir)
+            assert (workdir / REPORT).exists()
+            assert read_config(workdir).epochs == 2
             assert ((workdir / "metrics.jsonl").read_text() == rows) == there
-        assert (workdir / NETWORK).exists()
+        directory = Workdir(workdir, vars(directory.config))
+        arrays = read_labels(workdir, (2, 16))
+        directory.start(42, directory.config)
+        directory.finish(sela_tf.load_run(workdir), read_description(workdir), 63, lambda digest: {
+            **arrays, "step": np.array(63), "weights_sha256": np.array(digest), "potentials": arrays["potentials"] + 1,
+        })  # fmt: skip
+        directory.close()
+        assert not any((workdir / name).exists() for name in (RESULTS, REPORT))
+        assert read_config(workdir).epochs == 3
+        np.testing.assert_array_equal(read_labels(workdir, (2, 16))["potentials"], arrays["potentials"] + 1)
+        np.testing.assert_array_equal(outputs(workdir), outputs(finished[0]))
+        assert not list(workdir.glob("*-00000063*"))
 
     def test_what_will_not_be_as_before_is_said(self, tmp_path):
         longer = SelaConfig(dataset="digits", num_clusters=16, epochs=500, label_memory=2.0)
@@ -172,7 +188,7 @@ def test_a_run_that_was_killed_in_its_evaluation_labels_exports_and_is_completed
     workdir = tmp_path / "run"
     program = (
         "import os, signal, sys; from sela_tf import train; from sela_tf.training import run\n"
-        "run._judge = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "run.judge_run = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sys.exit(train.main(sys.argv))"
     )
     arguments = [*SMALL, "--report", f"--workdir={workdir}"]

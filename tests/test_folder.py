@@ -15,6 +15,7 @@ from PIL import Image
 from sela_tf.data.decoding import check_image, decode_image
 from sela_tf.data.errors import SourceError
 from sela_tf.data.headers import BadImageError
+from sela_tf.data.image_set import ImageSet
 from sela_tf.data.sources import SourceOptions, load_source
 from sela_tf.data.splits import hold_out, match_classes, match_input
 
@@ -152,11 +153,23 @@ class TestFolder:
         with pytest.raises(SourceError, match="say which directory"):
             load_source("folder:")
 
-    def test_fingerprint_follows_names_and_sizes(self, folder, rng):
-        before = load_source(f"folder:{folder}").train.fingerprint()
-        assert load_source(f"folder:{folder}").train.fingerprint() == before
-        picture(rng, (21, 14)).save(folder / "cats" / "a.png")
-        assert load_source(f"folder:{folder}").train.fingerprint() != before
+    def test_fingerprint_follows_names_and_content(self, folder):
+        def images() -> ImageSet:
+            return load_source(f"folder:{folder}").train
+
+        before, file = images(), folder / "dogs" / "d.bmp"
+        file.touch()
+        assert images().fingerprint() == before.fingerprint()
+        moved = file.rename(folder / "dogs" / "moved.bmp")
+        renamed = images()
+        np.testing.assert_array_equal(np.sort(renamed.store.checksums()), np.sort(before.store.checksums()))
+        moved.rename(file)
+        whole = bytearray(file.read_bytes())
+        whole[-1] ^= 1  # a pixel, so that the size stays
+        file.write_bytes(whole)
+        edited = images()
+        assert len({each.fingerprint() for each in (before, renamed, edited)}) == 3
+        assert (edited.store.checksums() != before.store.checksums()).tolist() == [False, False, False, True, False]
 
     def test_a_bomb_is_refused_by_its_header(self, tmp_path):
         header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 40_000, 40_000, 8, 2, 0, 0, 0)
@@ -218,7 +231,7 @@ class TestSplitsAndChannels:
         np.savez(
             tmp_path / "x.npz",
             images=images,
-            classes=np.array([7, 2**40, 7, 9, 9, 7]),
+            classes=np.array([7, 2**17, 7, 9, 9, 7]),
             eval_images=images[:2],
             eval_classes=np.array([9, 3]),
         )

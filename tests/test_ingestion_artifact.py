@@ -259,7 +259,7 @@ class TestBadInput:
         assert "0 rejected. Train on them with --dataset=records:" in good.stdout
         door = "components.data_ingestion"
         is_one_line(unknown, "Unknown command line flag 'shards'", door=door)
-        is_one_line(missing, f"{tmp_path}/none", door=door)
+        is_one_line(missing, f"{tmp_path}/none", door=door, status=3)
         is_one_line(without, "--examples is missing", door=door)
 
     def test_without_beam(self, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.special import softmax
 
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.stores import Arrays, Files
+from sela_tf.files.storage import StorageError
 from sela_tf.runs.labels import known_changes, read_labels
 from sela_tf.serving.disagreement import HeadDisagreement
 from sela_tf.serving.label_writer import LabelWriter
@@ -19,9 +21,16 @@ from sela_tf.settings.fields import ConfigError
 
 def test_what_is_known_of_an_image_is_known_of_no_other_of_its_name_or_row(tmp_path, rng):
     """Changes of labels belong to the images that were trained on, wherever these lie, and to them alone."""
-    for name in "abcd":
-        (tmp_path / name).write_text("image" * (1 + ord(name)))
-    files = ImageSet(name="f", channels=1, store=Files(tuple(str(tmp_path / n) for n in "abcd")), names=tuple("abcd"))
+
+    def files_of(contents: dict[str, str]) -> ImageSet:
+        for name, content in contents.items():
+            (tmp_path / name).write_text(content)
+        digests = tuple(hashlib.sha256(content.encode()).hexdigest() for content in contents.values())
+        store = Files(tuple(str(tmp_path / name) for name in contents), digests=digests)
+        return ImageSet(name="f", channels=1, store=store, names=tuple(contents))
+
+    contents = {name: f"image {name}" for name in "abcd"}
+    files = files_of(contents)
     pixels = ImageSet(name="p", channels=1, store=Arrays(rng.integers(0, 256, (4, 3, 3, 1), dtype=np.uint8)))
     for whole in (files, pixels):
         trained = whole.take(np.array([2, 0]))
@@ -40,8 +49,12 @@ def test_what_is_known_of_an_image_is_known_of_no_other_of_its_name_or_row(tmp_p
             composed = dataclasses.replace(trained, names=("caf\u00e9", "a"))
             again = {**labels, "names": np.array(composed.names), "data_fingerprint": np.array(composed.fingerprint())}
             np.testing.assert_array_equal(known_changes(decomposed, again), [1, np.nan, 4, np.nan])
-            (tmp_path / "c").write_text("another image of that name")
-            others = files
+            # a run that is older knows the names and sizes of its files
+            sized = b"".join(trained.store.sized(trained.names))
+            older = {**labels, "data_fingerprint": np.array(hashlib.sha256(b"2 1" + sized).hexdigest())}
+            np.testing.assert_array_equal(known_changes(files, older), [1, np.nan, 4, np.nan])
+            others = files_of({**contents, "c": "IMAGE c"})
+            np.testing.assert_array_equal(known_changes(others, older), [1, np.nan, 4, np.nan])
         else:
             others = dataclasses.replace(pixels, store=Arrays(pixels.images + 1))
         assert np.isnan(known_changes(others, labels)).all()
@@ -111,7 +124,7 @@ def test_nothing_is_left_on_a_full_disk(tmp_path, suffix, monkeypatch):
 
     monkeypatch.setattr("os.replace", full)
     with (
-        pytest.raises(OSError, match=f"labels{suffix} cannot be written: No space left"),
+        pytest.raises(StorageError, match=rf"labels{suffix} cannot be written \(No space left"),
         LabelWriter(tmp_path / f"labels{suffix}") as writer,
     ):
         writer.write({"a": np.arange(3)})

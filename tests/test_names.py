@@ -27,6 +27,7 @@ from sela_tf.commands.report import report_run
 from sela_tf.data.errors import SourceError
 from sela_tf.data.sources import load_source
 from sela_tf.files.archives import read_npz
+from sela_tf.files.storage import StorageError
 from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.runs import labels as runs_labels
 from sela_tf.runs.cluster_names import Names, kept_names, named, read_names, write_names
@@ -165,7 +166,9 @@ class TestLabelsFile:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(runs_labels.np, "savez", cut)
-        with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
+        with pytest.raises(
+            StorageError, match=r"cannot be written \(No space left on device\): what was there before is as it was"
+        ):
             write_names(old_run, Names({(0, 3): "cats"}, {}))
         assert (old_run / LABELS).read_bytes() == before
         assert not list(old_run.glob(".unfinished*"))

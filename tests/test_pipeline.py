@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -14,8 +16,10 @@ from doc_blocks import make_directory, run_make
 from fixtures import ROOT, SMALL, run_here
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
+from processes import Tree
 from served import encoded, picture
 
+from components.errors import WorkerLostError
 from components.linear_probe.__main__ import main as probe_command
 from components.self_labelling.__main__ import main as train_command
 from sela_tf.cli import flags
@@ -142,12 +146,37 @@ class TestHere:
             (tmp_path / "images" / f"{i}.png").write_bytes(encoded(picture(rng), "PNG")[: -20 if i == 2 else None])
         command = [f"--dataset=folder:{tmp_path}/images", *TRAINING, f"--root={tmp_path}/root"]
         (done,) = run_here([command], "components.pipeline")
-        assert done.returncode == 1
+        (alone,) = run_here(
+            [[f"--dataset=folder:{tmp_path}/images", f"--examples={tmp_path}/alone"]], "components.data_ingestion.__main__"
+        )
+        assert done.returncode == alone.returncode
         (cause,) = re.findall("components.data_ingestion: error: .*", done.stdout)
         assert "2.png (a damaged or cut png)" in cause
         assert "a step failed" in done.stderr
         assert "== self-labelling" not in done.stdout
         assert "Traceback" not in done.stdout + done.stderr
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["a step", "the parent", "a stop"])
+    def test_a_kill_ends_all_of_it(self, tmp_path, kind):
+        command = ["components.pipeline", "--dataset=digits", *TRAINING, "--epochs=100000", f"--root={tmp_path}/root"]
+        with Tree(*command, output=tmp_path / "said") as tree:
+            tree.wait_for_words("steps an epoch")
+            step = tree.wait_for(lambda line: "executor_main" in line and not line.startswith("sh "))
+            os.kill(step if kind == "a step" else tree.process.pid, signal.SIGTERM if kind == "a stop" else signal.SIGKILL)
+            status, said = tree.ends(), tree.said()
+        if kind == "a step":
+            assert status == WorkerLostError.exit_status
+            assert "components.pipeline: error: the step self-labelling was ended by SIGKILL, as the kernel does" in said
+            assert "Traceback" not in said
+        elif kind == "the parent":
+            assert status == -signal.SIGKILL
+        else:
+            assert status == 128 + signal.SIGTERM
+            # the step has ended by itself
+            assert "components.self_labelling: stopped" in said or "SIGTERM: saving" in said
+            assert said.endswith("components.pipeline: stopped; the same command continues\n")
+        assert "== linear-probe" not in said
 
     @pytest.mark.slow
     def test_a_compiled_step_works_where_its_artifacts_are_not(self, tmp_path):

@@ -243,7 +243,7 @@ def probed(finished, tmp_path_factory) -> tuple[pathlib.Path, dict[str, Door]]:
 @pytest.mark.xdist_group("probes")
 def test_damaged_files_of_another_source_are_left_out_where_that_is_asked_for(probed):
     tmp_path, said = probed
-    assert said["damaged"].returncode == 2
+    assert said["damaged"].returncode == 3
     assert "1 of 12 images cannot be read, --max_rejected=0: 1/11.png" in said["damaged"].stderr
     assert said["left out"].returncode == 0, said["left out"].stderr
     assert json.loads((tmp_path / "files" / "probes.json").read_text())["num_held_out_images"] == 11

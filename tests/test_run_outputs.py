@@ -72,7 +72,7 @@ class TestFinishedRun:
         workdir, _ = finished
         results = json.loads((workdir / "results.json").read_text())
         networks, derived = {"trained", "untrained", "raw_pixels"}, {"random_clusters", "intervals", "compared", "without_classes"}
-        assert set(results) == networks | derived | {"chance", "training_labels", "transport", "config", "data"}
+        assert set(results) == networks | derived | {"chance", "training_labels", "transport", "config", "data", "network"}
         assert results["transport"]["converged"] == [True, True]
         for network in networks:
             agreement = {"nmi", "ami", "ari", "hungarian", "purity", "entropy"}

@@ -42,7 +42,7 @@ def test_known_labels_and_a_prior_through_the_door(tmp_path):
         ]
     )
     assert with_known.returncode == with_prior.returncode == 0, with_known.stderr + with_prior.stderr
-    assert wrong.returncode == misspelt.returncode == 2
+    assert (wrong.returncode, misspelt.returncode) == (3, 2)
     assert "line 2 of --known_labels=" in wrong.stderr
     assert "none of the 1344 training images, nor of those left out, has the row '5000'" in wrong.stderr
     assert "`known_labels`: 7 labels are of images that are not trained on, and are left out" in with_known.stdout
@@ -147,10 +147,10 @@ def test_labels_of_another_run_rotations_and_unequal_classes(finished, tmp_path)
     assert heavy.returncode == 0, heavy.stderr
     assert "of 1344 training images are kept" in heavy.stdout
     is_one_line(relabelled, "add --num_relabellings=0")
-    is_one_line(other_images, "other images than the 1277 training images")
-    is_one_line(other_heads, "has 2 heads of 16 clusters")
-    is_one_line(no_labels, "is not the labels.npz of a run")
-    is_one_line(no_classes, "--imbalance=light needs class labels")
+    is_one_line(other_images, "other images than the 1277 training images", status=3)
+    is_one_line(other_heads, "has 2 heads of 16 clusters", status=3)
+    is_one_line(no_labels, "is not the labels.npz of a run", status=3)
+    is_one_line(no_classes, "--imbalance=light needs class labels", status=3)
     is_one_line(not_square, "which must be square, not 8 x 10: give --image_size")
 
 

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from sela_tf.runs import checkpoint
+from sela_tf.files import saves
 from sela_tf.runs.results import read_results
 from sela_tf.runs.workdir import Workdir
 from sela_tf.settings.fields import ConfigError
@@ -18,20 +18,31 @@ from sela_tf.settings.training import SelaConfig
 class TestCheckpoint:
     def test_round_trip_and_keep(self, tmp_path, rng):
         for step in (5, 10, 15):
-            checkpoint.save(tmp_path, step, {"a/b": rng.normal(size=3), "n": np.arange(step)}, {"note": "x"}, keep=2)
+            saves.save(tmp_path, step, {"a/b": rng.normal(size=3), "n": np.arange(step)}, {"note": "x"}, keep=2)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
-        newest, passed_over = checkpoint.load_newest(tmp_path)
+        newest, passed_over = saves.load_newest(tmp_path)
         assert (newest.step, newest.meta["note"], passed_over) == (15, "x", [])
         np.testing.assert_array_equal(newest.arrays["n"], np.arange(15))
         assert set(newest.arrays) == {"a/b", "n"}
 
-    def test_none(self, tmp_path):
-        assert checkpoint.load_newest(tmp_path / "none") == (None, [])
+    def test_a_second_save_of_a_step_leaves_the_first_until_it_is_whole(self, tmp_path, monkeypatch):
+        saves.save(tmp_path, 1, {"n": np.arange(3)}, {}, keep=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(saves, "write_npz", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                saves.save(tmp_path, 1, {"n": np.arange(4)}, {}, keep=1)
+        assert len(saves.load_newest(tmp_path)[0].arrays["n"]) == 3
+        saves.save(tmp_path, 1, {"n": np.arange(4)}, {}, keep=1)
+        assert len(saves.load_newest(tmp_path)[0].arrays["n"]) == 4
+        assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.1"]
 
-    @pytest.mark.parametrize("damage", ["cut", "flip", "no meta", "cut meta"])
+    def test_none(self, tmp_path):
+        assert saves.load_newest(tmp_path / "none") == (None, [])
+
+    @pytest.mark.parametrize("damage", ["cut", "flip", "no meta", "cut meta", "another step", "another digest"])
     def test_a_damaged_save_is_passed_over_and_named(self, tmp_path, damage):
         for step in (1, 2):
-            checkpoint.save(tmp_path, step, {"n": np.arange(1000) * step}, {}, keep=2)
+            saves.save(tmp_path, step, {"n": np.arange(1000) * step}, {}, keep=2)
         state, meta = (tmp_path / "step-00000002" / name for name in ("state.npz", "meta.json"))
         data = bytearray(state.read_bytes())
         if damage == "cut":
@@ -41,28 +52,32 @@ class TestCheckpoint:
             state.write_bytes(data)
         elif damage == "no meta":
             meta.unlink()
-        else:
+        elif damage == "cut meta":
             meta.write_text(meta.read_text()[:9])
-        newest, passed_over = checkpoint.load_newest(tmp_path)
+        else:
+            said = json.loads(meta.read_text())
+            edited = {"step": 3} if damage == "another step" else {"note": "y"}
+            meta.write_text(json.dumps({**said, **edited}))
+        newest, passed_over = saves.load_newest(tmp_path)
         assert newest.step == 1
         assert len(passed_over) == 1
         assert "step-00000002" in passed_over[0]
 
     def test_going_on_from_an_older_save_drops_the_later_ones_and_spares_what_is_no_save(self, tmp_path):
         for step in (100, 200):
-            checkpoint.save(tmp_path, step, {"n": np.arange(3)}, {}, keep=2)
+            saves.save(tmp_path, step, {"n": np.arange(3)}, {}, keep=2)
         (tmp_path / "step-00000200" / "state.npz").write_bytes(b"x")
         (tmp_path / "step-00000100-mine").mkdir()
         (tmp_path / "step-00000300.zip").write_bytes(b"")
-        checkpoint.save(tmp_path, 150, {"n": np.arange(3)}, {}, keep=1)
-        assert checkpoint.load_newest(tmp_path)[0].step == 150
+        saves.save(tmp_path, 150, {"n": np.arange(3)}, {}, keep=1)
+        assert saves.load_newest(tmp_path)[0].step == 150
         assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000100-mine", "step-00000150", "step-00000300.zip"]
 
     def test_what_a_kill_left_is_no_save(self, tmp_path):
-        checkpoint.save(tmp_path, 1, {"n": np.arange(3)}, {}, keep=2)
+        saves.save(tmp_path, 1, {"n": np.arange(3)}, {}, keep=2)
         (tmp_path / ".unfinished-step-00000002").mkdir()
-        assert checkpoint.load_newest(tmp_path)[0].step == 1
-        checkpoint.save(tmp_path, 2, {"n": np.arange(3)}, {}, keep=2)
+        assert saves.load_newest(tmp_path)[0].step == 1
+        saves.save(tmp_path, 2, {"n": np.arange(3)}, {}, keep=2)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
 

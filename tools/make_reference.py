@@ -71,7 +71,7 @@ def commands() -> Iterator[str]:
         "Every setting is written `--name=value`; a setting of two values also `--name` or `--noname`. `--flagfile=FILE` reads flags from a "
         "file, and what follows it wins. Lists are separated by commas. All commands have "
         + ", ".join(f"`--{name}` ({(known[TRAIN][1][name].help or '').rstrip('.').lower()})" for name in OF_ALL_COMMANDS)
-        + ". The exit status is 0, 2 for bad input, and 128 + n after signal n; components.pipeline ends with 1 when a step fails. Sources of defaults: P is the paper, R its reference code.\n"
+        + ". The exit statuses are those of [promises.md](promises.md); components.pipeline ends with 1 when a step fails. Sources of defaults: P is the paper, R its reference code.\n"
     )
     for module, (usage, own) in known.items():
         synopsis, _, description = usage.partition("\n\n")

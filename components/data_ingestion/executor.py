@@ -11,19 +11,20 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from components import artifacts
+from components.data_ingestion import output
 from components.data_ingestion.planning import Plan, files_of, plan
-from components.data_ingestion.workers import Workers, write_text
+from components.data_ingestion.tasks import write_text
+from components.data_ingestion.workers import Workers
+from components.errors import storage_errors
 from components.settings import IngestionSettings, missing_package
 from sela_tf.data.decoding import ImageInfo
 from sela_tf.data.errors import SourceError
-from sela_tf.data.folder_contents import walk
 from sela_tf.data.image_set import SourceName
 from sela_tf.data.left_out import ImageNote, check_rejected, in_words
 from sela_tf.data.listing import FileInfo, size_and_time
@@ -34,8 +35,8 @@ from sela_tf.settings.fields import ConfigError
 
 REJECTED, CONVERTED, SCHEMA = "rejected.json", "converted.json", "schema.pbtxt"
 _NAME = "data_ingestion"
-_SCRATCH = ".unfinished-"
-"""The beginning of the name of the directory beside the examples in which they are made."""
+_NAMES = ("Split-", MANIFEST, INDEX, REJECTED, CONVERTED, SCHEMA)
+"""Beginnings of the names of what is written."""
 _INSPECTED_AT_ONCE = 500
 
 
@@ -51,8 +52,10 @@ def ingest(settings: IngestionSettings) -> dict[str, Any]:
         The manifest.
 
     Raises:
-        ConfigError: Beam is missing, or the directory cannot be used.
+        ConfigError: Beam is missing, or the directory cannot be used, or another ingestion is writing it.
         SourceError: The images cannot be used.
+        WorkerLostError: A worker has ended before its work was done.
+        StorageError: The disk is full, or cannot be written for another reason.
     """
     if importlib.util.find_spec("apache_beam") is None:
         raise missing_package("ingestion needs Apache Beam", "beam")
@@ -69,17 +72,13 @@ def ingest(settings: IngestionSettings) -> dict[str, Any]:
         raise ConfigError(
             f"`examples={directory}` holds examples of `dataset={before['settings']['dataset']}`: name another directory"
         )
-    # The old records stay until all new ones are written.
-    place, _, name = directory.rpartition("/")
-    with _scratch(f"{place}/{_SCRATCH}{name}") as scratch:
+    with storage_errors(directory), output.scratch_beside(directory) as scratch:
         staging = f"{scratch}/records"
         tf.io.gfile.makedirs(staging)
-        manifest = _ingest(settings, staging, Workers(scratch, settings.beam_pipeline_args))
-        artifacts.start(directory, "examples", _NAME, clear=("Split-", MANIFEST, INDEX, REJECTED, CONVERTED, SCHEMA))
-        for name in walk(staging, name=staging):
-            tf.io.gfile.makedirs(os.path.dirname(f"{directory}/{name}"))
-            tf.io.gfile.rename(f"{staging}/{name}", f"{directory}/{name}", overwrite=True)
-    artifacts.finish(directory, made_of)
+        with Workers(scratch, settings.beam_pipeline_args) as workers:
+            manifest = _ingest(settings, staging, workers)
+        # The old records stay until all new ones are written.
+        output.put_in_place(scratch, staging, directory, made_of, names=_NAMES)
     return manifest
 
 
@@ -246,15 +245,3 @@ def _schema(rows: Sequence[dict[str, Any]], class_names: Sequence[str] | None, *
             feature.int_domain.min, feature.int_domain.max = 0, len(class_names) - 1
             feature.int_domain.is_categorical = True
     return text_format.MessageToString(schema)
-
-
-@contextlib.contextmanager
-def _scratch(path: str) -> Iterator[str]:
-    """Makes a directory and removes it at the end of the context."""
-    if tf.io.gfile.exists(path):  # A killed ingestion has left it.
-        tf.io.gfile.rmtree(path)
-    tf.io.gfile.makedirs(path)
-    try:
-        yield path
-    finally:
-        tf.io.gfile.rmtree(path)

@@ -6,12 +6,15 @@ Sources hold plain values only, so that they can be written to JSON for the work
 from __future__ import annotations
 
 import functools
+import gzip
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 from google.protobuf import message
 
+from components.data_ingestion.tfrecord_lengths import check_lengths
 from sela_tf.compat.autotuning import untuned
 from sela_tf.data.converting import to_png
 from sela_tf.data.decoding import ImageInfo, check_image
@@ -125,6 +128,7 @@ class TfExamples(NamedTuple):
             packed = file.read(2) == b"\x1f\x8b"
         row = 0
         try:
+            check_lengths(self.path, packed=packed)
             examples = tf.data.TFRecordDataset(self.path, compression_type="GZIP" if packed else "")
             for serialized in untuned(examples).as_numpy_iterator():
                 name = row_name(self.name, row)
@@ -133,7 +137,7 @@ class TfExamples(NamedTuple):
                 row += 1
         except message.DecodeError as error:
             raise SourceError(f"{self.path}: record {row} is no tf.train.Example") from error
-        except tf.errors.DataLossError as error:
+        except (tf.errors.DataLossError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise SourceError(
                 f"{self.path}: cut or damaged after its first {row} records, or packed otherwise than by gzip"
             ) from error

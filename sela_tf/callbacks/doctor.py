@@ -117,11 +117,13 @@ class CollapseDoctor(keras.callbacks.Callback):
     def state(self) -> dict[str, np.ndarray]:
         """Returns the arrays that a continued training needs to report what an uninterrupted one would; "waiting" is left out, because it
         depends on the clock."""
+        findings = [(each.kind, str(each.epoch), each.message) for each in self.findings if each.kind in _REPEATABLE]
         return {
             "ill_epochs": np.array([self._ill_epochs[kind] for kind in _REPEATABLE]),
             "said": np.array([self._said[kind] for kind in _REPEATABLE]),
             "counts": self._count() if self._counts is None else self._counts,
             "figures": np.array([self._loss_before, self._network_before, self._largest_range, self._growing]),
+            "findings": np.array(findings, str).reshape(-1, len(Finding._fields)),
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -131,6 +133,8 @@ class CollapseDoctor(keras.callbacks.Callback):
         self._counts = np.array(state["counts"])
         self._loss_before, self._network_before, self._largest_range, growing = map(float, state["figures"])
         self._growing = int(growing)
+        # A checkpoint of an earlier revision has none.
+        self.findings = [Finding(str(kind), int(epoch), str(words)) for kind, epoch, words in state.get("findings", ())]
 
     def _count(self) -> np.ndarray:
         """Returns three totals since the start, int64 [3]: relabellings of a head, those without each head's first, and the labels that the

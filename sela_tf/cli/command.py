@@ -16,12 +16,12 @@ from absl import flags as absl_flags
 
 from sela_tf import __version__
 from sela_tf.cli import flags, recipes
+from sela_tf.cli.errors import exit_status, told_to_user
 from sela_tf.cli.help import help_text
 from sela_tf.cli.signals import StoppedBySignal, Terminated, raise_on_sigterm
 from sela_tf.cli.wording import in_flags, on_one_line
 from sela_tf.compat.keras_registration import other_backend
 from sela_tf.compat.quiet import stderr_kept_back
-from sela_tf.data.errors import source_error_behind
 from sela_tf.settings.commands import ConvertConfig
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
@@ -39,7 +39,8 @@ CONTINUES = "; the same command continues from the last checkpoint, if there is 
 class Command:
     """A command, `python -m NAME --setting=value …`. Called, it runs and returns its exit status.
 
-    The status is that of `work`; 2 for bad input, told in one line; 128 + n after signal n.
+    The status is that of `work`; for an error, told in one line, 2 for flags and settings, 3 for data, 4 for numbers, 5 for a lost worker,
+    6 for storage; 128 + n after signal n; 1, with a traceback, for a mistake of the program.
     """
 
     name: str
@@ -129,25 +130,23 @@ class Command:
             load_tensorflow()
         except ConfigError as error:
             return self._refuse(error, values)
-        import tensorflow as tf
-
-        # An image file that was removed or changed while it is needed comes as an OpError, with its path in the first line.
         try:
             return self.work(*arguments)
-        except (ValueError, OSError, tf.errors.OpError) as error:
-            return self._refuse(error, values)
+        except Exception as error:
+            # A mistake of ours is shown by its traceback.
+            if (told := told_to_user(error)) is None:
+                raise
+            return self._refuse(told, values)
 
     def _refuse(self, error: Exception, values: absl_flags.FlagValues) -> int:
-        """Prints an error in one line, after its traceback with --debug; returns the exit status of bad input."""
+        """Prints an error in one line, after its traceback with --debug; returns its exit status."""
         if values.is_parsed() and values["debug"].value:
             traceback.print_exception(error)
-        behind = source_error_behind(error)
-        message = str(behind) if behind is not None else str(getattr(error, "message", error))
         # Commands that read a finished run also name the settings of its training.
         # The way out may be another command.
         names = {*values, *(field.name for kind in (SelaConfig, ConvertConfig) for field in dataclasses.fields(kind))}
-        print(f"{self.name}: error: {on_one_line(in_flags(message, names))}", file=sys.stderr)
-        return 2
+        print(f"{self.name}: error: {on_one_line(in_flags(str(error), names))}", file=sys.stderr)
+        return exit_status(error)
 
 
 def load_tensorflow() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags
@@ -129,14 +130,29 @@ def departures(settings: DataclassInstance, *, leave_out: Collection[str] = ()) 
 
 
 def from_flagfile(path: str | os.PathLike[str]) -> SelaConfig:
-    """The config that `to_flagfile` wrote, perhaps before there were some of the settings.
+    """Returns the settings that a file with lines of `to_flagfile` stands for.
 
     Raises:
         ConfigError: the file is missing or not such a file.
     """
+    try:
+        return from_lines(pathlib.Path(path).read_text().splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def from_lines(lines: Iterable[str]) -> SelaConfig:
+    """Returns the settings that lines of `to_flagfile` stand for, perhaps written before there were some of the settings.
+
+    Raises:
+        ConfigError: they are not such lines.
+    """
     values = flags.FlagValues()
     define(values, SelaConfig)
-    parse(values, ["sela_tf", f"--flagfile={path}"])
+    written = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if stray := [line for line in written if line.lstrip("-").split("=")[0] in ("flagfile", "undefok")]:
+        raise ConfigError(f"{stray[0]!r} is no setting")
+    parse(values, ["sela_tf", *written])
     older = {
         field.name: field.metadata["before"]
         for field in dataclasses.fields(SelaConfig)

@@ -29,16 +29,50 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, raised wherever the program was, as Ctrl-C is."""
 
 
+class PassAborted(BaseException):
+    """Ends a label pass in the middle, of which nothing was written.
+
+    Args:
+        signal_number: the number of the signal.
+    """
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
 @dataclasses.dataclass
 class Stop:
-    """The signal that asked training to stop, once it has come."""
+    """The requests that signals have made of a training."""
 
     signal_number: int | None = None
+    """The signal that asked it to stop, once it has come."""
+    wants_save: bool = False
+    """True if SIGUSR1 has come: save, and go on."""
+    in_pass: bool = False
+    """True while a label pass is computed, which may end at any place."""
+
+    @contextlib.contextmanager
+    def ends_pass(self) -> Iterator[None]:
+        """Lets a signal end what is done in the context, by `PassAborted`."""
+        self.in_pass = True
+        try:
+            if self.signal_number is not None:
+                raise PassAborted(self.signal_number)
+            yield
+        except Exception as error:
+            # Raised within a function that TensorFlow calls, it comes as an error of TensorFlow's.
+            if self.signal_number is not None:
+                raise PassAborted(self.signal_number) from error
+            raise
+        finally:
+            self.in_pass = False
 
 
 @contextlib.contextmanager
 def signals_noted() -> Iterator[Stop]:
-    """Notes the first SIGINT or SIGTERM, so that the training loop stops after its step; the second acts as it did before.
+    """Notes the first SIGINT or SIGTERM, so that the training loop stops after its step, or a label pass at once; the second acts as it did
+    before. SIGUSR1 makes the loop save and go on.
 
     Python hands signals to its main thread alone. In another thread none is noted, and the program's own handlers stay.
     """
@@ -51,12 +85,20 @@ def signals_noted() -> Iterator[Stop]:
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.signal_number = number
-        print(f"\n{signal.Signals(number).name}: saving after this step; once more stops at once", file=sys.stderr, flush=True)
+        when = "now" if stop.in_pass else "after this step"
+        print(f"\n{signal.Signals(number).name}: saving {when}; once more stops at once", file=sys.stderr, flush=True)
         put_back()
+        if stop.in_pass:
+            raise PassAborted(number)
+
+    def note_save(number: int, frame: FrameType | None) -> None:
+        stop.wants_save = True
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
         before[number] = signal.signal(number, note)
+    if in_main_thread:
+        before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, note_save)
     try:
         yield stop
     finally:

@@ -14,11 +14,14 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from sela_tf.commands.outputs import only_writer
 from sela_tf.data.converting import inspect_or_convert, is_named_like_image, missing_packages
+from sela_tf.data.csv_rows import csv_text
 from sela_tf.data.errors import SourceError
 from sela_tf.data.folder_contents import folder_contents
-from sela_tf.data.left_out import ImageNote, csv_text, in_words, write_left_out
-from sela_tf.files.atomic import whole_file, write_whole
+from sela_tf.data.left_out import ImageNote, in_words, write_left_out
+from sela_tf.files.atomic import unfinished_of, whole_file, write_whole
+from sela_tf.files.locks import LOCK
 from sela_tf.runs.names import LEFT_OUT
 from sela_tf.settings.commands import ConvertConfig
 from sela_tf.settings.fields import ConfigError
@@ -65,6 +68,13 @@ def convert_folder(settings: ConvertConfig) -> str:
     names = folder_contents(str(root), name=f"`input={root}`").names
     if lacking := missing_packages(names):
         raise ConfigError(f"`input={root}`: {lacking}")
+    output.mkdir(parents=True, exist_ok=True)
+    with only_writer("output", output):
+        return _convert_files(root, output, names)
+
+
+def _convert_files(root: pathlib.Path, output: pathlib.Path, names: Sequence[str]) -> str:
+    """Does the work of `convert_folder` for the files `names`."""
     before = _begin(root, output)
     outputs = _output_names(names)
     outcomes: dict[str, _Outcome] = {}
@@ -107,15 +117,33 @@ def _begin(root: pathlib.Path, output: pathlib.Path) -> dict[str, _Outcome]:
     """
     mark = output / _MARK
     if mark.exists():
-        made_of = json.loads(mark.read_text())
-        if made_of["input"] != str(root):
-            raise ConfigError(f"`output={output}` was made of `input={made_of['input']}`: name another directory")
-        return {name: _Outcome(*values) for name, values in made_of["files"].items()}
-    if output.is_dir() and (found := sorted(os.listdir(output))):
+        made_of, files = _read_mark(mark, output)
+        if made_of != str(root):
+            raise ConfigError(f"`output={output}` was made of `input={made_of}`: name another directory")
+        for left in output.rglob(unfinished_of(pathlib.Path("*")).name):
+            left.unlink()
+        return files
+    # A call that was killed may have left its first mark unfinished.
+    unfinished_of(mark).unlink(missing_ok=True)
+    if found := sorted(set(os.listdir(output)) - {LOCK}):
         raise ConfigError(f"`output={output}` holds other files ({', '.join(found[:3])}): name a new or an empty directory")
-    output.mkdir(parents=True, exist_ok=True)
     _write_mark(root, output, {})
     return {}
+
+
+def _read_mark(mark: pathlib.Path, output: pathlib.Path) -> tuple[str, dict[str, _Outcome]]:
+    """Returns the directory that the output was made of, and the results by name.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    try:
+        made_of = json.loads(mark.read_text())
+        return str(made_of["input"]), {name: _Outcome(*values) for name, values in made_of["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"`output={output}`: {mark} is damaged, so nobody knows what was converted: remove the directory, or name another"
+        ) from error
 
 
 def _write_mark(root: pathlib.Path, output: pathlib.Path, files: Mapping[str, _Outcome]) -> None:

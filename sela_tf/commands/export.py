@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.commands.outputs import only_writer
 from sela_tf.compat.activity import Activity
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pixel_rules import PixelRules
@@ -69,7 +70,10 @@ def export_run(settings: ExportConfig) -> ExportResult:
     """
     if settings.warm_up:
         _require_serving_api()
-    return export_to(_version_directory(settings), settings)
+    directory = _directory(settings)
+    # The number of the version, too, is this command's alone.
+    with only_writer("export_dir", directory):
+        return export_to(_version_directory(directory, settings), settings)
 
 
 def export_to(path: pathlib.Path, settings: ExportConfig) -> ExportResult:
@@ -114,17 +118,27 @@ def _require_serving_api() -> None:
         ) from error
 
 
-def _version_directory(settings: ExportConfig) -> pathlib.Path:
-    """Returns the directory of the version to write.
+def _directory(settings: ExportConfig) -> pathlib.Path:
+    """Returns the directory of all versions, which is made if it is missing.
 
     Raises:
-        ConfigError: it exists or cannot be written.
+        ConfigError: it cannot be written.
     """
     directory = pathlib.Path(settings.export_dir)
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"`export_dir={directory}` is a file: name a directory")
     refuse_unwritable("export_dir", directory)
-    versions = [int(each.name) for each in directory.iterdir() if each.name.isdecimal()] if directory.is_dir() else []
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _version_directory(directory: pathlib.Path, settings: ExportConfig) -> pathlib.Path:
+    """Returns the directory of the version to write.
+
+    Raises:
+        ConfigError: it exists.
+    """
+    versions = [int(each.name) for each in directory.iterdir() if each.name.isdecimal()]
     if settings.export_version in versions:
         raise _version_is_there(directory / str(settings.export_version))
     return directory / str(settings.export_version or max(versions, default=0) + 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-import tempfile
 from collections.abc import Iterable, Mapping
 
 import keras
@@ -23,7 +22,8 @@ from sela_tf.commands.label_blocks import (
 )
 from sela_tf.commands.label_columns import Labelling, columns_of, most_urgent_of
 from sela_tf.commands.label_names import LabelNames, names_to_write
-from sela_tf.commands.label_viewers import ForViewers
+from sela_tf.commands.label_viewers import ForViewers, projector_directory
+from sela_tf.commands.outputs import only_writer
 from sela_tf.compat.activity import Activity
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.left_out import ImageNote, write_left_out
@@ -36,6 +36,7 @@ from sela_tf.evaluation.urgency import Urgency, sample_places
 from sela_tf.models.heads import find_multi_head
 from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.reporting.markdown import markdown
+from sela_tf.reporting.projector import projector_files
 from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.labels import known_changes, read_labels
 from sela_tf.runs.names import RUN_FILES
@@ -62,9 +63,20 @@ def label_run(settings: LabelConfig) -> str:
         A summary for a terminal.
 
     Raises:
-        ValueError: there is no finished run, the images cannot be loaded or do not suit the network, or the file cannot be written.
+        ConfigError: there is no finished run, or the file cannot be written, or another command is writing it.
+        SourceError: the images cannot be loaded or do not suit the network.
+        StorageError: the disk is full.
     """
-    output = _output(settings)
+    output, projector = _output(settings), projector_directory(settings.projector)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(only_writer("output", output, left_out_beside(output)))
+        if projector is not None:
+            stack.enter_context(only_writer("projector", projector, *projector_files(projector)))
+        return _label(settings, output, projector)
+
+
+def _label(settings: LabelConfig, output: pathlib.Path, projector: pathlib.Path | None) -> str:
+    """Does the work of `label_run`: writes the file `output` and, where it is given, the directory of the projector."""
     config, model = read_config(settings.workdir), load_run(settings.workdir)
     heads = find_multi_head(model)
     labels = read_labels(settings.workdir, (heads.num_heads, heads.num_clusters))
@@ -81,26 +93,24 @@ def label_run(settings: LabelConfig) -> str:
         raise ConfigError(f"`balanced=True` needs as many images as clusters: {num_images} images, {heads.num_clusters} clusters")
     lam, potentials, clusters = float(labels["lam"]), labels["potentials"] if settings.potentials else None, None
     classes = classes_of(splits)
-    with contextlib.ExitStack() as stack:
-        viewers = ForViewers(settings, splits)
-        blocks: Iterable[Block] = read_blocks(model, splits, batch_size=settings.batch_size, views_seen=viewers.see)
-        widths = (model.get_layer(EMBEDDING).output.shape[-1], heads.input.shape[-1])
-        embedding: np.ndarray | None = None
-        if settings.balanced:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix=f".unfinished-{output.name}-", dir=output.parent))
-            stored = store_blocks(blocks, pathlib.Path(directory), num_images, widths)
-            clusters, potentials = balanced_clusters(stored, heads, config, labels["potentials"], settings, lam=lam)
-            blocks = stored_blocks(stored, splits, settings.batch_size)
-            embedding = stored.embedding
-        elif viewers.num_neighbours or 4 * num_images * sum(widths) <= _KEPT_BYTES:
-            blocks = list(blocks)
-            embedding = np.concatenate([block.embedding for block in blocks])
-        if embedding is not None:
-            viewers.find_neighbours(embedding)
-        urgency = _urgency(model, splits, embedding, classes, batch_size=settings.batch_size)
-        disagreement = HeadDisagreement(labels["labels"], num_clusters=heads.num_clusters)
-        labelling = Labelling(heads, potentials, lam, disagreement, urgency, names, clusters, classes)
-        writer = stack.enter_context(LabelWriter(output))
+    viewers = ForViewers(settings, splits, projector)
+    blocks: Iterable[Block] = read_blocks(model, splits, batch_size=settings.batch_size, views_seen=viewers.see)
+    widths = (model.get_layer(EMBEDDING).output.shape[-1], heads.input.shape[-1])
+    embedding: np.ndarray | None = None
+    if settings.balanced:
+        stored = store_blocks(blocks, output.parent, num_images, widths)
+        clusters, potentials = balanced_clusters(stored, heads, config, labels["potentials"], settings, lam=lam)
+        blocks = stored_blocks(stored, splits, settings.batch_size)
+        embedding = stored.embedding
+    elif viewers.num_neighbours or 4 * num_images * sum(widths) <= _KEPT_BYTES:
+        blocks = list(blocks)
+        embedding = np.concatenate([block.embedding for block in blocks])
+    if embedding is not None:
+        viewers.find_neighbours(embedding)
+    urgency = _urgency(model, splits, embedding, classes, batch_size=settings.batch_size)
+    disagreement = HeadDisagreement(labels["labels"], num_clusters=heads.num_clusters)
+    labelling = Labelling(heads, potentials, lam, disagreement, urgency, names, clusters, classes)
+    with LabelWriter(output) as writer:
         columns, most_urgent = _write(
             writer, blocks, labelling, viewers, embeddings=settings.embeddings, name_splits=len(splits) > 1
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,10 +13,11 @@ from tqdm import tqdm
 
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
+from sela_tf.files.scratch import scratch_array
+from sela_tf.files.storage import StorageError
 from sela_tf.models.build import cut_at
 from sela_tf.models.heads import find_multi_head
 from sela_tf.models.layer_names import EMBEDDING
-from sela_tf.settings.fields import ConfigError
 
 
 class LabelledSplit(NamedTuple):
@@ -117,25 +117,26 @@ def read_blocks(
 
 
 def store_blocks(blocks: Iterable[Block], directory: pathlib.Path, num_images: int, widths: Sequence[int]) -> StoredOutputs:
-    """Writes all blocks into files in `directory`.
+    """Writes all blocks to disk.
 
     Args:
         blocks: the blocks of all images.
-        directory: an empty directory.
+        directory: the directory whose disk they lie on, in files without names.
         num_images: number of images N.
         widths: (D, F), widths of the embedding and of the inputs of the heads.
 
     Raises:
-        ConfigError: the disk has too little space.
+        StorageError: the disk has too little space.
     """
-    size, free = 4 * num_images * sum(widths), shutil.disk_usage(directory).free
-    print(f"features of {num_images} images are kept on disk meanwhile: {size / 1e6:.1f} MB in {directory.parent}", flush=True)
-    if size > free:
-        raise ConfigError(f"features of {size / 1e9:.1f} GB do not fit into {directory.parent}, which has {free / 1e9:.1f} GB left")
-    files = [
-        np.lib.format.open_memmap(directory / name, "w+", np.float32, (num_images, width))
-        for name, width in zip(StoredOutputs._fields, widths, strict=True)
-    ]
+    size = 4 * num_images * sum(widths)
+    print(f"features of {num_images} images are kept on disk meanwhile: {size / 1e6:.1f} MB in {directory}", flush=True)
+    try:
+        files = [scratch_array(directory, (num_images, width)) for width in widths]
+    except StorageError as error:
+        raise StorageError(
+            f"features of {size / 1e6:.1f} MB do not fit into {directory} ({error.strerror}): nothing was written; make room there, or name an "
+            "`output` on another disk, and repeat the command"
+        ) from error
     stored = StoredOutputs(*files)
     for block in blocks:
         stored.embedding[block.places] = block.embedding

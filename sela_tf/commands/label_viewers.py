@@ -30,12 +30,10 @@ class ForViewers:
     Args:
         settings: the settings of the command.
         splits: the images to label.
-
-    Raises:
-        ConfigError: the directory of the projector cannot be written.
+        projector: the directory of the projector, which exists; None if there is to be none.
     """
 
-    def __init__(self, settings: LabelConfig, splits: Sequence[LabelledSplit]):
+    def __init__(self, settings: LabelConfig, splits: Sequence[LabelledSplit], projector: pathlib.Path | None):
         num_images = sum(len(split.images) for split in splits)
         is_parquet = settings.output.endswith(".parquet")
         if is_parquet and num_images > _MAX_IMAGES and (settings.neighbours or settings.pictures):
@@ -46,7 +44,7 @@ class ForViewers:
         self.num_neighbours = min(settings.neighbours, num_images - 1) if has_columns else 0
         self._has_pictures = settings.pictures and has_columns and are_images
         self._neighbours: Neighbours | None = None
-        self._directory = _directory(settings.projector)
+        self._directory = projector
         self._points = np.zeros(num_images, bool)
         if self._directory is not None:
             chosen = np.random.default_rng(0).permutation(num_images)[:MAX_POINTS]
@@ -97,8 +95,8 @@ class ForViewers:
         tell(f"{sampled} for TensorBoard's projector: tensorboard --logdir={self._directory}")
 
 
-def _directory(path: str) -> pathlib.Path | None:
-    """Returns the directory of the projector; None if there is to be none.
+def projector_directory(path: str) -> pathlib.Path | None:
+    """Returns the directory of the projector, which is made if it is missing; None if there is to be none.
 
     Raises:
         ConfigError: it cannot be written.
@@ -109,6 +107,7 @@ def _directory(path: str) -> pathlib.Path | None:
         raise ConfigError(f"`projector={path}` must be a local directory")
     directory = pathlib.Path(absolute_path(path))
     refuse_unwritable("projector", directory)
+    directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 

@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from sela_tf.compat.activity import Activity
+from sela_tf.data.csv_rows import original_names
 from sela_tf.data.image_set import ImageSet, Splits
 from sela_tf.data.listing import inspect_header
 from sela_tf.data.sources import SourceOptions, load_source
@@ -105,8 +106,8 @@ def _listed(path: pathlib.Path, setting: str) -> ImageSet:
                 raise ConfigError(
                     f"{setting} has no column {_COLUMN!r}, but {', '.join(map(repr, table.column_names[:8]))}: rename one"
                 )
-            names = [str(value) for value in table.column(column).to_pylist()]
-    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+            names = original_names([str(value) for value in table.column(column).to_pylist()])
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise ConfigError(f"{setting} cannot be read: {error}") from error
     paths = [os.path.join(path.parent, os.path.expanduser(name)) for name in names]
     for row, each in enumerate(paths):

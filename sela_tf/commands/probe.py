@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.commands.other_run import OneRun, compare_runs
+from sela_tf.commands.outputs import only_writer
 from sela_tf.compat.activity import Activity
 from sela_tf.data.augment import Augmentation
 from sela_tf.data.batch_sizes import EVALUATION_BATCH
@@ -54,13 +55,19 @@ def probe_run(settings: ProbeConfig, workdir: str | os.PathLike[str] | None = No
         The contents of probes.json.
 
     Raises:
-        ValueError: there is no finished run, no such stage, or no classes to fit probes to.
+        ConfigError: there is no finished run, no such stage, or no classes to fit probes to, or another command is writing probes.json.
+        SourceError: the images cannot be loaded.
+        StorageError: the disk is full.
     """
     workdir = settings.workdir[0] if workdir is None else workdir
-    refuse_unwritable("workdir", pathlib.Path(absolute_path(str(workdir))))
-    left_out = pathlib.Path(absolute_path(str(workdir))) / PROBES_LEFT_OUT
-    results = probe(settings, workdir, left_out=left_out if settings.dataset or settings.eval_dataset else None)
-    write_whole(pathlib.Path(workdir).expanduser() / PROBES, json.dumps(results, indent=1) + "\n")
+    directory = pathlib.Path(absolute_path(str(workdir)))
+    refuse_unwritable("workdir", directory)
+    # Without a run, there is no directory to lock.
+    read_config(workdir)
+    left_out = directory / PROBES_LEFT_OUT
+    with only_writer("workdir", directory / PROBES, left_out):
+        results = probe(settings, workdir, left_out=left_out if settings.dataset or settings.eval_dataset else None)
+        write_whole(directory / PROBES, json.dumps(results, indent=1) + "\n")
     return results
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
+from collections.abc import Mapping
+
+import numpy as np
 
 from sela_tf.commands.pictures import load_pictures
 from sela_tf.compat.activity import Activity
 from sela_tf.data.errors import SourceError
 from sela_tf.data.label_files import find_images
 from sela_tf.files.atomic import whole_file
-from sela_tf.runs.cluster_names import Names, named, read_names, write_names
+from sela_tf.runs.cluster_names import Names, named, put_names, read_names
 from sela_tf.runs.flagfile import read_config
 from sela_tf.runs.labels import read_labels
+from sela_tf.runs.lock import lock_run
 from sela_tf.runs.names import NAMES, PAGE, RESULTS
 from sela_tf.runs.network import load_run, read_description
-from sela_tf.runs.results import read_results
+from sela_tf.runs.results import has_results, read_results
 from sela_tf.runs.workdir import Workdir
 from sela_tf.settings.commands import ReportConfig
 from sela_tf.settings.fields import ConfigError
@@ -37,16 +42,29 @@ def report_run(settings: ReportConfig) -> str:
         A summary for a terminal.
 
     Raises:
-        ValueError: there is no finished run or no verdict of it, its images are not there or not the same, or the names cannot be read.
+        ConfigError: there is no finished run or no verdict of it, its images are not the same, or another process writes the run.
+        SourceError: the images or the names cannot be read.
+        StorageError: the disk is full.
     """
     workdir = pathlib.Path(settings.workdir)
+    # Without a run, there is no directory to lock.
+    read_config(workdir)
+    refuse_unwritable("workdir", workdir)
+    descriptor = lock_run(workdir)
+    try:
+        return _report(settings, workdir)
+    finally:
+        os.close(descriptor)
+
+
+def _report(settings: ReportConfig, workdir: pathlib.Path) -> str:
+    """Does the work of `report_run`."""
     config, description = read_config(workdir), read_description(workdir)
     shape = (description.num_heads, description.num_clusters)
     labels = read_labels(workdir, shape)
-    if not (workdir / RESULTS).exists():
+    if not has_results(workdir):
         raise ConfigError(f"the run in {str(workdir)!r} has no verdict ({RESULTS}) yet: repeat its command, which writes it")
     results = read_results(workdir)
-    refuse_unwritable("workdir", workdir)
     names = Names({}, {})
     if settings.names:
         names = read_names(settings.names, num_heads=shape[0], num_clusters=shape[1], setting="names")
@@ -62,16 +80,12 @@ def report_run(settings: ReportConfig) -> str:
         cache_dir=absolute_cache(settings.cache_dir) if settings.cache_dir else config.cache_dir,
     )
     data = load_data(config, description.pixel_rules)
-    if data.train.fingerprint() != str(labels["data_fingerprint"]):
-        raise ConfigError(
-            f"the run in {str(workdir)!r} was trained on {labels['labels'].shape[1]} images, and the {len(data.train)} of "
-            f"`dataset={config.dataset}` are not the same: restore them, or name those of the run with `dataset`"
-        )
+    _refuse_other_images(workdir, labels, data)
     _refuse_unknown(names, data, f"`names={settings.names}`")
     pictures = load_pictures(settings, config, data) if settings.images else None
     if settings.names:
         given = pathlib.Path(settings.names).expanduser().read_bytes()
-        write_names(workdir, names)
+        put_names(workdir, names)
         with whole_file(workdir / NAMES) as unfinished:
             unfinished.write_bytes(given)
     outputs = outputs_of_run(
@@ -82,6 +96,25 @@ def report_run(settings: ReportConfig) -> str:
             Workdir(workdir, {}), config, data, labels["labels"], results, outputs, pictures=pictures, image_names=names.images
         )
     return _summary(workdir, config, data, names)
+
+
+def _refuse_other_images(workdir: pathlib.Path, labels: Mapping[str, np.ndarray], data: Data) -> None:
+    """Refuses images that are not those of the run, trained on or held out.
+
+    Raises:
+        ConfigError: they are others.
+    """
+    if not data.train.matches(str(labels["data_fingerprint"]), tell=tell):
+        raise ConfigError(
+            f"the run in {str(workdir)!r} was trained on {labels['labels'].shape[1]} images, and the {len(data.train)} of "
+            f"{data.train.full_name} are not the same: restore them, or name those of the run with `dataset`"
+        )
+    # Runs that are older do not say which images they held out.
+    if "held_out_fingerprint" in labels and not data.held_out.matches(str(labels["held_out_fingerprint"])):
+        raise ConfigError(
+            f"the {len(data.held_out)} held-out images of {data.held_out.full_name} are not those of the run in {str(workdir)!r}: restore them, "
+            "or name the images of the run with `dataset`"
+        )
 
 
 def _refuse_unknown(names: Names, data: Data, setting: str) -> None:

@@ -114,3 +114,22 @@ def learning_rate_of(optimizer: Any) -> float:
     # In Keras 2 `learning_rate` is that of the last step; in the optimizers of tensorflow-addons it is the schedule.
     rate = getattr(optimizer, "_learning_rate", optimizer.learning_rate)
     return float(tf.convert_to_tensor(rate(optimizer.iterations) if callable(rate) else rate))
+
+
+def learning_rate_variable(optimizer: Any) -> Any:
+    """Returns the variable of an optimizer's learning rate; None where it is a schedule or a function."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    # The optimizers of tensorflow-addons keep it elsewhere.
+    rate = getattr(optimizer, "_learning_rate", getattr(optimizer, "_hyper", {}).get("learning_rate"))
+    return rate if hasattr(rate, "assign") else None
+
+
+def steps_per_execution(model: keras.Model) -> int:
+    """Returns the number of optimizer steps between two calls of the callbacks."""
+    return int(model.steps_per_execution if IS_KERAS_3 else tf.convert_to_tensor(model._steps_per_execution))
+
+
+def of_each_replica(variable: Any, strategy: tf.distribute.Strategy) -> tuple[tf.Variable, ...]:
+    """Returns the variables of each replica that a variable of Keras or TensorFlow stands for; on one device, one."""
+    inner = variable.value if IS_KERAS_3 and isinstance(variable, keras.Variable) else variable
+    return tuple(strategy.experimental_local_results(inner))

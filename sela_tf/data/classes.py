@@ -12,6 +12,8 @@ from sela_tf.data.image_set import ImageSet, Splits
 from sela_tf.data.left_out import shown_name
 
 _CLASSES_SHOWN = 12
+MOST_CLASSES = 2**18
+"""The number that class labels stay below: tables of figures have a place for each class up to the largest number."""
 
 
 class ClassLabels(NamedTuple):
@@ -65,10 +67,11 @@ def class_labels(values: np.ndarray, count: int, *, key: str, source: str) -> Cl
         wrong = np.flatnonzero(~np.isfinite(values) | (values != np.floor(values)))
         if len(wrong):
             raise refuse(f"{len(wrong)} are no whole numbers, such as {values[wrong[0]]:g} in row {wrong[0]}. Round them")
-    wrong = np.flatnonzero((values < 0) | (values >= 2.0**63))
+    wrong = np.flatnonzero((values < 0) | (values >= MOST_CLASSES))
     if len(wrong):
         raise refuse(
-            f"{len(wrong)} are negative or too large, such as {values[wrong[0]]:g} in row {wrong[0]}. Leave these images out"
+            f"{len(wrong)} are negative or too large, such as {values[wrong[0]]:g} in row {wrong[0]}. Leave these images out, or number the "
+            f"classes from 0 to at most {MOST_CLASSES - 1}"
         )
     return ClassLabels(values.astype(np.int64), None, note)
 

@@ -1,17 +1,26 @@
-"""The rows of CSV files that people and table software write, with the numbers of their lines."""
+"""CSV files: the rows that people and table software write, with the numbers of their lines; and text that no spreadsheet takes for a formula.
+
+A spreadsheet computes a cell that begins with =, +, - or @, so that a file name could run commands. Such text is written with an apostrophe
+before it, as OWASP advises, and read without. Text that begins with apostrophes and such a character gets one more, so that any text comes back.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
 import pathlib
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from sela_tf.data.errors import SourceError
 
 _DELIMITERS = (",", ";", "\t")
 """The characters between cells: RFC 4180's, and those that table software writes where the comma is the decimal sign."""
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+"""The beginning of a text that a spreadsheet takes for a formula, the wide signs of some languages included; with apostrophes, or without."""
+_QUOTED = re.compile(r"""[",;\t\r\n]|^\s|\s$""")
+"""A cell that stands in quotes: it holds a character that parts cells in some language, or a blank at an end."""
 
 
 class CsvRow(NamedTuple):
@@ -20,6 +29,7 @@ class CsvRow(NamedTuple):
     number: int
     """The number of the line on which the row begins, from 1."""
     cells: list[str]
+    """The text of the cells, without the apostrophe of `neutral`."""
 
 
 class CsvRows(NamedTuple):
@@ -50,7 +60,7 @@ def read_csv(path: str | os.PathLike[str], headers: Collection[tuple[str, ...]],
             reader = csv.reader(file, delimiter=delimiter)
             rows, begins = [], 1
             for cells in reader:
-                rows.append(CsvRow(begins, cells))
+                rows.append(CsvRow(begins, list(map(_original, cells))))
                 # A cell in quotes may hold line breaks.
                 begins = reader.line_num + 1
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -67,6 +77,31 @@ def read_csv(path: str | os.PathLike[str], headers: Collection[tuple[str, ...]],
                 f"line {row.number} of {setting} must have {len(header)} columns. Received: {delimiter.join(row.cells)!r}"
             )
     return CsvRows(header, found)
+
+
+def csv_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns the text of a CSV file of text, which `read_csv` reads back and no spreadsheet computes."""
+
+    def cell(text: str) -> str:
+        text = neutral(text)
+        return '"{}"'.format(text.replace('"', '""')) if _QUOTED.search(text) else text
+
+    return "".join(",".join(map(cell, row)) + "\n" for row in (header, *rows))
+
+
+def neutral(text: str) -> str:
+    """Returns a text for a cell, after an apostrophe where a spreadsheet would take it for a formula."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _original(cell: str) -> str:
+    """Returns the text that `neutral` made a cell of."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def original_names(column: Sequence[str]) -> list[str]:
+    """Returns the texts of a column that another reader has read."""
+    return list(map(_original, column))
 
 
 def _cells(line: str, delimiter: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.data.channels import called, shown_pixels, to_channels
+from sela_tf.data.gif_frames import check_frames
 from sela_tf.data.headers import (
     HEADER_BYTES,
     MAX_PIXELS,
@@ -80,6 +81,8 @@ def check_image(data: bytes) -> ImageInfo:
     kind = header.kind
     if kind == "webp" and has_webp_flag(header_of(data), WEBP_ANIMATION):
         raise to_convert("webp with several frames")
+    if kind == "gif":
+        check_frames(data)
     try:
         pixels = stored_pixels(data, kind, header.orientation)
     except tf.errors.InvalidArgumentError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from sela_tf.data.left_out import ImageNote
 from sela_tf.data.pixel_rules import DEFAULT_RULES, PixelRules
-from sela_tf.data.stores import Arrays, EncodedStore, Store
+from sela_tf.data.stores import Arrays, DecodedFiles, EncodedStore, Files, Store
 
 TRAIN_NAMES = ("train", "training")
 """Names of splits to train on. The first one that a source has is taken."""
@@ -119,13 +120,40 @@ class ImageSet:
         )
 
     def fingerprint(self) -> str:
-        """Returns a SHA-256 digest of the set, 64 hexadecimal digits.
+        """Returns a SHA-256 digest of the names and the content of the images, 64 hexadecimal digits.
 
-        It changes when an image is added, removed, moved or changed. A change of a file is seen by its name and size only; a change
-        of an array or a record by its bytes.
+        It changes when an image is added, removed, moved or changed. The content is the bytes of a file, an array or a record. Classes do
+        not count.
+
+        Raises:
+            ValueError: The images have not been read.
         """
+        return self._digest(self.store.digested(self.names or ()))
+
+    def matches(self, fingerprint: str, *, tell: Callable[[str], None] | None = None) -> bool:
+        """Returns True if a fingerprint is of this set.
+
+        Args:
+            fingerprint: The fingerprint of a set. That of an older run is made of the names and sizes of files, and is compared so.
+            tell: A function that gets a line if the fingerprint is such an older one.
+
+        Raises:
+            ValueError: The images have not been read.
+        """
+        if fingerprint == self.fingerprint():
+            return True
+        files = self.store.files if isinstance(self.store, DecodedFiles) else self.store
+        if not isinstance(files, Files) or fingerprint != self._digest(files.sized(self.names or ())):
+            return False
+        if tell is not None:
+            tell(
+                f"{self.full_name}: the run is older and knows names and sizes of its images only, so other changes would not be seen"
+            )
+        return True
+
+    def _digest(self, parts: Iterable[bytes | memoryview]) -> str:
         digest = hashlib.sha256(f"{len(self)} {self.channels}".encode())
-        for part in self.store.digested(self.names or ()):
+        for part in parts:
             digest.update(part)
         return digest.hexdigest()
 

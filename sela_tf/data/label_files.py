@@ -155,9 +155,28 @@ def _read_run(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         missing = {"labels", "potentials", "data_fingerprint"} - set(archive)
         if missing:
             raise ValueError(f"no array {sorted(missing)[0]!r}")
+        _check_run(archive)
     except (OSError, ValueError) as error:
         raise SourceError(f"{setting} is not the labels.npz of a run, or not a whole one ({error})") from error
     return archive
+
+
+def _check_run(archive: Mapping[str, np.ndarray]) -> None:
+    """Checks the arrays that are read of the labels.npz of another run.
+
+    Raises:
+        ValueError: One has another shape, type or range.
+    """
+    labels, potentials, names = archive["labels"], archive["potentials"], archive.get("names")
+    if potentials.ndim != 2 or potentials.dtype.kind != "f" or 0 in potentials.shape:
+        raise ValueError(f"potentials {potentials.dtype} {list(potentials.shape)} that are not floats [T, K]")
+    heads, clusters = potentials.shape
+    if labels.ndim != 2 or labels.dtype.kind not in "iu" or len(labels) != heads or 0 in labels.shape:
+        raise ValueError(f"labels {labels.dtype} {list(labels.shape)} that are not whole numbers [T, N] of {heads} heads")
+    if labels.min() < 0 or labels.max() >= clusters:
+        raise ValueError(f"labels from {labels.min()} to {labels.max()} of {clusters} clusters")
+    if names is not None and (names.dtype.kind != "U" or names.shape != labels.shape[1:]):
+        raise ValueError(f"names {names.dtype} {list(names.shape)} that are not text [{labels.shape[1]}]")
 
 
 def read_run_labels(path: str | os.PathLike[str], images: ImageSet, num_heads: int, num_clusters: int) -> np.ndarray:
@@ -188,7 +207,7 @@ def read_run_labels(path: str | os.PathLike[str], images: ImageSet, num_heads: i
             f"asked for: give `num_heads={len(labels)}` `num_clusters={found_clusters}`"
         )
     if names is None or images.names is None:
-        if fingerprint != images.fingerprint():
+        if not images.matches(fingerprint):
             raise SourceError(
                 f"{setting} labels {labels.shape[1]} other images than the {len(images)} training images of {images.full_name}, which have no "
                 "names to be matched by: use the images, and the split, of that run"
@@ -233,7 +252,7 @@ def places_in_run(images: ImageSet, archive: Mapping[str, np.ndarray], *, settin
     places = np.array([earlier.get(row, -1) for row in images.rows.tolist()], np.int64)
     same = np.flatnonzero(places >= 0)
     same = same[np.argsort(places[same])]
-    if len(same) < len(rows) or images.take(same).fingerprint() != str(archive["data_fingerprint"]):
+    if len(same) < len(rows) or not images.take(same).matches(str(archive["data_fingerprint"])):
         raise SourceError(
             f"{setting} was trained on {len(rows)} images without names to be matched by, and these are not the same in their rows of "
             f"{images.full_name}: put new images behind the old ones, and leave none out"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sela_tf.data.csv_rows import csv_text
 from sela_tf.data.errors import NAMES_SHOWN, SourceError
 from sela_tf.files.atomic import write_whole
 
@@ -68,15 +67,6 @@ def write_left_out(path: pathlib.Path, images: Sequence[ImageNote]) -> bool:
     else:
         path.unlink(missing_ok=True)
     return bool(images)
-
-
-def csv_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns the text of a CSV file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def beside(output: str | os.PathLike[str]) -> pathlib.Path:

@@ -29,6 +29,9 @@ import pyarrow.parquet
 import tensorflow as tf
 
 from sela_tf.data.errors import SourceError, raised_in_graph
+from sela_tf.data.headers import MAX_PIXELS
+from sela_tf.data.records_check import PLACE, check_index, check_manifest, check_places
+from sela_tf.files.json_objects import json_object
 
 MANIFEST, INDEX = "manifest.json", "index.parquet"
 IMAGE_KEY = "image/encoded"
@@ -48,8 +51,8 @@ FORMAT = 1
 """The version of the records' format."""
 HEADER = bytes.fromhex("1f8b0800000000000003")
 """The first bytes of every shard: a gzip header without a name or a time."""
-_WHERE = ("shard", "record", "offset", "size", "crc32", "content_crc32")
-"""Columns of the index that say where a record is."""
+MOST_BYTES = 4 * MAX_PIXELS + 2**20
+"""The most bytes of a record: those of the largest image that is decoded, without any compression."""
 LENGTH, FRAME = 8, 16
 """Bytes of a TFRecord that hold its length (8), and all that are not data: the length, its checksum (4) and that of the data (4)."""
 
@@ -73,7 +76,7 @@ def read_manifest(directory: str, *, name: str) -> dict[str, Any]:
         raise SourceError(f"{name}: {directory!r} is not a directory")
     try:
         with tf.io.gfile.GFile(f"{directory}/{MANIFEST}", "rb") as file:
-            manifest = json.loads(file.read())
+            manifest = json_object(file.read())
     except tf.errors.NotFoundError as error:
         raise SourceError(
             f"{name}: {directory!r} has no {MANIFEST}, so it holds no records, or ingestion was not finished. "
@@ -81,12 +84,16 @@ def read_manifest(directory: str, *, name: str) -> dict[str, Any]:
         ) from error
     except (tf.errors.OpError, ValueError) as error:
         raise SourceError(f"{name}: {MANIFEST} in {directory!r} is damaged ({error}): ingest the images again") from error
-    if not isinstance(manifest, dict) or manifest.get("digest") != digest_of(manifest):
+    if manifest.get("digest") != digest_of(manifest):
         raise SourceError(f"{name}: {MANIFEST} in {directory!r} was changed or damaged: ingest the images again")
-    if manifest["format"] != FORMAT:
+    if manifest.get("format") != FORMAT:
         raise SourceError(
-            f"{name}: {directory!r} is of format {manifest['format']}, this is for format {FORMAT}: ingest the images again"
+            f"{name}: {directory!r} is of format {manifest.get('format')}, this is for format {FORMAT}: ingest the images again"
         )
+    try:
+        check_manifest(manifest)
+    except ValueError as error:
+        raise SourceError(f"{name}: {MANIFEST} in {directory!r} is damaged ({error}): ingest the images again") from error
     return manifest
 
 
@@ -108,7 +115,16 @@ def read_index(directory: str, manifest: Mapping[str, Any], name: str) -> pa.Tab
         raise SourceError(f"{name}: {INDEX} in {directory!r} cannot be read: restore it, or ingest the images again") from error
     if hashlib.sha256(data).hexdigest() != manifest["index_sha256"]:
         raise SourceError(f"{name}: {INDEX} in {directory!r} was changed or damaged: restore it, or ingest the images again")
-    return pa.parquet.read_table(io.BytesIO(data))
+    try:
+        rows = pa.parquet.ParquetFile(io.BytesIO(data)).metadata.num_rows
+        wanted = sum(split["num_examples"] for split in manifest["splits"].values())
+        if rows != wanted:
+            raise ValueError(f"{rows} rows, and the manifest counts {wanted} images")
+        table = pa.parquet.read_table(io.BytesIO(data))
+        check_index(table, manifest)
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise SourceError(f"{name}: {INDEX} in {directory!r} is damaged ({error}): ingest the images again") from error
+    return table
 
 
 def records_of(directory: str, split: str, manifest: Mapping[str, Any], rows: pa.Table, *, name: str) -> Records:
@@ -125,7 +141,11 @@ def records_of(directory: str, split: str, manifest: Mapping[str, Any], rows: pa
         SourceError: A shard is missing, has another length, or was changed outside of its records.
     """
     described = manifest["splits"][split]
-    columns = {each: rows[each].to_numpy() for each in _WHERE}
+    columns = {each: rows[each].to_numpy() for each in PLACE}
+    try:
+        check_places(columns, described["shards"])
+    except ValueError as error:
+        raise SourceError(f"{name}: {INDEX} in {directory!r} is damaged ({error}): ingest the images again") from error
     for number, shard in enumerate(described["shards"]):
         own = columns["shard"] == number
         _check_shard(directory, shard, columns["offset"][own] + columns["size"][own], split, described["num_examples"], name)
@@ -195,13 +215,17 @@ class Records:
 
     def take(self, indices: np.ndarray) -> Records:
         """Returns the store of the records at `indices`, in that order."""
-        columns = {name: getattr(self, name)[indices] for name in _WHERE}
+        columns = {name: getattr(self, name)[indices] for name in PLACE}
         return dataclasses.replace(self, largest=None if self.largest is None else self.largest[indices], **columns)
 
     def digested(self, names: Sequence[str]) -> Iterator[bytes]:
         """Yields the name and the checksum of each record before compression."""
         for name, checksum in zip(names, self.content_crc32, strict=True):
             yield f"{name}\0{checksum}\0".encode()
+
+    def checksums(self) -> np.ndarray:
+        """Returns the checksums of the records before compression, uint64 `[N]`."""
+        return self.content_crc32.astype(np.uint64)
 
     def encoded(self, indices: tf.Tensor) -> tf.Tensor:
         """Reads the image files of the records at `indices`; runs in a graph.
@@ -231,7 +255,22 @@ class Records:
                 f"{file.path}: record {self.record[i]} of {self.counts[shard]}, from 0, is damaged or was changed. Restore the file, or ingest the "
                 "images again"
             )
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed)[LENGTH + 4 : -4]
+        return self._checked(packed, file.path, i)
+
+    def _checked(self, packed: bytes, path: str, i: int) -> bytes:
+        """Unpacks a record, no further than its own length says and an image file can be long."""
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            head = unpacker.decompress(packed, LENGTH)
+            length = int.from_bytes(head, "little")
+            if length > MOST_BYTES:
+                raise ValueError(f"it claims {length} bytes")
+            rest = unpacker.decompress(unpacker.unconsumed_tail, length + FRAME)
+            if len(rest) != length + FRAME - LENGTH:
+                raise ValueError("it has another length than it says")
+        except (ValueError, zlib.error) as error:
+            raise SourceError(f"{path}: record {self.record[i]}, from 0, is damaged ({error}): ingest the images again") from error
+        return rest[4:-4]
 
 
 class _OpenShard:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -26,6 +28,9 @@ class Store(Protocol):
         Args:
             names: N names, or none.
         """
+
+    def checksums(self) -> np.ndarray:
+        """Returns a checksum of the content of each image, uint64 `[N]`, by which it is told which images changed."""
 
 
 @runtime_checkable
@@ -69,6 +74,10 @@ class Arrays:
         yield str(self.pixels.shape).encode()
         yield np.ascontiguousarray(self.pixels).data
 
+    def checksums(self) -> np.ndarray:
+        rows = (hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=8).digest() for row in self.pixels)
+        return np.frombuffer(b"".join(rows), "<u8").astype(np.uint64)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Files:
@@ -95,11 +104,32 @@ class Files:
         )
 
     def digested(self, names: Sequence[str]) -> Iterator[bytes]:
-        """Yields the name and size of each file."""
+        """Yields the name and the digest of each file.
+
+        Raises:
+            ValueError: The files have not been read to their end.
+        """
+        for name, digest in zip(names, self._known_digests, strict=True):
+            yield f"{name}\0{digest}\0".encode()
+
+    def sized(self, names: Sequence[str]) -> Iterator[bytes]:
+        """Yields the name and the size of each file, as `digested` once did: fingerprints of older runs are made of these."""
         for name, path in zip(names, self.paths, strict=True):
             yield f"{name}\0{_size(path)}\0".encode()
 
+    def checksums(self) -> np.ndarray:
+        """Returns the first eight bytes of the digests, uint64 `[N]`."""
+        return np.frombuffer(bytes.fromhex("".join(digest[:16] for digest in self._known_digests)), "<u8").astype(np.uint64)
+
+    @property
+    def _known_digests(self) -> tuple[str, ...]:
+        # Files of which only the headers were read have empty digests.
+        if self.digests is None or "" in self.digests:
+            raise ValueError(f"{len(self)} files were listed and not read: load them to have a fingerprint")
+        return self.digests
+
     def encoded(self, indices: tf.Tensor) -> tf.Tensor:
+        READ_IN_GRAPHS.add(self)
         return tf.map_fn(tf.io.read_file, tf.gather(self._tensor, indices))
 
     @functools.cached_property
@@ -107,6 +137,10 @@ class Files:
         # The tensor is first asked for inside a graph and must outlive it.
         with tf.init_scope(), tf.device("CPU"):
             return tf.constant(self.paths)
+
+
+READ_IN_GRAPHS: weakref.WeakSet[Files] = weakref.WeakSet()
+"""The stores that graphs of this process read: an error inside a graph does not always say of which file it is."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,6 +169,9 @@ class DecodedFiles:
 
     def digested(self, names: Sequence[str]) -> Iterator[bytes]:
         return self.files.digested(names)
+
+    def checksums(self) -> np.ndarray:
+        return self.files.checksums()
 
     def encoded(self, indices: tf.Tensor) -> tf.Tensor:
         return self.files.encoded(indices)
@@ -166,7 +203,14 @@ class Unread:
         return Unread(len(indices))
 
     def digested(self, names: Sequence[str]) -> Iterator[bytes]:
-        raise ValueError(f"{self.count} images were counted and not read: load them to have a fingerprint")
+        raise self._unread
+
+    def checksums(self) -> np.ndarray:
+        raise self._unread
+
+    @property
+    def _unread(self) -> ValueError:
+        return ValueError(f"{self.count} images were counted and not read: load them to have a fingerprint")
 
 
 def _size(path: str) -> int:

@@ -7,9 +7,14 @@ a local disk; on a bucket it copies the finished file and removes the unfinished
 from __future__ import annotations
 
 import contextlib
+import os
+import pathlib
 from collections.abc import Iterator
 
 import tensorflow as tf
+
+from sela_tf.files.atomic import to_disk
+from sela_tf.files.storage import storage_errors
 
 
 @contextlib.contextmanager
@@ -19,13 +24,19 @@ def whole_remote_file(path: str, *, unfinished: str | None = None) -> Iterator[s
     Args:
         path: The file to write or to replace: a local path or a URL.
         unfinished: The path to write first, in the same directory; `.unfinished-NAME` by default.
+
+    Raises:
+        StorageError: the disk is full, or cannot be written for another reason.
     """
     directory, slash, name = path.rpartition("/")
     unfinished = f"{directory}{slash}.unfinished-{name}" if unfinished is None else unfinished
-    try:
-        yield unfinished
-        tf.io.gfile.rename(unfinished, path, overwrite=True)
-    except BaseException:
-        with contextlib.suppress(tf.errors.OpError):
-            tf.io.gfile.remove(unfinished)
-        raise
+    with storage_errors(path):
+        try:
+            yield unfinished
+            if os.path.exists(unfinished):
+                to_disk(pathlib.Path(unfinished))
+            tf.io.gfile.rename(unfinished, path, overwrite=True)
+        except BaseException:
+            with contextlib.suppress(tf.errors.OpError):
+                tf.io.gfile.remove(unfinished)
+            raise

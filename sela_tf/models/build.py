@@ -10,6 +10,7 @@ import numpy as np
 
 from sela_tf.models.backbones import BACKBONES, check_backbone, check_image_size
 from sela_tf.models.backbones.applications import PREFIX, application
+from sela_tf.models.backbones.errors import BackboneError
 from sela_tf.models.batch_norm import FusedBatchNormalization
 from sela_tf.models.heads import MultiHead, find_multi_head
 from sela_tf.models.layer_names import EMBEDDING, HEADS, HIDDEN, NORMALIZATION, ROTATION
@@ -74,9 +75,9 @@ def build_model(
     if width < 0 or hidden_units < 0:
         raise ValueError(f"`width` and `hidden_units` must not be negative. Received: {width=}, {hidden_units=}")
     if named and (width or synchronized):
-        raise ValueError(f"{backbone} has its own width and batch normalisation. Received: {width=}, {synchronized=}")
+        raise BackboneError(f"{backbone} has its own width and batch normalisation. Received: {width=}, {synchronized=}")
     if weights and not named:
-        raise ValueError(
+        raise BackboneError(
             f"`weights` are for {PREFIX}NAME only; use `load_weights` of the model. Received: {weights=} for {backbone}"
         )
     inputs = keras.Input(tuple(image_shape), name="image")

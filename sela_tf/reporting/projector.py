@@ -12,7 +12,14 @@ from sela_tf.reporting.small_pictures import sprite
 
 MAX_POINTS = 10_000
 """The most points of a projector: more pictures do not fit into a sprite at a size at which something can be seen."""
-_CONFIG, _VECTORS, _METADATA, _SPRITE = "projector_config.pbtxt", "embedding.tsv", "metadata.tsv", "sprite.png"
+_CONFIG = "projector_config.pbtxt"
+"""The file that names the others. It is written last."""
+_VECTORS, _METADATA, _SPRITE = "embedding.tsv", "metadata.tsv", "sprite.png"
+
+
+def projector_files(directory: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Returns the paths of all files that `write_projector` may write."""
+    return tuple(directory / name for name in (_CONFIG, _VECTORS, _METADATA, _SPRITE))
 
 
 def write_projector(

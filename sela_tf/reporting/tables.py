@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sela_tf.reporting.metric_labels import METRIC_LABELS, STABILITY_LABELS
+from sela_tf.reporting.metric_labels import METRIC_LABELS, REPORT_LABELS, STABILITY_LABELS
 from sela_tf.reporting.verdict import chance_figures, many_clusters_note, shown_metrics, verdict_line
 
 _WIDTH = 100
@@ -53,6 +53,15 @@ def report_table(results: Mapping[str, Any]) -> list[list[str]]:
         if label is not None and values is not None:
             rows.append([label, *(_mean_cell(results, column, key) for column in columns)])
     return [["", *(_COLUMNS[name] for name in columns)], *rows] if rows else []
+
+
+def report_figures(results: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Returns the figures of report.png by column and metric, means of the heads where there are several; None where there is none."""
+
+    def mean(value: Any) -> float | None:
+        return None if value is None else float(np.mean(value))
+
+    return {column: {key: mean(results[column][key]) for key in REPORT_LABELS} for column in _COLUMNS if column in results}
 
 
 def _mean_cell(results: Mapping[str, Any], column: str, key: str) -> str:

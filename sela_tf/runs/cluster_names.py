@@ -13,6 +13,7 @@ import numpy as np
 from sela_tf.data.csv_rows import CsvRow, read_csv, whole_number
 from sela_tf.data.errors import SourceError
 from sela_tf.files.archives import read_npz
+from sela_tf.runs.finished import path_of, read_finished
 from sela_tf.runs.labels import CLUSTER_NAMES, read_labels, write_labels
 from sela_tf.runs.lock import lock_run
 from sela_tf.runs.names import LABELS
@@ -123,19 +124,28 @@ def write_names(workdir: str | os.PathLike[str], names: Names) -> None:
         names: the names, of its heads and clusters.
 
     Raises:
-        ConfigError: labels.npz is missing, damaged or cannot be written, or another process writes the run.
+        ConfigError: there is no finished run, its labels.npz is missing or damaged, or another process writes the run.
+        StorageError: the disk is full.
     """
     path = pathlib.Path(workdir).expanduser().absolute()
-    described = read_description(path)
-    shape = (described.num_heads, described.num_clusters)
+    # Without a run, there is no directory to lock.
+    read_description(path)
     try:
         descriptor = lock_run(path)
-        try:
-            write_labels(path, {**read_labels(path, shape), CLUSTER_NAMES: names.of_clusters(*shape)})
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise ConfigError(f"`workdir={workdir}` cannot be written: {error.strerror or error}") from error
+    try:
+        put_names(path, names)
+    finally:
+        os.close(descriptor)
+
+
+def put_names(workdir: pathlib.Path, names: Names) -> None:
+    """Does the work of `write_names`, for a caller that has locked the run."""
+    described = read_description(workdir)
+    shape = (described.num_heads, described.num_clusters)
+    labels = {**read_labels(workdir, shape), CLUSTER_NAMES: names.of_clusters(*shape)}
+    write_labels(path_of(workdir, read_finished(workdir), LABELS), labels)
 
 
 def named(labels: Mapping[str, np.ndarray], num_heads: int, num_clusters: int) -> np.ndarray:
@@ -173,6 +183,6 @@ def kept_names(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     Clusters keep their numbers in a longer training, and so their names.
     """
     try:
-        return read_npz(workdir / LABELS, names=[CLUSTER_NAMES])
+        return read_npz(path_of(workdir, read_finished(workdir), LABELS), names=[CLUSTER_NAMES])
     except (OSError, ValueError):
         return {}

@@ -25,11 +25,13 @@ from sela_tf.runs.names import (
 
 RUN_DIRECTORY = {
     FLAGS: "The settings of the run, as a flagfile: the first file that is written.",
-    CHECKPOINTS: "The state of the training at the end of its newest epochs. The same command continues from the newest one.",
+    CHECKPOINTS: "The state of the training at its start, every `monitor_epochs` epochs and every `checkpoint_minutes`. The same command continues "
+    "from the newest one.",
     METRICS: "The course of the training, one JSON object a line. A repetition of the run gives the same numbers.",
     TIMINGS: "Seconds and images a second in the same form, which differ from run to run; also the doctor's finding `waiting`.",
     TENSORBOARD: "The course of the training for TensorBoard, with histograms.",
-    NETWORK: "The network in words: its layers, the shape of its images, and the digest of its weights. Written right after training.",
+    NETWORK: "The network that the run has finished, in words: its layers, the shape of its images, its settings, and the digests of its weights "
+    "and labels, which become the run's when this file is written.",
     WEIGHTS: "The weights of the network. `sela_tf.load_run(DIR)` builds the `keras.Model` from both files.",
     LABELS: "The cluster of every training image under each head, and the potentials that label new images.",
     RESULTS: "The figures of the trained network beside the untrained one, raw pixels and chance. It exists when the training is finished.",
@@ -53,7 +55,8 @@ LABEL_ARRAYS = {
     "converged": "bool [T]: the transport of the head reached its tolerance.",
     "num_changes": "Integers [T, N]: the number of relabellings that changed the label.",
     "num_relabellings": "Integers [T]: the number of relabellings of the head.",
-    "data_fingerprint": "Text: a digest of the training images, by which other images are refused.",
+    "data_fingerprint": "Text: a digest of the names and the content of the training images, by which other images are refused.",
+    "held_out_fingerprint": "Text: the same digest of the held-out images.",
     "source_rows": "Integers [N]: the row of each training image in its source.",
     "step": "Integer: the number of steps that the network had taken.",
     "weights_sha256": f"Text: the digest of {WEIGHTS} that made the labels.",
@@ -77,7 +80,10 @@ RESULT_KEYS = {
     "`trained`, `untrained` and `raw_pixels`; `images`.",
     "transport": "`converged`, `marginal_error` and `num_iterations` of the last transport: lists of T values.",
     "config": "The settings of the run: the flags by name.",
-    "data": "`num_training_images`, `num_held_out_images`, `num_classes`, `image_shape`, and `mean` and `variance` of the channels.",
+    "network": "The network that is judged, as network.json has it: `step`, `weights_sha256`, `labels_sha256`.",
+    "data": "`num_training_images`, `num_held_out_images`, `num_classes`, `image_shape`, and `mean` and `variance` of the channels. Where "
+    "changed data were accepted (`accept_changed_data`), also `changed_while_training`: the numbers of changed `training_images` and "
+    "`held_out_images`, and true for changed `classes` and for each file that was edited.",
     "continued": "Only of a run with `continue_from`: `num_added`, `num_removed` and `num_kept` training images; `num_moved`, the kept ones that "
     "changed their cluster, and `num_moved_at_start`, those of them that the first labels moved, a value for each head; `clusters`, for each "
     "head the twelve that changed most, where before - removed - left + came + new = after.",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sela_tf.cli import flags
-from sela_tf.runs.names import FLAGS
+from sela_tf.files.atomic import write_whole
+from sela_tf.files.saves import newest_meta
+from sela_tf.runs.finished import read_finished
+from sela_tf.runs.names import CHECKPOINTS, FLAGS
 from sela_tf.settings.fields import CHOSEN, ConfigError
 from sela_tf.settings.training import SelaConfig
 
@@ -24,19 +27,76 @@ _ANEW: dict[str, Any] = {
 """Settings that a run does not take over from the run that it continues."""
 
 
-def read_config(workdir: str | os.PathLike[str]) -> SelaConfig:
-    """Returns the settings of the run in `workdir`.
+_FIRST, _LAST = "# The settings of this run. The last line tells that none is missing.", "# whole"
+
+
+def write_settings(workdir: pathlib.Path, config: SelaConfig) -> None:
+    """Writes flags.cfg, whole or not at all.
 
     Raises:
-        ConfigError: there is none, or they cannot be read.
+        OSError: it cannot be written.
     """
-    path = pathlib.Path(workdir).expanduser() / FLAGS
-    if not path.exists():
-        raise ConfigError(f"`workdir={workdir}` holds no run (no {FLAGS})")
+    write_whole(workdir / FLAGS, f"{_FIRST}\n{flags.to_flagfile(config)}{_LAST}\n")
+
+
+def settings_there(workdir: pathlib.Path) -> tuple[SelaConfig | None, str]:
+    """Returns the settings of the run in a directory, None where there is no run; and how flags.cfg is damaged, "" where it is whole.
+
+    They are those of flags.cfg. Where that is gone, empty or cut, they are those of the newest checkpoint, or of the finished network.
+
+    Raises:
+        ConfigError: flags.cfg is damaged, and the settings are nowhere else.
+    """
+    path = workdir / FLAGS
+    damage, lines = "is gone", None
     try:
-        return flags.from_flagfile(path)
+        lines = path.read_text().splitlines()
+        # Older runs have neither line, and hold one setting at least.
+        damage = "" if (_LAST in lines if _FIRST in lines else lines) else "is cut" if lines else "is empty"
+        if not damage:
+            return flags.from_lines(lines), ""
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        damage = f"is damaged ({error})"
+    meta, finished = newest_meta(workdir / CHECKPOINTS), read_finished(workdir)
+    for kept in (meta and meta.get("settings"), finished and finished.settings):
+        if kept:
+            return _kept_elsewhere(workdir, kept), f"{path} {damage}: its settings are those of the run's other files"
+    if damage == "is gone":
+        return None, ""
+    raise ConfigError(f"{path} {damage}: name another directory, or begin anew in this one with `restart`")
+
+
+def _kept_elsewhere(workdir: pathlib.Path, lines: Iterable[str]) -> SelaConfig:
+    """Returns the settings that a checkpoint or network.json holds.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    try:
+        return flags.from_lines(lines)
     except ConfigError as error:
-        raise ConfigError(f"{path} is damaged, or was written by another version of sela_tf ({error})") from error
+        raise ConfigError(
+            f"the settings of the run in {workdir} are damaged, or were written by another version of sela_tf ({error})"
+        ) from error
+
+
+def read_config(workdir: str | os.PathLike[str]) -> SelaConfig:
+    """Returns the settings of the run in `workdir`: those that its finished network was trained with, if there is one.
+
+    Raises:
+        ConfigError: there is no run, or its settings cannot be read.
+    """
+    path = pathlib.Path(workdir).expanduser()
+    finished, config = read_finished(path), settings_there(path)[0]
+    if finished is not None and finished.settings is not None:
+        of_network = _kept_elsewhere(path, finished.settings)
+        if config is None or finished.superseded or config.epochs != of_network.epochs:
+            return of_network
+    if config is None:
+        raise ConfigError(f"`workdir={workdir}` holds no run (no {FLAGS})")
+    return config
 
 
 def given_by(config: SelaConfig) -> dict[str, Any]:
@@ -51,7 +111,9 @@ def given_by(config: SelaConfig) -> dict[str, Any]:
     }
 
 
-def settings_of_run(workdir: str | os.PathLike[str], given: Mapping[str, Any]) -> tuple[SelaConfig, SelaConfig | None]:
+def settings_of_run(
+    workdir: str | os.PathLike[str], given: Mapping[str, Any], *, restart: bool = False
+) -> tuple[SelaConfig, SelaConfig | None]:
     """Returns the settings of a run that begins or continues in `workdir`.
 
     A run that is there keeps every setting that is not given. Given ones must be its own, but for a larger `epochs` and those that a
@@ -60,6 +122,7 @@ def settings_of_run(workdir: str | os.PathLike[str], given: Mapping[str, Any]) -
     Args:
         workdir: the directory of the run; "" for none.
         given: settings by name; those that are None are not given.
+        restart: the run begins anew: any setting may differ.
 
     Returns:
         The settings with absolute paths, and those of the run that is there, None if there is none.
@@ -73,13 +136,12 @@ def settings_of_run(workdir: str | os.PathLike[str], given: Mapping[str, Any]) -
     earlier = SelaConfig(dataset="python:", continue_from=given.get("continue_from", "")).continue_from
     if earlier and workdir and os.path.realpath(os.path.expanduser(earlier)) == os.path.realpath(path):
         raise ConfigError(f"`continue_from={earlier}` is the directory of the new run, too: name another one as `workdir`")
-    if not workdir or not (path / FLAGS).exists():
+    old = _settings_to_go_on_from(path, restart=restart) if workdir else None
+    if old is None:
         return (_settings_from(given) if earlier else SelaConfig(**given).absolute()), None
-    try:
-        old = flags.from_flagfile(path / FLAGS)
-    except ConfigError as error:
-        raise ConfigError(f"{path / FLAGS} is damaged ({error}): name another directory") from error
     new = dataclasses.replace(old, **given).absolute()
+    if restart:
+        return new, old
     different = [
         f"`{field.name}` was {getattr(old, field.name)!r}, is {getattr(new, field.name)!r}"
         for field in dataclasses.fields(SelaConfig)
@@ -89,10 +151,24 @@ def settings_of_run(workdir: str | os.PathLike[str], given: Mapping[str, Any]) -
     ]
     if different:
         raise ConfigError(
-            f"`workdir={path}` holds another run: {'; '.join(different)}. Name another directory, or repeat the run's own settings "
-            "(more `epochs` may be asked for)"
+            f"`workdir={path}` holds another run: {'; '.join(different)}. Name another directory, repeat the run's own settings (more `epochs` "
+            "may be asked for), or begin anew with `restart`"
         )
     return new, old
+
+
+def _settings_to_go_on_from(path: pathlib.Path, *, restart: bool) -> SelaConfig | None:
+    """Returns the settings of the run in a directory, None where there is none.
+
+    Raises:
+        ConfigError: they are damaged, and the run does not begin anew.
+    """
+    try:
+        return settings_there(path)[0]
+    except ConfigError:
+        if restart:
+            return None
+        raise
 
 
 def _settings_from(given: Mapping[str, Any]) -> SelaConfig:
@@ -104,7 +180,9 @@ def _settings_from(given: Mapping[str, Any]) -> SelaConfig:
     try:
         old = read_config(given["continue_from"])
     except ConfigError as error:
-        raise error.renamed(workdir="continue_from") from error
+        renamed = error.renamed(workdir="continue_from")
+        named = "`continue_from" in str(renamed)
+        raise renamed if named else ConfigError(f"`continue_from={given['continue_from']}`: {error}") from error
     new = dataclasses.replace(old, **{**_ANEW, **given}).absolute()
     different = [
         f"`{name}={getattr(old, name)}`, not `{name}={getattr(new, name)}`"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,9 @@ from sela_tf.data.image_set import ImageSet
 from sela_tf.data.label_files import match_names
 from sela_tf.files.archives import read_npz, write_npz
 from sela_tf.files.atomic import whole_file
-from sela_tf.runs.names import LABELS, NETWORK, RESULTS
+from sela_tf.runs.finished import Finished, path_of, read_finished
+from sela_tf.runs.names import LABELS, NETWORK
+from sela_tf.runs.network import written_anew
 from sela_tf.settings.fields import ConfigError
 
 CLUSTER_NAMES = "cluster_names"
@@ -23,6 +25,12 @@ CLUSTER_NAMES = "cluster_names"
 _LABELS_HOLD = (
     "labels", "potentials", "lam", "num_changes", "num_relabellings", "converged", "data_fingerprint", "source_rows"
 )  # fmt: skip
+
+_KINDS = {
+    "labels": "iu", "training_labels": "iu", "potentials": "f", "lam": "f", "num_changes": "iu", "num_relabellings": "iu", "converged": "b",
+    "source_rows": "iu", "step": "iu", "data_fingerprint": "U", "weights_sha256": "U", "names": "U",
+}  # fmt: skip
+"""The kinds of the arrays, as NumPy names them: whole numbers, floats, booleans, text."""
 
 
 def read_labels(workdir: str | os.PathLike[str], shape: Sequence[int]) -> dict[str, np.ndarray]:
@@ -35,27 +43,37 @@ def read_labels(workdir: str | os.PathLike[str], shape: Sequence[int]) -> dict[s
     Raises:
         ConfigError: the file is missing or damaged, or of another network.
     """
-    path = pathlib.Path(workdir).expanduser() / LABELS
+    directory = pathlib.Path(workdir).expanduser()
+    finished = read_finished(directory)
+    path = path_of(directory, finished, LABELS)
     try:
         arrays = read_npz(path)
         _check_labels(arrays, tuple(shape))
-        _check_step(arrays, path.parent / NETWORK)
+        if finished is not None:
+            _check_network(arrays, finished)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is missing or damaged ({error}): remove {path.parent / RESULTS}, if it is there, and repeat the run's "
-            "command, which writes both anew"
-        ) from error
+        raise ConfigError(f"{path} is missing or damaged ({error}): {written_anew(directory)}") from error
     return arrays
 
 
-def write_labels(workdir: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_labels(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes labels.npz, whole or not at all.
 
     Raises:
         OSError: the file cannot be written.
     """
-    with whole_file(workdir / LABELS) as unfinished:
+    with whole_file(path) as unfinished:
         write_npz(unfinished, arrays)
+
+
+def digest_of_labels(arrays: Mapping[str, np.ndarray]) -> str:
+    """Returns the digest of the arrays of labels.npz, without the names of the clusters, which may be given later."""
+    digest = hashlib.sha256()
+    for name in sorted(set(arrays) - {CLUSTER_NAMES}):
+        values = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
 
 
 def known_changes(images: ImageSet, labels: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -82,7 +100,7 @@ def known_changes(images: ImageSet, labels: Mapping[str, np.ndarray]) -> np.ndar
     if names is not None:
         # The fingerprint is of the names as the run had them, which may be in another Unicode form.
         same = dataclasses.replace(same, names=tuple(names))
-    if same.fingerprint() == str(labels["data_fingerprint"]):
+    if same.matches(str(labels["data_fingerprint"])):
         found[trained] = labels["num_changes"].sum(axis=0)
     return found
 
@@ -95,6 +113,9 @@ def _check_labels(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> N
     """
     if not set(_LABELS_HOLD) <= set(arrays):
         raise ValueError("arrays are missing")
+    for name, kinds in _KINDS.items():
+        if name in arrays and arrays[name].dtype.kind not in kinds:
+            raise ValueError(f"{name} of the type {arrays[name].dtype}")
     if arrays["potentials"].shape != shape or not np.isfinite(arrays["potentials"]).all():
         raise ValueError(f"potentials {list(arrays['potentials'].shape)} that are not finite numbers {list(shape)}")
     labels = arrays["labels"]
@@ -103,25 +124,29 @@ def _check_labels(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> N
             f"labels {labels.dtype} {list(labels.shape)} that are not numbers of {shape[1]} clusters for {shape[0]} heads"
         )
     rows = arrays["num_changes"].shape == labels.shape and arrays["source_rows"].shape == labels.shape[1:]
-    if not rows or arrays["num_relabellings"].shape != shape[:1] or not arrays["lam"] > 0:
+    lam = arrays["lam"]
+    if not rows or arrays["num_relabellings"].shape != shape[:1] or lam.shape != () or not 0 < lam < np.inf:
         raise ValueError("num_changes, source_rows, num_relabellings or lam that do not belong to the labels")
+    shapes = {"converged": shape[:1], "data_fingerprint": (), "step": (), "weights_sha256": (), "names": labels.shape[1:]}
+    for name, wanted in shapes.items():
+        if name in arrays and arrays[name].shape != wanted:
+            raise ValueError(f"{name} {list(arrays[name].shape)} that are not {list(wanted)}")
     names = arrays.get(CLUSTER_NAMES)
     if names is not None and (names.shape != shape or names.dtype.kind != "U"):
         raise ValueError(f"{CLUSTER_NAMES} {names.dtype} {list(names.shape)} that are not text {list(shape)}")
 
 
-def _check_step(arrays: Mapping[str, np.ndarray], network: pathlib.Path) -> None:
+def _check_network(arrays: Mapping[str, np.ndarray], finished: Finished) -> None:
     """Checks that labels.npz was made by the network that network.json describes.
 
     Raises:
-        ValueError: the network was trained further, and stopped before its last transport.
+        ValueError: it was not, or it was changed since.
     """
-    if not network.exists():
-        return
-    described = json.loads(network.read_text())
     # A run that was made before networks described themselves knows neither step nor digest.
     step = int(arrays["step"]) if "step" in arrays else None
-    if step != described["step"]:
-        raise ValueError(f"labels of step {step}, and the network is of step {described['step']}")
-    if "weights_sha256" in arrays and str(arrays["weights_sha256"]) != described["weights_sha256"]:
+    if step != finished.step:
+        raise ValueError(f"labels of step {step}, and the network is of step {finished.step}")
+    if "weights_sha256" in arrays and str(arrays["weights_sha256"]) != finished.weights_sha256:
         raise ValueError("labels of another network")
+    if finished.labels_sha256 is not None and digest_of_labels(arrays) != finished.labels_sha256:
+        raise ValueError(f"not the labels that {NETWORK} was written with")

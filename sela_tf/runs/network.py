@@ -1,13 +1,11 @@
 """The trained network of a run on disk: network.json says how to build it, model.weights.h5 holds its variables.
 
-Both are written right after training. They suffice to label, probe and export, whatever becomes of the run's evaluation.
+They are written after the last transport, with the labels. They suffice to label, probe and export, whatever becomes of the run's evaluation.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -15,17 +13,18 @@ from typing import Any
 
 import keras
 
-from sela_tf import __version__
 from sela_tf.data.pixel_rules import OLD_RULES, PixelRules
-from sela_tf.files.atomic import whole_file, write_whole
+from sela_tf.files.atomic import whole_file
+from sela_tf.files.digests import digest_of_file
+from sela_tf.files.hdf5 import check_weights_file
 from sela_tf.models.build import bare_network, build_model
+from sela_tf.runs.description_check import check_description
+from sela_tf.runs.finished import Finished, path_of, read_finished, write_finished
 from sela_tf.runs.flagfile import read_config
-from sela_tf.runs.names import FLAGS, NETWORK, RESULTS, WEIGHTS
+from sela_tf.runs.names import FLAGS, LABELS, NETWORK, RESULTS, WEIGHTS
 from sela_tf.runs.results import read_results
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
-
-_FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,8 +70,9 @@ class NetworkDescription:
         """Returns the description that `to_json` gave, written as JSON and read back.
 
         Raises:
-            ValueError, KeyError, TypeError, AttributeError: it is not such an object.
+            ValueError: it is not such an object, or a value is of another type or range.
         """
+        check_description(network)
         fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in network.items()}
         if "pixel_rules" in fields:
             rules = fields["pixel_rules"]
@@ -104,38 +104,32 @@ def describe_network(
 
 
 def describe_older_run(workdir: pathlib.Path) -> None:
-    """Gives a run that was made before networks described themselves its network.json, so that the network stays usable while the run,
-    continued, is without results.json, the only other place of what it says."""
+    """Gives a run that was made before networks described themselves its network.json, so that the network stays usable while the run is
+    continued; results.json is the only other place of what it says.
+
+    Raises:
+        OSError: network.json cannot be written.
+    """
     if (workdir / NETWORK).exists() or not ((workdir / RESULTS).exists() and (workdir / WEIGHTS).exists()):
         return
-    _write(workdir, read_description(workdir), _digest(workdir / WEIGHTS), step=None)
+    write_finished(
+        workdir,
+        Finished(
+            step=None, network=read_description(workdir).to_json(), weights=WEIGHTS, weights_sha256=digest_of_file(workdir / WEIGHTS),
+            labels=LABELS, labels_sha256=None, settings=None,
+        ),
+    )  # fmt: skip
 
 
-def save_network(workdir: pathlib.Path, model: keras.Model, description: NetworkDescription, *, step: int) -> str:
-    """Writes network.json and the weights of `model` after `step` steps, without a rotation head or the state of the optimizer; returns the
-    digest of the weights.
+def save_weights(path: pathlib.Path, model: keras.Model) -> str:
+    """Writes the weights of a model, without a rotation head or the state of the optimizer; returns the digest of the file.
 
-    The description holds the digest of the weights, so that two files of different steps are not taken for one network.
+    Raises:
+        OSError: the file cannot be written.
     """
-    with whole_file(workdir / WEIGHTS) as unfinished:
-        try:
-            bare_network(model).save_weights(unfinished)
-        except (OSError, RuntimeError) as error:
-            # The HDF5 library reports a full disk by an error of its own.
-            raise ConfigError(
-                f"{unfinished} cannot be written ({str(error).splitlines()[0]}): make room, and repeat the command"
-            ) from error
-        digest = _digest(unfinished)
-    _write(workdir, description, digest, step=step)
-    return digest
-
-
-def _write(workdir: pathlib.Path, description: NetworkDescription, digest: str, *, step: int | None) -> None:
-    described = {
-        "format": _FORMAT, "sela_tf": __version__, "step": step, "weights": WEIGHTS, "weights_sha256": digest,
-        "network": description.to_json(),
-    }  # fmt: skip
-    write_whole(workdir / NETWORK, json.dumps(described, indent=1) + "\n")
+    with whole_file(path) as unfinished:
+        bare_network(model).save_weights(unfinished)
+    return digest_of_file(path)
 
 
 def read_description(workdir: str | os.PathLike[str]) -> NetworkDescription:
@@ -156,47 +150,43 @@ def load_run(workdir: str | os.PathLike[str]) -> keras.Model:
         ConfigError: the directory holds no trained network, or its files are damaged.
     """
     path = pathlib.Path(workdir).expanduser()
-    description, digest = _read(path)
+    description, finished = _read(path)
+    weights = path_of(path, finished, WEIGHTS)
     try:
-        if digest is not None and _digest(path / WEIGHTS) != digest:
+        if finished is not None and digest_of_file(weights) != finished.weights_sha256:
             raise ValueError(f"not the weights that {NETWORK} was written with")
+        check_weights_file(weights)
         model = description.build()
-        model.load_weights(path / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        model.load_weights(weights)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         why = str(error).splitlines()[0][:200]
-        raise ConfigError(
-            f"{path / WEIGHTS} is missing or damaged, or of another network ({why}): remove {path / RESULTS}, if it is "
-            "there, and repeat the run's command, which writes both anew"
-        ) from error
+        raise ConfigError(f"{weights} is missing or damaged, or of another network ({why}): {written_anew(path)}") from error
     return model
 
 
-def _read(path: pathlib.Path) -> tuple[NetworkDescription, str | None]:
-    """(the description, the digest of the weights where it was kept)."""
-    if not (path / FLAGS).exists() and not (path / NETWORK).exists():
+def written_anew(workdir: pathlib.Path) -> str:
+    """Returns the way out where a file of a finished run is damaged, for the end of a message."""
+    there = [str(workdir / name) for name in (NETWORK, RESULTS) if (workdir / name).exists()]
+    return f"remove {' and '.join(there)}, and repeat the run's command, which writes them anew" if there else "repeat its command"
+
+
+def _read(path: pathlib.Path) -> tuple[NetworkDescription, Finished | None]:
+    """Returns the description, and what network.json says, None of a run that was made before there was one."""
+    finished = read_finished(path)
+    if finished is not None:
+        try:
+            return NetworkDescription.from_json(finished.network), finished
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path / NETWORK} is damaged ({error}): {written_anew(path)}") from error
+    if not (path / FLAGS).exists():
         raise ConfigError(f"{str(path)!r} holds no run (no {FLAGS})")
-    if (path / NETWORK).exists():
-        return _from_json(path / NETWORK)
     if not (path / RESULTS).exists():
         raise ConfigError(f"the training of the run in {str(path)!r} is not finished: repeat its command to continue it")
     # Runs that were made before networks described themselves keep their shape and statistics in results.json.
     seen = read_results(path)["data"]
-    return describe_network(read_config(path), seen["image_shape"], seen["mean"], seen["variance"]), None
-
-
-def _from_json(path: pathlib.Path) -> tuple[NetworkDescription, str]:
     try:
-        described = json.loads(path.read_text())
-        if described["format"] != _FORMAT:
-            raise ValueError(f"its format is {described['format']}, this version of sela_tf reads {_FORMAT}")
-        return NetworkDescription.from_json(described["network"]), described["weights_sha256"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{path} is damaged ({error}): remove {path.parent / RESULTS}, if it is there, and repeat the run's command, "
-            f"which writes both anew"
-        ) from error
-
-
-def _digest(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        described = describe_network(read_config(path), seen["image_shape"], seen["mean"], seen["variance"])
+        check_description(described.to_json())
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{path / RESULTS} is damaged ({error}): restore it") from error
+    return described, None

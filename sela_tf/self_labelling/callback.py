@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -117,6 +117,7 @@ class SelfLabelling(keras.callbacks.Callback):
         self.validation_shows_training_images = validation_shows_training_images
         self.verbose = verbose
         self._pending: list[int] | None = None
+        self._overdue: set[int] | None = None
         self._is_training, self._is_first_epoch = False, False
         self._inference: BatchedInference | None = None
 
@@ -128,7 +129,7 @@ class SelfLabelling(keras.callbacks.Callback):
         check_fit(self.model, validation_shows_training_images=self.validation_shows_training_images)
         self.labels.forget_lookups()
         # Another callback may restore the optimizer before the first batch.
-        self._pending = None
+        self._pending = self._overdue = None
         self._is_training, self._is_first_epoch = True, True
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
@@ -144,11 +145,29 @@ class SelfLabelling(keras.callbacks.Callback):
 
     def _to_come(self, step: int) -> list[int]:
         """Returns the relabel steps that are still due at the optimizer step `step`."""
+        if self._overdue is not None:
+            return [each for each in self.relabel_steps if each >= step or each in self._overdue]
         if self.labels.num_relabellings.any():
             # The relabellings of the steps that were taken have happened.
             return [each for each in self.relabel_steps if each >= step]
         # One relabelling makes up for all that were missed.
         return self.relabel_steps
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns the arrays that a continued training needs: the state of the table, and the relabel steps that were passed over, which the
+        next step makes up for, as with `steps_per_execution`."""
+        step = steps_taken(self.model)
+        pending = self._to_come(step) if self._pending is None else self._pending
+        return {**self.labels.compact_state(), "overdue": np.array([each for each in pending if each < step], np.int64)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Restores the arrays of `state`, between `on_train_begin` and the first step.
+
+        Raises:
+            ValueError: they belong to a table of another shape.
+        """
+        self.labels.restore(state)
+        self._pending, self._overdue = None, set(map(int, state["overdue"]))
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         loss = (logs or {}).get("loss")

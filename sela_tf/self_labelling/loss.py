@@ -68,19 +68,28 @@ class SelfLabelLoss(keras.losses.Loss):
             )
 
 
+def tables_of(model: keras.Model) -> list[LabelTable]:
+    """Returns the tables that the losses of a compiled model read."""
+    return [one.labels for one in _losses(model) if one.labels is not None]
+
+
 def bind_losses(model: keras.Model, labels: LabelTable) -> None:
     """Binds each `SelfLabelLoss` of a compiled model that has no table to `labels`.
 
     Raises:
         ValueError: a loss is bound to another table.
     """
+    for one in _losses(model):
+        if one.labels is None:
+            one.labels = labels
+        if one.labels is not labels:
+            raise ValueError(
+                "The model's SelfLabelLoss reads another LabelTable than the one that this callback rewrites: give both one"
+            )
+
+
+def _losses(model: keras.Model) -> list[SelfLabelLoss]:
+    """Returns each `SelfLabelLoss` of a compiled model."""
     loss = getattr(model, "loss", None)
     losses = loss.values() if isinstance(loss, dict) else loss if isinstance(loss, list | tuple) else [loss]
-    for one in losses:
-        if isinstance(one, SelfLabelLoss):
-            if one.labels is None:
-                one.labels = labels
-            if one.labels is not labels:
-                raise ValueError(
-                    "The model's SelfLabelLoss reads another LabelTable than the one that this callback rewrites: give both one"
-                )
+    return [one for one in losses if isinstance(one, SelfLabelLoss)]

@@ -29,6 +29,9 @@ NUM_IMAGES = max(stand_alone.BATCHES)
 class MismatchError(ValueError):
     """An exported model whose outputs are not those of its network."""
 
+    exit_status = 4
+    """The exit status of a command that ends with this error."""
+
 
 class CheckResult(NamedTuple):
     """The measurements of an exported model that passed its check."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from sela_tf.data.csv_rows import neutral
 from sela_tf.files.archives import write_npz
 from sela_tf.files.atomic import whole_file
 
@@ -25,7 +26,8 @@ Columns = Mapping[str, Column]
 class LabelWriter:
     """A writer of blocks of columns, the same columns in every block.
 
-    It is a context manager: the file appears at the end of the context. After an error the file is as before, or absent.
+    It is a context manager: the file appears at the end of the context. After an error the file is as before, or absent; the end of the
+    context raises StorageError where the disk was full.
 
     A column of vectors `embedding` is one list column in Parquet, columns `embedding_0`, `embedding_1`, … in CSV, and a matrix in npz. An
     npz file is kept in memory until the end. Structs are for Parquet alone.
@@ -50,23 +52,21 @@ class LabelWriter:
         """Writes one block.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written; the end of the context makes a StorageError of it.
         """
         if self.path.suffix == ".npz":
             self._blocks.append(columns)
             return
         batch = _record_batch(columns, flat=self.path.suffix == ".csv")
-        with self._named():
-            if self._writer is None:
-                kind = pa.csv.CSVWriter if self.path.suffix == ".csv" else pa.parquet.ParquetWriter
-                self._writer = kind(str(self._unfinished), batch.schema)
-            self._writer.write_batch(batch)
+        if self._writer is None:
+            kind = pa.csv.CSVWriter if self.path.suffix == ".csv" else pa.parquet.ParquetWriter
+            self._writer = kind(str(self._unfinished), batch.schema)
+        self._writer.write_batch(batch)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
     ) -> None:
-        with self._named():
-            self._stack.__exit__(kind, error, traceback)
+        self._stack.__exit__(kind, error, traceback)
 
     def _finish(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Completes the unfinished file, unless an exception has ended the context."""
@@ -77,21 +77,16 @@ class LabelWriter:
             with self._unfinished.open("wb") as file:
                 write_npz(file, arrays)
 
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Adds the path to the message of an OSError."""
-        try:
-            yield
-        except OSError as error:
-            raise OSError(f"{self.path} cannot be written: {error.strerror or error}") from error
-
 
 def _record_batch(columns: Columns, *, flat: bool) -> pa.RecordBatch:
-    """Returns a block as Arrow; `flat` gives each value of a vector its own column."""
+    """Returns a block as Arrow; `flat`, for CSV, gives each value of a vector its own column and keeps text from being computed."""
     arrays: dict[str, pa.Array] = {}
     for name, values in columns.items():
         if flat and isinstance(values, np.ndarray) and values.ndim == 2:
             arrays |= {f"{name}_{i}": pa.array(np.ascontiguousarray(values[:, i])) for i in range(values.shape[1])}
+        elif flat and isinstance(values, np.ndarray) and values.dtype.kind in "UO":
+            texts = [neutral(value) if isinstance(value, str) else value for value in values.tolist()]
+            arrays[name] = pa.array(texts, pa.string() if values.dtype.kind == "U" else None)
         else:
             arrays[name] = _array(values)
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))

@@ -19,6 +19,7 @@ from sela_tf.data.headers import readable
 from sela_tf.data.pixel_rules import DEFAULT_RULES, PixelRules
 from sela_tf.data.records import IMAGE_KEY
 from sela_tf.files.atomic import whole_directory
+from sela_tf.files.locks import sole_writer
 from sela_tf.models.build import cut_at
 from sela_tf.models.layer_names import EMBEDDING
 from sela_tf.serving.predictions import predictions
@@ -235,6 +236,8 @@ def export_saved_model(
 
     Raises:
         FileExistsError: `path` exists.
+        HeldError: another process is writing it.
+        StorageError: the disk is full, or cannot be written for another reason.
         ImportError: tensorflow-serving-api is needed and missing.
     """
     is_of_images = len(model.input.shape) == 4
@@ -246,7 +249,7 @@ def export_saved_model(
         raise FileExistsError(f"{path} is there already")
     path.parent.mkdir(parents=True, exist_ok=True)
     # TensorFlow Serving loads every directory whose name is a number.
-    with whole_directory(path, unfinished=path.with_name(f".unfinished-{path.name}-{os.getpid()}")) as unfinished:
+    with sole_writer(path), whole_directory(path) as unfinished:
         # Debug information would hold paths of this machine's sources.
         options = tf.saved_model.SaveOptions(save_debug_info=False)
         tf.saved_model.save(served, str(unfinished), signatures=served.signatures(), options=options)

@@ -15,6 +15,11 @@ class TrainOptions:
     minutes: float = option(
         0.0, "Minutes that a new run may take here, by which `epochs` is chosen; 0 for no limit.", bound=NOT_NEGATIVE
     )
+    restart: bool = option(
+        False,
+        "Begin the run in `workdir` anew, with its settings or those that are given. Its checkpoints and its course are removed; a finished "
+        "network stays until there is another.",
+    )
     dry_run: bool = option(False, "Run every part once on a few images and estimate time and memory; no run is written.")
 
     def __post_init__(self) -> None:

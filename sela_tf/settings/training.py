@@ -212,6 +212,11 @@ class SelaConfig:
     logical_cpus: int = option(
         0, "Number of logical devices that the CPU is split into, to try several devices without GPUs; 0 for one.", at_least=0
     )
+    accept_changed_data: bool = option(
+        False,
+        "Go on once with images or files that changed since the run began, where the images have the same names; results.json says so.",
+        may_change=True,
+    )
     # shown and kept
     log_every_steps: int = option(
         50, "Steps between two rows of the loss in metrics.jsonl and TensorBoard.", may_change=True, at_least=1
@@ -231,6 +236,12 @@ class SelaConfig:
         may_change=True,
     )
     report: bool = option(True, "Draw report.html, report.png and galleries/ at the end.", may_change=True)
+    checkpoint_minutes: float = option(
+        10.0,
+        "Most minutes between two checkpoints, which are also written every `monitor_epochs` epochs; 0 for no limit.",
+        bound=NOT_NEGATIVE,
+        may_change=True,
+    )
     keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", may_change=True, at_least=1)
 
     def __post_init__(self) -> None:

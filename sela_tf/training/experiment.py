@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -18,15 +18,15 @@ from sela_tf.compat.activity import Activity
 from sela_tf.compat.releases import (
     LossScaleOptimizer,
     build_optimizer,
+    of_each_replica,
     optimizer_variables,
 )
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.pipeline import inference_batches
+from sela_tf.files.saves import arrays_under
 from sela_tf.models.build import cut_at, with_rotation_head
-from sela_tf.models.inference import read_variable
 from sela_tf.models.layer_names import EMBEDDING, HEADS, ROTATION
-from sela_tf.runs.checkpoint import arrays_under
 from sela_tf.runs.network import NetworkDescription
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.callback import SelfLabelling
@@ -37,10 +37,11 @@ from sela_tf.training.earlier_run import Continuation, continuation_of, read_ear
 from sela_tf.training.images import Data, augmentation, load_training_data, shape_in_words, training_views
 from sela_tf.training.initial_state import description_of, first_network, label_table, settings_of_files
 from sela_tf.training.known_labels import known_labels
-from sela_tf.training.loop import Clock, step_function
+from sela_tf.training.loop import Clock, EpochMeans, step_function
 from sela_tf.training.monitoring import class_agreement, cluster_monitors, knn_monitor, log_relabelling
 from sela_tf.training.optimizer import learning_rate_schedule, make_optimizer
 from sela_tf.training.progress import ShownLabelling
+from sela_tf.training.provenance import Provenance
 from sela_tf.transport.assignment import assign_labels
 
 
@@ -55,6 +56,8 @@ class Experiment:
         begins: False if `restore` will replace the first weights and labels. Files that they would come from are not read then.
         data: the images, where they are loaded already and `config` has a value for every setting; None to load them.
         continuation: the relation to the run that is continued, as a checkpoint kept it; None to find it out, or where there is none.
+        network: the network whose pixel rules and statistics hold, although these images may have others; None for those of the images, or
+            of the run that is continued.
 
     Raises:
         ValueError: the images cannot be loaded, or the settings do not fit them (SourceError, ConfigError).
@@ -68,10 +71,11 @@ class Experiment:
         begins: bool = True,
         data: Data | None = None,
         continuation: Continuation | None = None,
+        network: NetworkDescription | None = None,
     ):
         self.strategy = strategy
         earlier = read_earlier_run(config.continue_from) if begins and config.continue_from else None
-        network = earlier.network if earlier else continuation.network if continuation else None
+        network = earlier.network if earlier else continuation.network if continuation else network
         if data is None:
             asked_for = settings_of_files(config) if begins else {}
             config, data = load_training_data(config, replicas=strategy.num_replicas_in_sync, given_by=asked_for, network=network)
@@ -85,7 +89,7 @@ class Experiment:
             "frozen_epochs": 0,
         }
         self._first = config if begins else dataclasses.replace(config, **no_files)
-        self.fingerprint = data.train.fingerprint()
+        self.provenance = Provenance(config, data)
         self.steps_per_epoch = len(data.train) // config.batch_size
         self.last_step = config.epochs * self.steps_per_epoch
         self.relabel_steps = self.schedule(self.steps_per_epoch)
@@ -97,12 +101,13 @@ class Experiment:
         self.labelling = self.make_labelling()
         self.class_agreement = class_agreement(config, data)
         self.clock = Clock()
+        self.means = EpochMeans()
         self.monitors: dict[str, ClusterMonitor | CollapseDoctor] = {}
         self._monitor_states: Mapping[str, np.ndarray] = {}
 
     @functools.cached_property
-    def take_step(self) -> Callable[[Any], dict[str, tf.Tensor]]:
-        """One optimizer step, a function from a batch to the logs so far. It is compiled once."""
+    def take_step(self) -> Any:
+        """One optimizer step, a tf.function from a batch to the logs so far. It is compiled once."""
         return step_function(self.model, self.strategy, self.config.xla)
 
     def schedule(self, steps_per_epoch: int) -> list[int]:
@@ -242,10 +247,21 @@ class Experiment:
     def state(self) -> dict[str, np.ndarray]:
         """Returns everything that training changes, as arrays by name."""
         variables = {"model": self.model.variables, "optimizer": optimizer_variables(self.model.optimizer)}
-        arrays = {f"{kind}/{i:04d}": read_variable(value) for kind, values in variables.items() for i, value in enumerate(values)}
+        arrays = {}
+        for kind, values in variables.items():
+            for i, value in enumerate(values):
+                first, *others = (each.numpy() for each in of_each_replica(value, self.strategy))
+                arrays[f"{kind}/{i:04d}"] = first
+                # Without synchronised batch normalisation each replica has statistics of its own.
+                arrays |= {f"{kind}/{i:04d}/{n}": each for n, each in enumerate(others, 1) if each.tobytes() != first.tobytes()}
         # Until the monitors are made, their state is what the checkpoint kept of them.
         monitors = {f"{name}/{key}": value for name, monitor in self.monitors.items() for key, value in monitor.state().items()}
-        states = {"table": self.labels.state(), "monitors": monitors or self._monitor_states}
+        states = {
+            "table": self.labels.state(),
+            "monitors": monitors or self._monitor_states,
+            "means": self.means.state(self.model),
+            "images": self.provenance.state,
+        }
         if self.labelling.known is not None:
             states["known"] = {"labels": self.labelling.known}
         if self.continuation is not None:
@@ -256,11 +272,15 @@ class Experiment:
         """Puts back what `state` gave; the monitors get theirs when they are made."""
         for kind, variables in (("model", self.model.variables), ("optimizer", optimizer_variables(self.model.optimizer))):
             for i, variable in enumerate(variables):
-                variable.assign(arrays[f"{kind}/{i:04d}"])
+                name = f"{kind}/{i:04d}"
+                for n, replica in enumerate(of_each_replica(variable, self.strategy)):
+                    replica.assign(arrays.get(f"{name}/{n}", arrays[name]))
         # Checkpoints that were written before lam was part of them have the lam of the settings.
         lam = np.full(self.config.num_heads, self.config.lam, np.float32)
         self.labels.restore({"lam": lam, **arrays_under("table", arrays)})
         self._monitor_states = arrays_under("monitors", arrays)
+        if means := arrays_under("means", arrays):
+            self.means.restore(means)
         # Of checkpoints that were written before known labels were part of them, the file is read again.
         known = arrays_under("known", arrays)
         self.labelling.known = known["labels"] if known else known_labels(self.config, self.data, self.model)

@@ -70,7 +70,7 @@ def check_kind(images: ImageSet, network: NetworkDescription, config: SelaConfig
     if images.is_vectors != of_vectors:
         kinds = ("vectors", "images") if of_vectors else ("images", "vectors")
         raise ConfigError(
-            f"`continue_from={config.continue_from}` is a run on {kinds[0]}, and `dataset={config.dataset}` has {kinds[1]}: name a data set of "
+            f"{_earlier(config)} is a run on {kinds[0]}, and `dataset={config.dataset}` has {kinds[1]}: name a data set of "
             f"{kinds[0]}"
         )
 
@@ -92,6 +92,11 @@ def check_shape(shape: Sequence[int], network: NetworkDescription, config: SelaC
     elif own[:-1] != theirs[:-1]:
         ways.append("give images of that size")
     raise ConfigError(
-        f"`continue_from={config.continue_from}` has a network for {' x '.join(map(str, theirs))}, and the images of `dataset={config.dataset}` "
+        f"{_earlier(config)} has a network for {' x '.join(map(str, theirs))}, and the images of `dataset={config.dataset}` "
         f"are {' x '.join(map(str, own))}: {', and '.join(ways)}"
     )
+
+
+def _earlier(config: SelaConfig) -> str:
+    """Returns the words for the run whose network is kept."""
+    return f"`continue_from={config.continue_from}`" if config.continue_from else "this run"

@@ -13,6 +13,7 @@ import tensorflow as tf
 from sela_tf.data.label_files import read_run_labels, read_run_shape
 from sela_tf.models.backbones.applications import IMAGENET, PREFIX, MissingWeightsError, imagenet_weights
 from sela_tf.models.build import cut_at
+from sela_tf.models.keras_files import check_keras_file
 from sela_tf.models.layer_names import EMBEDDING, NORMALIZATION
 from sela_tf.runs.names import FLAGS, NETWORK, WEIGHTS
 from sela_tf.runs.network import NetworkDescription, describe_network, load_run, read_description
@@ -150,10 +151,12 @@ def _take_layers(network: keras.Model, config: SelaConfig) -> None:
     """
     setting = f"`backbone_weights={config.backbone_weights}`"
     try:
-        # Code in the file is not run: Keras refuses it.
+        # Code in the file is not run: it is refused here, whatever this release of Keras does.
+        check_keras_file(config.backbone_weights)
         theirs = dict(_layers(keras.models.load_model(config.backbone_weights, compile=False)))
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise ConfigError(f"{setting} is not a Keras model, or not a whole one ({str(error).splitlines()[0]})") from error
+    except (ValueError, OSError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{setting} is not a Keras model, or not a whole one ({why})") from error
     # The inputs are normalised by the statistics of these images.
     own = [(name, layer) for name, layer in _layers(cut_at(network, EMBEDDING)) if layer.weights and name != NORMALIZATION]
 

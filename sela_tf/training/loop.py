@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from sela_tf.cli.signals import Stop, StoppedBySignal
+from sela_tf.cli.signals import PassAborted, Stop, StoppedBySignal
+from sela_tf.compat.releases import of_each_replica
 
 
 class TrainingInterrupted(StoppedBySignal):
@@ -46,8 +49,8 @@ class Clock:
         return self.steps * batch_size / max(self.waiting + self.stepping, 1e-9)
 
 
-def step_function(model: keras.Model, strategy: tf.distribute.Strategy, xla: bool) -> Callable[[Any], dict[str, tf.Tensor]]:
-    """Returns one optimizer step of a compiled model on every replica, a function from a (distributed) batch to the logs so far."""
+def step_function(model: keras.Model, strategy: tf.distribute.Strategy, xla: bool) -> Any:
+    """Returns one optimizer step of a compiled model on every replica, a tf.function from a (distributed) batch to the logs so far."""
     replica_step = tf.function(model.train_step, jit_compile=True) if xla else model.train_step
 
     @tf.function
@@ -59,14 +62,23 @@ def step_function(model: keras.Model, strategy: tf.distribute.Strategy, xla: boo
     return step
 
 
-class _EpochMeans:
-    """The means of the logs over an epoch, gathered from rows that are means over several steps each."""
+class EpochMeans:
+    """The means of the logs over an epoch, gathered from rows that are means over several steps each.
+
+    Its state, with that of Keras' metrics, lets a training that was stopped within an epoch write the rows of an unbroken one.
+    """
 
     def __init__(self) -> None:
         self._rows: list[tuple[dict[str, float], int]] = []
         self._steps_since_row = 0
+        self._gathered: list[np.ndarray] = []
+
+    def begin_epoch(self) -> None:
+        """Forgets the rows of the epoch before."""
+        self._rows, self._steps_since_row = [], 0
 
     def count_step(self) -> None:
+        """Counts a step whose values are in Keras' metrics."""
         self._steps_since_row += 1
 
     def add_row(self, values: Mapping[str, tf.Tensor]) -> dict[str, float]:
@@ -77,8 +89,56 @@ class _EpochMeans:
         return logs
 
     def means(self) -> dict[str, float]:
+        """Returns the mean of each value over the steps of the epoch so far, as of the last row."""
         steps = sum(count for _, count in self._rows)
         return {name: sum(row[name] * count for row, count in self._rows) / steps for name in self._rows[-1][0]}
+
+    def state(self, model: keras.Model) -> dict[str, np.ndarray]:
+        """Returns the rows of the present epoch, and what the metrics of a model have gathered since the last one; empty between two epochs."""
+        if not self._rows and not self._steps_since_row:
+            return {}
+        names = list(self._rows[0][0]) if self._rows else []
+        state = {
+            "names": np.array(names, np.str_),
+            "rows": np.array([[row[name] for name in names] for row, _ in self._rows], np.float64),
+            "counts": np.array([count for _, count in self._rows], np.int64),
+            "steps_since_row": np.array(self._steps_since_row),
+        }
+        if self._steps_since_row:
+            # Until the loop begins, the metrics are those that were put back.
+            gathered = self._gathered or [np.stack([each.numpy() for each in own]) for own in _of_metrics(model)]
+            state |= {f"metrics/{i:04d}": values for i, values in enumerate(gathered)}
+        return state
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Puts back the rows that `state` gave; `begin` puts back the metrics."""
+        names = state["names"].tolist()
+        rows = [dict(zip(names, map(float, row), strict=True)) for row in state["rows"]]
+        self._rows = list(zip(rows, map(int, state["counts"]), strict=True))
+        self._steps_since_row = int(state["steps_since_row"])
+        self._gathered = [state[name] for name in sorted(state) if name.startswith("metrics/")]
+
+    def begin(self, model: keras.Model, build: Callable[[], Any]) -> None:
+        """Resets the metrics of a model, and gives them what they had gathered when the training was stopped within an epoch.
+
+        Args:
+            model: the compiled model.
+            build: makes the variables of the metrics, which Keras may make as late as at the first step.
+        """
+        if self._gathered:
+            build()
+        model.reset_metrics()
+        if self._gathered:
+            for own, values in zip(_of_metrics(model), self._gathered, strict=True):
+                for variable, value in zip(own, values, strict=True):
+                    variable.assign(value)
+        self._gathered = []
+
+
+def _of_metrics(model: keras.Model) -> list[list[tf.Variable]]:
+    """Returns the variables of the metrics of a model, of each those of the replicas, which sum their own."""
+    variables = (variable for metric in model.metrics for variable in metric.variables)
+    return [list(of_each_replica(variable, model.distribute_strategy)) for variable in variables]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,13 +152,17 @@ class TrainingLoop:
     model: keras.Model
     strategy: tf.distribute.Strategy
     """The strategy that the model was built under."""
-    take_step: Callable[[Any], dict[str, tf.Tensor]]
+    take_step: Any
     """One optimizer step, see `step_function`."""
     steps_per_epoch: int
     log_every_steps: int
     clock: Clock
+    means: EpochMeans = dataclasses.field(default_factory=EpochMeans)
+    """The means of the epoch that the loop begins in, which may have been stopped within it."""
     save_epochs: int = 1
     """Epochs between two saves."""
+    save_seconds: float = 0.0
+    """Seconds between two saves; 0 for no limit."""
 
     def run(
         self,
@@ -118,36 +182,41 @@ class TrainingLoop:
             last_step: the step to stop before, the end of an epoch.
             callbacks: Keras callbacks.
             save: a function of the number of steps taken that writes the state; called at the end of every `save_epochs` epochs, of the
-                last one, and after a signal.
-            stop: holds the signal that asks the loop to end, once it has come.
+                last one, after `save_seconds`, and after a signal.
+            stop: holds the signal that asks the loop to save or to end, once it has come.
 
         Raises:
             TrainingInterrupted: a signal came; the state is saved.
         """
-        take_step, model, clock = self.take_step, self.model, self.clock
+        take_step, model, clock, means = self.take_step, self.model, self.clock, self.means
         epochs = last_step // self.steps_per_epoch
         hooks = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=epochs, steps=self.steps_per_epoch)
         clock.step = first_step
         hooks.on_train_begin()
         iterator = iter(self._distributed(batches))
-        means = _EpochMeans()
+        saved = time.monotonic()
         for step in range(first_step, last_step):
             epoch, position = divmod(step, self.steps_per_epoch)
             ends_epoch = position + 1 == self.steps_per_epoch
+            if position == 0:
+                means.begin_epoch()
             if position == 0 or step == first_step:
                 hooks.on_epoch_begin(epoch)
-                model.reset_metrics()
-                means = _EpochMeans()
             start = time.perf_counter()
             batch = next(iterator)
             clock.waiting += time.perf_counter() - start
-            hooks.on_train_batch_begin(position)
+            if position == 0 or step == first_step:
+                means.begin(model, functools.partial(take_step.get_concrete_function, batch))
+            try:
+                hooks.on_train_batch_begin(position)
+            except PassAborted as aborted:
+                # Nothing has changed since the last step: the pass will be taken again.
+                self._interrupt(aborted.signal_number, step, hooks, save)
             start = time.perf_counter()
             values = take_step(batch)
             means.count_step()
-            stopping = stop.signal_number
             logs: dict[str, float] = {}
-            if (position + 1) % self.log_every_steps == 0 or ends_epoch or stopping is not None:
+            if (position + 1) % self.log_every_steps == 0 or ends_epoch:
                 logs = means.add_row(values)
                 model.reset_metrics()
             clock.stepping += time.perf_counter() - start
@@ -156,13 +225,23 @@ class TrainingLoop:
             hooks.on_train_batch_end(position, logs)
             if ends_epoch:
                 hooks.on_epoch_end(epoch, means.means())
+                means.begin_epoch()
+            if stop.signal_number is not None:
+                self._interrupt(stop.signal_number, step + 1, hooks, save)
             due = ends_epoch and ((epoch + 1) % self.save_epochs == 0 or step + 1 == last_step)
-            if due or stopping is not None:
+            if due or stop.wants_save or (self.save_seconds and time.monotonic() - saved >= self.save_seconds):
+                stop.wants_save = False
                 save(step + 1)
-            if stopping is not None:
-                hooks.on_train_end()
-                raise TrainingInterrupted(stopping, step + 1)
+                saved = time.monotonic()
         hooks.on_train_end()
+
+    def _interrupt(
+        self, signal_number: int, step: int, hooks: keras.callbacks.CallbackList, save: Callable[[int], None]
+    ) -> NoReturn:
+        """Saves, and ends the loop."""
+        save(step)
+        hooks.on_train_end()
+        raise TrainingInterrupted(signal_number, step)
 
     def _distributed(self, batches: tf.data.Dataset) -> Any:
         """The batches, each split over the replicas where there are several."""

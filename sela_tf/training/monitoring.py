@@ -14,8 +14,8 @@ from sela_tf.callbacks.monitors import ClusterMonitor, KNNMonitor
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.clustering import cluster_metrics, entropy_histogram
+from sela_tf.files.saves import arrays_under
 from sela_tf.models.layer_names import EMBEDDING, HEADS
-from sela_tf.runs.checkpoint import arrays_under
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.label_pass import HeadLabels
 from sela_tf.self_labelling.label_table import LabelTable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import pathlib
@@ -14,7 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.data.batch_sizes import EVALUATION_BATCH
+from sela_tf.data.csv_rows import read_csv
 from sela_tf.data.image_set import ImageSet
+from sela_tf.data.left_out import ImageNote
 from sela_tf.data.pipeline import inference_batches
 from sela_tf.evaluation.knn import neighbours
 from sela_tf.evaluation.protocol import sample_rows
@@ -264,10 +265,7 @@ def _protocols(results: Mapping[str, Any], report: Mapping[str, Any]) -> list[st
 def _left_out(workdir: pathlib.Path) -> list[list[str]]:
     """Returns the rows of left_out.csv, if there is one."""
     path = workdir / LEFT_OUT
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.reader(file))[1:]
+    return [row.cells for row in read_csv(path, [ImageNote._fields], setting=str(path)).rows] if path.exists() else []
 
 
 def _notes(data: Data, sets: list[ImageSet], thumbnails: tuple[int, int] | None, shape: tuple[int, ...]) -> list[str]:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import keras
 from tqdm import tqdm
 
+from sela_tf.cli.signals import PassAborted, Stop
 from sela_tf.compat.activity import Activity
 from sela_tf.compat.releases import learning_rate_of
+from sela_tf.models.inference import read_variable
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.callback import SelfLabelling
 from sela_tf.self_labelling.label_pass import HeadLabels
@@ -17,11 +19,26 @@ from sela_tf.training.loop import Clock
 
 
 class ShownLabelling(SelfLabelling):
-    """A relabelling that shows a line on the terminal while it passes over the images and solves the transport."""
+    """A relabelling that shows a line on the terminal while it passes over the images and solves the transport, and that a signal ends."""
+
+    stop: Stop | None = None
+    """The requests of signals, where they are noted."""
 
     def relabel(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
         with Activity("new labels: pass over the images, and transport"):
-            return super().relabel(step, only=only)
+            if self.stop is None:
+                return super().relabel(step, only=only)
+            # A pass in training mode puts the moving statistics back at its end, which a signal may come before.
+            state = [(variable, read_variable(variable)) for variable in self.model.non_trainable_variables]
+            try:
+                with self.stop.ends_pass():
+                    outcome = self.compute(step, only=only)
+            except PassAborted:
+                for variable, value in state:
+                    variable.assign(value)
+                raise
+            self.write(step, outcome)
+            return outcome
 
 
 class Progress(keras.callbacks.Callback):

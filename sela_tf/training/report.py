@@ -15,18 +15,16 @@ from sela_tf.evaluation.outputs import EvaluationOutputs
 from sela_tf.files.atomic import whole_file, write_whole
 from sela_tf.reporting.gallery import GallerySource, choose_gallery
 from sela_tf.reporting.history import training_history
-from sela_tf.reporting.metric_labels import REPORT_LABELS
 from sela_tf.reporting.pictures import draw_gallery, draw_report
-from sela_tf.reporting.tables import report_table
+from sela_tf.reporting.tables import report_figures, report_table
 from sela_tf.reporting.verdict import many_clusters_note, verdict_line
-from sela_tf.runs.names import GALLERIES, PICTURE, REPORT
+from sela_tf.runs.names import GALLERIES, METRICS, PICTURE, REPORT
 from sela_tf.runs.workdir import Workdir
+from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.evaluation import protocol_of
 from sela_tf.training.images import Data, shape_in_words
 from sela_tf.training.page import Pictures, write_run_page
-
-_COLUMNS = ("trained", "untrained", "raw_pixels", "chance")
 
 
 def write_report(
@@ -53,9 +51,16 @@ def write_report(
         with_page: write report.html, for which the directory must hold the network and the labels.
         pictures: pictures of a run on vectors, for report.html; None for none.
         image_names: names of single images by their source, for report.html.
+
+    Raises:
+        ConfigError: metrics.jsonl is damaged.
     """
     num_heads, num_clusters = config.num_heads, config.num_clusters
     rows = directory.rows()
+    try:
+        history = training_history(rows, num_heads=num_heads)
+    except ValueError as error:
+        raise ConfigError(f"{directory.path / METRICS} is damaged ({error}): restore it, or remove this row") from error
     shown = _gallery(config, data, labels[0], outputs)
     plain = [None] * num_heads if outputs is None else outputs.training.clusters
     report = {
@@ -67,12 +72,12 @@ def write_report(
         "warnings": [row["message"] for row in rows if row["kind"] == "warning"],
         "num_clusters": num_clusters,
         "num_classes": None if data.train.classes is None else len(np.unique(data.train.classes)),
-        **training_history(rows, num_heads=num_heads),
+        **history,
         "cluster_sizes": [
             {"labels": _sizes(head, num_clusters), "network": [] if own is None else _sizes(own, num_clusters)}
             for head, own in zip(labels, plain, strict=True)
         ],
-        "figures": {column: _figures(results[column]) for column in _COLUMNS if column in results},
+        "figures": report_figures(results),
         "table": report_table(results),
         "table_note": many_clusters_note(results),
         "no_figures": results["trained"].get("reason"),
@@ -152,8 +157,3 @@ def _words_of_held_out(cluster: Mapping[str, Any]) -> str:
 def _sizes(clusters: np.ndarray, num_clusters: int) -> list[int]:
     """Returns the sizes of all clusters, the largest first."""
     return np.sort(np.bincount(clusters, minlength=num_clusters))[::-1].tolist()
-
-
-def _figures(column: Mapping[str, Any]) -> dict[str, float | None]:
-    """Returns the figures of a column, the mean where there are several heads."""
-    return {key: None if column[key] is None else float(np.mean(column[key])) for key in REPORT_LABELS}

@@ -2,56 +2,88 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from sela_tf.compat.releases import RELEASE, RELEASES_WITHOUT_RECORD
-from sela_tf.runs import checkpoint
+from sela_tf.files import saves
+from sela_tf.models.finite import DivergedError, not_finite
 from sela_tf.runs.names import LABELS, WEIGHTS
 from sela_tf.runs.workdir import Workdir
 from sela_tf.settings.fields import ConfigError
 from sela_tf.training.experiment import Experiment
 
 
-def newest_checkpoint(directory: Workdir) -> checkpoint.Checkpoint | None:
-    """Returns the newest whole checkpoint; None for a run that begins."""
-    saved, passed_over = checkpoint.load_newest(directory.checkpoints)
+def newest_checkpoint(directory: Workdir) -> saves.Checkpoint | None:
+    """Returns the newest whole checkpoint; None for a run that begins.
+
+    Raises:
+        ConfigError: the run has begun, and its checkpoints are gone or damaged.
+    """
+    if directory.restart:
+        return None
+    saved, passed_over = saves.load_newest(directory.checkpoints)
+    while saved is not None and (wrong := _not_finite(saved.arrays)):
+        # Earlier versions saved what had diverged.
+        passed_over.append(f"step {saved.step} has numbers that are not finite ({wrong[0]})")
+        saved, damaged = saves.load_newest(directory.checkpoints, before=saved.step)
+        passed_over += damaged
     for line in passed_over:
         print(f"checkpoint passed over: {line}", flush=True)
-    if saved is None and (passed_over or directory.has_network):
+    if saved is None and (passed_over or directory.has_begun):
         raise ConfigError(
-            f"`workdir={directory.path}`: its checkpoints are gone or damaged, so the run cannot be continued: name another directory"
+            f"`workdir={directory.path}`: the run has begun, and no checkpoint of it is there and whole (in {directory.checkpoints}): put one back, "
+            "name another directory, or begin anew in this one with `restart`"
         )
     return saved
 
 
-def put_back(directory: Workdir, experiment: Experiment, saved: checkpoint.Checkpoint | None) -> int:
-    """Puts the state of a checkpoint back, if there is one; returns the steps that were taken."""
-    if saved is None:
-        return 0
-    _check_same_release(saved.meta, directory)
-    _check_same_images(experiment, saved.meta, directory.path)
-    experiment.restore(saved.arrays)
-    return saved.step
-
-
-def _check_same_images(experiment: Experiment, meta: Mapping[str, Any], workdir: object) -> None:
-    """Refuses to continue a run on images that are not its own.
-
-    Args:
-        experiment: the experiment with the present images.
-        meta: the metadata of the checkpoint.
-        workdir: the run's directory, for the message.
+def check_finite(state: Mapping[str, np.ndarray], step: int, directory: Workdir) -> None:
+    """Checks that what a checkpoint will hold of the network, the optimizer and the potentials are finite numbers.
 
     Raises:
-        ConfigError: the images were changed.
+        DivergedError: they are not.
     """
-    if meta["data_fingerprint"] != experiment.fingerprint:
-        raise ConfigError(
-            f"`workdir={workdir}` was trained on {meta['num_examples']} images, and those of "
-            f"`dataset={experiment.config.dataset}` ({experiment.labels.num_examples}) are not the same any more: restore them, or name another "
-            "directory"
+    if wrong := _not_finite(state):
+        error = DivergedError(
+            f"By step {step} {len(wrong)} of {len(state)} arrays of the training are not finite, such as {wrong[0]}"
         )
+        raise DivergedError(way_out_of_divergence(error, directory))
+
+
+def way_out_of_divergence(error: DivergedError, directory: Workdir) -> str:
+    """Returns the message of a training that diverged, with what is safe and how to go on."""
+    meta = saves.newest_meta(directory.checkpoints)
+    kept = f"The checkpoint of step {meta['step']} is whole. " if meta else ""
+    lower = f"`learning_rate={directory.config.learning_rate / 10:g}`"
+    return f"{error}. {kept}A run keeps its learning rate: begin anew with a lower one, by `restart` and {lower}, or in another directory"
+
+
+def _not_finite(state: Mapping[str, np.ndarray]) -> list[str]:
+    """Returns the names of the arrays of a checkpoint that must be finite and are not."""
+    places = ("model/", "optimizer/", "table/potentials")
+    return not_finite({name: values for name, values in state.items() if name.startswith(places)})
+
+
+def put_back(directory: Workdir, experiment: Experiment, saved: saves.Checkpoint | None) -> int:
+    """Puts the state of a checkpoint back, if there is one; returns the steps that were taken.
+
+    Raises:
+        ConfigError: the checkpoint is of another release of TensorFlow.
+        SourceError: the data are not those of the run any more.
+    """
+    if saved is not None:
+        _check_same_release(saved.meta, directory)
+        experiment.provenance.go_on_from(saved, workdir=directory.path)
+    # What was accepted once is not accepted for ever.
+    experiment.config = dataclasses.replace(experiment.config, accept_changed_data=False)
+    if saved is None:
+        return 0
+    experiment.restore(saved.arrays)
+    return saved.step
 
 
 def _check_same_release(meta: Mapping[str, Any], directory: Workdir) -> None:

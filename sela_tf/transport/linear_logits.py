@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.transport.errors import NotFiniteError
+
 _BLOCK_ROWS = 8192
 
 
@@ -35,7 +37,7 @@ class LinearLogits(NamedTuple):
                 f"Received: {shape}, {tuple(kernel.shape)} and {tuple(bias.shape)}"
             )
         if not np.isfinite(kernel).all() or not np.isfinite(bias).all():
-            raise ValueError(
+            raise NotFiniteError(
                 "`kernel` and `bias` must be finite. Received: NaN or infinity. Has training diverged? Lower the learning rate"
             )
         return self._replace(kernel=kernel, bias=bias)

@@ -7,6 +7,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from sela_tf.transport.errors import KnownLabelsError
+
 Marginals = str | Sequence[float] | np.ndarray
 """The clusters' shares: `uniform`, K positive numbers in the clusters' order, or a prior by name.
 
@@ -74,7 +76,7 @@ def shares_and_target(
     free = num_rows * shares - num_known
     if free.min() <= -1:
         k = int(free.argmin())
-        raise ValueError(
+        raise KnownLabelsError(
             f"`known` has {num_known[k]} labels of cluster {k}, whose share by `marginals` is {num_rows * shares[k]:.1f} of {num_rows} rows: "
             "give it a larger share, or fewer labels"
         )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.transport.errors import KnownLabelsError, NotFiniteError
 from sela_tf.transport.linear_logits import ComputedLogits, LinearLogits
 from sela_tf.transport.shortest_paths import AllowedSizes, solve_exactly
 
@@ -69,7 +70,7 @@ def balanced_labels(
     with np.errstate(over="ignore", invalid="ignore"):  # The scan reports such values by name.
         found = solve_exactly(log_probs, u, allowed, known, 1.0 / lam, exact=log_probs.size <= _EXACT_SIZE)
     if found.num_unplaced:
-        raise ValueError(
+        raise NotFiniteError(
             "`log_probs` must leave a place for every row where it is above -inf. "
             f"Received: {found.num_unplaced} of {num_rows} rows cannot be placed"
         )
@@ -139,12 +140,12 @@ def _size_limits(sizes: np.ndarray | None, num_known: np.ndarray, num_rows: int)
         lower = upper = sizes.astype(np.int64)
     full = np.flatnonzero(num_known > upper)
     if len(full):
-        raise ValueError(
+        raise KnownLabelsError(
             f"`known` must not exceed a cluster's size. Received: {num_known[full[0]]} labels of cluster {full[0]}, "
             f"which has {upper[full[0]]} places ({len(full)} such)"
         )
     if lower.sum() > num_rows:
-        raise ValueError(
+        raise KnownLabelsError(
             f"`known` must leave all but {num_rows % num_clusters} clusters at a size of {upper[0] - 1}. "
             f"Received: {upper[0]} labels of each of {int((num_known == upper).sum())} clusters"
         )

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport import passes
+from sela_tf.transport.errors import NotFiniteError
 from sela_tf.transport.linear_logits import LinearLogits, float32_tensor
 from sela_tf.transport.stored_rows import StoredRows
 from sela_tf.transport.threads import map_in_threads
@@ -124,7 +125,7 @@ class Rows:
         masses, per_row = zip(*self._map_chunks(measure_chunk), strict=True)
         log_rows = np.concatenate(per_row)
         if not np.isfinite(log_rows).all():
-            raise ValueError(self._describe_bad_row(np.flatnonzero(~np.isfinite(log_rows))))
+            raise NotFiniteError(self._describe_bad_row(np.flatnonzero(~np.isfinite(log_rows))))
         if self.dtype == tf.float32 and max(np.abs(log_rows).max(), np.ptp(potentials)) > _FLOAT32_RANGE:
             self.dtype = tf.float64
             return self.measure(potentials)
@@ -135,7 +136,7 @@ class Rows:
             log_mass = self._log_mass(lam, v, log_rows)
             empty = np.flatnonzero(log_mass == -np.inf)
             if len(empty):
-                raise ValueError(
+                raise NotFiniteError(
                     "`log_probs` must have a finite value in every column. "
                     f"Received: column {empty[0]} is all -inf ({len(empty)} such)"
                 )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sela_tf.transport.errors import NotFiniteError
 from sela_tf.transport.linear_logits import ComputedLogits
 
 # A block of rows has at most this many elements, so that it stays in the cache while it is added to, compared and searched.
@@ -128,8 +129,8 @@ def _check_block(rows: np.ndarray, start: int, dtype: type) -> None:
     wrong = np.argwhere(np.isnan(rows) | (rows == np.inf))
     if len(wrong):
         row, column = wrong[0]
-        raise ValueError(
+        raise NotFiniteError(
             f"`log_probs` must hold neither NaN nor +inf. Received: {rows[row, column]} at row {start + row}, column {column}"
         )
     if dtype == np.float64:
-        raise ValueError(f"`log_probs` must not overflow when the potentials are added. Received: largest value {rows.max():g}")
+        raise NotFiniteError(f"`log_probs` must not overflow when the potentials are added. Received: largest value {rows.max():g}")

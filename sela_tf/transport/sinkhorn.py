@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.transport.errors import KnownLabelsError
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, shares_and_target
 from sela_tf.transport.rows import Rows
@@ -247,7 +248,7 @@ def _rows_to_label(known: np.ndarray, num_rows: int, num_clusters: int) -> np.nd
         outside = known[(known < -1) | (known >= num_clusters)][0]
         raise ValueError(f"`known` must be from -1 (not known) to {num_clusters - 1}. Received: {outside}")
     if not (known < 0).any():
-        raise ValueError(f"`known` must leave a row to be labelled. Received: labels for all {num_rows} rows")
+        raise KnownLabelsError(f"`known` must leave a row to be labelled. Received: labels for all {num_rows} rows")
     return known < 0
 
 

@@ -188,7 +188,7 @@ class TestFolder:
             (f"--input={tmp_path}/texts", f"--output={tmp_path}/new"): "no image in it or below it",
         }
         for door, message in zip(run_here([[*args] for args in cases], "sela_tf.convert"), cases.values(), strict=True):
-            is_one_line(door, message, door="sela_tf.convert")
+            is_one_line(door, message, door="sela_tf.convert", status=3 if message.startswith("no image") else 2)
         assert (tmp_path / "mine" / "thesis.txt").exists()
         # a package that is missing is named before any work
         (folder / "a" / "photo.HEIC").write_bytes(b"\x00\x00\x00\x18ftypheic")

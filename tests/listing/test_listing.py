@@ -33,6 +33,12 @@ def described(splits) -> tuple:
     return train.names, train.channels, train.image_size, train.class_names, train.fingerprint(), splits.report
 
 
+def _bytes_read() -> int:
+    """The bytes that this process has read from files so far."""
+    with open("/proc/self/io") as file:
+        return int(file.readline().removeprefix("rchar: "))
+
+
 class TestListing:
     def test_a_second_start_decodes_nothing_and_finds_the_same(self, folder, tmp_path, decoded):
         options = {"max_rejected": 1.0, "cache_dir": str(tmp_path / "cache")}
@@ -70,6 +76,31 @@ class TestListing:
         assert {file.name: file for file in after} == {
             name: inspect_file(str(folder), name) for name in walk(str(folder), name="f")
         }
+
+    @pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="only Linux counts the bytes that a process reads")
+    def test_unchanged_files_are_not_read_and_a_touched_one_keeps_its_digest(self, tmp_path, rng):
+        paths = [tmp_path / "images" / f"{i}.bmp" for i in range(4)]
+        paths[0].parent.mkdir()
+        for path in paths:
+            path.write_bytes(encoded(picture(rng, "RGB", (500, 400)), "BMP"))
+            os.utime(path, ns=(LONG_AGO, LONG_AGO))
+        size, names, root = paths[0].stat().st_size, [path.name for path in paths], str(tmp_path / "images")
+
+        def read() -> tuple[int, list[str]]:
+            """The number of whole files that were read, and the digests."""
+            before, files, after = _bytes_read(), list_folder(root, names, cache_dir=str(tmp_path / "cache")), _bytes_read()
+            return (after - before) // size, [file.sha256 for file in files]
+
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+        assert read() == (4, digests)
+        assert read() == (0, digests)
+        os.utime(paths[2])
+        assert read() == (1, digests)
+        assert read() == (0, digests)
+        edited = bytearray(paths[1].read_bytes())
+        edited[-1] ^= 1
+        paths[1].write_bytes(edited)
+        assert read() == (1, [digests[0], hashlib.sha256(edited).hexdigest(), *digests[2:]])
 
     def test_what_is_listed(self, folder, tmp_path):
         names = walk(str(folder), name="f")

@@ -15,7 +15,7 @@ from sela_tf.data.folder_contents import walk
 from sela_tf.data.image_set import ImageSet
 from sela_tf.data.label_files import read_known_labels, read_run_labels
 from sela_tf.data.pipeline import inference_batches
-from sela_tf.data.sources import SourceOptions, load_source
+from sela_tf.data.sources import SourceOptions, load_source, outline_source
 from sela_tf.data.splits import hold_out
 from sela_tf.data.stores import Files
 from sela_tf.settings.commands import LabelConfig
@@ -53,7 +53,8 @@ class TestUrl:
             np.testing.assert_array_equal(index, same_index)
         with tf.io.gfile.GFile(f"{url}/a/00.png", "ab") as file:
             file.write(b"more")
-        assert remote.fingerprint() != local.fingerprint()
+        other = load_source(f"folder:{url}", SourceOptions(cache_dir=str(tmp_path))).train
+        assert other.fingerprint() != local.fingerprint()
 
     def test_label_files(self, url, tmp_path):
         train, held_out = hold_out(load_source(f"folder:{url}").train, 0.3)
@@ -94,4 +95,11 @@ class TestUrl:
 def test_files_without_names_have_no_fingerprint(tmp_path):
     """The same images elsewhere would be others by their paths."""
     with pytest.raises(ValueError, match="zip"):
-        ImageSet(name="x", channels=3, store=Files((str(tmp_path),))).fingerprint()
+        ImageSet(name="x", channels=3, store=Files((str(tmp_path),), digests=("0" * 64,))).fingerprint()
+
+
+def test_files_that_were_not_read_have_no_fingerprint(folder):
+    outline = outline_source(f"folder:{folder}").splits.train
+    for images in (outline, dataclasses.replace(outline, store=Files(outline.store.paths))):
+        with pytest.raises(ValueError, match="13 files were listed and not read: load them"):
+            images.fingerprint()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
@@ -17,13 +17,13 @@ from sela_tf.data.rules_of_images import with_rules
 from sela_tf.data.sources.arrays import (
     check_memory,
     load_digits,
-    load_idx,
     load_npz,
     load_synthetic,
     outline_synthetic,
     synthetic_count,
 )
 from sela_tf.data.sources.folder import load_folder, outline_folder
+from sela_tf.data.sources.idx import load_idx
 from sela_tf.data.sources.layout import ClassLevelError
 from sela_tf.data.sources.python import load_given
 from sela_tf.data.sources.records import load_records
@@ -130,16 +130,16 @@ def _outline_tfds(request: Request) -> Outline:
     return Outline(splits, sizes_are_known=splits.train.image_size is not None)
 
 
+def _in_memory(options: SourceOptions) -> dict[str, Any]:
+    """Returns the options of sources whose files are read as arrays."""
+    return {"use_classes": options.use_classes, "memory_limit": options.memory_limit}
+
+
 SOURCES = {
     "digits": Source(lambda r: load_digits(r.source)),
-    "idx": Source(lambda r: load_idx(pathlib.Path(r.path), source=r.source, use_classes=r.options.use_classes), path="directory"),
-    "npz": Source(lambda r: load_npz(pathlib.Path(r.path), source=r.source, use_classes=r.options.use_classes), path="file"),
-    "features": Source(
-        lambda r: load_vectors(
-            pathlib.Path(r.path), source=r.source, use_classes=r.options.use_classes, memory_limit=r.options.memory_limit
-        ),
-        path="file",
-    ),
+    "idx": Source(lambda r: load_idx(pathlib.Path(r.path), source=r.source, **_in_memory(r.options)), path="directory"),
+    "npz": Source(lambda r: load_npz(pathlib.Path(r.path), source=r.source, **_in_memory(r.options)), path="file"),
+    "features": Source(lambda r: load_vectors(pathlib.Path(r.path), source=r.source, **_in_memory(r.options)), path="file"),
     "folder": Source(_load_folder, outline=_outline_folder, path="directory", takes_urls=True),
     "records": Source(
         lambda r: load_records(r.path, source=r.source, memory_limit=r.options.memory_limit),

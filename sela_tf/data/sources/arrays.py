@@ -1,17 +1,13 @@
-"""Sources that are loaded into memory as arrays: digits, idx, npz and synthetic."""
+"""Sources that are loaded into memory as arrays: digits, npz and synthetic."""
 
 from __future__ import annotations
 
-import gzip
-import os
 import pathlib
-import struct
-import zlib
 
 import numpy as np
 
-from sela_tf.data.classes import ClassLabels, class_labels, labels_of
-from sela_tf.data.errors import NAMES_SHOWN, SourceError
+from sela_tf.data.classes import ClassLabels, labels_of
+from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import ImageSet, SourceName, Splits
 from sela_tf.data.sources.array_files import lacks, read_arrays
 from sela_tf.data.stores import Arrays, Unread
@@ -112,54 +108,11 @@ def load_synthetic(count: int, *, source: SourceName, memory_limit: int) -> Spli
     return Splits(array_set(source, images, labels), None)
 
 
-def load_idx(directory: pathlib.Path, *, source: SourceName, use_classes: bool = True) -> Splits:
-    """Loads the idx files of a directory, as MNIST has them: train-images-idx3-ubyte[.gz], and its labels and test images if they exist.
-
-    Raises:
-        SourceError: The training images are missing, or a file is cut or damaged.
-    """
-
-    def part(stem: str) -> ImageSet | None:
-        def read(suffix: str) -> np.ndarray | None:
-            for file in (f"{stem}-{suffix}-ubyte.gz", f"{stem}-{suffix}-ubyte", f"{stem}-{suffix.replace('-', '.')}-ubyte"):
-                if (directory / file).is_file():
-                    return _read_idx(str(source), directory / file)
-            return None
-
-        images, classes = read("images-idx3"), read("labels-idx1") if use_classes else None
-        if images is None:
-            return None
-        key = f"{stem}-labels-idx1"
-        labels = None if classes is None else class_labels(classes, len(images), key=key, source=str(source))
-        return array_set(source, images, labels)
-
-    train = part("train")
-    if train is None:
-        found = ", ".join(sorted(os.listdir(directory))[:NAMES_SHOWN]) or "nothing"
-        raise SourceError(f"{source}: no train-images-idx3-ubyte[.gz] in {str(directory)!r} (it holds {found})")
-    return Splits(train, part("t10k"))
-
-
-def _read_idx(name: str, path: pathlib.Path) -> np.ndarray:
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-        zero, kind, rank = struct.unpack(">HBB", data[:4])
-        shape = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
-        if (zero, kind) != (0, 8):
-            raise SourceError(f"{name}: {str(path)!r} is not an idx file of unsigned bytes")
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
-    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f"{name}: {str(path)!r} is cut or damaged ({error})") from error
-
-
 _KERAS_NAMES = {"x_train": "images", "y_train": "classes", "x_test": "eval_images", "y_test": "eval_classes"}
 """The names here of the arrays in Keras' mnist.npz."""
 
 
-def load_npz(path: pathlib.Path, *, source: SourceName, use_classes: bool = True) -> Splits:
+def load_npz(path: pathlib.Path, *, source: SourceName, use_classes: bool = True, memory_limit: int) -> Splits:
     """Loads an npz file with the array `images` and, if they exist, `classes`, `eval_images` and `eval_classes`; or an npy file of images.
 
     The names of Keras' mnist.npz (x_train, y_train, x_test, y_test) mean the same. Other arrays are not read.
@@ -168,12 +121,13 @@ def load_npz(path: pathlib.Path, *, source: SourceName, use_classes: bool = True
         path: The file. Its content decides on its kind, not its name.
         source: The name of the source.
         use_classes: False leaves class labels out, whatever they are.
+        memory_limit: Bytes that the arrays may take.
 
     Raises:
-        SourceError: The file is not such a file, or an array has another shape, dtype or other values.
+        SourceError: The file is not such a file or too large, or an array has another shape, dtype or other values.
     """
     keys = ["images", "eval_images", *(["classes", "eval_classes"] if use_classes else [])]
-    found = read_arrays(path, [*keys, *_KERAS_NAMES], alone="images", source=str(source))
+    found = read_arrays(path, [*keys, *_KERAS_NAMES], alone="images", source=str(source), memory_limit=memory_limit)
     for theirs, ours in _KERAS_NAMES.items():
         if theirs in found.arrays and ours in found.arrays:
             raise SourceError(

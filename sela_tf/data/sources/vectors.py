@@ -28,7 +28,7 @@ def load_vectors(path: pathlib.Path, *, source: SourceName, use_classes: bool = 
     """
     name = str(source)
     keys = ["features", "eval_features", *(["classes", "eval_classes"] if use_classes else [])]
-    found = read_arrays(path, keys, alone="features", source=name)
+    found = read_arrays(path, keys, alone="features", source=name, memory_limit=memory_limit)
     arrays = found.arrays
     if "features" not in arrays:
         raise lacks(path, found, "'features'", source=name)

@@ -11,6 +11,7 @@ import tensorflow as tf
 from sela_tf.models.backbones.alexnet import alexnet
 from sela_tf.models.backbones.applications import PREFIX, check_application
 from sela_tf.models.backbones.dense import identity, mlp
+from sela_tf.models.backbones.errors import BackboneError
 from sela_tf.models.backbones.resnet import resnet
 
 Stages = dict[str, tf.Tensor]
@@ -51,12 +52,12 @@ def check_backbone(name: str) -> None:
     """Checks the name of a backbone.
 
     Raises:
-        ValueError: there is no backbone of this name.
+        BackboneError: there is no backbone of this name.
     """
     if name.startswith(PREFIX):
         check_application(name.removeprefix(PREFIX))
     elif name not in BACKBONES:
-        raise ValueError(f"`backbone` must be one of {', '.join(BACKBONES)}, or {PREFIX}NAME. Received: backbone={name!r}")
+        raise BackboneError(f"`backbone` must be one of {', '.join(BACKBONES)}, or {PREFIX}NAME. Received: backbone={name!r}")
 
 
 def check_image_size(backbone: str, size: Sequence[int]) -> None:
@@ -67,16 +68,16 @@ def check_image_size(backbone: str, size: Sequence[int]) -> None:
         size: (height, width) of the images; () for vectors.
 
     Raises:
-        ValueError: the images are too small; or they are vectors where the backbone takes images, or images where it takes vectors.
+        BackboneError: the images are too small; or they are vectors where the backbone takes images, or images where it takes vectors.
     """
     smallest = 1 if backbone.startswith(PREFIX) else BACKBONES[backbone].smallest
     if bool(smallest) != bool(size):
-        raise ValueError(
+        raise BackboneError(
             f"`backbone={backbone}` takes {'images' if smallest else 'vectors'}, and the data set has "
             f"{'vectors: give `backbone=identity` or mlp' if smallest else 'images'}"
         )
     if size and min(size) < smallest:
-        raise ValueError(
+        raise BackboneError(
             f"images of {size[0]} x {size[1]} are too small for {backbone}, which takes {smallest} "
             "pixels or more on each side: give a larger `image_size`, or another `backbone`"
         )

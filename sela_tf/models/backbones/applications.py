@@ -15,6 +15,9 @@ from unittest import mock
 import keras
 import tensorflow as tf
 
+from sela_tf.models.backbones.errors import BackboneError
+from sela_tf.models.keras_files import check_keras_file
+
 PREFIX = "applications:"
 """The beginning of the name of such a backbone, before the name of the network."""
 IMAGENET = "imagenet"
@@ -25,13 +28,13 @@ def check_application(name: str) -> None:
     """Checks the name of a network of `keras.applications`.
 
     Raises:
-        ValueError: there is no network of this name, or its preprocessing cannot be left out.
+        BackboneError: there is no network of this name, or its preprocessing cannot be left out.
     """
     names = sorted(name for name, value in vars(keras.applications).items() if inspect.isfunction(value))
     if name not in names:
-        raise ValueError(f"`backbone` {PREFIX}NAME must name one of {', '.join(names)}. Received: {PREFIX}{name}")
+        raise BackboneError(f"`backbone` {PREFIX}NAME must name one of {', '.join(names)}. Received: {PREFIX}{name}")
     if name.startswith("EfficientNetB"):
-        raise ValueError(
+        raise BackboneError(
             f"{PREFIX}{name} cannot do without its own preprocessing: take one of EfficientNetV2. Received: {PREFIX}{name}"
         )
 
@@ -49,11 +52,11 @@ def application(inputs: tf.Tensor, name: str, *, weights: str = "", dtype: str |
         Its last stage alone, by its layer's own name.
 
     Raises:
-        ValueError: `check_application` refuses the name, the images are too small for the network, or the weights are another's.
+        BackboneError: `check_application` refuses the name, the images are too small for the network, or the weights are another's.
     """
     check_application(name)
     if weights and not os.path.isfile(weights):
-        raise ValueError(f"there is no file of weights {weights!r} for {PREFIX}{name}")
+        raise BackboneError(f"there is no file of weights {weights!r} for {PREFIX}{name}")
     build = getattr(keras.applications, name)
     known = inspect.signature(build).parameters
     options = {"include_top": False, "weights": None, "input_tensor": inputs}
@@ -64,22 +67,25 @@ def application(inputs: tf.Tensor, name: str, *, weights: str = "", dtype: str |
             network = build(**options)
     except ValueError as error:
         said = " ".join(str(error).split())
-        raise ValueError(
+        raise BackboneError(
             f"{PREFIX}{name} cannot be built over images of {size}: are they too small? Give a larger `image_size` (Keras says: {said})"
         ) from error
     if weights:
         try:
+            check_keras_file(weights, weights_only=True)
             network.load_weights(weights)
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             said = " ".join(str(error).split())
-            raise ValueError(f"{weights!r} does not hold the weights of {PREFIX}{name} without its classifier ({said})") from error
+            raise BackboneError(
+                f"{weights!r} does not hold the weights of {PREFIX}{name} without its classifier ({said})"
+            ) from error
     output = network.output
     if 0 in output.shape[1:]:
-        raise ValueError(f"images of {size} are too small for {PREFIX}{name}: give a larger `image_size`")
+        raise BackboneError(f"images of {size} are too small for {PREFIX}{name}: give a larger `image_size`")
     return {network.layers[-1].name: output}
 
 
-class MissingWeightsError(ValueError):
+class MissingWeightsError(BackboneError):
     """Weights that Keras publishes are not in its cache, and may not be downloaded."""
 
 
@@ -97,7 +103,7 @@ def imagenet_weights(name: str, *, download: bool) -> str:
 
     Raises:
         MissingWeightsError: the file is not there, or is another than the published one, and `download` is False.
-        ValueError: `check_application` refuses the name.
+        BackboneError: `check_application` refuses the name.
     """
     check_application(name)
     found: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from sela_tf.models.backbones.errors import BackboneError
 from sela_tf.models.batch_norm import FusedBatchNormalization
 
 
@@ -21,7 +22,7 @@ def identity(inputs: tf.Tensor, *, width: int, synchronized: bool = False, dtype
         ValueError: `width` is not 0.
     """
     if width:
-        raise ValueError(f"identity is as wide as the vectors: leave `width` out. Received: width={width}")
+        raise BackboneError(f"identity is as wide as the vectors: leave `width` out. Received: width={width}")
     return {"fc0": keras.layers.Identity(dtype=dtype, name="fc0")(inputs)}
 
 

@@ -77,7 +77,10 @@
     keep();
   };
   const csv = () => {
-    const cell = (text) => (/[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+    // Text that a spreadsheet would compute stands behind an apostrophe, as sela_tf.data.csv_rows has it.
+    const neutral = (text) => (/^'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/.test(text) ? `'${text}` : text);
+    const quoted = (text) => (/[",;\t\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+    const cell = (text) => quoted(neutral(text));
     const byNumber = Object.entries(names.clusters).map(([place, name]) => [...place.split(",").map(Number), name]);
     byNumber.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
     const lines = byNumber.map(([h, k, name]) => `${h},${k},,${cell(name)}`);

@@ -1,0 +1,139 @@
+"""The output of an ingestion: made in a scratch directory beside it, by one process at a time, and put in place as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from components import artifacts
+from sela_tf.data.folder_contents import walk
+from sela_tf.settings.fields import ConfigError
+
+_SCRATCH = ".unfinished-"
+_LOCK, _OLD = "lock", "old"
+"""Names in the scratch directory: the lock, and the old output while the new one takes its place."""
+_MOST_WORDS = 2000
+
+
+@contextlib.contextmanager
+def scratch_beside(directory: str) -> Iterator[str]:
+    """Makes a scratch directory beside the output, without what a killed ingestion has left there, and removes it at the end of the context.
+
+    Only one process on a machine has it at a time. At a URL nothing can be locked.
+
+    Args:
+        directory: The output, an absolute path or a URL.
+
+    Raises:
+        ConfigError: Another ingestion is writing the output.
+    """
+    place, _, name = directory.rpartition("/")
+    path = f"{place}/{_SCRATCH}{name}"
+    with contextlib.ExitStack() as stack:
+        if "://" not in directory:
+            stack.enter_context(_locked(path, directory))
+            if os.path.isdir(f"{path}/{_OLD}") and not os.path.exists(directory):
+                # It was killed between two renamings.
+                os.rename(f"{path}/{_OLD}", directory)
+        for left in tf.io.gfile.listdir(path) if tf.io.gfile.exists(path) else ():
+            if left != _LOCK:
+                _remove(f"{path}/{left.rstrip('/')}")
+        tf.io.gfile.makedirs(path)
+        try:
+            yield path
+        finally:
+            tf.io.gfile.rmtree(path)
+
+
+def put_in_place(scratch: str, staging: str, directory: str, made_of: Mapping[str, Any], *, names: tuple[str, ...]) -> None:
+    """Moves a finished artifact to its place, instead of what was there before.
+
+    It appears as a whole, by one renaming, unless the file system cannot do that (a bucket) or somebody has put files of his own into the
+    directory: then file by file, and the fingerprint last.
+
+    Args:
+        scratch: The scratch directory. The old files are there meanwhile.
+        staging: The directory of the new files.
+        directory: Their place.
+        made_of: The inputs, see `artifacts.finish`.
+        names: Beginnings of the names of an ingestion's files and directories.
+    """
+    artifacts.write_made_of(staging, made_of)
+    if "://" not in directory and _renamed(staging, directory, f"{scratch}/{_OLD}", names):
+        return
+    component = made_of["component"]
+    artifacts.start(directory, "examples", component, clear=names)
+    for name in walk(staging, name=staging):
+        if name != artifacts.MADE_OF:
+            tf.io.gfile.makedirs(os.path.dirname(f"{directory}/{name}"))
+            tf.io.gfile.rename(f"{staging}/{name}", f"{directory}/{name}", overwrite=True)
+    artifacts.finish(directory, made_of)
+
+
+def _renamed(staging: str, directory: str, aside: str, names: tuple[str, ...]) -> bool:
+    """Puts one directory in the place of another; returns False if that cannot be done, and all is as before."""
+    found = os.listdir(directory) if os.path.isdir(directory) else []
+    # An artifact that was not finished file by file is finished so.
+    if os.path.islink(directory) or not all(name.startswith((*names, artifacts.MADE_OF)) for name in found):
+        return False
+    try:
+        if found:
+            os.rename(directory, aside)
+    except OSError:  # a volume of its own, or a mounted bucket
+        return False
+    try:
+        os.rename(staging, directory)
+    except OSError:
+        if found:
+            os.rename(aside, directory)
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _locked(path: str, directory: str) -> Iterator[None]:
+    """Holds the lock of the scratch directory `path`. It is the kernel's, and ends with the process.
+
+    Raises:
+        ConfigError: Another ingestion holds it.
+    """
+    lock = f"{path}/{_LOCK}"
+    while True:
+        os.makedirs(path, exist_ok=True)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # Another process has just removed the directory.
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, _MOST_WORDS, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise ConfigError(
+                f"`examples={directory}` is being written by {holder or 'another process'}: wait for its end, or name another directory"
+            ) from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(lock), os.fstat(descriptor)):
+                break
+        os.close(descriptor)
+    try:
+        words = f"process {os.getpid()} on {socket.gethostname()}: {shlex.join(sys.argv)}"
+        with contextlib.suppress(OSError):  # a full disk; it locks without words, too
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, words.encode(errors="replace")[:_MOST_WORDS], 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: str) -> None:
+    """Removes a file, or a directory with all that is in it."""
+    (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
