@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shlex
-import socket
-import sys
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,12 +12,12 @@ import tensorflow as tf
 
 from components import artifacts
 from sela_tf.data.folder_contents import walk
+from sela_tf.files.locks import HeldError, held
 from sela_tf.settings.fields import ConfigError
 
 _SCRATCH = ".unfinished-"
-_LOCK, _OLD = "lock", "old"
-"""Names in the scratch directory: the lock, and the old output while the new one takes its place."""
-_MOST_WORDS = 2000
+_OLD = "old"
+"""The name, in the scratch directory, of the old output while the new one takes its place."""
 
 
 @contextlib.contextmanager
@@ -39,13 +36,18 @@ def scratch_beside(directory: str) -> Iterator[str]:
     path = f"{place}/{_SCRATCH}{name}"
     with contextlib.ExitStack() as stack:
         if "://" not in directory:
-            stack.enter_context(_locked(path, directory))
+            os.makedirs(place, exist_ok=True)
+            try:
+                stack.enter_context(held(pathlib.Path(place, f".lock-{name}")))
+            except HeldError as error:
+                raise ConfigError(
+                    f"`examples={directory}` is being written by {error.holder}: wait for its end, or name another directory"
+                ) from error
             if os.path.isdir(f"{path}/{_OLD}") and not os.path.exists(directory):
                 # It was killed between two renamings.
                 os.rename(f"{path}/{_OLD}", directory)
         for left in tf.io.gfile.listdir(path) if tf.io.gfile.exists(path) else ():
-            if left != _LOCK:
-                _remove(f"{path}/{left.rstrip('/')}")
+            _remove(f"{path}/{left.rstrip('/')}")
         tf.io.gfile.makedirs(path)
         try:
             yield path
@@ -96,42 +98,6 @@ def _renamed(staging: str, directory: str, aside: str, names: tuple[str, ...]) -
             os.rename(aside, directory)
         return False
     return True
-
-
-@contextlib.contextmanager
-def _locked(path: str, directory: str) -> Iterator[None]:
-    """Holds the lock of the scratch directory `path`. It is the kernel's, and ends with the process.
-
-    Raises:
-        ConfigError: Another ingestion holds it.
-    """
-    lock = f"{path}/{_LOCK}"
-    while True:
-        os.makedirs(path, exist_ok=True)
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # Another process has just removed the directory.
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, _MOST_WORDS, 0).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise ConfigError(
-                f"`examples={directory}` is being written by {holder or 'another process'}: wait for its end, or name another directory"
-            ) from error
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(lock), os.fstat(descriptor)):
-                break
-        os.close(descriptor)
-    try:
-        words = f"process {os.getpid()} on {socket.gethostname()}: {shlex.join(sys.argv)}"
-        with contextlib.suppress(OSError):  # a full disk; it locks without words, too
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, words.encode(errors="replace")[:_MOST_WORDS], 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: str) -> None:

@@ -69,18 +69,32 @@ def sole_writer(path: pathlib.Path, *others: pathlib.Path) -> Iterator[None]:
         OSError: the lock cannot be taken.
     """
     lock = path / LOCK if path.is_dir() else path.with_name(f".lock-{path.name}")
-    try:
-        descriptor = _locked(lock)
-        # Who held the lock until now has removed its file: then this is the lock of a file that nobody else finds.
-        while not _is_open_as(lock, descriptor):
-            os.close(descriptor)
-            descriptor = _locked(lock)
-    except HeldError as error:
-        raise HeldError(path, error.holder) from error
-    try:
-        _say_who(descriptor, lock)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(lock))
+        except HeldError as error:
+            raise HeldError(path, error.holder) from error
         for each in (path, *others):
             remove(unfinished_of(each))
+        yield
+
+
+@contextlib.contextmanager
+def held(lock: pathlib.Path) -> Iterator[None]:
+    """Holds the lock of a file that is there for this alone, and is gone at the end of the context.
+
+    Raises:
+        HeldError: another process holds it.
+        StorageError: the disk is full, or cannot be written for another reason.
+        OSError: the lock cannot be taken.
+    """
+    descriptor = _locked(lock)
+    # Who held the lock until now has removed its file: then this is the lock of a file that nobody else finds.
+    while not _is_open_as(lock, descriptor):
+        os.close(descriptor)
+        descriptor = _locked(lock)
+    try:
+        _say_who(descriptor, lock)
         yield
     finally:
         # It is removed while it is held: whoever has opened it already finds that out.
