@@ -127,6 +127,16 @@ class TestWorkdir:
         second.start(0, self.config)
         second.close()
 
+    def test_whoever_comes_second_is_refused_before_anything_is_loaded(self, finished, tmp_path, monkeypatch):
+        workdir = copy_of(finished[0], tmp_path)
+        config = dataclasses.replace(read_config(workdir), epochs=3)
+        monkeypatch.setattr("sela_tf.training.run.newest_checkpoint", None)
+        first = Workdir(workdir, vars(config))
+        first.lock()
+        with pytest.raises(ConfigError, match="is in use by process"):
+            sela_tf.run(config, workdir)
+        first.close()
+
     def test_a_verdict_counts_if_it_is_the_one_asked_for(self, finished, tmp_path):
         def is_finished(**changes) -> bool:
             return Workdir(finished[0], vars(dataclasses.replace(read_config(finished[0]), **changes))).is_finished

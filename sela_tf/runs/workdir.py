@@ -132,8 +132,18 @@ class Workdir:
             )
         return lines
 
+    def lock(self) -> None:
+        """Makes a directory that is there this run's own before anything is loaded; `start` makes and locks one that is not.
+
+        Raises:
+            ConfigError: another process writes it.
+            StorageError: the disk is full.
+        """
+        if self.path.is_dir() and self._descriptor is None:
+            self._descriptor = lock_run(self.path)
+
     def start(self, step: int, config: SelaConfig) -> None:
-        """Makes the directory this run's own, and begins writing at `step`; `close` lets go of it.
+        """Makes the directory this run's own, if it is not yet, and begins writing at `step`; `close` lets go of it.
 
         Its flags.cfg gets the settings `config`, all of which have values by now. Where the verdict that is asked for is not there, rows of
         later steps, which will be taken again, are removed. A finished network stays, with its labels and verdict, until there is another.
@@ -145,7 +155,7 @@ class Workdir:
         self.config = config
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._descriptor = lock_run(self.path)
+            self.lock()
             if self.restart:
                 self._clear()
             write_settings(self.path, self.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import time
@@ -101,17 +102,56 @@ def _what_lies_in(workdir: pathlib.Path) -> str:
 
 
 def _run(given: Mapping[str, Any], place: TrainOptions, experiment_of: type[Experiment]) -> dict[str, Any]:
-    began, minutes = time.perf_counter(), place.minutes
+    began = time.perf_counter()
     directory = Workdir(place.workdir, given, restart=place.restart)
     config = directory.config
-    if minutes and directory.previous is None and config.epochs is not CHOSEN:
-        raise ConfigError(f"`minutes={minutes:g}` chooses the epochs, and `epochs={config.epochs}` is given: leave one of them out")
+    if place.minutes and directory.previous is None and config.epochs is not CHOSEN:
+        raise ConfigError(
+            f"`minutes={place.minutes:g}` chooses the epochs, and `epochs={config.epochs}` is given: leave one of them out"
+        )
     strategy = prepare_devices(config)
     check_before_loading(config, strategy)
     if directory.is_finished:
         print(f"This run is finished ({config.epochs} epochs). More: a larger `epochs`.", flush=True)
         return directory.read_results()
-    saved = newest_checkpoint(directory)
+    with contextlib.closing(directory):
+        directory.lock()
+        saved = newest_checkpoint(directory)
+        experiment, step = _begin(directory, saved, strategy, experiment_of, minutes=place.minutes, began=began)
+        for line in directory.changes():
+            print(line, flush=True)
+        describe_older_run(directory.path)
+        directory.start(step, experiment.config)
+        if write_left_out(directory.path / LEFT_OUT, experiment.data.rejected):
+            tell(f"images that were left out: {directory.path / LEFT_OUT}")
+        if directory.has_results:
+            # Only the report is missing.
+            results, outputs = directory.read_results(), outputs_again(experiment, directory)
+        else:
+            _train(experiment, directory, step, begins=saved is None)
+            results, outputs = judge_run(experiment, finish(experiment, directory))
+            directory.write_results(results)
+            # As they will be read if only the report is missing.
+            results = directory.read_results()
+        if experiment.config.report:
+            draw(experiment, directory, results, outputs)
+        return results
+
+
+def _begin(
+    directory: Workdir,
+    saved: saves.Checkpoint | None,
+    strategy: tf.distribute.Strategy,
+    experiment_of: type[Experiment],
+    *,
+    minutes: float,
+    began: float,
+) -> tuple[Experiment, int]:
+    """Makes the experiment, with the state of the checkpoint `saved` where there is one; returns it and the steps that were taken.
+
+    Where `minutes` are given for a new run, they choose its epochs; `began` is the time at which they began.
+    """
+    config = directory.config
     state: dict[str, Any] = {"begins": saved is None}
     if saved is None:
         check_backbone_weights(config)
@@ -122,7 +162,7 @@ def _run(given: Mapping[str, Any], place: TrainOptions, experiment_of: type[Expe
     experiment = experiment_of(config, strategy, **state)
     rates = None
     counts = {"num_train": len(experiment.data.train), "num_held_out": len(experiment.data.held_out)}
-    if minutes and directory.previous is not None:
+    if minutes and directory.previous is not None and not directory.restart:
         tell(
             f"`minutes={minutes:g}` is for a new run: this one keeps its {config.epochs} epochs, unless a larger `epochs` is given"
         )
@@ -151,27 +191,7 @@ def _run(given: Mapping[str, Any], place: TrainOptions, experiment_of: type[Expe
         if not tf.config.list_logical_devices("GPU"):
             # The views are made by the processors that train.
             experiment.clock.drawing_each = rates.batch_drawn
-    for line in directory.changes():
-        print(line, flush=True)
-    describe_older_run(directory.path)
-    try:
-        directory.start(step, experiment.config)
-        if write_left_out(directory.path / LEFT_OUT, experiment.data.rejected):
-            tell(f"images that were left out: {directory.path / LEFT_OUT}")
-        if directory.has_results:
-            # Only the report is missing.
-            results, outputs = directory.read_results(), outputs_again(experiment, directory)
-        else:
-            _train(experiment, directory, step, begins=saved is None)
-            results, outputs = judge_run(experiment, finish(experiment, directory))
-            directory.write_results(results)
-            # As they will be read if only the report is missing.
-            results = directory.read_results()
-        if experiment.config.report:
-            draw(experiment, directory, results, outputs)
-    finally:
-        directory.close()
-    return directory.read_results()
+    return experiment, step
 
 
 def _train(experiment: Experiment, directory: Workdir, first_step: int, *, begins: bool) -> None:
