@@ -137,7 +137,9 @@ def start(moment: str, *arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_killed_five_times(finished, tmp_path):
     """Real processes, killed where it hurts: before the first save, within a step, a label pass, a save, and the evaluation."""
-    arguments = [*SMALL, "--report", f"--workdir={tmp_path / 'run'}"]
+    # Each process of the tests has a cache of its own.
+    cache = f"--cache_dir={read_config(finished[0]).cache_dir}"
+    arguments = [*SMALL, "--report", cache, f"--workdir={tmp_path / 'run'}"]
     for moment in ("start", "step", "pass", "save", "end"):
         killed = start(moment, *arguments)
         assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
