@@ -49,7 +49,7 @@ class TestKilled:
         with Tree(*command, output=tmp_path / "said") as tree:
             tree.wait_for_words(phase)
             worker = tree.wait_for(is_worker)
-            number = {"a stop": signal.SIGTERM, "Ctrl-C": signal.SIGINT}.get(kind, signal.SIGKILL)
+            number = signal.SIGTERM if kind == "a stop" else signal.SIGKILL
             os.kill(worker if kind == "a worker" else tree.process.pid, number)
             status, last = tree.ends(), tree.said().splitlines()[-1]
         if kind == "a worker":
