@@ -104,7 +104,7 @@ def test_changed_images_are_not_continued(tmp_path, rng):
     flags = (*SMALL, f"--dataset=npz:{tmp_path / 'x.npz'}", "--epochs=1", f"--workdir={tmp_path / 'run'}")
     assert run_door(*flags).returncode == 0
     os.replace(tmp_path / "1.npz", tmp_path / "x.npz")
-    is_one_line(run_door(*flags, "--epochs=2"), "not the same any more")
+    is_one_line(run_door(*flags, "--epochs=2"), "not the same any more", status=3)
 
 
 @pytest.mark.slow

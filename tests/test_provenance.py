@@ -281,6 +281,9 @@ def test_a_run_notices_refuses_and_goes_on(images, tmp_path):
     del arrays["held_out_fingerprint"]
     write_labels(workdir / "labels.npz", arrays)
     write_finished(workdir, read_finished(workdir)._replace(labels_sha256=None))
+    results = json.loads((workdir / "results.json").read_text())
+    del results["network"]
+    (workdir / "results.json").write_text(json.dumps(results))
     drawn = run_here([[f"--workdir={workdir}"]], "sela_tf.report")[0]
     assert drawn.returncode == 0, drawn.stderr
     assert "the run is older and knows names and sizes of its images only" in drawn.stdout
