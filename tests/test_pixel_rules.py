@@ -243,9 +243,15 @@ class TestDoors:
         shutil.copytree(run, old)
         described = json.loads((old / "network.json").read_text())
         del described["network"]["pixel_rules"]
+        for name in ("sha256", "labels_sha256", "settings", "superseded"):
+            del described[name]
         (old / "network.json").write_text(json.dumps(described))
+        for file in old.glob("checkpoints/*/meta.json"):
+            newer = ("meta_sha256", "settings", "network", "digests", "held_out_fingerprint", "num_held_out")
+            said = {name: value for name, value in json.loads(file.read_text()).items() if name not in newer}
+            file.write_text(json.dumps(said))
         lines = (old / "flags.cfg").read_text().splitlines()
-        (old / "flags.cfg").write_text("\n".join(line for line in lines if not line.startswith("--background")) + "\n")
+        (old / "flags.cfg").write_text("\n".join(line for line in lines if not line.startswith(("#", "--background"))) + "\n")
         assert read_description(old).pixel_rules == OLD_RULES
         images = load_source(f"folder:{folder}", SourceOptions(rules=OLD_RULES)).train
         model = load_run(old)
