@@ -5,10 +5,12 @@ It is told the arguments of `make_pipeline`, prints what kfp prints, and ends wi
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import threading
 import traceback
+import typing
 import warnings
 
 from components.child_group import end_with_parent, messages
@@ -20,7 +22,8 @@ def main() -> int:
     stopped = threading.Event()
     # The step that runs gets the signal, too, saves what it has, and ends; until then somebody has to read what it says.
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # The parent reads the lines as they come.
+    typing.cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     settings, *flags_of_steps = next(messages())
 
     from kfp import local

@@ -1,4 +1,4 @@
-"""What lies on the disk at every moment at which a process may be killed: before and after each write, fsync, rename and removal."""
+"""Copies of a directory as a killed process would leave it: before and after each write, fsync, rename and removal."""
 
 from __future__ import annotations
 

@@ -13,18 +13,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-import pytest
-
 _FILLER = "filler"
 _LEFT = 2048
 """Bytes that a file may have where no disk can be mounted: enough for the words of a lock."""
 
 
 @contextlib.contextmanager
-def small_disk(directory: pathlib.Path, megabytes: int) -> Iterator[pathlib.Path]:
+def small_disk(directory: pathlib.Path, kilobytes: int) -> Iterator[pathlib.Path]:
     """Yields an empty directory, on a disk of its own where that can be had."""
     directory.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(directory)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(directory)]
     is_mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
     try:
         yield directory
@@ -64,13 +62,6 @@ def full(directory: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         empty(directory)
-
-
-@pytest.fixture
-def disk(tmp_path) -> Iterator[pathlib.Path]:
-    """A directory that `full` fills."""
-    with small_disk(tmp_path / "disk", 1) as directory:
-        yield directory
 
 
 def main(argv: list[str]) -> int:

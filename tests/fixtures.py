@@ -12,11 +12,12 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
+from disks import small_disk
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -73,6 +74,13 @@ def fashion_mnist() -> pathlib.Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return FASHION_MNIST
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[pathlib.Path]:
+    """A directory that `disks.full` fills."""
+    with small_disk(tmp_path / "disk", 1024) as directory:
+        yield directory
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ class Fit(NamedTuple):
     labels: sela_tf.LabelTable
     checkpoint: sela_tf.Checkpoint
     callbacks: list
-    """Those before the checkpoint, which are its parts."""
+    """Callbacks before the checkpoint, which are its parts."""
 
     def contents(self) -> dict[str, Any]:
         """Everything that a stop must not change, by name."""

@@ -75,7 +75,7 @@ def test_the_first_losses_are_the_same():
 
 
 def without_digest(said: dict) -> dict:
-    """What a checkpoint says of itself, as it was before it had a digest and the settings."""
+    """The metadata of a checkpoint as it was before it had a digest and the settings."""
     return {name: value for name, value in said.items() if name not in ("meta_sha256", "settings")}
 
 

@@ -48,7 +48,7 @@ def stop(model: keras.Model) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What a training ends with that nothing stops."""
+    """The contents at the end of a training that nothing stops."""
     return train(make(tmp_path_factory.mktemp("whole")), Luck()).contents()
 
 
@@ -124,7 +124,7 @@ class TestContinued:
         assert (again.contents(), again.model.history.epoch) == (whole, [])
 
     def test_in_the_same_process(self, whole, tmp_path):
-        """What an epoch did that was not finished is undone; what is saved is left alone."""
+        """An unfinished epoch is undone; a saved state is left alone."""
         made = train(make(tmp_path), Luck(), epochs=2)
         made.model.layers[1].bias.assign(tf.ones(8))
         train(made, Luck(), epochs=2)
@@ -141,7 +141,7 @@ class TestContinued:
         assert train(make(tmp_path), Luck()).contents() == whole
 
     def test_relabellings_passed_over_are_made_up_for(self, tmp_path):
-        """As with `steps_per_execution`: the last step of an epoch made a relabelling due."""
+        """A relabelling became due in the last step of an epoch, as with `steps_per_execution`."""
         made = make(tmp_path)
         (labelling,) = made.callbacks
         labelling.set_model(made.model)
@@ -229,7 +229,7 @@ class TestRefusals:
                 made.model.fit(batches_of(tf.constant(0)), shuffle=False, verbose=0, callbacks=callbacks)
 
     def test_a_table_that_nobody_saves(self, tmp_path):
-        """That a monitor has it, too, does not save it."""
+        """A monitor that has the table does not save it."""
         made = make(tmp_path)
         monitor = sela_tf.ClusterMonitor(made.labels, tmp_path / "tensorboard")
         alone = made._replace(checkpoint=sela_tf.Checkpoint(tmp_path / "saves", [monitor]))

@@ -29,7 +29,7 @@ def tried(finished, tmp_path_factory) -> tuple[pathlib.Path, dict[str, list[Door
     pictures.mkdir()
     for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)):
         Image.fromarray(pixels).save(pictures / f"{i}.tif")
-    with small_disk(base / "disk", 40) as disk:
+    with small_disk(base / "disk", 40 * 1024) as disk:
         run = shutil.copytree(finished[0], disk / "run", ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
         for name in _LABELS[:3]:
             (disk / name).write_text("old")

@@ -64,7 +64,7 @@ def assert_same(workdir: pathlib.Path, unbroken: dict[str, str]) -> None:
 
 @pytest.mark.slow
 def test_killed_at_every_point_at_which_files_change(vectors, tmp_path):
-    """Of a training, its saves and its end: before and after each write, fsync, rename and removal; each completed by the same call."""
+    """A training, its saves and its end, killed before and after each write, fsync, rename and removal, and completed by the same call."""
     config = changed(vectors, epochs=2, evaluate="none")
     with crash_points(tmp_path / "run", tmp_path / "copies") as killed:
         sela_tf.run(config, tmp_path / "run")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
-from disks import disk, full  # noqa: F401 - a fixture
+from disks import full
 from PIL import Image
 
 from sela_tf.cli.errors import exit_status, told_to_user
@@ -75,7 +75,7 @@ def printed(monkeypatch) -> list[str]:
 
 
 @pytest.mark.parametrize("name", _WRITERS)
-def test_every_library_that_writes(disk, printed, name):  # noqa: F811
+def test_every_library_that_writes(disk, printed, name):
     path = disk / name
     path.write_bytes(b"old")
 
@@ -99,7 +99,7 @@ def test_every_library_that_writes(disk, printed, name):  # noqa: F811
         assert printed == []
 
 
-def test_a_directory(disk):  # noqa: F811
+def test_a_directory(disk):
     with full(disk):
         there = os.listdir(disk)
         with (
@@ -110,7 +110,7 @@ def test_a_directory(disk):  # noqa: F811
         assert os.listdir(disk) == there
 
 
-def test_by_tensorflow_alone(disk):  # noqa: F811
+def test_by_tensorflow_alone(disk):
     path = f"{disk}/shard"
     with full(disk):
         there = os.listdir(disk)
@@ -128,7 +128,7 @@ class TestScratchArray:
         values[50] = np.arange(7)
         np.testing.assert_array_equal(values[49:52].sum(axis=0), np.arange(7))
 
-    def test_its_room_is_reserved(self, disk):  # noqa: F811
+    def test_its_room_is_reserved(self, disk):
         """A write to a map of a file that the disk has no room for would end the process by SIGBUS."""
         with full(disk), pytest.raises(StorageError):
             scratch_array(disk, (100_000, 3))

@@ -59,7 +59,7 @@ class BeamProcess:
     def __init__(self, arguments: Sequence[str], scratch: str):
         self._arguments = list(arguments)
         # Unless the user has asked for a runner, the lines that TensorFlow and Beam write for each worker come out only if one fails.
-        self._kept_back = None if arguments else tempfile.TemporaryFile()  # noqa: SIM115
+        self._kept_back = None if arguments else tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
         self._environment = {}
         if "://" not in scratch:
             # A worker that is killed cannot remove its temporary files.

@@ -64,6 +64,7 @@ def check_keras_file(path: str | os.PathLike[str], *, weights_only: bool = False
                 # A copy of the weights may be as large as the memory; on disk it is bounded by the size that was checked.
                 shutil.copyfileobj(file, copy)
             check_weights_file(copy)
+    # The zip library raises a RuntimeError for members that are encrypted, and NotImplementedError for a packing that it does not know.
     except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"damaged ({error})") from error
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from sela_tf.cli import flags
 from sela_tf.files import saves
 from sela_tf.files.atomic import to_disk, write_whole
-from sela_tf.files.storage import StorageError
+from sela_tf.files.storage import StorageError, storage_errors
 from sela_tf.runs.finished import Finished, own_names, path_of, read_finished, settle, write_finished
 from sela_tf.runs.flagfile import settings_of_run, write_settings
 from sela_tf.runs.labels import digest_of_labels, write_labels
@@ -251,7 +251,8 @@ class Workdir:
             self._writer.flush()
         for name in (METRICS, TIMINGS):
             if (self.path / name).exists():
-                to_disk(self.path / name)
+                with storage_errors(self.path / name):
+                    to_disk(self.path / name)
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns all rows of metrics.jsonl, each with its `kind` and `step`."""
@@ -269,7 +270,8 @@ class Workdir:
         return read_results(self.path)
 
     def _append(self, name: str, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        with open(self.path / name, "a") as file:
+        # A row that is cut is no row.
+        with storage_errors(self.path / name), open(self.path / name, "a") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
 
 

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from sela_tf.compat.randomness import GlobalGenerators, random_variables
-from sela_tf.compat.releases import learning_rate_variable, of_each_replica, optimizer_variables
+from sela_tf.compat.releases import learning_rate_variable, optimizer_variables
 from sela_tf.files.saves import arrays_under
 from sela_tf.models.finite import not_finite
+from sela_tf.models.replicas import put_back, replica_arrays
 from sela_tf.self_labelling.callback import SelfLabelling
 from sela_tf.self_labelling.loss import tables_of
 
@@ -52,16 +52,13 @@ class FitState:
         optimizer += [rate] if rate is not None and all(each is not rate for each in optimizer) else []
         kinds = {"model": list(model.variables), "optimizer": optimizer, "generators": random_variables(model)}
         self.variables = {f"{kind}/{i:04d}": each for kind, variables in kinds.items() for i, each in enumerate(variables)}
-        self._replicas = {name: of_each_replica(each, model.distribute_strategy) for name, each in self.variables.items()}
+        self._strategy = model.distribute_strategy
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the state as arrays by name; the values of a further replica only where they are not those of the first."""
-        found = {}
-        for name, replicas in self._replicas.items():
-            first, *others = (each.numpy() for each in replicas)
-            found[name] = first
-            # Each replica has its own statistics of batch normalisation, for one.
-            found |= {f"{name}/{i}": each for i, each in enumerate(others, 1) if each.tobytes() != first.tobytes()}
+        found: dict[str, np.ndarray] = {}
+        for name, variable in self.variables.items():
+            found |= replica_arrays(name, variable, self._strategy)
         for place, part in self.parts.items():
             found |= {f"{place}/{name}": value for name, value in part.state().items()}
         return found
@@ -96,9 +93,8 @@ class FitState:
                 raise ValueError(f"it has the {name.partition('/')[0]}'s {_path(variable)} of shape {had}, now {has}")
         for place, part in self.parts.items():
             part.restore(arrays_under(place, arrays))
-        for name, replicas in self._replicas.items():
-            for i, replica in enumerate(replicas):
-                replica.assign(_in_type(arrays.get(f"{name}/{i}", arrays[name]), replica))
+        for name, variable in self.variables.items():
+            put_back(name, variable, self._strategy, arrays)
 
 
 def named_parts(parts: Sequence[HasState]) -> dict[str, HasState]:
@@ -123,8 +119,3 @@ def named_parts(parts: Sequence[HasState]) -> dict[str, HasState]:
 def _path(variable: Any) -> str:
     """Returns the name of a variable with that of its layer."""
     return getattr(variable, "path", variable.name)
-
-
-def _in_type(values: np.ndarray, variable: Any) -> np.ndarray:
-    """Returns values in the type of a variable where NumPy's files keep only its size, as of bfloat16."""
-    return values.view(tf.as_dtype(variable.dtype).as_numpy_dtype) if values.dtype.kind == "V" else values

@@ -18,7 +18,6 @@ from sela_tf.compat.activity import Activity
 from sela_tf.compat.releases import (
     LossScaleOptimizer,
     build_optimizer,
-    of_each_replica,
     optimizer_variables,
 )
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
@@ -27,6 +26,7 @@ from sela_tf.data.pipeline import inference_batches
 from sela_tf.files.saves import arrays_under
 from sela_tf.models.build import cut_at, with_rotation_head
 from sela_tf.models.layer_names import EMBEDDING, HEADS, ROTATION
+from sela_tf.models.replicas import put_back, replica_arrays
 from sela_tf.runs.network import NetworkDescription
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.callback import SelfLabelling
@@ -247,13 +247,10 @@ class Experiment:
     def state(self) -> dict[str, np.ndarray]:
         """Returns everything that training changes, as arrays by name."""
         variables = {"model": self.model.variables, "optimizer": optimizer_variables(self.model.optimizer)}
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for kind, values in variables.items():
             for i, value in enumerate(values):
-                first, *others = (each.numpy() for each in of_each_replica(value, self.strategy))
-                arrays[f"{kind}/{i:04d}"] = first
-                # Without synchronised batch normalisation each replica has statistics of its own.
-                arrays |= {f"{kind}/{i:04d}/{n}": each for n, each in enumerate(others, 1) if each.tobytes() != first.tobytes()}
+                arrays |= replica_arrays(f"{kind}/{i:04d}", value, self.strategy)
         # Until the monitors are made, their state is what the checkpoint kept of them.
         monitors = {f"{name}/{key}": value for name, monitor in self.monitors.items() for key, value in monitor.state().items()}
         states = {
@@ -272,9 +269,7 @@ class Experiment:
         """Puts back what `state` gave; the monitors get theirs when they are made."""
         for kind, variables in (("model", self.model.variables), ("optimizer", optimizer_variables(self.model.optimizer))):
             for i, variable in enumerate(variables):
-                name = f"{kind}/{i:04d}"
-                for n, replica in enumerate(of_each_replica(variable, self.strategy)):
-                    replica.assign(arrays.get(f"{name}/{n}", arrays[name]))
+                put_back(f"{kind}/{i:04d}", variable, self.strategy, arrays)
         # Checkpoints that were written before lam was part of them have the lam of the settings.
         lam = np.full(self.config.num_heads, self.config.lam, np.float32)
         self.labels.restore({"lam": lam, **arrays_under("table", arrays)})

@@ -19,6 +19,7 @@ from sela_tf.data.left_out import write_left_out
 from sela_tf.data.sources.python import ImagesFromPython, images_given
 from sela_tf.files import saves
 from sela_tf.files.saves import arrays_under
+from sela_tf.files.storage import storage_errors
 from sela_tf.models.finite import DivergedError
 from sela_tf.reporting.changes import changes_table
 from sela_tf.reporting.tables import results_table
@@ -114,7 +115,8 @@ def _run(given: Mapping[str, Any], place: TrainOptions, experiment_of: type[Expe
     if directory.is_finished:
         print(f"This run is finished ({config.epochs} epochs). More: a larger `epochs`.", flush=True)
         return directory.read_results()
-    with contextlib.closing(directory):
+    # TensorBoard's files are written by TensorFlow, in the middle of anything.
+    with storage_errors(directory.path), contextlib.closing(directory):
         directory.lock()
         saved = newest_checkpoint(directory)
         experiment, step = _begin(directory, saved, strategy, experiment_of, minutes=place.minutes, began=began)

@@ -39,7 +39,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 class Outcome(NamedTuple):
-    """What was seen of a kind of run."""
+    """Stops of a kind of run, and the files that they changed."""
 
     kind: str
     kills: int
