@@ -86,18 +86,22 @@ def _labelling(workdir: pathlib.Path, output: pathlib.Path, *flags: str) -> subp
 def test_two_that_label_into_one_file(finished, tmp_path):
     """The first one is stopped while it holds the lock; the second is refused before it loads anything; a third writes beside them."""
     output = tmp_path / "labels.csv"
+    lock = tmp_path / ".lock-labels.csv"
     first = _labelling(finished[0], output)
-    while not (tmp_path / ".lock-labels.csv").exists():
+    # Who holds it is written when it is held.
+    while not (lock.exists() and lock.stat().st_size):
         assert first.poll() is None, first.communicate()
         time.sleep(0.01)
     first.send_signal(signal.SIGSTOP)
     command = ["sela_tf.label", f"--workdir={finished[0]}"]
-    second, other = run_modules([[*command, f"--output={output}"], [*command, f"--output={tmp_path}/others.csv"]])
-    first.send_signal(signal.SIGCONT)
+    try:
+        second, other = run_modules([[*command, f"--output={output}"], [*command, f"--output={tmp_path}/others.csv"]])
+    finally:
+        first.send_signal(signal.SIGCONT)
+        _, err = first.communicate(timeout=300)
     is_one_line(second, f"{output} is being written by process {first.pid} on {os.uname().nodename}: ", door="sela_tf.label")
     assert "reading" not in second.stdout
     assert other.returncode == 0, other.stderr
-    _, err = first.communicate(timeout=300)
     assert first.returncode == 0, err
     assert sorted(os.listdir(tmp_path)) == ["labels.csv", "others.csv"]
     assert output.read_bytes() == (tmp_path / "others.csv").read_bytes()

@@ -80,10 +80,10 @@ RESULT_KEYS = {
     "`trained`, `untrained` and `raw_pixels`; `images`.",
     "transport": "`converged`, `marginal_error` and `num_iterations` of the last transport: lists of T values.",
     "config": "The settings of the run: the flags by name.",
-    "network": "The network that is judged, as network.json has it: `step`, `weights_sha256`, `labels_sha256`.",
     "data": "`num_training_images`, `num_held_out_images`, `num_classes`, `image_shape`, and `mean` and `variance` of the channels. Where "
     "changed data were accepted (`accept_changed_data`), also `changed_while_training`: the numbers of changed `training_images` and "
     "`held_out_images`, and true for changed `classes` and for each file that was edited.",
+    "network": "The network that is judged, as network.json has it: `step`, `weights_sha256`, `labels_sha256`.",
     "continued": "Only of a run with `continue_from`: `num_added`, `num_removed` and `num_kept` training images; `num_moved`, the kept ones that "
     "changed their cluster, and `num_moved_at_start`, those of them that the first labels moved, a value for each head; `clusters`, for each "
     "head the twelve that changed most, where before - removed - left + came + new = after.",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sela_tf.runs.names import LABELS, WEIGHTS
 from sela_tf.runs.workdir import Workdir
 from sela_tf.settings.fields import ConfigError
 from sela_tf.training.experiment import Experiment
+from sela_tf.transport.errors import NotFiniteError
 
 
 def newest_checkpoint(directory: Workdir) -> saves.Checkpoint | None:
@@ -41,25 +43,34 @@ def newest_checkpoint(directory: Workdir) -> saves.Checkpoint | None:
     return saved
 
 
-def check_finite(state: Mapping[str, np.ndarray], step: int, directory: Workdir) -> None:
+def check_finite(state: Mapping[str, np.ndarray], step: int) -> None:
     """Checks that what a checkpoint will hold of the network, the optimizer and the potentials are finite numbers.
 
     Raises:
         DivergedError: they are not.
     """
     if wrong := _not_finite(state):
-        error = DivergedError(
+        raise DivergedError(
             f"By step {step} {len(wrong)} of {len(state)} arrays of the training are not finite, such as {wrong[0]}"
         )
-        raise DivergedError(way_out_of_divergence(error, directory))
 
 
-def way_out_of_divergence(error: DivergedError, directory: Workdir) -> str:
-    """Returns the message of a training that diverged, with what is safe and how to go on."""
-    meta = saves.newest_meta(directory.checkpoints)
-    kept = f"The checkpoint of step {meta['step']} is whole. " if meta else ""
-    lower = f"`learning_rate={directory.config.learning_rate / 10:g}`"
-    return f"{error}. {kept}A run keeps its learning rate: begin anew with a lower one, by `restart` and {lower}, or in another directory"
+@contextlib.contextmanager
+def way_out_of_divergence(directory: Workdir) -> Iterator[None]:
+    """Adds to the error of a training that diverges in the context what is safe and how to go on.
+
+    Raises:
+        DivergedError: the training diverged.
+    """
+    try:
+        yield
+    except (DivergedError, NotFiniteError) as error:
+        meta = saves.newest_meta(directory.checkpoints)
+        kept = f"The checkpoint of step {meta['step']} is whole. " if meta else ""
+        lower = f"`learning_rate={directory.config.learning_rate / 10:g}`"
+        raise DivergedError(
+            f"{error}. {kept}A run keeps its learning rate: begin anew with a lower one, by `restart` and {lower}, or in another directory"
+        ) from error
 
 
 def _not_finite(state: Mapping[str, np.ndarray]) -> list[str]:

@@ -20,7 +20,6 @@ from sela_tf.data.sources.python import ImagesFromPython, images_given
 from sela_tf.files import saves
 from sela_tf.files.saves import arrays_under
 from sela_tf.files.storage import storage_errors
-from sela_tf.models.finite import DivergedError
 from sela_tf.reporting.changes import changes_table
 from sela_tf.reporting.tables import results_table
 from sela_tf.runs.flagfile import given_by
@@ -130,8 +129,10 @@ def _run(given: Mapping[str, Any], place: TrainOptions, experiment_of: type[Expe
             # Only the report is missing.
             results, outputs = directory.read_results(), outputs_again(experiment, directory)
         else:
-            _train(experiment, directory, step, begins=saved is None)
-            results, outputs = judge_run(experiment, finish(experiment, directory))
+            with way_out_of_divergence(directory):
+                _train(experiment, directory, step, begins=saved is None)
+                final = finish(experiment, directory)
+            results, outputs = judge_run(experiment, final)
             directory.write_results(results)
             # As they will be read if only the report is missing.
             results = directory.read_results()
@@ -207,7 +208,7 @@ def _train(experiment: Experiment, directory: Workdir, first_step: int, *, begin
 
     def save(step: int) -> None:
         state = experiment.state()
-        check_finite(state, step, directory)
+        check_finite(state, step)
         directory.flush()
         saves.save(directory.checkpoints, step, state, meta, keep=config.keep_checkpoints)
 
@@ -232,16 +233,11 @@ def _train(experiment: Experiment, directory: Workdir, first_step: int, *, begin
     with signals_noted() as stop:
         if isinstance(experiment.labelling, ShownLabelling):
             experiment.labelling.stop = stop
-        try:
-            loop.run(
-                experiment.views(first_step, experiment.last_step),
-                first_step=first_step,
-                last_step=experiment.last_step,
-                callbacks=[
-                    *callbacks, Progress(config.epochs, config.batch_size, config.monitor_epochs, directory, experiment.clock)
-                ],
-                save=save,
-                stop=stop,
-            )  # fmt: skip
-        except DivergedError as error:
-            raise DivergedError(way_out_of_divergence(error, directory)) from error
+        loop.run(
+            experiment.views(first_step, experiment.last_step),
+            first_step=first_step,
+            last_step=experiment.last_step,
+            callbacks=[*callbacks, Progress(config.epochs, config.batch_size, config.monitor_epochs, directory, experiment.clock)],
+            save=save,
+            stop=stop,
+        )
