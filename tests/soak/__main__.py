@@ -75,7 +75,10 @@ def soak(kind: str, flags: list[str], directory: pathlib.Path, *, kills: int, te
                 number, sent = stops.pop(), time.monotonic()
                 process.send_signal(number)
                 _, said = process.communicate()
-                expected = (-number,) if number == signal.SIGKILL else (128 + number, -number, 0)
+                if process.returncode == 0:  # It came too late: the run had ended.
+                    stops.append(number)
+                    break
+                expected = (-number,) if number == signal.SIGKILL else (128 + number, -number)
                 if process.returncode not in expected:
                     raise RuntimeError(f"{kind}: status {process.returncode} after {number.name}: {said}") from None
                 slowest = max(slowest, time.monotonic() - sent if number == signal.SIGTERM else 0)
@@ -121,13 +124,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as made, concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
         directory = pathlib.Path(made)
         places = prepare(directory)
-        futures = []
+        futures = {}
         for kind in options.kinds:
             place = directory / "runs" / kind.replace(" ", "_")
             place.mkdir(parents=True)
             flags = [flag.format(**places) for flag in KINDS[kind]]
-            futures.append(pool.submit(soak, kind, flags, place, kills=options.kills, terms=options.terms, seed=options.seed))
+            future = pool.submit(soak, kind, flags, place, kills=options.kills, terms=options.terms, seed=options.seed)
+            futures[future] = kind
         for future in concurrent.futures.as_completed(futures):
+            if error := future.exception():
+                failed = True
+                print(f"{futures[future]}: FAILED: {error}", flush=True)
+                continue
             done = future.result()
             failed |= bool(done.different)
             print(
