@@ -186,6 +186,23 @@ class TestASignal:
         sela_tf.run(vectors, tmp_path / "run")
         assert_same(tmp_path / "run", unbroken)
 
+    def test_with_the_last_save_ends_the_run_before_its_last_pass(self, vectors, unbroken, tmp_path, monkeypatch):
+        from sela_tf.training import run as run_module
+
+        save = run_module.saves.save
+
+        def stopped(directory, step, *arguments, **options):
+            save(directory, step, *arguments, **options)
+            if step == 12:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module.saves, "save", stopped)
+            with pytest.raises(TrainingInterrupted, match="SIGTERM: stopped and saved at step 12"):
+                sela_tf.run(vectors, tmp_path / "run")
+        sela_tf.run(vectors, tmp_path / "run")
+        assert_same(tmp_path / "run", unbroken)
+
     @pytest.mark.parametrize("rotation", [False, True])
     def test_between_two_rows_changes_no_row(self, vectors, unbroken, tmp_path, monkeypatch, rotation):
         """Keras' metrics have gathered steps then; with rotations there are several, which Keras makes late."""

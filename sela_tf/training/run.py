@@ -36,7 +36,7 @@ from sela_tf.training.experiment import Experiment
 from sela_tf.training.finishing import draw, finish, judge_run, outputs_again
 from sela_tf.training.images import tell
 from sela_tf.training.initial_state import check_backbone_weights
-from sela_tf.training.loop import TrainingLoop
+from sela_tf.training.loop import TrainingInterrupted, TrainingLoop
 from sela_tf.training.monitoring import log_first_labels
 from sela_tf.training.progress import Progress, ShownLabelling
 from sela_tf.training.provenance import network_of
@@ -241,3 +241,6 @@ def _train(experiment: Experiment, directory: Workdir, first_step: int, *, begin
             save=save,
             stop=stop,
         )
+    if stop.signal_number is not None:
+        # It came after the last step, whose state is saved. What is left of the run may take long.
+        raise TrainingInterrupted(stop.signal_number, experiment.last_step)
