@@ -16,6 +16,7 @@ import sela_tf.training.loop
 from sela_tf.callbacks.label_statistics import ClusterSizes
 from sela_tf.cli.signals import Stop
 from sela_tf.training.loop import Clock, TrainingLoop, step_function
+from sela_tf.transport.marginals import least_equal_shares
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -232,6 +233,13 @@ class TestDoctor:
         assign = functools.partial(sela_tf.assign_labels, marginals=prior)
         assert Fit(values, assign=assign, epochs=2, marginals=prior).found == []
         assert Fit(values, assign=assign, epochs=2).found == [("clusters", 0)]
+
+    def test_sizes_within_bounds_are_compared_with_the_least_equal_ones(self, values):
+        assign = functools.partial(sela_tf.assign_labels, size_min=1, size_max=N)
+        shares = least_equal_shares("1:", N, K)
+        assert shares.tolist() == [(N - K + 1) / N] + [1 / N] * (K - 1)
+        assert least_equal_shares(f":{N // 2}", N, K).round(3).tolist() == [0.5, 0.5] + [0.0] * (K - 2)
+        assert Fit(values, assign=assign, epochs=2, marginals=shares).found == []
 
     def test_state_round_trip(self, values):
         """A twin that takes over after two epochs says what the first would have said, and nothing twice; it has what the first found."""

@@ -18,6 +18,7 @@ from sela_tf.compat.decoupled import why_unavailable
 from sela_tf.compat.releases import learning_rate_of, optimizer_variables
 from sela_tf.models.inference import read_variable, steps_taken
 from sela_tf.self_labelling.schedule import relabel_steps
+from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training import run as trainer
 from sela_tf.training.experiment import Experiment
@@ -84,6 +85,15 @@ class TestTransport:
     def test_marginals(self, made):
         sizes = sharpen(made(marginals="zipf")).labelling.relabel(1)[0].assignment.sizes
         assert sizes.max() > 3 * sizes.min()
+
+    def test_cluster_sizes(self, made):
+        experiment = sharpen(made(cluster_sizes=f"{N // K // 2}:{3 * N // K}"))
+        sizes = experiment.labelling.relabel(1)[0].assignment.sizes
+        assert sizes.min() == N // K // 2
+        assert 2 * N // K < sizes.max() <= 3 * N // K
+        assert (np.bincount(experiment.labels.labels[0], minlength=K) == sizes).all()
+        with pytest.raises(ConfigError, match=f"`cluster_sizes={N}:`: .* at least {N * K} and at most {N * K} rows in all"):
+            made(cluster_sizes=f"{N}:")
 
     def test_memory(self, made, monkeypatch):
         from sela_tf.transport import assignment

@@ -68,7 +68,7 @@ def test_known_labels_count(rng):
         ({"known": [0, 0, 1, -1, -1, -1], "sizes": [1, 1, 4]}, "`known`.*2 labels of cluster 0, which has 1 places"),
         (
             {"log_probs": np.zeros((7, 3), np.float32), "known": [0, 0, 0, 1, 1, 1, -1]},
-            "`known` must leave all but 1 clusters at a size of 2.*3 labels of each of 2 clusters",
+            "`known` must leave enough rows for the other clusters' smallest sizes.*1 rows more .* than the 7 .* because 2 clusters have more",
         ),
     ],
 )

@@ -216,6 +216,16 @@ class TestFlags:
         with pytest.raises(ConfigError, match="exclude each other"):
             parsed("--dataset=digits", "--labels_from=x.npz", "--num_relabellings=0", "--known_labels=y.csv")
 
+    @pytest.mark.parametrize("text", [":", "20", "20-30", "a:b", "-1:5", "1.5:2", "30:20", ":0", "1:2:3"])
+    def test_sizes_of_clusters_are_two_numbers(self, text):
+        with pytest.raises(ConfigError, match=f"`cluster_sizes={re.escape(text)}`"):
+            parsed("--dataset=digits", f"--cluster_sizes={text}")
+
+    def test_sizes_of_clusters_exclude_a_prior(self):
+        assert parsed("--dataset=digits", "--cluster_sizes=20:").cluster_sizes == "20:"
+        with pytest.raises(ConfigError, match="`cluster_sizes=20:` and `marginals=zipf` both say"):
+            parsed("--dataset=digits", "--cluster_sizes=20:", "--marginals=zipf")
+
     def test_a_share_of_no_rotation_is_refused(self):
         assert parsed("--dataset=digits", "--rotation", "--rotation_share=0.25").rotation_share == 0.25
         with pytest.raises(ConfigError, match="`rotation_share=0.25` needs `rotation`"):

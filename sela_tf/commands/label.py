@@ -99,7 +99,9 @@ def _label(settings: LabelConfig, output: pathlib.Path, projector: pathlib.Path 
     embedding: np.ndarray | None = None
     if settings.balanced:
         stored = store_blocks(blocks, output.parent, num_images, widths)
-        clusters, potentials = balanced_clusters(stored, heads, config, labels["potentials"], settings, lam=lam)
+        clusters, potentials = balanced_clusters(
+            stored, heads, config, labels["potentials"], settings, num_trained=labels["labels"].shape[1], lam=lam
+        )
         blocks = stored_blocks(stored, splits, settings.batch_size)
         embedding = stored.embedding
     elif viewers.num_neighbours or 4 * num_images * sum(widths) <= _KEPT_BYTES:

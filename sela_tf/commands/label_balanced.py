@@ -10,6 +10,7 @@ from sela_tf.settings.commands import LabelConfig
 from sela_tf.settings.training import SelaConfig
 from sela_tf.transport.assignment import assign_labels
 from sela_tf.transport.linear_logits import LinearLogits
+from sela_tf.transport.marginals import scaled_size_bounds
 
 
 def balanced_clusters(
@@ -19,14 +20,18 @@ def balanced_clusters(
     initial_potentials: np.ndarray,
     settings: LabelConfig,
     *,
+    num_trained: int,
     lam: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Solves the transport of each head on the stored inputs of the heads.
+
+    Clusters are equally large, or of the shares that the run asked for. Bounds of their sizes are scaled from its `num_trained` images to these.
 
     Returns:
         (clusters [N, T], exactly balanced; potentials [T, K]).
     """
     solved = []
+    size_min, size_max = scaled_size_bounds(config.cluster_sizes, num_trained, len(stored.head_inputs))
     for head in range(heads.num_heads):
         assignment = assign_labels(
             LinearLogits(stored.head_inputs, heads.head_kernel(head), heads.head_bias(head)),
@@ -35,6 +40,8 @@ def balanced_clusters(
             max_iterations=config.transport_max_iterations,
             initial_potentials=initial_potentials[head],
             marginals=config.marginals,
+            size_min=size_min,
+            size_max=size_max,
             memory_limit=settings.label_memory * 2**30,
         )
         not_converged = f"; NOT CONVERGED (marginal error {assignment.marginal_error:.1e}), yet balanced exactly"

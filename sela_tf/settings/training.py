@@ -33,7 +33,7 @@ from sela_tf.settings.fields import (
     option,
 )
 from sela_tf.settings.paths import absolute_cache, absolute_path, absolute_source
-from sela_tf.transport.marginals import check_marginals
+from sela_tf.transport.marginals import check_marginals, parse_size_bounds
 
 _LARGEST_SIDE = 2**13
 """Pixels beyond which a batch of images fits into no memory."""
@@ -182,6 +182,11 @@ class SelaConfig:
     marginals: str = option(
         "uniform", "Shares of the clusters: uniform, zipf, gaussian, or the latter two with a parameter, as zipf:0.5."
     )
+    cluster_sizes: str = option(
+        "",
+        "Smallest and largest number of training images of a cluster, as 20:500, 20: or :500; without it all clusters are equally large. "
+        "Labels are the best within these bounds.",
+    )
     known_labels: str = option(
         "",
         "CSV file of images whose cluster is known and kept: name,cluster, or index,cluster with the source's rows; or names of clusters and "
@@ -275,6 +280,14 @@ class SelaConfig:
             check_marginals(self.marginals, self.num_clusters or 2)
         except ValueError as error:
             raise ConfigError(f"`marginals={self.marginals}`: {error}") from error
+        try:
+            parse_size_bounds(self.cluster_sizes)
+        except ValueError as error:
+            raise ConfigError(f"`cluster_sizes={self.cluster_sizes}`: {error}") from error
+        if self.cluster_sizes and self.marginals != "uniform":
+            raise ConfigError(
+                f"`cluster_sizes={self.cluster_sizes}` and `marginals={self.marginals}` both say how large clusters are: give one of them"
+            )
         if self.labels_from and self.num_relabellings:
             raise ConfigError(
                 f"`labels_from` keeps the labels of {self.labels_from}: add `num_relabellings=0`. "

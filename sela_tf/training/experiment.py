@@ -43,6 +43,7 @@ from sela_tf.training.optimizer import learning_rate_schedule, make_optimizer
 from sela_tf.training.progress import ShownLabelling
 from sela_tf.training.provenance import Provenance
 from sela_tf.transport.assignment import assign_labels
+from sela_tf.transport.marginals import parse_size_bounds
 
 
 class Experiment:
@@ -209,6 +210,7 @@ class Experiment:
             options: arguments of `SelfLabelling` that replace those of the settings.
         """
         config = self.config
+        size_min, size_max = parse_size_bounds(config.cluster_sizes)
         settings: dict[str, Any] = {
             "relabel_steps": self.relabel_steps,
             "assign": functools.partial(
@@ -217,6 +219,8 @@ class Experiment:
                 tolerance=config.transport_tolerance,
                 max_iterations=config.transport_max_iterations,
                 marginals=config.marginals,
+                size_min=size_min,
+                size_max=size_max,
                 exact_balance=config.exact_balance,
                 memory_limit=config.label_memory * 2**30,
                 verbose=True,

@@ -10,6 +10,7 @@ from sela_tf.models.backbones import check_image_size
 from sela_tf.runs.network import NetworkDescription
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
+from sela_tf.transport.marginals import check_size_bounds, parse_size_bounds
 
 
 def largest_side_of_use(config: SelaConfig, size: tuple[int, ...]) -> int:
@@ -49,6 +50,11 @@ def check_settings_suit(config: SelaConfig, train: ImageSet, size: tuple[int, ..
     num_images = len(train)
     if config.num_clusters > num_images:
         raise ConfigError(f"`num_clusters={config.num_clusters}` exceeds the {num_images} training images: choose fewer")
+    if config.cluster_sizes:
+        try:
+            check_size_bounds(*parse_size_bounds(config.cluster_sizes), num_images, config.num_clusters)
+        except ValueError as error:
+            raise ConfigError(f"`cluster_sizes={config.cluster_sizes}`: {error}") from error
     if config.batch_size > num_images:
         raise ConfigError(f"`batch_size={config.batch_size}` exceeds the {num_images} training images: choose a smaller one")
     if config.rotation and train.is_vectors:

@@ -16,7 +16,7 @@ from sela_tf.runs.cluster_names import NAMES_HEADER, read_names
 from sela_tf.self_labelling.label_pass import head_log_probs
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import Data, tell
-from sela_tf.transport.marginals import is_prior
+from sela_tf.transport.marginals import is_prior, parse_size_bounds
 
 
 def known_labels(config: SelaConfig, data: Data, model: keras.Model) -> np.ndarray | None:
@@ -54,7 +54,8 @@ def _clusters_by_name(config: SelaConfig, data: Data, model: keras.Model) -> np.
     """Returns the clusters of the images that a file of names calls as it calls clusters, int64 [T, N] with -1 for the others.
 
     Among several clusters of a head that have its name, an image gets the one of the highest log-probability by its clean view. A cluster
-    takes no more images than its equal share; those that are more certain come first. Heads without a cluster of the name hold nothing.
+    takes no more images than its equal share, or than its largest size; those that are more certain come first. Heads without a cluster of
+    the name hold nothing.
     """
     clusters, num_heads = config.num_clusters, config.num_heads
     names = read_names(config.known_labels, num_heads=num_heads, num_clusters=clusters, setting="known_labels")
@@ -64,7 +65,9 @@ def _clusters_by_name(config: SelaConfig, data: Data, model: keras.Model) -> np.
     if not len(places):
         return known
     different, which = np.unique(called, return_inverse=True)
-    room = len(data.train) if is_prior(config.marginals) else len(data.train) // clusters
+    _, room = parse_size_bounds(config.cluster_sizes)
+    if room is None:
+        room = len(data.train) if is_prior(config.marginals) or config.cluster_sizes else len(data.train) // clusters
     # Batch statistics are those of batches of all images.
     is_new = has_empty_statistics(model)
     shown = np.arange(len(data.train)) if is_new else places

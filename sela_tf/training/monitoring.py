@@ -23,6 +23,7 @@ from sela_tf.settings.training import SelaConfig
 from sela_tf.training.evaluation import protocol_of
 from sela_tf.training.images import Data
 from sela_tf.training.loop import Clock
+from sela_tf.transport.marginals import least_equal_shares
 
 _SAMPLE, _SAMPLE_PER_CLUSTER = 1000, 4
 """Images, and images a cluster, that the monitors of the clusters show the network: the larger number, of those there are."""
@@ -93,7 +94,9 @@ def cluster_monitors(
             sample=sample,
             relabel_steps=relabel_steps,
             waiting_share=lambda: clock.waiting_share,
-            marginals=config.marginals,
+            marginals=least_equal_shares(config.cluster_sizes, len(data.train), config.num_clusters)
+            if config.cluster_sizes
+            else config.marginals,
             loss=f"{HEADS}_loss" if config.rotation else "loss",
             log=functools.partial(_log_finding, directory, clock),
         ),

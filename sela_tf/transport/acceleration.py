@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sela_tf.transport.marginals import Target
+
 _MEMORY = 10
 # The ridge of the least-squares problem, relative to its trace: differences of float32 marginals carry noise.
 _RIDGE = 1e-10
@@ -44,18 +46,18 @@ class AndersonResult(NamedTuple):
 def anderson(
     measure: Callable[[np.ndarray], tuple[np.ndarray, float]],
     potentials: np.ndarray,
-    target: np.ndarray,
+    target: Target,
     *,
     tolerance: float,
     max_iterations: int,
     max_drift: float = np.inf,
 ) -> AndersonResult:
-    """Raises the dual from `potentials` until |m - t|_1 <= tolerance.
+    """Raises the dual from `potentials` until |m - t|_1 <= tolerance, t being the shares that Sinkhorn's step is for.
 
     Args:
         measure: the pass, a function from potentials [K] to (m [K], the mean log-sum-exp of the rows up to a constant).
         potentials: float64 [K], where to start.
-        target: t, float64 [K], positive, sums to 1.
+        target: the clusters' shares, or their bounds.
         tolerance: the L1 error at which to stop.
         max_iterations: the number of passes after which to stop.
         max_drift: the most that one potential may move against another. The iteration stops at a step that goes beyond, at the part
@@ -67,9 +69,11 @@ def anderson(
     good = (v, np.zeros_like(v), -np.inf)
     for num_iterations in range(1, max_iterations + 1):
         mass, mean_log_row = measure(v)
-        error = float(np.abs(mass - target).sum())
-        dual = float(target @ v) - mean_log_row
-        step = np.log(target) - np.log(np.maximum(mass, np.finfo(np.float32).tiny))
+        log_mass = np.log(np.maximum(mass, np.finfo(np.float32).tiny))
+        log_shares = target.log_shares(v, log_mass)
+        error = float(np.abs(mass - np.exp(log_shares)).sum())
+        dual = target.price(v) - mean_log_row
+        step = log_shares - log_mass
         step = np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
         if error < best.error:
             best = AndersonResult(v, error, num_iterations)
@@ -83,7 +87,7 @@ def anderson(
             good = (v, step, dual)
             points, steps = [*points, v][-_MEMORY - 1 :], [*steps, step][-_MEMORY - 1 :]
             v = v + step - _correction(points, steps, np.sqrt(mass))
-        v = v - v @ target
+        v = target.centred(v)
         part = part_within(good[0] - potentials, v - good[0], max_drift)
         if part < 1:
             return AndersonResult(good[0] + part * (v - good[0]), error, num_iterations, drifted=True)

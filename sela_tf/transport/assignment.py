@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport.linear_logits import LinearLogits
-from sela_tf.transport.marginals import Marginals, rounded_sizes
+from sela_tf.transport.marginals import Marginals, SizeBound, check_size_bounds, rounded_sizes
 from sela_tf.transport.newton import BYTES_PER_CANDIDATE
 from sela_tf.transport.rounding import balanced_labels
 from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn, usual_storage
@@ -101,11 +101,13 @@ def assign_labels(
     initial_potentials: np.ndarray | None = None,
     marginals: Marginals = "uniform",
     known: np.ndarray | None = None,
+    size_min: SizeBound = None,
+    size_max: SizeBound = None,
     exact_balance: bool = True,
     memory_limit: float | None = None,
     verbose: bool = False,
 ) -> Assignment:
-    """Labels N images with clusters of exactly the right sizes: `sinkhorn`, then `balanced_labels` from its potentials.
+    """Labels N images with clusters of exactly the right sizes, or of sizes within bounds: `sinkhorn`, then `balanced_labels`.
 
     Uniform marginals give sizes floor(N/K) and ceil(N/K), whichever is best for each cluster. Other shares are rounded to whole images
     by largest remainder.
@@ -118,6 +120,8 @@ def assign_labels(
         initial_potentials: [K], the potentials of an earlier transport as a warm start; zeros if None.
         marginals: the clusters' shares: "uniform", K positive numbers, or a named prior, "zipf" or "gaussian".
         known: integers [N], the cluster of the rows whose label is known and -1 elsewhere. Those rows keep it.
+        size_min: the smallest number of rows of a cluster, or K such numbers. With it or `size_max` sizes are the best within these bounds.
+        size_max: the largest number of rows of a cluster, or K such numbers.
         exact_balance: True to round to exact sizes; False for the transport's plain argmax, as in the reference.
         memory_limit: the bytes that stored rows and candidate lists may take, together with the log-probabilities of `LinearLogits`, which
             are kept in memory if they fit, as `plan_memory` decides. None sets no limit, and computes `LinearLogits` at every reading.
@@ -141,6 +145,8 @@ def assign_labels(
         initial_potentials=initial_potentials,
         marginals=marginals,
         known=known,
+        size_min=size_min,
+        size_max=size_max,
         memory_limit=rest,
         verbose=verbose,
     )
@@ -150,8 +156,8 @@ def assign_labels(
     known = None if known is None else np.asarray(known)
     is_uniform = isinstance(marginals, str) and marginals == "uniform"
     sizes = None if is_uniform else _whole_sizes(solved.marginals, known, len(solved.labels))
-    potentials = _rounding_potentials(log_probs, solved, known, rest)
-    rounded = balanced_labels(log_probs, potentials, lam=lam, sizes=sizes, known=known)
+    potentials = _rounding_potentials(log_probs, solved, size_min, size_max, known, rest)
+    rounded = balanced_labels(log_probs, potentials, lam=lam, sizes=sizes, known=known, size_min=size_min, size_max=size_max)
     return found._replace(labels=rounded.labels, rounding_gap=rounded.rounding_gap)
 
 
@@ -168,16 +174,27 @@ def _whole_sizes(shares: np.ndarray, known: np.ndarray | None, num_rows: int) ->
 
 
 def _rounding_potentials(
-    log_probs: np.ndarray | tf.Tensor | LinearLogits, solved: SinkhornResult, known: np.ndarray | None, memory_limit: float | None
+    log_probs: np.ndarray | tf.Tensor | LinearLogits,
+    solved: SinkhornResult,
+    size_min: SizeBound,
+    size_max: SizeBound,
+    known: np.ndarray | None,
+    memory_limit: float | None,
 ) -> np.ndarray:
     """Returns potentials float32 [K] for the rounding, in units of `solved.lam`.
 
-    They are those of `solved`, or, where its argmax is far from balance, those of transports at larger lam.
+    They are those of `solved`, or, where its argmax is far from the sizes, those of transports at larger lam.
     """
     potentials, labels, lam = solved.potentials, solved.labels, solved.lam
+    has_bounds = size_min is not None or size_max is not None
+    if has_bounds:
+        lower, upper = check_size_bounds(size_min, size_max, len(labels), len(potentials))
+    else:
+        upper = np.ceil(len(labels) * solved.marginals)
+        lower = np.zeros_like(upper)
     for round_number in range(_MAX_COLDER):
         sizes = np.bincount(labels, minlength=len(potentials))
-        to_move = np.maximum(sizes - np.ceil(len(labels) * solved.marginals), 0).sum() / len(labels)
+        to_move = max(np.maximum(sizes - upper, 0).sum(), np.maximum(lower - sizes, 0).sum()) / len(labels)
         if to_move <= (_FEW_TO_MOVE if round_number else _MANY_TO_MOVE):
             break
         lam *= _COLDER
@@ -187,8 +204,10 @@ def _rounding_potentials(
             tolerance=_COLD_TOLERANCE,
             max_iterations=_COLD_ITERATIONS,
             initial_potentials=potentials * (lam / solved.lam),
-            marginals=solved.marginals,
+            marginals="uniform" if has_bounds else solved.marginals,
             known=known,
+            size_min=size_min,
+            size_max=size_max,
             memory_limit=memory_limit,
         )
         potentials, labels = colder.potentials * np.float32(solved.lam / lam), colder.labels

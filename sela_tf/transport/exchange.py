@@ -11,6 +11,46 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra, maximum_flow
 
+_NO_TOKENS = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
+
+
+class Pool:
+    """The tokens of clusters that may have a range of sizes, and the places of those that are in their clusters.
+
+    Attributes:
+        tokens: int64 [K], the number of tokens that each cluster has.
+        inside: int64 [K], the number of these that are in the cluster; the others are in the pool.
+    """
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        """Takes the numbers of tokens, int64 [K], all of which are in the pool."""
+        self.tokens, self.inside = tokens, np.zeros_like(tokens)
+
+    def settle(self, u: np.ndarray, room: np.ndarray) -> None:
+        """Puts tokens where they are best, and those for which both are as good where there is room.
+
+        Args:
+            u: float64 [K + 1], the potentials, the pool's last.
+            room: int64 [K], the places of each cluster that no row has.
+        """
+        gain, tie = u[:-1] - u[-1], resolution(np.ptp(u))
+        self.inside = np.where(gain > tie, self.tokens, np.where(gain < -tie, 0, np.clip(room, 0, self.tokens)))
+
+    def moves(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the moves of tokens as edges: the node that each leaves, the node that it enters, its cost, and the number of tokens.
+
+        Args:
+            u: float64 [K + 1], the potentials, the pool's last.
+        """
+        pool, outside = len(self.tokens), self.tokens - self.inside
+        leaving, entering = np.flatnonzero(self.inside), np.flatnonzero(outside)
+        return (
+            np.concatenate([leaving, np.full(len(entering), pool)]),
+            np.concatenate([np.full(len(leaving), pool), entering]),
+            np.concatenate([u[leaving] - u[pool], u[pool] - u[entering]]),
+            np.concatenate([self.inside[leaving], outside[entering]]),
+        )
+
 
 class Moves:
     """The moves that rows with several candidates have, their costs, and the rows' labels.
@@ -68,22 +108,30 @@ class Moves:
         self.cost[labelled] = np.inf
 
     def balance(
-        self, u: np.ndarray, excess: np.ndarray, slack: float, max_drift: float, first_limit: float, complete: bool
+        self,
+        u: np.ndarray,
+        excess: np.ndarray,
+        slack: float,
+        max_drift: float,
+        first_limit: float,
+        complete: bool,
+        pool: Pool | None,
     ) -> tuple[np.ndarray, bool]:
         """Moves rows until no cluster has too many, or the potentials have drifted apart by `max_drift`.
 
         Args:
-            u: float64 [K], the potentials.
-            excess: int64 [K], the rows that each cluster has beyond its target; changed in place.
+            u: float64 [K], the potentials; [K + 1] with the pool.
+            excess: int64 [K] or [K + 1], the rows and tokens that each cluster, or the pool, has beyond its target; changed in place.
             slack: the distance from its best candidate that a row may keep.
             max_drift: the change of one potential against another up to which the candidates are those that matter.
             first_limit: the length of the paths that are tried first; longer ones are tried if there are none.
             complete: True if no candidates were left out.
+            pool: the tokens, if clusters have a range of sizes; changed in place.
 
         Returns:
-            The new potentials, and True if any row moved.
+            The new potentials, and True if any row or token moved.
         """
-        risen, moved, start, ulps = np.zeros(len(u)), 0, np.ptp(u), 1.0
+        risen, moved, any_moved, start, ulps = np.zeros(len(u)), 0, False, np.ptp(u), 1.0
         while (excess > 0).any():
             # Where candidates were left out, distances are to be trusted only while most of the others have not been used.
             drift_left = max(0.0, max_drift - np.ptp(risen)) if complete or moved < len(self.rows) / 8 else 0.0
@@ -91,7 +139,9 @@ class Moves:
             near = np.flatnonzero(self.cost <= limit + slack)
             row, column = self.row[near], self.column[near]
             source = self.label[row]
-            distance = _distances(source, column, np.maximum(self.cost[near], 0.0), np.flatnonzero(excess > 0), len(u), limit)
+            leaves, enters, fees, amounts = pool.moves(u) if pool else _NO_TOKENS
+            edges = (np.append(source, leaves), np.append(column, enters), np.maximum(np.append(self.cost[near], fees), 0.0))
+            distance = _distances(*edges, np.flatnonzero(excess > 0), len(u), limit)
             arrived = distance[(excess < 0) & (distance <= limit)]
             if not len(arrived) and limit < drift_left:
                 first_limit *= 4
@@ -104,16 +154,24 @@ class Moves:
             self.cost += rise[self.label][self.row] - rise[self.column]
             if not len(arrived):
                 break
-            allowed = np.maximum(slack - self.shortfalls(), 0.0)[row] + ulps * resolution(start + np.ptp(risen))
+            doubt = ulps * resolution(start + np.ptp(risen))
+            allowed = np.maximum(slack - self.shortfalls(), 0.0)[row] + doubt
             free = (self.cost[near] <= allowed) & (np.maximum(distance[source], distance[column]) <= farthest)
-            rows, goals = _flow(row[free], source[free], column[free], excess)
-            if not len(rows):
+            fees = fees + rise[leaves] - rise[enters]
+            untied = (fees <= doubt) & (np.maximum(distance[leaves], distance[enters]) <= farthest)
+            tokens = (leaves[untied], enters[untied], amounts[untied])
+            rows, goals, left = _flow(row[free], source[free], column[free], tokens, excess)
+            if not len(rows) and not left.any():
                 ulps *= 4
                 continue
-            excess -= np.bincount(self.label[rows], minlength=len(u)) - np.bincount(goals, minlength=len(u))
-            self._move(rows, goals)
+            excess -= np.bincount(self.label[rows], minlength=len(u)) - np.bincount(goals, minlength=len(u)) + left
+            if pool:
+                pool.inside -= left[:-1]
+            if len(rows):
+                self._move(rows, goals)
             moved += len(rows)
-        return u, moved > 0
+            any_moved = True
+        return u, any_moved
 
     def shortfalls(self) -> np.ndarray:
         """Returns the distance of each row from its best candidate, float64 [R], at least 0."""
@@ -158,7 +216,9 @@ def _distances(
     return dijkstra(graph, indices=starts, min_only=True, limit=limit)
 
 
-def _flow(row: np.ndarray, source: np.ndarray, column: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _flow(
+    row: np.ndarray, source: np.ndarray, column: np.ndarray, tokens: tuple[np.ndarray, np.ndarray, np.ndarray], excess: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Chooses among free moves, by a maximum flow, so that the excess shrinks as much as it can.
 
     Rows with the same label and the same candidates are one node of the graph, so that massive ties make few nodes.
@@ -167,10 +227,12 @@ def _flow(row: np.ndarray, source: np.ndarray, column: np.ndarray, excess: np.nd
         row: int64 [E], the row that a move takes.
         source: int64 [E], the cluster that it leaves, the row's label.
         column: int64 [E], the cluster that it enters.
-        excess: int64 [K], the rows that each cluster has beyond its target.
+        tokens: the moves of tokens: the nodes that they leave and enter, and the number of tokens, int64 each.
+        excess: int64 [K] or, with the pool, [K + 1]: the rows and tokens that each node has beyond its target.
 
     Returns:
-        The rows that move, and the clusters that they go to, int64 each.
+        The rows that move, and the clusters that they go to, int64 each; and the tokens that leave each node, those that enter it
+        subtracted, int64 as `excess`.
     """
     num_clusters = len(excess)
     salt = np.random.default_rng(0).integers(2**63, size=(2, num_clusters), dtype=np.uint64)
@@ -193,10 +255,13 @@ def _flow(row: np.ndarray, source: np.ndarray, column: np.ndarray, excess: np.nd
         (takers, np.full(len(takers), end), -excess[takers]),
         (label, nodes, count),
         (nodes[tail], head, count[tail]),
+        (*tokens[:2], np.minimum(tokens[2], np.abs(excess).sum())),
     )
     tails, heads, capacity = (np.concatenate(parts) for parts in zip(*arcs, strict=True))
     graph = csr_matrix((capacity.astype(np.int32), (tails, heads)), shape=(num_clusters + 2 + len(first),) * 2)
-    flow = maximum_flow(graph, start, end).flow[num_clusters + 2 :, :num_clusters].tocoo()
+    whole = maximum_flow(graph, start, end).flow
+    left = np.asarray(whole[:num_clusters, :num_clusters].sum(axis=1)).ravel().astype(np.int64)
+    flow = whole[num_clusters + 2 :, :num_clusters].tocoo()
     used = flow.data > 0
     tail, head, amount = flow.row[used], flow.col[used], flow.data[used]
     # The first members of a kind go to its first goal, the next to its second, and so on.
@@ -204,4 +269,4 @@ def _flow(row: np.ndarray, source: np.ndarray, column: np.ndarray, excess: np.nd
     shift = (np.cumsum(count) - count) - (np.cumsum(leaving) - leaving)
     chosen = np.repeat(shift[tail], amount) + np.arange(amount.sum())
     by_kind = np.argsort(kind.astype(np.min_scalar_type(len(first))), kind="stable")
-    return members[by_kind[chosen]], np.repeat(head, amount)
+    return members[by_kind[chosen]], np.repeat(head, amount), left

@@ -19,6 +19,7 @@ from scipy.sparse import csr_matrix, diags_array
 from scipy.sparse.linalg import cg
 
 from sela_tf.transport.acceleration import part_within
+from sela_tf.transport.marginals import Target
 from sela_tf.transport.rows import Rows
 
 # Lists have at least the first number of candidates a row, on average. For the usual cutoff they may have more: up to the second number,
@@ -62,18 +63,18 @@ def newton(
     rows: Rows,
     potentials: np.ndarray,
     log_rows: np.ndarray,
-    target: np.ndarray,
+    target: Target,
     *,
     tolerance: float,
     max_candidates: int | None = None,
 ) -> np.ndarray | None:
-    """Proposes potentials, float64 [K], at which the marginals of the candidate lists are `target`.
+    """Proposes potentials, float64 [K], at which the marginals of the candidate lists are those of `target`.
 
     Args:
         rows: the N rows of scores.
         potentials: float64 [K], where to start.
         log_rows: float [N], the rows' log-sum-exp as measured at `potentials`.
-        target: t, float64 [K].
+        target: the clusters' shares, or their bounds.
         tolerance: the L1 error of the lists' marginals at which to stop.
         max_candidates: about the most candidates that lists may hold in all; None for as many as help.
 
@@ -146,13 +147,13 @@ def _above(scores: np.ndarray, potentials: np.ndarray, least: np.ndarray) -> np.
     return np.concatenate(positions)
 
 
-def _solve(lists: CandidateLists, start: np.ndarray, target: np.ndarray, max_drift: float, tolerance: float) -> np.ndarray:
+def _solve(lists: CandidateLists, start: np.ndarray, target: Target, max_drift: float, tolerance: float) -> np.ndarray:
     """Runs Newton's method on the lists, and returns the potentials float64 [K] that it ends at.
 
     Args:
         lists: the candidates.
         start: float64 [K], where to start.
-        target: t, float64 [K].
+        target: the clusters' shares, or their bounds.
         max_drift: the most that one potential may move against another; the method ends there.
         tolerance: the L1 error of the lists' marginals at which it ends.
     """
@@ -161,9 +162,10 @@ def _solve(lists: CandidateLists, start: np.ndarray, target: np.ndarray, max_dri
     row = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
 
     def evaluate(v: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """Returns q of the candidates [E], the gradient t - m [K], and the dual up to a constant."""
+        """Returns q of the candidates [E], the masses m [K], and the dual up to a constant."""
+        certain = lists.num_certain / n
         if not len(columns):
-            return np.zeros(0), target - lists.num_certain / n, float((target - lists.num_certain / n) @ v)
+            return np.zeros(0), certain, target.price(v) - float(certain @ v)
         shifted, highest = lists.scores + v[columns], np.zeros(1)
         if not max_drift < _SAFE_DRIFT:
             highest = np.maximum.reduceat(shifted, indptr[:-1])
@@ -172,46 +174,59 @@ def _solve(lists: CandidateLists, start: np.ndarray, target: np.ndarray, max_dri
         row_sum = np.add.reduceat(q, indptr[:-1])
         q /= row_sum[row]
         mass = (lists.num_certain + np.bincount(columns, q, num_clusters)) / n
-        return q, target - mass, float((target - lists.num_certain / n) @ v - (highest + np.log(row_sum)).sum() / n)
+        return q, mass, target.price(v) - float(certain @ v + (highest + np.log(row_sum)).sum() / n)
 
     v = start
-    q, gradient, dual = evaluate(v)
+    q, mass, dual = evaluate(v)
     for _ in range(_MAX_STEPS):
-        error = np.abs(gradient).sum()
+        with np.errstate(divide="ignore"):
+            error = target.error(v, np.log(mass))
         if error <= tolerance:
             break
-        step = _newton_step(lists, row, q, gradient, target)
+        gradient = target.gradient(v, mass)
+        step = _newton_step(lists, row, q, v, gradient, target)
         length = part_within(v - start, step, max_drift)
         at_the_limit = length < 1
         while True:
-            new = v + length * step
-            new_q, new_gradient, new_dual = evaluate(new)
-            if new_dual >= dual + _SUFFICIENT_RISE * length * (gradient @ step) or length < 1e-6:
+            new = target.within_sign(v, length * step, gradient)
+            new_q, new_mass, new_dual = evaluate(new)
+            if new_dual >= dual + _SUFFICIENT_RISE * (gradient @ (new - v)) or length < 1e-6:
                 break
             length, at_the_limit = length / 2, False
-        v, q, gradient, dual = new, new_q, new_gradient, new_dual
+        v, q, mass, dual = new, new_q, new_mass, new_dual
         if at_the_limit:
             break
     return v
 
 
-def _newton_step(lists: CandidateLists, row: np.ndarray, q: np.ndarray, gradient: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _newton_step(
+    lists: CandidateLists, row: np.ndarray, q: np.ndarray, v: np.ndarray, gradient: np.ndarray, target: Target
+) -> np.ndarray:
     """Returns the solution float64 [K] of the Newton equations, by conjugate gradients with a ridge.
+
+    Clusters whose potential is 0 and whose mass is within its bounds keep the potential.
 
     Args:
         lists: the candidates.
         row: int64 [E], the candidates' rows.
         q: float64 [E], the candidates' shares of their rows at the present potentials.
-        gradient: t - m, float64 [K].
-        target: t, float64 [K].
+        v: float64 [K], the present potentials.
+        gradient: the gradient of the dual, float64 [K].
+        target: the clusters' shares, or their bounds.
     """
-    num_clusters = len(target)
+    num_clusters = len(v)
     # A row that is all but certain joins no clusters.
     joins = np.flatnonzero((q > _NEGLIGIBLE) & (q < 1 - _NEGLIGIBLE))
     plan = csr_matrix((q[joins], (row[joins], lists.columns[joins])), shape=(len(lists.indptr) - 1, num_clusters))
     weights = (plan.T @ plan) / lists.num_rows
     weights.setdiag(0)
-    degree = np.asarray(weights.sum(axis=1)).ravel() + (1e-5 + _RIDGE * np.abs(gradient).sum()) * target
-    step, _ = cg(diags_array(degree) - weights, gradient, rtol=1e-3, maxiter=2 * num_clusters, M=diags_array(1.0 / degree))
-    step -= step @ target
+    shares = target.lower if target.is_fixed else np.full(num_clusters, 1 / num_clusters)
+    degree = np.asarray(weights.sum(axis=1)).ravel() + (1e-5 + _RIDGE * np.abs(gradient).sum()) * shares
+    hessian = diags_array(degree) - weights
+    if target.is_fixed:
+        step, _ = cg(hessian, gradient, rtol=1e-3, maxiter=2 * num_clusters, M=diags_array(1.0 / degree))
+        return step - step @ target.lower
+    moves, step = np.flatnonzero((v != 0) | (gradient != 0)), np.zeros(num_clusters)
+    part = csr_matrix(hessian)[moves][:, moves]
+    step[moves], _ = cg(part, gradient[moves], rtol=1e-3, maxiter=2 * num_clusters, M=diags_array(1.0 / degree[moves]))
     return step

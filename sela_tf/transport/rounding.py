@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.transport.errors import KnownLabelsError, NotFiniteError
+from sela_tf.transport.errors import NotFiniteError
 from sela_tf.transport.linear_logits import ComputedLogits, LinearLogits
+from sela_tf.transport.marginals import SizeBound, check_size_bounds, free_bounds
 from sela_tf.transport.shortest_paths import AllowedSizes, solve_exactly
 
 # Up to this many elements the labels are the optimum. Beyond, rows may end up a little below their best cluster, which is much faster.
@@ -26,10 +27,13 @@ class BalancedLabels(NamedTuple):
     labels: np.ndarray
     """The cluster of each row, int64 [N]."""
     sizes: np.ndarray
-    """The clusters' sizes, int64 [K]: those asked for, or floor(N/K) and ceil(N/K)."""
+    """The clusters' sizes, int64 [K]: those asked for, or floor(N/K) and ceil(N/K), or the best within the bounds."""
     rounding_gap: float
     """An upper bound on what the labels lose by the rounding, in mean log p a row, at least 0: no labels of allowed sizes have a mean
     log p that is higher by more. It is the duality gap of the transport without entropy."""
+    prices: np.ndarray
+    """The potentials of the transport without entropy, float64 [K], in units of log p: each label is, within that gap, the argmax of
+    log p + prices. They start the next rounding, and label new rows."""
 
 
 def balanced_labels(
@@ -39,8 +43,10 @@ def balanced_labels(
     lam: float,
     sizes: np.ndarray | None = None,
     known: np.ndarray | None = None,
+    size_min: SizeBound = None,
+    size_max: SizeBound = None,
 ) -> BalancedLabels:
-    """Finds the best labels with exactly balanced clusters.
+    """Finds the best labels with exactly balanced clusters, or with clusters of other sizes, or of sizes within bounds.
 
     They are the optimum, to the precision of float64, if N * K is at most 2**20, and within `rounding_gap` of it beyond. This holds
     for any potentials; good ones make it fast.
@@ -53,6 +59,8 @@ def balanced_labels(
         sizes: integer [K], sum N: the sizes to be met. If None, floor(N/K) or ceil(N/K), whichever is best for each cluster.
         known: integer [N], the cluster of the rows whose label is known and -1 elsewhere. Those rows keep it and count towards their
             cluster's size.
+        size_min: the smallest number of rows of a cluster, or K such numbers. With it or `size_max` the sizes are the best within these bounds.
+        size_max: the largest number of rows of a cluster, or K such numbers.
 
     Raises:
         ValueError: an argument is not as described, a value is NaN or +inf, or no labels meet the sizes.
@@ -65,7 +73,13 @@ def balanced_labels(
     num_rows, num_clusters = log_probs.shape
     u = _scaled_potentials(np.asarray(potentials, np.float64), lam, num_clusters)
     known = _checked_known(known, num_rows, num_clusters)
-    lower, upper = _size_limits(sizes, np.bincount(known[known >= 0], minlength=num_clusters), num_rows)
+    num_known = np.bincount(known[known >= 0], minlength=num_clusters)
+    if size_min is None and size_max is None:
+        lower, upper = _size_limits(sizes, num_known, num_rows)
+    elif sizes is not None:
+        raise ValueError("`sizes` cannot be given together with `size_min` or `size_max`")
+    else:
+        lower, upper = free_bounds(*check_size_bounds(size_min, size_max, num_rows, num_clusters), num_known, num_rows)
     allowed = AllowedSizes(lower, upper, int((known < 0).sum()))
     with np.errstate(over="ignore", invalid="ignore"):  # The scan reports such values by name.
         found = solve_exactly(log_probs, u, allowed, known, 1.0 / lam, exact=log_probs.size <= _EXACT_SIZE)
@@ -75,7 +89,7 @@ def balanced_labels(
             f"Received: {found.num_unplaced} of {num_rows} rows cannot be placed"
         )
     labels = np.where(known >= 0, known, found.labels)
-    return BalancedLabels(labels, np.bincount(labels, minlength=num_clusters), found.gap / num_rows)
+    return BalancedLabels(labels, np.bincount(labels, minlength=num_clusters), found.gap / num_rows, found.u)
 
 
 def _scaled_potentials(potentials: np.ndarray, lam: float, num_clusters: int) -> np.ndarray:
@@ -129,7 +143,6 @@ def _size_limits(sizes: np.ndarray | None, num_known: np.ndarray, num_rows: int)
     if sizes is None:
         lower = np.full(num_clusters, num_rows // num_clusters)
         upper = lower + (num_rows % num_clusters > 0)
-        lower = np.clip(num_known, lower, upper)
     else:
         sizes = np.asarray(sizes)
         if sizes.shape != num_known.shape or sizes.dtype.kind not in "iu" or sizes.min() < 0 or sizes.sum() != num_rows:
@@ -138,15 +151,4 @@ def _size_limits(sizes: np.ndarray | None, num_known: np.ndarray, num_rows: int)
                 f"shape {sizes.shape}, dtype={sizes.dtype}, sum {sizes.sum()}, values {sizes.ravel()[:4]}…"
             )
         lower = upper = sizes.astype(np.int64)
-    full = np.flatnonzero(num_known > upper)
-    if len(full):
-        raise KnownLabelsError(
-            f"`known` must not exceed a cluster's size. Received: {num_known[full[0]]} labels of cluster {full[0]}, "
-            f"which has {upper[full[0]]} places ({len(full)} such)"
-        )
-    if lower.sum() > num_rows:
-        raise KnownLabelsError(
-            f"`known` must leave all but {num_rows % num_clusters} clusters at a size of {upper[0] - 1}. "
-            f"Received: {upper[0]} labels of each of {int((num_known == upper).sum())} clusters"
-        )
-    return lower - num_known, upper - num_known
+    return free_bounds(lower, upper, num_known, num_rows)

@@ -36,12 +36,13 @@ def move_cost(log_probs: np.ndarray | ComputedLogits, u: np.ndarray, moves_per_r
     return float(np.partition(cost, rank)[rank]) if rank < len(cost) else np.inf
 
 
-def anneal(sample: np.ndarray, shares: np.ndarray, temperature: float) -> np.ndarray:
+def anneal(sample: np.ndarray, lower: np.ndarray, upper: np.ndarray, temperature: float) -> np.ndarray:
     """Returns potentials float64 [K] of an entropic transport, by one Sinkhorn iteration at each of many falling temperatures.
 
     Args:
         sample: float64 [n, K], log-probabilities; each row has a finite value.
-        shares: float64 [K], the clusters' shares of the rows.
+        lower: float64 [K], the clusters' smallest shares of the rows.
+        upper: float64 [K], their largest shares.
         temperature: the last temperature, in units of `sample`.
     """
     sample = sample - sample.max(axis=1, keepdims=True)
@@ -49,11 +50,13 @@ def anneal(sample: np.ndarray, shares: np.ndarray, temperature: float) -> np.nda
     hottest = temperature
     if len(costs):
         hottest = max(temperature, min(costs.max(), _HOTTEST_QUANTILES * np.quantile(costs, 0.25, method="lower")))
-    u, log_shares = np.zeros(len(shares)), np.log(np.maximum(shares, _SMALLEST_SHARE))
+    u, least, most = np.zeros(len(lower)), *(np.log(np.maximum(shares, _SMALLEST_SHARE)) for shares in (lower, upper))
     for heat in np.geomspace(hottest, temperature, int(20 + 3 * np.log(hottest / temperature))) if len(sample) else ():
         plan = sample + u
         plan -= plan.max(axis=1, keepdims=True)
         np.exp(plan / heat, out=plan)
         mass = (1 / plan.sum(axis=1)) @ plan / len(plan)
-        u += heat * (log_shares - np.log(np.maximum(mass, _SMALLEST_MASS)))
+        # A cluster's potential is 0 where its share is allowed without one.
+        unpriced = np.log(np.maximum(mass, _SMALLEST_MASS)) - u / heat
+        u = heat * (np.clip(unpriced, least, most) - unpriced)
     return u

@@ -8,9 +8,8 @@ with equality if every row has its argmax and every cluster its size. At u = pot
 holds and the second nearly does. Each round of a search scans the log-probabilities for the candidates of every row (scan.py), and
 moves rows along shortest paths from clusters that are too large to those that are too small (exchange.py), until all sizes are right.
 
-Where either floor(N/K) or ceil(N/K) will do there is one more cluster, the pool, and a token for every cluster that may have either
-size. The token is in the pool or fills a place in its cluster: all clusters want ceil(N/K), and the pool wants one token for each
-cluster that is to get it. So the choice of sizes is part of the same transport.
+Where clusters may have a range of sizes, such as floor(N/K) or ceil(N/K), a cluster is full at its largest size, and tokens that belong to it may
+take the places of rows (exchange.py). So the choice of sizes is part of the same transport.
 
 References: Ahuja, Magnanti and Orlin, Network Flows (1993), section 9.7 (successive shortest paths with reduced costs).
 """
@@ -21,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sela_tf.transport.exchange import Moves, resolution
+from sela_tf.transport.exchange import Moves, Pool, resolution
 from sela_tf.transport.linear_logits import ComputedLogits
 from sela_tf.transport.row_sample import anneal, move_cost, sample_rows
 from sela_tf.transport.scan import Candidates, scan
@@ -34,6 +33,8 @@ _SLACK_TEMPERATURES, _SLACK_MARGINS = 0.1, 0.05
 _CUTOFF_TEMPERATURES, _CUTOFF_MOVES = 1.5, 1.5
 # If there are more candidates than this for each row, and more than this in all, only some are collected.
 _MAX_CANDIDATES, _MANY_CANDIDATES = 4.0, 2**18
+# A round goes well if it leaves at most one in so many of the rows that have to move.
+_SLOW = 2
 # After this number of scans all moves are collected, at any cost.
 _PATIENCE = 50
 # Potentials are bad if more rows have to move than this share of N and this many sqrt(N K): good ones leave 0.3 sqrt(N K). New ones are
@@ -58,36 +59,42 @@ class ExactTransport(NamedTuple):
 
 
 class AllowedSizes:
-    """The numbers of free rows that clusters may have: between `lower` and `upper`, which differ by at most one.
+    """The numbers of free rows that clusters may have, from `lower` to `upper`.
 
     Attributes:
         lower: int64 [K], the smallest sizes.
-        flexible: int64 [F], the clusters that may have one row more.
-        num_extras: the number of clusters that are to have one row more.
-        tokens: int64 [T], the clusters that have a token: the flexible ones, where there is a choice among them, otherwise none.
-        targets: int64 [K], or [K + 1] with the pool: the sizes to be met, tokens included.
-        shares: float64 [K], about the shares of the free rows that clusters will get.
+        upper: int64 [K], the largest sizes; not less.
+        num_extras: the number of rows by which all clusters together exceed their smallest sizes.
+        has_pool: True if there is a choice of sizes.
+        targets: int64 [K], the sizes to be met, tokens included, where there is no pool; [K + 1] with the pool.
+        shares: float64 [K], the smallest and the largest shares of the free rows that clusters may get.
     """
 
     def __init__(self, lower: np.ndarray, upper: np.ndarray, num_free: int) -> None:
         """Takes the limits, int64 [K] each, for `num_free` rows."""
-        self.lower, self._num_free = lower, max(1, num_free)
-        self.flexible, self.num_extras = np.flatnonzero(upper > lower), int(num_free - lower.sum())
-        self.shares = (lower + (upper > lower) * (self.num_extras / max(1, len(self.flexible)))) / self._num_free
-        if 0 < self.num_extras < len(self.flexible):
-            self.tokens, self.targets = self.flexible, np.append(upper, self.num_extras)
+        self.lower, self.upper, self._num_free = lower, np.minimum(upper, num_free), max(1, num_free)
+        self.num_extras = int(num_free - lower.sum())
+        self.has_pool = 0 < self.num_extras < int((self.upper - lower).sum())
+        if self.has_pool:
+            self.targets = np.append(self.upper, self.num_extras)
         else:
-            self.tokens, self.targets = self.flexible[:0], upper if self.num_extras else lower
+            self.targets = self.upper if self.num_extras else lower
+        self.shares = lower / self._num_free, self.upper / self._num_free
 
     def price(self, u: np.ndarray) -> float:
         """Returns the least <n, u> over the allowed sizes n, for each free row: what the dual bound subtracts."""
-        return float(self.lower @ u + np.sort(u[self.flexible])[: self.num_extras].sum()) / self._num_free
+        order = np.argsort(u, kind="stable")
+        more = (self.upper - self.lower)[order]
+        extras = np.clip(self.num_extras - (np.cumsum(more) - more), 0, more)
+        return float(self.lower @ u + extras @ u[order]) / self._num_free
 
     def with_pool(self, u: np.ndarray) -> np.ndarray:
         """Returns `u` [K], followed by the potential at which the pool takes the tokens of the smallest u, if there is a pool."""
-        if not len(self.tokens):
+        if not self.has_pool:
             return u
-        return np.append(u, np.partition(u[self.tokens], self.num_extras - 1)[self.num_extras - 1])
+        order = np.argsort(u, kind="stable")
+        last = np.searchsorted(np.cumsum((self.upper - self.lower)[order]), self.num_extras)
+        return np.append(u, u[order[last]])
 
 
 def solve_exactly(
@@ -120,7 +127,8 @@ class _Search:
 
     Attributes:
         u: float64 [K], or [K + 1] with the pool: the potentials, in units of the log-probabilities.
-        labels: int64 [N + T], the labels of the rows and the places of the tokens; -1 where there is none yet.
+        labels: int64 [N], the labels of the rows; -1 where there is none yet.
+        pool: the tokens, where clusters have a range of sizes.
         dtype: the dtype of the scan; float64 from where float32 is too coarse.
         slack: the distance from its best cluster that a row may keep.
         cutoff: the distance from its best cluster up to which a cluster is a row's candidate.
@@ -145,7 +153,8 @@ class _Search:
         self.log_probs, self.sizes, self.known, self.temperature = log_probs, sizes, known, temperature
         self.num_rows, self.num_clusters = log_probs.shape
         self.u = sizes.with_pool(u)
-        self.labels = np.full(self.num_rows + len(sizes.tokens), -1)
+        self.labels = np.full(self.num_rows, -1)
+        self.pool = Pool(sizes.upper - sizes.lower) if sizes.has_pool else None
         self.rng = np.random.default_rng(0)
         self.dtype: type = np.float32 if log_probs.dtype.itemsize <= 4 else np.float64
         self.slack = 0.0
@@ -170,42 +179,47 @@ class _Search:
         if self.dtype == np.float32 and not (max_drift >= self.cutoff / 2 and (candidates.complete or doubt <= self.slack)):
             self.dtype = np.float64
             return None
-        moves = self._moves(candidates)
-        excess = np.bincount(self.labels[self.labels >= 0], minlength=len(self.sizes.targets)) - self.sizes.targets
+        moves = Moves(candidates.row, candidates.column, candidates.value, self.labels, self.u[: self.num_clusters], self.slack)
+        excess = self._excess()
         if self._has_bad_potentials(excess, candidates.complete or number > 0):
             self._restart()
             return None
-        before = self.u
-        self.u, moved = moves.balance(self.u, excess, self.slack, max(max_drift, 0.0), self.cutoff / 8, candidates.complete)
+        before, too_many = self.u, excess[excess > 0].sum()
+        self.u, moved = moves.balance(
+            self.u, excess, self.slack, max(max_drift, 0.0), self.cutoff / 8, candidates.complete, self.pool
+        )
         self.labels[moves.rows] = moves.label
         if not excess.any() and (candidates.complete or (self.u == before).all()):
-            gap = float(moves.shortfalls().sum()) + (0.0 if candidates.complete else self.num_rows * doubt)
+            gap = float(moves.shortfalls().sum()) + self._price_of_sizes() + (0.0 if candidates.complete else self.num_rows * doubt)
             return self._result(gap, 0)
         # The rows that are missing now have no place at all, or no moves can make one.
         if excess.any() and (not (excess > 0).any() or (self.cutoff == np.inf and candidates.complete)):
             return self._result(np.inf, int(-excess[excess < 0].sum()))
-        self._adapt(number, moved, candidates.complete)
+        self._adapt(number, moved and excess[excess > 0].sum() <= too_many / _SLOW, candidates.complete)
         return None
 
     def _scan(self) -> Candidates:
         """Returns the candidates within the cutoff, and labels the rows that have only one."""
         if self.cutoff > _FLOAT32_CUTOFF:
             self.dtype = np.float64
-        u, labels = self.u[: self.num_clusters], self.labels[: self.num_rows]
-        return scan(self.log_probs, u, self.cutoff, self.slack, self.known, labels, self.max_candidates, self.dtype, self.rng)
+        u = self.u[: self.num_clusters]
+        return scan(self.log_probs, u, self.cutoff, self.slack, self.known, self.labels, self.max_candidates, self.dtype, self.rng)
 
-    def _moves(self, candidates: Candidates) -> Moves:
-        """Returns the moves of rows between their candidates, and of tokens between their cluster and the pool."""
-        tokens = self.sizes.tokens
-        pool = np.full(len(tokens), self.num_clusters)
-        return Moves(
-            np.concatenate([candidates.row, np.repeat(self.num_rows + np.arange(len(tokens)), 2)]),
-            np.concatenate([candidates.column, np.stack([tokens, pool], axis=1).ravel()]),
-            np.concatenate([candidates.value, np.zeros(2 * len(tokens))]),
-            self.labels,
-            self.u,
-            self.slack,
-        )
+    def _excess(self) -> np.ndarray:
+        """Returns the rows and tokens that each cluster, and the pool, has beyond its target, int64 [K] or [K + 1]; tokens are settled."""
+        sizes = np.bincount(self.labels[self.labels >= 0], minlength=self.num_clusters)
+        if self.pool is None:
+            return sizes - self.sizes.targets
+        self.pool.settle(self.u, self.sizes.upper - sizes)
+        inside = self.pool.inside
+        return np.append(sizes + inside, (self.pool.tokens - inside).sum()) - self.sizes.targets
+
+    def _price_of_sizes(self) -> float:
+        """Returns what the present sizes cost at the present potentials beyond the cheapest that are allowed, at least 0."""
+        if self.pool is None:
+            return 0.0
+        gain = self.u[:-1] - self.u[-1]
+        return float(self.pool.inside @ np.maximum(-gain, 0.0) + (self.pool.tokens - self.pool.inside) @ np.maximum(gain, 0.0))
 
     def _has_bad_potentials(self, excess: np.ndarray, trusted: bool) -> bool:
         """Returns True, once in a search, if new potentials are quicker than moving all rows that have to move.
@@ -225,9 +239,9 @@ class _Search:
         self.u = self.sizes.with_pool(_potentials_from_nothing(self.log_probs, self.sizes, self.known, self.temperature))
         self.labels[:] = -1
 
-    def _adapt(self, number: int, moved: bool, complete: bool) -> None:
-        """Sets how widely the next scan looks: nearer where rows moved, otherwise farther and with fewer candidates left out."""
-        if moved:
+    def _adapt(self, number: int, goes_well: bool, complete: bool) -> None:
+        """Sets how widely the next scan looks: nearer where most rows moved, otherwise farther and with fewer candidates left out."""
+        if goes_well:
             self.cutoff, self.moves_per_row = max(self.cutoff / 4, self.min_cutoff), max(self.moves_per_row / 4, 0.1)
         else:
             self.moves_per_row *= 4
@@ -239,23 +253,23 @@ class _Search:
             self.max_candidates *= 2
 
     def _result(self, gap: float, num_unplaced: int) -> ExactTransport:
-        """Returns the present labels and potentials, without tokens and pool."""
-        return ExactTransport(self.labels[: self.num_rows], self.u[: self.num_clusters], gap, num_unplaced)
+        """Returns the present labels and potentials, without the pool's."""
+        return ExactTransport(self.labels, self.u[: self.num_clusters], gap, num_unplaced)
 
 
 def _potentials_from_nothing(
     log_probs: np.ndarray | ComputedLogits, sizes: AllowedSizes, known: np.ndarray, temperature: float
 ) -> np.ndarray:
     """Returns potentials float64 [K] near the solution, found on a share of the rows; zeros if these give the better dual bound."""
-    num_clusters = len(sizes.shares)
+    num_clusters = len(sizes.lower)
     zeros = np.zeros(num_clusters)
     if len(log_probs) < _FEW_ROWS * num_clusters:
-        u = anneal(sample_rows(log_probs, max(2**18 // num_clusters, 2 * num_clusters)), sizes.shares, temperature)
+        u = anneal(sample_rows(log_probs, max(2**18 // num_clusters, 2 * num_clusters)), *sizes.shares, temperature)
     else:
         rows, known = log_probs[::_SUBSAMPLE], known[::_SUBSAMPLE]
         num_free = int((known < 0).sum())
-        lower = np.floor(sizes.shares * num_free).astype(np.int64)
-        u = solve_exactly(rows, zeros.copy(), AllowedSizes(lower, lower + 1, num_free), known, temperature, exact=False).u
+        lower, upper = (np.floor(shares * num_free).astype(np.int64) for shares in sizes.shares)
+        u = solve_exactly(rows, zeros.copy(), AllowedSizes(lower, upper + 1, num_free), known, temperature, exact=False).u
     # Magnitudes of 1e30 that stand for -inf may have led astray.
     sample = sample_rows(log_probs, 512)
     return min((u, zeros), key=lambda u: (sample + u).max(axis=1).sum() - len(sample) * (sizes.price(u) - resolution(np.ptp(u))))

@@ -21,7 +21,15 @@ import tensorflow as tf
 
 from sela_tf.transport.errors import KnownLabelsError
 from sela_tf.transport.linear_logits import LinearLogits
-from sela_tf.transport.marginals import Marginals, shares_and_target
+from sela_tf.transport.marginals import (
+    Marginals,
+    SizeBound,
+    Target,
+    bounded_target,
+    check_only_bounds,
+    check_size_bounds,
+    shares_and_target,
+)
 from sela_tf.transport.rows import Rows
 from sela_tf.transport.solve import BYTES_STORED, MAX_DRIFT, coarse_start, fits, solve
 
@@ -62,7 +70,7 @@ class SinkhornResult(NamedTuple):
     """The cluster of each row, int64 [N]: argmax_k (lam * log_probs + potentials), or the known label. The clusters' sizes are nearly, not
     exactly, those asked for."""
     potentials: np.ndarray
-    """The logarithms of alpha, float32 [K], of mean zero. They label new images, and start the next solve."""
+    """The logarithms of alpha, float32 [K], of mean zero unless sizes have bounds. They label new images, and start the next solve."""
     marginal_error: float
     """The L1 error of the clusters' shares, sum_k |mean_i q_ik - t_k| in [0, 2], over the rows whose label is not known, with
     q_i = softmax(lam * log_probs_i + potentials). It is measured by an exact pass at the potentials returned."""
@@ -77,9 +85,10 @@ class SinkhornResult(NamedTuple):
     """The regularised objective at q, mean_i [<q_i, log_probs_i> + entropy(q_i) / lam], over the rows whose label is not known."""
     dual: float
     """The dual value, mean_i log sum_k exp(lam * log_probs_ik + potentials_k) / lam - <t, potentials> / lam, over the rows whose label is
-    not known: an upper bound on the objective of any plan with these marginals."""
+    not known: an upper bound on the objective of any plan with these marginals. With bounds t is the best within them at the potentials."""
     marginals: np.ndarray
-    """The clusters' shares t of all rows, those of known label included, that were asked for, float64 [K]."""
+    """The clusters' shares t of all rows, those of known label included, that were asked for, float64 [K]; with bounds those that were
+    found."""
 
     @property
     def duality_gap(self) -> float:
@@ -104,6 +113,8 @@ def sinkhorn(
     initial_potentials: np.ndarray | tf.Tensor | None = None,
     marginals: Marginals = "uniform",
     known: np.ndarray | None = None,
+    size_min: SizeBound = None,
+    size_max: SizeBound = None,
     storage: str = "auto",
     memory_limit: float | None = None,
     num_threads: int | None = None,
@@ -125,6 +136,9 @@ def sinkhorn(
             `sela_tf.transport.marginals`).
         known: integers [N], the cluster of the rows whose label is known and -1 elsewhere. Those rows keep it and count
             towards their cluster's share.
+        size_min: the smallest number of rows of a cluster, or K such numbers. With it or `size_max` the clusters' shares are not fixed, but
+            the best within these bounds. The potentials are then the prices of the bounds: 0 for a cluster between them.
+        size_max: the largest number of rows of a cluster, or K such numbers.
         storage: the number format in which rows are stored for passes without exponentials: "float16" takes half of the memory of a
             float32 matrix, "float32" as much as one, "none" nothing, but a pass then takes 5 times as long. "auto" stores nothing for
             `LinearLogits`, and otherwise float16, or float32 where the tolerance is below 1e-4.
@@ -148,7 +162,13 @@ def sinkhorn(
         storage = storage if fits(storage, rows, memory_limit) else "none"
     if verbose:
         _announce(rows, storage)
-    shares, target = shares_and_target(marginals, known, num_rows, num_clusters, lambda: _present_masses(rows))
+    if size_min is None and size_max is None:
+        shares, free_shares = shares_and_target(marginals, known, num_rows, num_clusters, lambda: _present_masses(rows))
+        target = Target(free_shares)
+    else:
+        check_only_bounds(marginals)
+        bounds = check_size_bounds(size_min, size_max, num_rows, num_clusters)
+        shares, target = None, bounded_target(*bounds, known, num_rows)
     if start is None:
         start = coarse_start(rows, target, tolerance, storage, memory_limit)
     end, num_iterations = solve(rows, start, target, tolerance, max_iterations, storage, memory_limit)
@@ -156,6 +176,10 @@ def sinkhorn(
     labels = rows.labels(v)
     if known is not None:
         labels = np.where(known >= 0, known, labels)
+    if shares is None:
+        num_known = 0 if known is None else np.bincount(known[known >= 0], minlength=num_clusters)
+        shares = (np.exp(end.log_shares) * rows.num_counted + num_known) / num_rows
+        shares /= shares.sum()
     return SinkhornResult(
         labels=labels,
         potentials=v.astype(np.float32),
@@ -164,7 +188,7 @@ def sinkhorn(
         converged=end.error <= tolerance,
         lam=float(lam),
         primal=(mean_log_row - float(np.exp(end.log_mass) @ v)) / lam,
-        dual=(mean_log_row - float(target @ v)) / lam,
+        dual=(mean_log_row - target.price(v)) / lam,
         marginals=shares,
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport.acceleration import AndersonResult, anderson, part_within
+from sela_tf.transport.marginals import Target
 from sela_tf.transport.newton import BYTES_PER_CANDIDATE, newton
 from sela_tf.transport.rows import Measurement, Rows
 
@@ -47,32 +48,44 @@ class State:
         potentials: float64 [K].
         measured: the result of the pass.
         log_mass: the logarithms of the clusters' masses, float64 [K].
-        error: the L1 error of the marginals.
+        log_shares: the logarithms of the shares that Sinkhorn's step is for, float64 [K].
+        error: the L1 distance of the masses from these shares.
         dual: the dual value, in units of scores.
     """
 
-    def __init__(self, potentials: np.ndarray, measured: Measurement, target: np.ndarray):
+    def __init__(self, potentials: np.ndarray, measured: Measurement, target: Target):
         self.potentials, self.measured, self.log_mass = potentials, measured, measured.log_mass
-        self.error = float(np.abs(np.exp(measured.log_mass) - target).sum())
-        self.dual = float(target @ potentials) - measured.mean_log_row
+        self.log_shares = target.log_shares(potentials, measured.log_mass)
+        self.error = float(np.abs(np.exp(measured.log_mass) - np.exp(self.log_shares)).sum())
+        self.dual = target.price(potentials) - measured.mean_log_row
+
+    @property
+    def step(self) -> np.ndarray:
+        """Sinkhorn's step, float64 [K]."""
+        return self.log_shares - self.log_mass
+
+    @property
+    def underflows(self) -> bool:
+        """True if a cluster that is to have more has so little that only an exact pass sees it."""
+        return bool(((self.log_mass < _UNDERFLOW) & (self.step > 1)).any())
 
 
 def solve(
     rows: Rows,
     start: np.ndarray,
-    target: np.ndarray,
+    target: Target,
     tolerance: float,
     max_iterations: int,
     storage: str,
     memory_limit: float | None = None,
     annealings: int = _MAX_ANNEALINGS,
 ) -> tuple[State, int]:
-    """Finds the potentials at which the clusters' masses are `target`.
+    """Finds the potentials at which the clusters' masses are those of `target`.
 
     Args:
         rows: the N rows of scores.
         start: float64 [K], the potentials to start from.
-        target: t, float64 [K], positive, sums to 1.
+        target: the clusters' shares, or their bounds.
         tolerance: the L1 error of the marginals at which to stop.
         max_iterations: the number of passes over all rows after which to stop.
         storage: the number format of stored rows: float16, float32 or none.
@@ -83,7 +96,7 @@ def solve(
         The state in which the solve ended, and the number of passes over all rows that it took.
     """
     max_candidates = None if memory_limit is None else int(memory_limit / BYTES_PER_CANDIDATE)
-    v, num_iterations, newton_rounds, sinkhorn_runs, stride = _rounded(start), 0, 0, 0, 1.0
+    v, num_iterations, newton_rounds, sinkhorn_runs, stride = _rounded(start, target), 0, 0, 0, 1.0
     best: State | None = None  # The last state that was not given up has the largest dual.
     plain = False
     while True:
@@ -96,7 +109,7 @@ def solve(
             # The proposal was bad. A plain step from the last good state cannot fail, and Newton's method is not tried again.
             now, newton_rounds, plain, stride = best, _MAX_NEWTON_ROUNDS, True, 1.0
         else:
-            plain = now.log_mass.min() < _UNDERFLOW or num_iterations + 1 >= max_iterations
+            plain = now.underflows or num_iterations + 1 >= max_iterations
         best = now
         if now.error <= tolerance or num_iterations >= max_iterations:
             return now, num_iterations
@@ -105,11 +118,11 @@ def solve(
             log_rows = now.measured.log_rows
             proposal = newton(rows, now.potentials, log_rows, target, tolerance=tolerance / 4, max_candidates=max_candidates)
             if proposal is not None:
-                v, plain = _rounded(proposal), False
+                v, plain = _rounded(proposal, target), False
                 continue
             newton_rounds = _MAX_NEWTON_ROUNDS
         if plain:
-            v = _rounded(now.potentials + np.log(target) - now.measured.log_mass)
+            v = _rounded(now.potentials + now.step, target)
             continue
         sinkhorn_runs += 1
         if sinkhorn_runs == _PATIENCE and annealings:
@@ -117,27 +130,25 @@ def solve(
             smoother, iterations_left = rows.with_lam(rows.lam / _ANNEALING_FACTOR), max_iterations - num_iterations - 1
             near, coarse_tolerance = now.potentials / _ANNEALING_FACTOR, max(_COARSE_TOLERANCE, tolerance)
             end, taken = solve(smoother, near, target, coarse_tolerance, iterations_left, storage, memory_limit, annealings - 1)
-            v, num_iterations, newton_rounds = _rounded(end.potentials * _ANNEALING_FACTOR), num_iterations + taken, 0
+            v, num_iterations, newton_rounds = _rounded(end.potentials * _ANNEALING_FACTOR, target), num_iterations + taken, 0
             continue
         run = _run_sinkhorn(rows, now, target, _STORED_TOLERANCE * tolerance, max_iterations - num_iterations - 1, storage)
         num_iterations += run.num_iterations
         # Where run after run ends by drifting, twice as far is tried each time.
-        v = _rounded(now.potentials + stride * (run.potentials - now.potentials))
+        v = _rounded(now.potentials + stride * (run.potentials - now.potentials), target)
         stride = 2 * stride if run.drifted and sinkhorn_runs > _PATIENCE else 1.0
         if run.num_iterations == 1 and storage == "float16":
             # A single step drifts too far for half precision, or half precision sees no error where there is one.
             storage = "float32" if fits("float32", rows, memory_limit) else "none"
 
 
-def _run_sinkhorn(
-    rows: Rows, now: State, target: np.ndarray, tolerance: float, max_iterations: int, storage: str
-) -> AndersonResult:
+def _run_sinkhorn(rows: Rows, now: State, target: Target, tolerance: float, max_iterations: int, storage: str) -> AndersonResult:
     """Runs Anderson-accelerated Sinkhorn on rows stored at the present potentials, until it has converged or drifted.
 
     Args:
         rows: the N rows of scores.
         now: the present state.
-        target: t, float64 [K].
+        target: the clusters' shares, or their bounds.
         tolerance: the L1 error of the marginals at which to stop.
         max_iterations: the number of passes after which to stop.
         storage: the number format of the stored rows; with "none" passes are exact.
@@ -152,14 +163,13 @@ def _run_sinkhorn(
         measure = rows.absorb(v, now.measured.log_rows, tf.as_dtype(storage)).measure
     max_drift = 0.5 * MAX_DRIFT[storage]
     # The first step follows from the exact measurement and needs no pass. It may take half of the drift, the iteration the rest.
-    step = np.log(target) - now.log_mass
-    first = v + part_within(np.zeros_like(v), step, max_drift) * step
+    first = v + part_within(np.zeros_like(v), now.step, max_drift) * now.step
     return anderson(measure, first, target, tolerance=tolerance, max_iterations=max_iterations, max_drift=max_drift)
 
 
-def _rounded(potentials: np.ndarray) -> np.ndarray:
-    """Returns potentials of mean zero that float32 holds exactly, float64 [K]: those measured are those returned."""
-    return (potentials - potentials.mean()).astype(np.float32).astype(np.float64)
+def _rounded(potentials: np.ndarray, target: Target) -> np.ndarray:
+    """Returns potentials that float32 holds exactly, float64 [K]: those measured are those returned. For fixed shares their mean is zero."""
+    return target.centred(potentials).astype(np.float32).astype(np.float64)
 
 
 def fits(storage: str, rows: Rows, memory_limit: float | None) -> bool:
@@ -167,7 +177,7 @@ def fits(storage: str, rows: Rows, memory_limit: float | None) -> bool:
     return memory_limit is None or BYTES_STORED[storage] * rows.num_rows * rows.num_clusters <= memory_limit
 
 
-def coarse_start(rows: Rows, target: np.ndarray, tolerance: float, storage: str, memory_limit: float | None = None) -> np.ndarray:
+def coarse_start(rows: Rows, target: Target, tolerance: float, storage: str, memory_limit: float | None = None) -> np.ndarray:
     """Returns potentials float64 [K] to start from: zeros, or the solution for a share of the rows where zeros are far off.
 
     The arguments are those of `solve`.
