@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from sela_tf.callbacks.doctor import CollapseDoctor, Finding
     from sela_tf.callbacks.monitors import ClusterMonitor, KNNMonitor
+    from sela_tf.clustering.balanced_kmeans import BalancedKMeans
     from sela_tf.commands.convert import convert_folder
     from sela_tf.commands.export import export_run
     from sela_tf.commands.label import label_run
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Assignment": "transport.assignment",
     "BACKBONES": "models.backbones",
+    "BalancedKMeans": "clustering.balanced_kmeans",
     "BalancedLabels": "transport.rounding",
     "Checkpoint": "self_labelling.fit_checkpoint",
     "ClusterMonitor": "callbacks.monitors",
@@ -87,11 +89,12 @@ _HOMES = {
     "sinkhorn_op": "transport.sinkhorn_op",
 }
 
-_WITHOUT_KERAS = ("settings.", "data.", "transport.", "self_labelling.label_table", "self_labelling.schedule")
+_WITHOUT_KERAS = ("clustering.", "settings.", "data.", "transport.", "self_labelling.label_table", "self_labelling.schedule")
 
 __all__ = [
     "BACKBONES",
     "Assignment",
+    "BalancedKMeans",
     "BalancedLabels",
     "Checkpoint",
     "ClusterMonitor",

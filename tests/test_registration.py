@@ -68,7 +68,7 @@ class TestOtherBackends:
         done = run_python(code, KERAS_BACKEND="torch")
         assert done.returncode == 0, done.stderr
         assert set(done.stdout.split()) == {
-            "Assignment", "BalancedLabels", "ConfigError", "ConvertConfig", "ExportConfig", "LabelConfig", "LabelTable", "LinearLogits",
+            "Assignment", "BalancedKMeans", "BalancedLabels", "ConfigError", "ConvertConfig", "ExportConfig", "LabelConfig", "LabelTable", "LinearLogits",
             "ProbeConfig", "ReportConfig", "SelaConfig", "SinkhornOpResult", "SinkhornResult", "SourceError",
             "__version__", "assign_labels", "balanced_labels", "relabel_steps", "sinkhorn", "sinkhorn_op",
         }  # fmt: skip

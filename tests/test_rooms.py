@@ -26,7 +26,7 @@ LAYERS = [
     {"cli"},
     {"settings"},
     {"self_labelling", "callbacks"},
-    {"evaluation", "serving", "reporting"},
+    {"evaluation", "serving", "reporting", "clustering"},
     {"data", "models", "transport"},
     {"compat", "files"},
 ]
