@@ -74,7 +74,8 @@ def _check_optimality(log_probs: np.ndarray, lam: float, lower: float, upper: fl
 
 
 @pytest.mark.parametrize(
-    ("spread", "lam"), [(15.0, 25.0), (1.0, 2.0), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1.0, 25.0), (15.0, 400.0)))]
+    ("spread", "lam"),
+    [(15.0, 25.0), (1.0, 2.0), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1.0, 25.0), (15.0, 400.0)))],
 )
 @pytest.mark.parametrize(
     ("size_min", "size_max"), [(0, 120), (60, 400), (100, 200), (125, 125), (0, 4000), (124, None), (None, 126)]
