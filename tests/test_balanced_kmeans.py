@@ -74,7 +74,7 @@ def test_without_bounds_that_bind_it_is_k_means(vectors):
     np.testing.assert_array_equal(free.predict(vectors), free.labels_)
 
 
-@pytest.mark.parametrize("bounds", [{}, {"size_min": 60, "size_max": 400}])
+@pytest.mark.parametrize("bounds", [pytest.param({}, marks=pytest.mark.slow), {"size_min": 60, "size_max": 400}])
 def test_large_data_take_the_other_ways_to_the_same_inertia(monkeypatch, tmp_path, bounds):
     """The entropic transport at the start, distances that are computed at every reading, and vectors in a file."""
     X = make_blobs(3000, 6, centers=25, cluster_std=3.0, random_state=0)[0].astype(np.float32)

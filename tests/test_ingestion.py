@@ -131,6 +131,7 @@ class TestSources:
         _, found = ingested(f"npz:{tmp_path}/both.npz", tmp_path / "both")
         assert (len(found.train), len(found.eval), found.train.classes) == (40, 10, None)
 
+    @pytest.mark.slow
     def test_somebody_elses_tfrecords(self, tmp_path, rng):
         def example(i: int) -> bytes:
             features = {
@@ -201,6 +202,7 @@ class TestSources:
         again = ingested(f"tfrecords:{tmp_path}/records/Split-*/*", tmp_path / "again", eval_fraction=0.3)[1]
         assert again.train.class_names == ("ant", "bee, wild", "wasp")
 
+    @pytest.mark.slow
     def test_tfds(self, tmp_path, data_dir):
         options = {"data_dir": str(data_dir), "images_per_shard": 8}
         manifest, found = ingested("boxes", tmp_path / "records", **options)

@@ -37,7 +37,7 @@ def test_the_most_precise_way_that_fits_is_taken():
         assert plan.log_probs_bytes(1000, 1024) + plan.rest == limit
 
 
-@pytest.mark.parametrize("scale", [0.01, 2.0], ids=["untrained", "trained"])
+@pytest.mark.parametrize("scale", [pytest.param(0.01, id="untrained", marks=pytest.mark.slow), pytest.param(2.0, id="trained")])
 def test_labels_are_the_same_in_every_form_of_log_probabilities(rng, scale):
     """The forms are float32, float16 and computed from features. The problem is small enough for labels that are the optimum."""
     problem = logits(rng, 1500, 24, scale=scale)

@@ -125,6 +125,7 @@ def test_parameter_counts_of_the_published_networks():
         assert len(weighted) == int(backbone.removeprefix("resnet"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "published"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])
 def test_parameters_of_the_imagenet_networks(backbone, published):
     """The counts with 1000 classes, as torchvision has them; moving statistics are no parameters.

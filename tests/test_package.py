@@ -111,6 +111,7 @@ class TestWheel:
         assert done.returncode == 0, done.stderr
         assert {line.split()[0] for line in done.stdout.splitlines()} == {path.stem for path in (ROOT / "configs").glob("*.cfg")}
 
+    @pytest.mark.slow
     def test_readme_example_runs_from_it_with_warnings_as_errors(self, python, tmp_path):
         done = run_example(python, tmp_path)
         assert done.returncode == 0, done.stderr

@@ -104,7 +104,7 @@ def test_layers_of_the_network_do_not_clash_with_the_probes(rng, backbone):
     assert set(sgd_probes(probed, optimizer=CoupledSGD(0.01), schedule=schedule)) == set(stages)
 
 
-@pytest.mark.parametrize("ten_crop", [False, True])
+@pytest.mark.parametrize("ten_crop", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_trained_probes_come_near_the_fitted_ones_and_leave_the_network(digits, ten_crop):
     train, held_out = digits
     model = network()
@@ -136,6 +136,7 @@ def test_the_network_under_the_probes_is_in_inference_mode(digits):
     assert found["stage"] > 0.9
 
 
+@pytest.mark.slow
 def test_ten_crops_are_averaged(digits, monkeypatch):
     """The score is that of the mean of what is believed of each crop, whether of all images at once or not."""
     train, held_out = digits

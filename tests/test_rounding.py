@@ -165,7 +165,10 @@ def test_optimal_after_sinkhorn(rng, num_rows, num_clusters, lam):
     _check_no_cycle_gains(log_probs, result.labels)
 
 
-@pytest.mark.parametrize(("num_rows", "num_clusters"), [(4000, 40), (4011, 40), (10_007, 90)])
+@pytest.mark.parametrize(
+    ("num_rows", "num_clusters"),
+    [(4011, 40), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((4000, 40), (10_007, 90)))],
+)
 def test_optimal_whatever_the_potentials(rng, num_rows, num_clusters):
     log_probs = oracle.log_probs(rng, num_rows, num_clusters)
     transport = sinkhorn(log_probs, lam=25.0)

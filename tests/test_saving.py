@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from user_model import K, N, T, batches, compiled, make_model, same_state, slow, table_of
+from user_model import K, N, T, batches, compiled, make_model, same_state, slow, slow_but_on_lanes, table_of
 
 import sela_tf
 
@@ -99,7 +99,7 @@ class Power(keras.callbacks.Callback):
 
 
 class TestBackupAndRestore:
-    @pytest.mark.parametrize("backup_first", [True, False])
+    @pytest.mark.parametrize("backup_first", [slow_but_on_lanes(True), False])
     def test_labels_come_back_and_training_goes_on(self, values, tmp_path, backup_first):
         """The loss of every later epoch, all labels and potentials, and the weights, as without the stop."""
 

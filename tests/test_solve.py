@@ -51,7 +51,7 @@ def test_padding_is_not_seen(rng):
     np.testing.assert_array_equal(few.labels, twice.labels[:129])
 
 
-@pytest.mark.parametrize("storage", ["float16", "float32", "none"])
+@pytest.mark.parametrize("storage", ["float16", *(pytest.param(each, marks=pytest.mark.slow) for each in ("float32", "none"))])
 def test_anderson_alone_reaches_the_same_optimum(rng, storage, monkeypatch):
     """Anderson-accelerated Sinkhorn reaches the optimum without Newton's method."""
     monkeypatch.setattr(solve, "newton", lambda *_args, **_options: None)
