@@ -279,10 +279,11 @@ class Step(keras.Model):
         self.optimizer.apply_gradients(zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables))
         return {"cross_entropy": loss}
 
+keras.utils.set_random_seed(0)
 with strategy.scope():
     inputs = keras.Input((16,))
     model = Step(inputs, keras.layers.Dense(4)(inputs))
-    model.compile(keras.optimizers.SGD(0.5), jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.05), jit_compile=False)
 losses = model.fit(tf.data.Dataset.from_tensor_slices(rows).batch(100), epochs=4, shuffle=False, verbose=0).history["cross_entropy"]
 assert losses[-1] < losses[0], losses
 """
