@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.measuring import median
 from sela_tf.reporting.markdown import markdown
 
 FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
@@ -128,12 +129,6 @@ def measure(method: str, name: str, file: pathlib.Path, seed: int, limit: float)
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["?"])[-1][:80]}
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def median(cells: list[Cell]) -> Cell:
-    """Of every number; or the cell that was cut or failed."""
-    unfinished = [cell for cell in cells if "seconds" not in cell]
-    return unfinished[0] if unfinished else {name: float(np.median([cell[name] for cell in cells])) for name in cells[0]}
 
 
 def described(cell: Cell) -> list[str]:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,15 @@ def environment(num_threads: int) -> dict[str, str]:
     threads = {f"{name}_NUM_THREADS": "1" for name in names}
     tensorflow = {f"TF_NUM_{pool}OP_THREADS": str(num_threads) for pool in ("INTRA", "INTER")}
     return {**os.environ, **threads, **tensorflow, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
+
+
+def median(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns a cell with the median of every number of some cells; or the first of them that was cut or failed, as it has no `seconds`."""
+    unfinished = [cell for cell in cells if "seconds" not in cell]
+    if unfinished:
+        return unfinished[0]
+    names = [name for name, value in cells[0].items() if isinstance(value, int | float)]
+    return {name: float(np.median([cell[name] for cell in cells])) for name in names}
 
 
 def pin(num_threads: int) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from benchmarks.cells import Cell, measure
-from benchmarks.measuring import MB, bandwidth, environment
+from benchmarks.measuring import MB, bandwidth, environment, median
 from benchmarks.problems import CACHE, KINDS, SIZES, made
 from benchmarks.sinkhorn_peers import PEERS, REFERENCE, SOLVERS, TOLERANCE
 from benchmarks.sinkhorn_tables import TABLES
@@ -31,15 +31,6 @@ from sela_tf.reporting.markdown import markdown
 _BUSY = 0.9
 HEADER = ["problem", "K", "method", "passes", "seconds", "ms a pass", "bandwidth", "peak MB", "agree %", "L1 error"]
 HEADER += ["x reference", "x best peer"]
-
-
-def median(cells: list[Cell]) -> Cell:
-    """Of every number; or the cell that was cut or failed."""
-    unfinished = [cell for cell in cells if "seconds" not in cell]
-    if unfinished:
-        return unfinished[0]
-    names = [name for name, value in cells[0].items() if isinstance(value, float)]
-    return {name: float(np.median([cell[name] for cell in cells])) for name in names} | {"busy": min(c["busy"] for c in cells)}
 
 
 def is_solved(cell: Cell, tolerance: float = TOLERANCE) -> bool:
@@ -114,6 +105,8 @@ def peers_table(options: argparse.Namespace) -> Iterable[str]:
                     if "seconds" not in cells[-1]:
                         break
                 found[method] = median(cells)
+                if "busy" in found[method]:
+                    found[method]["busy"] = min(cell["busy"] for cell in cells)
             for method, cell in found.items():
                 compared = times([found.get(REFERENCE, {})], cell, has_stopped_well)
                 best = times([found[name] for name in PEERS if name in found], cell, is_solved)

@@ -15,6 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import sela_tf
 from sela_tf.clustering import balanced_kmeans as module
+from sela_tf.clustering import vectors as vectors_module
 
 BalancedKMeans = sela_tf.BalancedKMeans
 
@@ -72,6 +73,8 @@ def test_without_bounds_that_bind_it_is_k_means(vectors):
     np.testing.assert_array_equal(free.labels_, expected.labels_)
     assert free.inertia_ == pytest.approx(expected.inertia_)
     np.testing.assert_array_equal(free.predict(vectors), free.labels_)
+    huge = BalancedKMeans(7, size_min=1, size_max=2**62, init=start, tol=0).fit(vectors)
+    np.testing.assert_array_equal(huge.labels_, free.labels_)
 
 
 @pytest.mark.parametrize("bounds", [pytest.param({}, marks=pytest.mark.slow), {"size_min": 60, "size_max": 400}])
@@ -82,9 +85,10 @@ def test_large_data_take_the_other_ways_to_the_same_inertia(monkeypatch, tmp_pat
     expected = BalancedKMeans(25, init=start, **bounds).fit(X)
     monkeypatch.setattr(module, "_FEW_ENTRIES", 0)
     solved = BalancedKMeans(25, init=start, **bounds).fit(X)
-    for name in ("_MOST_STORED", "_MOST_COPIED"):
-        monkeypatch.setattr(module, name, 0)
-    monkeypatch.setattr(module, "_BLOCK_ENTRIES", 10_000)
+    monkeypatch.setattr(module, "_MOST_STORED", 0)
+    monkeypatch.setattr(vectors_module, "_MOST_COPIED", 0)
+    for each in (module, vectors_module):
+        monkeypatch.setattr(each, "BLOCK_ENTRIES", 10_000)
     np.save(tmp_path / "vectors.npy", X)
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
     computed = BalancedKMeans(25, init=start, **bounds).fit(mapped)
@@ -146,6 +150,8 @@ def test_digits_are_as_tight_as_the_sizes_allow():
         ({"size_min": 3.5}, "`size_min` must be a whole number of rows, not negative, or 7 such numbers. Received: 3.5"),
         ({"size_max": [240, 240]}, "`size_max`"),
         ({"size_min": -1}, "`size_min`.*-1"),
+        ({"size_min": 2**62, "size_max": 2**62}, "at least 1687 and at most 1687 rows in all"),
+        ({"size_max": [2**63] * 6 + [-1]}, "`size_max`"),
         ({"init": "kmeans"}, "`init`.*'kmeans'"),
         ({"init": np.zeros((7, 3))}, r"finite centres \[7, 4\]. Received: shape \(7, 3\)"),
         ({"init": np.full((7, 4), np.nan)}, "finite centres"),

@@ -16,8 +16,8 @@ import sela_tf.training.loop
 from sela_tf.callbacks.label_statistics import ClusterSizes
 from sela_tf.cli.signals import Stop
 from sela_tf.training.loop import Clock, TrainingLoop, step_function
-from sela_tf.transport.marginals import least_equal_shares
 from sela_tf.transport.sinkhorn import sinkhorn
+from sela_tf.transport.size_bounds import least_equal_shares
 
 
 @pytest.fixture

@@ -87,6 +87,17 @@ class TestKnownLabels:
         assert _choose(scores, 3, 0, np.array(["a"] * 3), "").tolist() == [0, 0, 0]
         assert _choose(scores, 2, 0, np.array(["a"] * 3), "").tolist() == [0, 1, 0]
 
+    @pytest.mark.parametrize(("sizes", "room"), [(":21", 21), ("1:25", 25), ("1:", N)])
+    def test_a_bounded_cluster_takes_as_many_as_its_largest_size(self, started, tmp_path, sizes, room):
+        bounded = started._replace(config=dataclasses.replace(started.config, cluster_sizes=sizes))
+        for count in (room, room + 1)[: 1 if room == N else 2]:
+            images = "".join(f",,{row},cow\n" for row in range(count))
+            if count > room:
+                with pytest.raises(SourceError, match=f"head 1 .* room for {room} each"):
+                    bounded.known(tmp_path / "known.csv", CLUSTERS + images)
+            else:
+                assert (bounded.known(tmp_path / "known.csv", CLUSTERS + images)[1] == 1).sum() == count
+
     def test_images_are_found_by_name(self, started, tmp_path, capsys):
         """In either Unicode form; those that are held out are told."""
         train, held_out = (

@@ -20,8 +20,11 @@ from sklearn.datasets import load_digits
 import sela_tf
 from sela_tf.cli import flags
 from sela_tf.commands import label_viewers
+from sela_tf.commands.label_balanced import balanced_clusters
+from sela_tf.commands.label_blocks import StoredOutputs
 from sela_tf.runs.finished import read_finished, write_finished
 from sela_tf.settings.commands import LabelConfig
+from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import load_data
 
 # its fixtures are made once: in one process of several
@@ -242,6 +245,22 @@ def test_balanced_clusters_are_balanced_exactly_and_better_than_any_swap(finishe
         assert gained == pytest.approx(np.take_along_axis(logits[:, head], best.labels[:, np.newaxis], axis=1).mean(), abs=1e-4)
     assert "MB in" in written[1][4].stdout
     assert not list(written[0].glob(".unfinished*"))
+
+
+def test_bounds_of_sizes_are_scaled_to_the_images_that_are_labelled(rng, capsys):
+    """A run of 400 images with clusters of 30 to 120 labels 1001 of the same kind."""
+    config = SelaConfig(dataset="digits", num_clusters=8, num_heads=2, cluster_sizes="30:120")
+    heads = sela_tf.MultiHead(2, 8)
+    heads.build((None, 5))
+    inputs = np.concatenate([rng.normal(scale=0.1, size=(800, 5)), rng.normal(size=(201, 5))]).astype(np.float32)
+    heads.set_weights([3 * rng.normal(size=each.shape) for each in heads.get_weights()])
+    stored = StoredOutputs(inputs, inputs)
+    clusters, _ = balanced_clusters(
+        stored, heads, config, np.zeros((2, 8)), LabelConfig(workdir="-", output="-.csv"), num_trained=400, lam=25.0
+    )
+    for head in range(2):
+        sizes = np.bincount(clusters[:, head], minlength=8)
+        assert (sizes.min(), sizes.max()) == (75, 301), "both bounds are reached"
 
 
 def test_folder_of_many_sizes(written, folder):

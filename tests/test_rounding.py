@@ -11,6 +11,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
+from sklearn.datasets import make_blobs
 
 from sela_tf.transport import rounding as module
 from sela_tf.transport import scan, shortest_paths
@@ -217,6 +218,23 @@ def test_bad_potentials(rng, potentials):
     result = balanced_labels(log_probs, vector, lam=25.0)
     _check_feasible(result, 20_000, 100)
     assert 0.0 <= result.rounding_gap < 1e-3
+
+
+def test_prices_that_have_far_to_go_take_few_scans(monkeypatch):
+    """Groups far apart, and prices of other centres: a search that looks as near in every round takes a hundred."""
+    vectors, groups = make_blobs(10_000, 5, centers=20, random_state=0)
+    centers = np.concatenate(
+        [vectors[groups == 0][:2], *(vectors[groups == group].mean(axis=0, keepdims=True) for group in range(1, 19))]
+    )
+    scores = 2 * vectors @ centers.T - (centers**2).sum(axis=1)
+    scans, original = [], shortest_paths.scan
+    monkeypatch.setattr(shortest_paths, "scan", lambda *arguments: scans.append(len(arguments[0])) or original(*arguments))
+    monkeypatch.setattr(shortest_paths, "_BAD_SHARE", 1.0)
+    monkeypatch.setattr(module, "_EXACT_SIZE", 0)
+    result = balanced_labels(scores, np.zeros(20), lam=1.0)
+    _check_feasible(result, 10_000, 20)
+    assert 0 <= result.rounding_gap < 0.1
+    assert len(scans) <= 20
 
 
 def test_memory_stays_below_the_matrix(rng):

@@ -9,10 +9,10 @@ import tensorflow as tf
 
 from sela_tf.transport import acceleration, passes, solve
 from sela_tf.transport.linear_logits import LinearLogits
-from sela_tf.transport.marginals import Target
 from sela_tf.transport.newton import newton
 from sela_tf.transport.rows import Rows
 from sela_tf.transport.sinkhorn import sinkhorn
+from sela_tf.transport.target import Target
 
 
 def test_compiled_once_for_many_row_counts(rng):

@@ -12,7 +12,7 @@ Reference: P. S. Bradley, K. P. Bennett and A. Demiriz, Constrained k-means clus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +22,12 @@ from sklearn.cluster import kmeans_plusplus
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from sela_tf.clustering.vectors import BLOCK_ENTRIES, Vectors, moments
 from sela_tf.transport.linear_logits import ComputedLogits, LinearLogits
-from sela_tf.transport.marginals import SizeBound, check_size_bounds
 from sela_tf.transport.rounding import balanced_labels
 from sela_tf.transport.row_sample import move_cost
 from sela_tf.transport.sinkhorn import sinkhorn
+from sela_tf.transport.size_bounds import SizeBound, check_size_bounds
 
 # Scores are kept in memory up to this many bytes; beyond, they are computed at every reading.
 _MOST_STORED = 2**30
@@ -38,45 +39,8 @@ _TEMPERATURES_PER_MARGIN, _TOLERANCE, _MAX_ITERATIONS = 30.0, 1e-2, 200
 _MARGINS = 1e-30, 1e30
 # It is left out where no more than this part of the rows would have to leave their cluster.
 _FEW_TO_MOVE = 0.01
-# The centred copy of X may take this many bytes.
-_MOST_COPIED = 2**28
-# Rows that are worked on at once.
-_BLOCK_ENTRIES = 2**22
 # K-means++ draws its centres from this many rows, and from at least so many for each cluster.
 _START_ROWS, _START_ROWS_PER_CLUSTER = 2**14, 16
-
-
-class _Vectors:
-    """The rows of X less their mean, so that float32 keeps its digits; those of a large X are made a block at a time.
-
-    Args:
-        values: X, [N, D].
-        mean: float64 [D].
-    """
-
-    def __init__(self, values: np.ndarray, mean: np.ndarray):
-        self.shape, self.dtype = values.shape, values.dtype
-        self._values, self._mean = values, mean
-        if values.nbytes <= _MOST_COPIED:
-            self._values, self._mean = (values - mean).astype(values.dtype), np.zeros(0)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: Any) -> np.ndarray | _Vectors:
-        some = self._values[rows]
-        if not len(self._mean):
-            return some
-        if isinstance(rows, slice) and rows.step is not None:
-            return _Vectors(some, self._mean)
-        return (some - self._mean).astype(self._values.dtype)
-
-    def blocks(self, width: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yields consecutive slices of the rows and their vectors, so many that rows of `width` numbers make a block."""
-        count = max(1, _BLOCK_ENTRIES // max(width, self.shape[1]))
-        for start in range(0, len(self), count):
-            rows = slice(start, start + count)
-            yield rows, np.asarray(self[rows])
 
 
 class _Step(NamedTuple):
@@ -157,8 +121,8 @@ class BalancedKMeans(ClusterMixin, BaseEstimator):
         """
         X = _validated(self, X, reset=True)
         self._check_parameters(len(X))
-        mean, spread = _moments(X)
-        vectors, random = _Vectors(X, mean), check_random_state(self.random_state)
+        mean, spread = moments(X)
+        vectors, random = Vectors(X, mean), check_random_state(self.random_state)
         ends: list[tuple[float, int, _Step]] = []
         for _ in range(self._num_runs()):
             end = self._run(vectors, self._first_centers(X, random) - mean, self.tol * spread)
@@ -177,7 +141,7 @@ class BalancedKMeans(ClusterMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = _validated(self, X, reset=False)
-        vectors = _Vectors(X, self._mean)
+        vectors = Vectors(X, self._mean)
         kernel, bias = _layer(self.cluster_centers_ - self._mean, X.dtype)
         found = np.empty(len(X), np.int64)
         for rows, block in vectors.blocks(len(bias)):
@@ -239,7 +203,7 @@ class BalancedKMeans(ClusterMixin, BaseEstimator):
             raise ValueError(f"`init` must give finite centres [{num_clusters}, {X.shape[1]}]. Received: shape {centers.shape}")
         return centers
 
-    def _run(self, vectors: _Vectors, centers: np.ndarray, tolerance: float) -> _Step:
+    def _run(self, vectors: Vectors, centers: np.ndarray, tolerance: float) -> _Step:
         """Assigns and moves centres in turn, until they rest; returns the last assignment with its centres.
 
         Args:
@@ -247,25 +211,27 @@ class BalancedKMeans(ClusterMixin, BaseEstimator):
             centers: float64 [K, D], the first centres.
             tolerance: the squared movement of all centres at which to end.
         """
-        step, moved = self._assigned(vectors, centers, None), np.inf
-        while step.number < self.max_iter and moved > 0:
-            centers = _centers(vectors, step)
-            moved = float(((centers - step.centers) ** 2).sum())
+        step = self._assigned(vectors, centers, None)
+        while step.number < self.max_iter:
+            last, centers = step, _centers(vectors, step)
+            moved = float(((centers - last.centers) ** 2).sum())
             if moved == 0:
                 break
-            last, step = step, self._assigned(vectors, centers, step)
+            step = self._assigned(vectors, centers, last)
             if moved <= tolerance or (step.labels == last.labels).all():
                 break
         return step
 
-    def _assigned(self, vectors: _Vectors, centers: np.ndarray, last: _Step | None) -> _Step:
+    def _assigned(self, vectors: Vectors, centers: np.ndarray, last: _Step | None) -> _Step:
         """Returns the best assignment to these centres."""
         kernel, bias = _layer(centers, vectors.dtype)
         layer = LinearLogits(vectors, kernel, bias)
         scores: np.ndarray | LinearLogits = layer
         matrix: np.ndarray | ComputedLogits = ComputedLogits(layer)
         if kernel.itemsize * len(vectors) * len(bias) <= _MOST_STORED:
-            scores = matrix = np.concatenate([block @ kernel + bias for _, block in vectors.blocks(len(bias))])
+            scores = matrix = np.empty(matrix.shape, kernel.dtype)
+            for rows, block in vectors.blocks(len(bias)):
+                np.add(block @ kernel, bias, out=matrix[rows])
         prices = np.zeros(len(bias)) if last is None else last.prices
         lower, upper = _limits(self.size_min, self.size_max, *matrix.shape)
         sizes = np.bincount(_labels(matrix, prices), minlength=len(prices))
@@ -288,7 +254,7 @@ def _limits(size_min: SizeBound, size_max: SizeBound, num_rows: int, num_cluster
 
 def _labels(scores: np.ndarray | ComputedLogits, prices: np.ndarray) -> np.ndarray:
     """Returns argmax_k (score_ik + price_k) of each row, int64 [N]."""
-    labels, count = np.empty(len(scores), np.int64), max(1, _BLOCK_ENTRIES // len(prices))
+    labels, count = np.empty(len(scores), np.int64), max(1, BLOCK_ENTRIES // len(prices))
     prices = prices.astype(scores.dtype)
     for start in range(0, len(scores), count):
         rows = slice(start, start + count)
@@ -311,16 +277,7 @@ def _validated(estimator: BalancedKMeans, X: Any, *, reset: bool) -> np.ndarray:
     return validate_data(estimator, X, **options)
 
 
-def _moments(X: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns the mean of the rows, float64 [D], and the mean variance of the features."""
-    count = max(1, _BLOCK_ENTRIES // X.shape[1])
-    parts = [X[start : start + count] for start in range(0, len(X), count)]
-    mean = sum(part.sum(axis=0, dtype=np.float64) for part in parts) / len(X)
-    squares = sum(float(((part - mean) ** 2).sum()) for part in parts)
-    return mean, squares / X.size
-
-
-def _centers(vectors: _Vectors, step: _Step) -> np.ndarray:
+def _centers(vectors: Vectors, step: _Step) -> np.ndarray:
     """Returns the mean of each cluster's rows, float64 [K, D]; a cluster without rows keeps its centre."""
     num_clusters = len(step.centers)
     sums, sizes = np.zeros_like(step.centers), np.bincount(step.labels, minlength=num_clusters)
@@ -331,6 +288,6 @@ def _centers(vectors: _Vectors, step: _Step) -> np.ndarray:
     return np.where(sizes[:, np.newaxis] > 0, sums / np.maximum(sizes, 1)[:, np.newaxis], step.centers)
 
 
-def _inertia(vectors: _Vectors, step: _Step) -> float:
+def _inertia(vectors: Vectors, step: _Step) -> float:
     """Returns the sum of squared distances of the rows from their centres."""
     return sum(float(((block - step.centers[step.labels[rows]]) ** 2).sum()) for rows, block in vectors.blocks(1))

@@ -10,7 +10,7 @@ from sela_tf.settings.commands import LabelConfig
 from sela_tf.settings.training import SelaConfig
 from sela_tf.transport.assignment import assign_labels
 from sela_tf.transport.linear_logits import LinearLogits
-from sela_tf.transport.marginals import scaled_size_bounds
+from sela_tf.transport.size_bounds import scaled_size_bounds
 
 
 def balanced_clusters(

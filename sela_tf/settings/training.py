@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
+from sela_tf.settings.contradictions import check_contradictions
 from sela_tf.settings.data import (
     background_option,
     cache_dir_option,
@@ -33,10 +34,6 @@ from sela_tf.settings.fields import (
     option,
 )
 from sela_tf.settings.paths import absolute_cache, absolute_path, absolute_source
-from sela_tf.transport.marginals import check_marginals, parse_size_bounds
-
-_LARGEST_SIDE = 2**13
-"""Pixels beyond which a batch of images fits into no memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -260,50 +257,7 @@ class SelaConfig:
             )
         check_settings(self)
         check_class_level(self.class_level)
-        if self.image_size is not CHOSEN and self.image_size > _LARGEST_SIDE:
-            raise ConfigError(f"`image_size` must be at most {_LARGEST_SIDE}. Received: `image_size={self.image_size}`")
-        if self.image_size == 1:
-            raise ConfigError("`image_size` must be 0 or at least 2. Received: `image_size=1`")
-        for name in ("backbone_learning_rate", "frozen_epochs"):
-            value = getattr(self, name)
-            if value and not self.backbone_weights:
-                raise ConfigError(
-                    f"`{name}={value}` is for a backbone that starts from `backbone_weights`: give them, or leave it out"
-                )
-            if value and self.optimizer != "sgd":
-                raise ConfigError(f"`{name}={value}` needs `optimizer=sgd`. Received: `optimizer={self.optimizer}`")
-        if self.optimizer == "lamb" and self.momentum != 0.9:
-            raise ConfigError(
-                f"`momentum={self.momentum}` is of no use to `optimizer=lamb`, which has moments of its own: leave it out"
-            )
-        try:
-            check_marginals(self.marginals, self.num_clusters or 2)
-        except ValueError as error:
-            raise ConfigError(f"`marginals={self.marginals}`: {error}") from error
-        try:
-            parse_size_bounds(self.cluster_sizes)
-        except ValueError as error:
-            raise ConfigError(f"`cluster_sizes={self.cluster_sizes}`: {error}") from error
-        if self.cluster_sizes and self.marginals != "uniform":
-            raise ConfigError(
-                f"`cluster_sizes={self.cluster_sizes}` and `marginals={self.marginals}` both say how large clusters are: give one of them"
-            )
-        if self.labels_from and self.num_relabellings:
-            raise ConfigError(
-                f"`labels_from` keeps the labels of {self.labels_from}: add `num_relabellings=0`. "
-                f"Received: `num_relabellings={self.num_relabellings}`"
-            )
-        if self.rotation_share not in (CHOSEN, 1) and not self.rotation:
-            raise ConfigError(f"`rotation_share={self.rotation_share}` needs `rotation`: add it, or leave the share out")
-        if self.labels_from and self.known_labels:
-            raise ConfigError("`labels_from` and `known_labels` exclude each other: the labels of another run are all known")
-        for name in ("labels_from", "backbone_weights"):
-            if self.continue_from and getattr(self, name):
-                raise ConfigError(
-                    f"`continue_from={self.continue_from}` has labels and weights: leave `{name}={getattr(self, name)}` out"
-                )
-        if not all(0 < share <= 1 for share in self.lr_drops) or list(self.lr_drops) != sorted(self.lr_drops):
-            raise ConfigError(f"`lr_drops` must be increasing shares of the epochs. Received: {self.lr_drops}")
+        check_contradictions(self)
 
     def absolute(self) -> SelaConfig:
         """Returns the settings with absolute paths, so that they mean the same data in any directory."""

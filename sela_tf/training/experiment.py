@@ -43,7 +43,7 @@ from sela_tf.training.optimizer import learning_rate_schedule, make_optimizer
 from sela_tf.training.progress import ShownLabelling
 from sela_tf.training.provenance import Provenance
 from sela_tf.transport.assignment import assign_labels
-from sela_tf.transport.marginals import parse_size_bounds
+from sela_tf.transport.size_bounds import parse_size_bounds
 
 
 class Experiment:

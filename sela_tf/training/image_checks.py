@@ -10,7 +10,7 @@ from sela_tf.models.backbones import check_image_size
 from sela_tf.runs.network import NetworkDescription
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
-from sela_tf.transport.marginals import check_size_bounds, parse_size_bounds
+from sela_tf.transport.size_bounds import check_size_bounds, parse_size_bounds
 
 
 def largest_side_of_use(config: SelaConfig, size: tuple[int, ...]) -> int:

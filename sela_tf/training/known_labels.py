@@ -16,7 +16,8 @@ from sela_tf.runs.cluster_names import NAMES_HEADER, read_names
 from sela_tf.self_labelling.label_pass import head_log_probs
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.images import Data, tell
-from sela_tf.transport.marginals import is_prior, parse_size_bounds
+from sela_tf.transport.marginals import is_prior
+from sela_tf.transport.size_bounds import parse_size_bounds
 
 
 def known_labels(config: SelaConfig, data: Data, model: keras.Model) -> np.ndarray | None:

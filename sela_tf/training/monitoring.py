@@ -23,7 +23,7 @@ from sela_tf.settings.training import SelaConfig
 from sela_tf.training.evaluation import protocol_of
 from sela_tf.training.images import Data
 from sela_tf.training.loop import Clock
-from sela_tf.transport.marginals import least_equal_shares
+from sela_tf.transport.size_bounds import least_equal_shares
 
 _SAMPLE, _SAMPLE_PER_CLUSTER = 1000, 4
 """Images, and images a cluster, that the monitors of the clusters show the network: the larger number, of those there are."""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sela_tf.transport.marginals import Target
+from sela_tf.transport.target import Target
 
 _MEMORY = 10
 # The ridge of the least-squares problem, relative to its trace: differences of float32 marginals carry noise.

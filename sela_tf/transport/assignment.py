@@ -8,10 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport.linear_logits import LinearLogits
-from sela_tf.transport.marginals import Marginals, SizeBound, check_size_bounds, rounded_sizes
+from sela_tf.transport.marginals import Marginals, rounded_sizes
 from sela_tf.transport.newton import BYTES_PER_CANDIDATE
 from sela_tf.transport.rounding import balanced_labels
 from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn, usual_storage
+from sela_tf.transport.size_bounds import SizeBound, check_size_bounds
 from sela_tf.transport.solve import BYTES_STORED
 
 # Where more than the first share of the rows would have to leave their cluster, transports at larger lam (colder ones) come first, until it

@@ -19,8 +19,8 @@ from scipy.sparse import csr_matrix, diags_array
 from scipy.sparse.linalg import cg
 
 from sela_tf.transport.acceleration import part_within
-from sela_tf.transport.marginals import Target
 from sela_tf.transport.rows import Rows
+from sela_tf.transport.target import Target
 
 # Lists have at least the first number of candidates a row, on average. For the usual cutoff they may have more: up to the second number,
 # and up to the given share of the row.

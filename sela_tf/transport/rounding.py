@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from sela_tf.transport.errors import NotFiniteError
 from sela_tf.transport.linear_logits import ComputedLogits, LinearLogits
-from sela_tf.transport.marginals import SizeBound, check_size_bounds, free_bounds
 from sela_tf.transport.shortest_paths import AllowedSizes, solve_exactly
+from sela_tf.transport.size_bounds import SizeBound, check_size_bounds, free_bounds
 
 # Up to this many elements the labels are the optimum. Beyond, rows may end up a little below their best cluster, which is much faster.
 _EXACT_SIZE = 2**20

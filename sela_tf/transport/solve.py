@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport.acceleration import AndersonResult, anderson, part_within
-from sela_tf.transport.marginals import Target
 from sela_tf.transport.newton import BYTES_PER_CANDIDATE, newton
 from sela_tf.transport.rows import Measurement, Rows
+from sela_tf.transport.target import Target
 
 # Stored rows are made anew when one potential has drifted by this much against another: entries that were flushed to zero then still
 # weigh less than 1e-4 of their row. Half precision reaches down to exp(-27) of a row, single precision to exp(-97).
