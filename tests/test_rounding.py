@@ -221,20 +221,19 @@ def test_bad_potentials(rng, potentials):
 
 
 def test_prices_that_have_far_to_go_take_few_scans(monkeypatch):
-    """Groups far apart, and prices of other centres: a search that looks as near in every round takes a hundred."""
-    vectors, groups = make_blobs(10_000, 5, centers=20, random_state=0)
-    centers = np.concatenate(
-        [vectors[groups == 0][:2], *(vectors[groups == group].mean(axis=0, keepdims=True) for group in range(1, 19))]
-    )
+    """Six centres in one of the groups: a search that goes on as near while any row moves takes fifty scans."""
+    vectors, groups = make_blobs(3000, 5, centers=30, random_state=0)
+    means = [vectors[groups == group].mean(axis=0, keepdims=True) for group in range(1, 25)]
+    centers = np.concatenate([vectors[groups == 0][:6], *means])
     scores = 2 * vectors @ centers.T - (centers**2).sum(axis=1)
     scans, original = [], shortest_paths.scan
     monkeypatch.setattr(shortest_paths, "scan", lambda *arguments: scans.append(len(arguments[0])) or original(*arguments))
     monkeypatch.setattr(shortest_paths, "_BAD_SHARE", 1.0)
     monkeypatch.setattr(module, "_EXACT_SIZE", 0)
-    result = balanced_labels(scores, np.zeros(20), lam=1.0)
-    _check_feasible(result, 10_000, 20)
-    assert 0 <= result.rounding_gap < 0.1
-    assert len(scans) <= 20
+    result = balanced_labels(scores, np.zeros(30), lam=30.0)
+    _check_feasible(result, 3000, 30)
+    assert 0 <= result.rounding_gap < 1e-5
+    assert len(scans) <= 15
 
 
 def test_memory_stays_below_the_matrix(rng):

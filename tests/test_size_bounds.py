@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from sela_tf.transport import solve
 from sela_tf.transport.rounding import balanced_labels
+from sela_tf.transport.shortest_paths import AllowedSizes, _Search
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -60,6 +61,39 @@ def test_labels_are_the_best_within_the_bounds(problem):
     found = float(log_probs[np.arange(len(log_probs)), result.labels].astype(np.float64).sum())
     assert found == pytest.approx(best, abs=1e-6)
     assert best - found - 1e-6 <= result.rounding_gap * len(log_probs) <= 1e-6 * max(1.0, abs(best))
+
+
+@pytest.mark.parametrize("seed", [10, 14, 49, 97, 100, 102])
+def test_bounds_hold_where_many_rows_and_tokens_move_in_a_round(seed):
+    rng = np.random.default_rng(seed)
+    num_rows, num_clusters = int(rng.integers(200, 1500)), int(rng.integers(4, 25))
+    log_probs = oracle.log_probs(rng, num_rows, num_clusters, spread=float(rng.choice([0.1, 1, 5])))
+    if seed % 3 == 0:
+        log_probs = np.round(4 * log_probs) / 4
+    sizes = rng.multinomial(num_rows, rng.dirichlet(np.full(num_clusters, 2.0)))
+    width = int(rng.choice([1, 5, 30, 200]))
+    size_min = np.maximum(sizes - rng.integers(0, width + 1, num_clusters), 0)
+    size_max = sizes + rng.integers(0, width + 1, num_clusters)
+    result = balanced_labels(log_probs, np.zeros(num_clusters), lam=25.0, size_min=size_min, size_max=size_max)
+    assert (result.sizes >= size_min).all()
+    assert (result.sizes <= size_max).all()
+    assert result.rounding_gap < 1e-6
+
+
+def test_the_gap_counts_sizes_that_are_not_the_cheapest(rng):
+    """At any prices, the places of the tokens cost what the sizes cost beyond the cheapest that are allowed."""
+    lower, upper = np.array([1, 2, 0, 3]), np.array([4, 2, 5, 8])
+    search = _Search(np.zeros((12, 4), np.float32), np.zeros(4), AllowedSizes(lower, upper, 12), np.full(12, -1), 1.0, exact=True)
+    for sizes in ([4, 2, 3, 3], [1, 2, 1, 8], [2, 2, 5, 3]):
+        prices = rng.normal(size=4)
+        search.u, search.pool.inside = search.sizes.with_pool(prices), upper - sizes
+        assert search._price_of_sizes() == pytest.approx(prices @ sizes - 12 * search.sizes.price(prices))
+
+
+def test_newton_stops_prices_at_zero():
+    """A step that would take a price to the other bound would be halved again and again: 100 passes in place of 9."""
+    log_probs = oracle.log_probs(np.random.default_rng(1), 4000, 64, spread=8.0)
+    assert sinkhorn(log_probs, size_min=31, size_max=125, tolerance=1e-4, max_iterations=20).converged
 
 
 def _check_optimality(log_probs: np.ndarray, lam: float, lower: float, upper: float, result, tolerance: float) -> None:
