@@ -87,10 +87,9 @@ class TestTransport:
         assert sizes.max() > 3 * sizes.min()
 
     def test_cluster_sizes(self, made):
-        experiment = sharpen(made(cluster_sizes=f"{N // K // 2}:{3 * N // K}"))
+        experiment = sharpen(made(cluster_sizes=f"{N // K // 2}:{3 * N // (2 * K)}"))
         sizes = experiment.labelling.relabel(1)[0].assignment.sizes
-        assert sizes.min() == N // K // 2
-        assert 2 * N // K < sizes.max() <= 3 * N // K
+        assert (sizes.min(), sizes.max()) == (N // K // 2, 3 * N // (2 * K)), "both bounds are reached"
         assert (np.bincount(experiment.labels.labels[0], minlength=K) == sizes).all()
         with pytest.raises(ConfigError, match=f"`cluster_sizes={N}:`: .* at least {N * K} and at most {N * K} rows in all"):
             made(cluster_sizes=f"{N}:")
