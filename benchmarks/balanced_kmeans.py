@@ -39,14 +39,14 @@ def _digits() -> np.ndarray:
 
 
 def _blobs() -> np.ndarray:
-    """Ten groups of 300."""
+    """Vectors in ten groups of 300, [3000, 8]."""
     from sklearn.datasets import make_blobs
 
     return make_blobs(3000, 8, centers=10, cluster_std=2.0, random_state=0)[0]
 
 
 def _fashion(num_rows: int, dimensions: int) -> np.ndarray:
-    """The first principal components of Fashion-MNIST's training images."""
+    """The first principal components of Fashion-MNIST's first training images, float32 [num_rows, dimensions]."""
     from sklearn.decomposition import PCA
 
     from sela_tf.data.sources import load_source
@@ -56,7 +56,7 @@ def _fashion(num_rows: int, dimensions: int) -> np.ndarray:
 
 
 def _mixture(path: pathlib.Path) -> np.ndarray:
-    """1,300,000 x 256 float32 in a file, around 2000 centres of unequal popularity."""
+    """Vectors around 2000 centres of unequal popularity, float32 [1300000, 256] in a file."""
     rng = np.random.default_rng(0)
     centers = rng.standard_normal((_LARGE_CENTERS, 256), np.float32)
     shares = rng.dirichlet(np.ones(_LARGE_CENTERS))
@@ -87,7 +87,7 @@ PROBLEMS = {
 
 
 def run_cell(method: str, problem: Problem, file: pathlib.Path, seed: int) -> Cell:
-    """In a process of its own."""
+    """The figures of one estimator on one problem, measured in this process."""
     from sklearn.cluster import KMeans, kmeans_plusplus
 
     large = problem.make is None

@@ -1,4 +1,4 @@
-"""What a solve of the transport looks for, `Target`: shares of the rows for the clusters, or bounds of these shares."""
+"""The aim of a solve of the transport, `Target`: shares of the rows for the clusters, or bounds of these shares."""
 
 from __future__ import annotations
 
