@@ -233,7 +233,15 @@ class Reads:
         from sela_tf.transport.stored_rows import StoredRows
 
         self.entries = self.bytes = 0.0
-        for owner, name in ((Rows, "measure"), (Rows, "absorb"), (Rows, "labels"), (Rows, "map_slices"), (StoredRows, "measure")):
+        for owner, name in (
+            (Rows, "measure"),
+            (Rows, "absorb"),
+            (Rows, "labels"),
+            (Rows, "measure_and_list"),
+            (Rows, "measure_and_store"),
+            (Rows, "measure_and_label"),
+            (StoredRows, "measure"),
+        ):
             setattr(owner, name, self._counted(getattr(owner, name)))
 
     def _counted(self, function: Callable) -> Callable:

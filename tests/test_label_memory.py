@@ -11,7 +11,7 @@ from fixtures import ROOT
 
 import sela_tf
 from sela_tf.transport.assignment import assign_labels, plan_memory
-from sela_tf.transport.newton import BYTES_PER_CANDIDATE
+from sela_tf.transport.candidates import BYTES_PER_CANDIDATE
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -63,28 +63,27 @@ def test_half_precision_forbids_no_cluster(rng):
 
 def test_stored_rows_and_lists_keep_within_the_limit(rng, monkeypatch):
     """Rows are stored only if they fit, and lists get the candidates that there is room for; the solve converges all the same."""
-    from sela_tf.transport import newton as module
-    from sela_tf.transport import rows as rows_module
+    from sela_tf.transport import rows as module
 
     problem = logits(rng, 3000, 64, scale=2.0).log_probs()
-    listed, absorbed = [], []
-    collect, absorb = module._collect, rows_module.Rows.absorb
+    listed, stored = [], []
+    lists, store = module.Rows.measure_and_list, module.Rows.measure_and_store
 
-    def collecting(*args):
-        lists = collect(*args)
-        listed.append(len(lists.columns))
-        return lists
+    def listing(*args):
+        measured, near = lists(*args)
+        listed.append(sum(len(each.columns) for each in near))
+        return measured, near
 
-    monkeypatch.setattr(module, "_collect", collecting)
-    monkeypatch.setattr(rows_module.Rows, "absorb", lambda *args: absorbed.append(args) or absorb(*args))
+    monkeypatch.setattr(module.Rows, "measure_and_list", listing)
+    monkeypatch.setattr(module.Rows, "measure_and_store", lambda *args: stored.append(args) or store(*args))
     free = sinkhorn(problem)
     most, room = max(listed), 3000 * 3 * BYTES_PER_CANDIDATE
     assert most * BYTES_PER_CANDIDATE > room
     listed.clear()
-    absorbed.clear()
+    stored.clear()
     bound = sinkhorn(problem, memory_limit=room)
     assert max(listed, default=0) * BYTES_PER_CANDIDATE <= 1.1 * room
-    assert not absorbed
+    assert not stored
     assert bound.converged
     assert (bound.labels == free.labels).mean() > 0.995
 
@@ -95,16 +94,12 @@ def test_rows_are_stored_anew_in_float32_only_if_they_fit(rng, monkeypatch):
     from sela_tf.transport import solve as module
 
     problem = rng.normal(size=(400, 16)).astype(np.float32)
-    stored, absorb = [], rows_module.Rows.absorb
-    monkeypatch.setattr(rows_module.Rows, "absorb", lambda *args: stored.append(args[-1].name) or absorb(*args))
-    monkeypatch.setattr(module, "newton", lambda *args, **options: None)
+    stored, store = [], rows_module.Rows.measure_and_store
+    monkeypatch.setattr(rows_module.Rows, "measure_and_store", lambda *args: stored.append(args[-1].name) or store(*args))
+    monkeypatch.setattr(module, "choose_cutoff", lambda *args: None)
     # Half precision that sees no error ends a run of Sinkhorn after its first pass.
     run_sinkhorn = module._run_sinkhorn
-    monkeypatch.setattr(
-        module,
-        "_run_sinkhorn",
-        lambda rows, now, target, tolerance, most, storage: run_sinkhorn(rows, now, target, tolerance, 1, storage),
-    )
+    monkeypatch.setattr(module, "_run_sinkhorn", lambda *args: run_sinkhorn(*args[:-2], 1, args[-1]))
     for limit, expected in ((None, {"float16", "float32"}), (2 * problem.size, {"float16"})):
         stored.clear()
         sinkhorn(problem, memory_limit=limit, max_iterations=40)

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from sela_tf.transport import acceleration, passes, solve
+from sela_tf.transport.candidates import USUAL_CUTOFF, Candidates, choose_cutoff
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.newton import newton
 from sela_tf.transport.rows import Rows
@@ -16,7 +17,8 @@ from sela_tf.transport.target import Target
 
 
 def test_compiled_once_for_many_row_counts(rng):
-    sinkhorn(oracle.log_probs(rng, 8300, 8))
+    for lam, tolerance in ((25.0, 1e-3), (17.0, 0.01)):
+        sinkhorn(oracle.log_probs(rng, 8300, 8), lam=lam, tolerance=tolerance)
     before = passes.measure.num_signatures
     for num_rows in (8200, 8345, 8500, 8999, 9200):
         sinkhorn(oracle.log_probs(rng, num_rows, 8), lam=17.0, tolerance=0.01)
@@ -36,6 +38,8 @@ def test_threads_share_no_ynnpack_call(rng, monkeypatch, num_clusters):
     for source in (features @ kernel, LinearLogits(features, kernel, np.zeros(num_clusters, np.float32))):
         rows, v = Rows(source, lam=1.0, num_threads=2), np.zeros(num_clusters)
         rows.absorb(v, rows.measure(v).log_rows, tf.float16).measure(v)
+        rows.measure_and_list(v, 20.0)
+        rows.measure_and_store(v, tf.float16)
         rows.labels(v)
     assert {function.__name__ for function, _ in called} == {"measure", "absorb", "stored_mass", "argmax"}
     for function, arguments in called:
@@ -54,7 +58,7 @@ def test_padding_is_not_seen(rng):
 @pytest.mark.parametrize("storage", ["float16", *(pytest.param(each, marks=pytest.mark.slow) for each in ("float32", "none"))])
 def test_anderson_alone_reaches_the_same_optimum(rng, storage, monkeypatch):
     """Anderson-accelerated Sinkhorn reaches the optimum without Newton's method."""
-    monkeypatch.setattr(solve, "newton", lambda *_args, **_options: None)
+    monkeypatch.setattr(solve, "choose_cutoff", lambda *_args: None)
     log_probs = oracle.log_probs(rng, 3000, 48)
     result = sinkhorn(log_probs, lam=50.0, storage=storage, tolerance=2e-4)
     assert result.converged
@@ -62,14 +66,21 @@ def test_anderson_alone_reaches_the_same_optimum(rng, storage, monkeypatch):
     assert (result.labels == (50.0 * log_probs + best).argmax(axis=1)).mean() >= 0.999
 
 
+def proposed(rows, v, target):
+    """The potentials that Newton's method ends at, on lists made at v."""
+    cutoff = choose_cutoff(rows, v, USUAL_CUTOFF, None)
+    measured, near = rows.measure_and_list(v, cutoff)
+    return newton(Candidates(near, rows.that_count(measured.log_rows), v, cutoff), target, 1e-6)
+
+
 def test_newton_goes_to_the_optimum_of_sharp_rows_and_declines_others(rng):
     log_probs = oracle.log_probs(rng, 4000, 32, spread=15.0)
     rows, target = Rows(log_probs, lam=25.0), Target(np.full(32, 1 / 32))
     v = np.zeros(32)
     for _ in range(8):
-        v = newton(rows, v, rows.measure(v).log_rows, target, tolerance=1e-6)
+        v = proposed(rows, v, target)
     assert np.abs(np.exp(rows.measure(v).log_mass) - 1 / 32).sum() < 1e-5
-    assert newton(*_first_look(log_probs, lam=0.1), tolerance=1e-6) is None
+    assert choose_cutoff(Rows(log_probs, lam=0.1), np.zeros(32), USUAL_CUTOFF, None) is None
 
 
 def test_annealing_spares_passes_where_potentials_have_far_to_go(rng, monkeypatch):
@@ -94,7 +105,7 @@ def test_rows_that_do_not_count_are_in_no_sum(rng):
     np.testing.assert_allclose(measured.log_mass, expected.log_mass, atol=1e-5)
     assert measured.mean_log_row == pytest.approx(expected.mean_log_row, rel=1e-6)
     for _ in range(8):
-        v = newton(rows, v, rows.measure(v).log_rows, target, tolerance=1e-6)
+        v = proposed(rows, v, target)
     assert np.abs(np.exp(some.measure(v).log_mass) - 1 / 32).sum() < 1e-5
 
 
@@ -125,7 +136,8 @@ def _first_look(log_probs, lam):
 
 def test_a_proposal_that_lowers_the_dual_is_given_up(rng, monkeypatch):
     """The solve converges whatever an accelerator proposes."""
-    monkeypatch.setattr(solve, "newton", lambda _rows, v, *_args, **_options: v + 50 * np.random.default_rng(0).normal(size=len(v)))
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(solve, "newton", lambda candidates, *_: candidates.potentials + 50 * rng.normal(size=16))
     log_probs = oracle.log_probs(rng, 1000, 16)
     result = sinkhorn(log_probs)
     assert result.converged

@@ -31,7 +31,7 @@ from sela_tf.training.experiment import Experiment
 from sela_tf.training.images import settings_by_outline, shape_in_words
 from sela_tf.training.initial_state import check_backbone_weights, settings_of_files
 from sela_tf.transport.assignment import MemoryPlan, plan_memory
-from sela_tf.transport.newton import BYTES_PER_CANDIDATE
+from sela_tf.transport.candidates import BYTES_PER_CANDIDATE
 from sela_tf.transport.sinkhorn import usual_storage
 from sela_tf.transport.solve import BYTES_STORED
 

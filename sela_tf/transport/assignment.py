@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.transport.candidates import BYTES_PER_CANDIDATE
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, rounded_sizes
-from sela_tf.transport.newton import BYTES_PER_CANDIDATE
 from sela_tf.transport.rounding import balanced_labels
 from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn, usual_storage
 from sela_tf.transport.size_bounds import SizeBound, check_size_bounds

@@ -4,7 +4,7 @@ With scores s_i = lam * log p_i and potentials v, an exact pass computes sum_i w
 from exp(s_i + v0) / z_i, which was stored at earlier potentials v0. Each pass goes over blocks of rows that stay in the cache, so that a
 chunk is read from memory once.
 
-The arguments `rows` are (log_probs [n, K],) or (features [n, D], kernel [D, K], bias [K]); `weights` [n] are 0 for rows that do not
+The arguments `rows` say where the n rows of the chunk lie; `weights` [n] are 0 for rows that do not
 count; rows from `num_rows` on only pad the chunk. XLA drops assertions in silence: values that are wrong show as a log-sum-exp that is
 not finite, which the caller checks.
 """
@@ -12,14 +12,20 @@ not finite, which the caller checks.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 STORED_ROW_SUM = 2.0**15
 """The sum of a stored row. Half precision goes from 2^-24 to 65504, so that entries down to exp(-27) of their row are kept."""
+
+
+_FAR = -75.0
+"""Entries farther below the largest of their row are taken to be this far below it: their exponentials would be denormal numbers, or
+become such when they are divided by the sum of their row, and processors of Intel take several times as long for these."""
 
 
 class Compiled:
@@ -47,46 +53,118 @@ class Compiled:
         return len(self._by_signature)
 
 
-def _shifted_blocks(rows: tuple[tf.Tensor, ...], block_rows: int, lam: tf.Tensor, v: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+class ChunkRows(NamedTuple):
+    """The place of the rows of a chunk, and what makes scores of them."""
+
+    table: tf.Tensor
+    """Log-probabilities or logits [N, K], or features [N, D]; all rows, so that none are copied, or those of the chunk."""
+    start: tf.Tensor
+    """The first row of the chunk in `table`, int32."""
+    head: tuple[tf.Tensor, ...] = ()
+    """The kernel [D, K] and bias [K] that make logits of features."""
+
+
+def _rows_at(rows: ChunkRows, start: tf.Tensor, number: int) -> tf.Tensor:
+    """Returns the log-probabilities or logits [number, K] of the rows of a chunk from `start` on."""
+    table = tf.slice(rows.table, [rows.start + start, 0], [number, rows.table.shape[1]])
+    return tf.cast(table, rows.head[0].dtype) @ rows.head[0] + rows.head[1] if rows.head else table
+
+
+def _shifted_blocks(rows: ChunkRows, block_rows: int, lam: tf.Tensor, v: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns a function from the number of a block of a chunk's rows to its shifted scores s_i + v [block_rows, K].
 
     Its last operation is the multiplication. XLA gives sums and maxima of 2^15 entries or more of most other operations to YNNPACK, in a
     way that is not safe for threads that share an executable: `YnnFusionThunk` of TensorFlow 2.21 makes its subgraph at the first
     call of each thread and keeps the constants of all threads in one vector.
     """
-    # The reshape is outside the loop, because inside it makes XLA copy the chunk, at three times the time of a pass.
-    blocks, per_lam = tf.reshape(rows[0], [-1, block_rows, rows[0].shape[1]]), v / lam
-    if len(rows) == 1:
-        return lambda block: lam * (tf.cast(blocks[block], lam.dtype) + per_lam)
-    return lambda block: lam * (tf.cast(tf.cast(blocks[block], rows[1].dtype) @ rows[1] + rows[2], lam.dtype) + per_lam)
+    per_lam = v / lam
+    return lambda block: lam * (tf.cast(_rows_at(rows, block * block_rows, block_rows), lam.dtype) + per_lam)
 
 
 @Compiled
 def measure(
-    rows: tuple[tf.Tensor, ...], weights: tf.Tensor, num_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Makes an exact pass over a chunk: returns (sum_i w_i softmax_i [K], the log-sum-exp of each row [n]) in the dtype of `v`."""
+    rows: ChunkRows,
+    weights: tf.Tensor,
+    num_rows: tf.Tensor,
+    lam: tf.Tensor,
+    v: tf.Tensor,
+    cutoff: tf.Tensor,
+    block_rows: int,
+    keep: str,
+) -> tuple[tf.Tensor, ...]:
+    """Makes an exact pass over a chunk, and keeps some of what it computes.
+
+    Args:
+        rows: as described above, like the following.
+        weights: [n].
+        num_rows: the number of rows that are not padding.
+        lam: the factor of the log-probabilities.
+        v: the potentials, [K].
+        cutoff: the distance from the log-sum-exp of their row up to which entries are near.
+        block_rows: the number of rows in a block.
+        keep: "near" for which entries of the rows that count are near, and the scores of rows that are computed from features; "float16" or
+            "float32" for the rows as `absorb` stores them; "labels" for the largest of each row; "" for nothing.
+
+    Returns:
+        sum_i w_i softmax_i [K] and the log-sum-exp of each row [n], in the dtype of `v`; and what is kept, each [n, K] or [n].
+    """
     shifted_block, num_blocks = _shifted_blocks(rows, block_rows, lam, v), weights.shape[0] // block_rows
     visited = (num_rows + block_rows - 1) // block_rows
+    shape = [block_rows] if keep == "labels" else [block_rows, v.shape[0]]
+    kept_types = {"": [], "labels": [tf.int64], "near": [tf.bool, v.dtype] if rows.head else [tf.bool]}.get(keep, [keep])
     log_rows = tf.TensorArray(v.dtype, size=num_blocks, element_shape=[block_rows])
+    kept = [tf.TensorArray(dtype, size=num_blocks, element_shape=shape) for dtype in kept_types]
     w = tf.reshape(tf.cast(weights, v.dtype), [num_blocks, block_rows])
 
-    def add_block(block: tf.Tensor, mass: tf.Tensor, log_rows: tf.TensorArray) -> tuple:
+    def add_block(block: tf.Tensor, mass: tf.Tensor, log_rows: tf.TensorArray, *kept: tf.TensorArray) -> tuple:
         shifted = shifted_block(block)
-        highest = tf.reduce_max(shifted, axis=1)
-        entries = tf.exp(shifted - highest[:, tf.newaxis])
+        groups = _group_maxima(shifted)
+        highest = tf.reduce_max(groups, axis=1)
+        entries = tf.exp(tf.maximum(shifted - highest[:, tf.newaxis], _FAR))
         row_sum = tf.linalg.matvec(entries, tf.ones_like(v))
         log_row = highest + tf.math.log(row_sum)
-        mass += tf.reduce_sum(entries * (w[block] / row_sum)[:, tf.newaxis], axis=0)
-        return block + 1, mass, log_rows.write(block, log_row)
+        per_row = (w[block] / row_sum)[:, tf.newaxis]
+        mass += tf.reduce_sum(entries * per_row, axis=0)
+        if keep == "near":
+            least = tf.where(w[block] > 0, log_row - cutoff, np.inf)
+            new = [shifted >= least[:, tf.newaxis], shifted - v]
+        elif keep == "labels":
+            new = [_argmax(shifted, groups)]
+        elif keep:
+            far = entries < 1.01 * math.exp(_FAR)
+            scale = tf.where(per_row > 0, STORED_ROW_SUM / row_sum[:, tf.newaxis], 0.0)
+            new = [tf.cast(tf.where(far, tf.zeros_like(entries), entries * scale), keep)]
+        written = [array.write(block, each) for array, each in zip(kept, new, strict=False)] if keep else []
+        return block + 1, mass, log_rows.write(block, log_row), *written
 
-    _, mass, log_rows = tf.while_loop(lambda block, *_: block < visited, add_block, [0, tf.zeros_like(v), log_rows])
-    return mass, tf.reshape(log_rows.stack(), [-1])
+    state = [0, tf.zeros_like(v), log_rows, *kept]
+    _, mass, log_rows, *kept = tf.while_loop(lambda block, *_: block < visited, add_block, state)
+    return mass, tf.reshape(log_rows.stack(), [-1]), *(tf.reshape(array.stack(), [-1, *shape[1:]]) for array in kept)
+
+
+_GROUPS = 8
+"""The number of parts of the columns whose maximum is taken first: that is a maximum of vectors, where XLA would otherwise take the maximum
+of one number after another."""
+
+
+def _group_starts(num_clusters: int) -> list[int]:
+    """Returns the first columns of parts of equal width, which may overlap; together they have all columns."""
+    width = -(-num_clusters // _GROUPS)
+    return sorted({min(part * width, num_clusters - width) for part in range(_GROUPS)})
+
+
+def _group_maxima(shifted: tf.Tensor) -> tf.Tensor:
+    """Returns the maxima over the parts of the columns, [block_rows, G]: the j-th of the j-th columns of all parts."""
+    block_rows, num_clusters = shifted.shape
+    starts, width = _group_starts(num_clusters), -(-num_clusters // _GROUPS)
+    if len(starts) * width == num_clusters:
+        return tf.reduce_max(tf.reshape(shifted, [block_rows, len(starts), width]), axis=1)
+    return functools.reduce(tf.maximum, [shifted[:, start : start + width] for start in starts])
 
 
 @Compiled
 def log_mass(
-    rows: tuple[tf.Tensor, ...], weights: tf.Tensor, log_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int
+    rows: ChunkRows, weights: tf.Tensor, log_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns log sum_i w_i softmax_i as (its largest term [K], the sum relative to that [K]), for clusters whose sum underflows.
 
@@ -109,15 +187,13 @@ def log_mass(
 
 
 @Compiled
-def absorb(
-    rows: tuple[tf.Tensor, ...], weights: tf.Tensor, log_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, dtype: tf.DType
-) -> tf.Tensor:
+def absorb(rows: ChunkRows, weights: tf.Tensor, log_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """Absorbs the potentials into the rows: returns exp(s_i + v) / z_i, `dtype` [n, K], scaled to rows of sum `STORED_ROW_SUM`.
 
     `log_rows` [n] are the log z_i as measured at `v`. Rows of weight 0 are 0. "Absorption" is the term of B. Schmitzer, Stabilized sparse
     scaling algorithms for entropy regularized transport problems, SIAM J. Sci. Comput. 2019.
     """
-    scores = lam * tf.cast(rows[0] if len(rows) == 1 else tf.cast(rows[0], rows[1].dtype) @ rows[1] + rows[2], lam.dtype)
+    scores = lam * tf.cast(_rows_at(rows, tf.constant(0), weights.shape[0]), lam.dtype)
     kernel = tf.exp(scores + v - log_rows[:, tf.newaxis])
     return tf.cast(tf.where(weights[:, tf.newaxis] > 0, kernel, 0.0) * STORED_ROW_SUM, dtype)
 
@@ -150,15 +226,23 @@ def stored_mass(stored: tf.Tensor, num_rows: tf.Tensor, scaling: tf.Tensor, bloc
 
 
 @Compiled
-def argmax(rows: tuple[tf.Tensor, ...], num_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int) -> tf.Tensor:
+def argmax(rows: ChunkRows, weights: tf.Tensor, num_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int) -> tf.Tensor:
     """Returns the labels of a chunk's rows, argmax_k (s_ik + v_k), int64 [n]."""
-    shifted_block, num_blocks = _shifted_blocks(rows, block_rows, lam, v), rows[0].shape[0] // block_rows
+    shifted_block, num_blocks = _shifted_blocks(rows, block_rows, lam, v), weights.shape[0] // block_rows
     visited = (num_rows + block_rows - 1) // block_rows
     labels = tf.TensorArray(tf.int64, size=num_blocks, element_shape=[block_rows])
 
     def add_block(block: tf.Tensor, labels: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        best = tf.argmax(shifted_block(block), axis=1, output_type=tf.int64)
-        return block + 1, labels.write(block, best)
+        shifted = shifted_block(block)
+        return block + 1, labels.write(block, _argmax(shifted, _group_maxima(shifted)))
 
     _, labels = tf.while_loop(lambda block, _: block < visited, add_block, [0, labels])
     return tf.reshape(labels.stack(), [-1])
+
+
+def _argmax(shifted: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
+    """Returns the column of the largest entry of each row, int64 [block_rows], by the maxima of groups of columns."""
+    starts = tf.constant(_group_starts(shifted.shape[1]), tf.int64)
+    columns = tf.argmax(groups, axis=1, output_type=tf.int64)[:, tf.newaxis] + starts
+    members = tf.argmax(tf.gather(shifted, columns, batch_dims=1), axis=1, output_type=tf.int64)
+    return tf.gather(columns, members, batch_dims=1)

@@ -17,15 +17,14 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport import passes
-from sela_tf.transport.errors import NotFiniteError
+from sela_tf.transport.errors import NotFiniteError, describe_bad_row
 from sela_tf.transport.linear_logits import LinearLogits, float32_tensor
+from sela_tf.transport.measurement import Measurement, Near
 from sela_tf.transport.stored_rows import StoredRows
 from sela_tf.transport.threads import map_in_threads
 
 # Calling a compiled function costs 0.1 ms; reading a chunk of this many entries takes twenty times as long.
 _CHUNK_ENTRIES = 2**22
-# NumPy is given this many entries at once.
-_SLICE_ENTRIES = 2**20
 # Below this many entries a second thread costs more than it saves.
 _ENTRIES_TO_SHARE = 2**20
 # The largest numbers of entries and of rows in a block, which is to stay in the cache: in an exact pass, in a stored pass, and for labels.
@@ -34,23 +33,12 @@ _EXACT_BLOCK, _STORED_BLOCK, _LABEL_BLOCK = (2**15, 128), (2**12, 16), (2**11, 1
 # The same for rows computed from features, in an exact pass and for labels. Where XLA has more than one thread it would split larger
 # blocks of these, and larger ones for labels, between its threads, and take three times as long.
 _LINEAR_BLOCK = (2**19, 256)
-# Column sums below this have lost digits to underflow, or have become 0.
-_SMALLEST_MASS = 1e-30
+# Column sums below this, for each row that counts, are too small for an exact pass (passes.py), which takes far entries for nearer ones.
+_SMALLEST_MASS = 1e-29
 # Beyond such potentials or row sums, float32 no longer resolves a score to 1e-3.
 _FLOAT32_RANGE = 4000.0
 
 _Result = TypeVar("_Result")
-
-
-class Measurement(NamedTuple):
-    """The result of one exact pass at potentials v."""
-
-    log_mass: np.ndarray
-    """The logarithms of the clusters' masses m_k = mean_i softmax(s_i + v)_k over the rows that count, float64 [K]."""
-    log_rows: np.ndarray
-    """The log-sum-exp of each row, log sum_k exp(s_ik + v_k), float32 [N]; float64 where float32 is too coarse."""
-    mean_log_row: float
-    """The mean of `log_rows` over the rows that count."""
 
 
 class _Chunk(NamedTuple):
@@ -60,8 +48,8 @@ class _Chunk(NamedTuple):
     """The index of the first row."""
     new: slice
     """The rows, counted from `start`, that no earlier chunk has."""
-    rows: tuple[tf.Tensor, ...]
-    """The argument `rows` of the passes: (log_probs,) or (features, kernel, bias)."""
+    rows: passes.ChunkRows
+    """The place of the rows."""
     weights: tf.Tensor
     """The weights of the rows in sums, float32 [n]: 1, or 0 for rows that do not count, overlap or padding."""
     num_rows: tf.Tensor
@@ -82,7 +70,7 @@ class Rows:
         self.lam, self.counted = lam, counted
         self.is_linear = isinstance(source, LinearLogits)
         self._table = source.features if self.is_linear else source
-        self._parameters = [float32_tensor(source.kernel), float32_tensor(source.bias)] if self.is_linear else []
+        self._head: tuple[tf.Tensor, ...] = (float32_tensor(source.kernel), float32_tensor(source.bias)) if self.is_linear else ()
         self.num_rows = int(self._table.shape[0])
         self.num_clusters = int((source.kernel if self.is_linear else source).shape[1])
         self.num_counted = self.num_rows if counted is None else int(counted.sum())
@@ -116,23 +104,60 @@ class Rows:
         Raises:
             ValueError: a row has NaN or +inf, or a row or column is all -inf. The message names the first.
         """
-        lam, v = tf.constant(self.lam, self.dtype), tf.constant(potentials, self.dtype)
+        return self._measure(potentials, lambda chunk, log_rows, *kept: None)[0]
 
-        def measure_chunk(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray]:
-            mass, log_rows = passes.measure(chunk.rows, chunk.weights, chunk.num_rows, lam, v, self._exact_block_rows)
-            return mass.numpy(), log_rows.numpy()[chunk.new]
+    def measure_and_list(self, potentials: np.ndarray, cutoff: float) -> tuple[Measurement, list[Near]]:
+        """Makes an exact pass as `measure`, and lists the entries at most `cutoff` below the log-sum-exp of their row, of rows that count."""
 
-        masses, per_row = zip(*self._map_chunks(measure_chunk), strict=True)
+        def list_chunk(chunk: _Chunk, log_rows: np.ndarray, is_near: tf.Tensor, scores: tf.Tensor | None = None) -> Near:
+            found = np.flatnonzero(_as_array(is_near))
+            ends = np.searchsorted(found, np.arange(len(log_rows) + 1) * self.num_clusters)
+            counts = np.diff(ends)
+            columns = found - np.repeat(np.arange(len(log_rows)) * self.num_clusters, counts)
+            if scores is None:
+                first = int(chunk.rows.start) * self.num_clusters
+                entries = _as_array(chunk.rows.table).ravel()[first + found].astype(np.float64) * self.lam
+            else:
+                entries = _as_array(scores).ravel()[found].astype(np.float64)
+            entries -= np.repeat(log_rows, counts)
+            return Near(counts[counts > 0], columns, entries)
+
+        return self._measure(potentials, list_chunk, "near", cutoff)
+
+    def measure_and_store(self, potentials: np.ndarray, storage: tf.DType) -> tuple[Measurement, StoredRows]:
+        """Makes an exact pass as `measure`, and stores the rows as `absorb` does."""
+        measured, chunks = self._measure(potentials, lambda chunk, log_rows, stored: (stored, chunk.num_rows), storage.name)
+        return measured, self._as_stored(chunks, potentials)
+
+    def measure_and_label(self, potentials: np.ndarray) -> tuple[Measurement, np.ndarray]:
+        """Makes an exact pass as `measure`; returns also the labels of all rows, as `labels` does."""
+        measured, labels = self._measure(potentials, lambda chunk, log_rows, labels: labels.numpy()[chunk.new], "labels")
+        return measured, np.concatenate(labels)
+
+    def _measure(
+        self, potentials: np.ndarray, look: Callable[..., _Result], keep: str = "", cutoff: float = 0.0
+    ) -> tuple[Measurement, list[_Result]]:
+        """Makes an exact pass; returns also what `look` makes of each chunk, the log-sum-exp of its rows, and what the pass kept."""
+        lam, v, distance = (tf.constant(each, self.dtype) for each in (self.lam, potentials, cutoff))
+
+        def measure_chunk(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray, _Result]:
+            arguments = (chunk.rows, chunk.weights, chunk.num_rows, lam, v, distance, self._exact_block_rows, keep)
+            mass, log_rows, *kept = passes.measure(*arguments)
+            return mass.numpy(), log_rows.numpy()[chunk.new], look(chunk, log_rows.numpy(), *kept)
+
+        masses, per_row, looks = zip(*self._map_chunks(measure_chunk), strict=True)
         log_rows = np.concatenate(per_row)
         if not np.isfinite(log_rows).all():
-            raise NotFiniteError(self._describe_bad_row(np.flatnonzero(~np.isfinite(log_rows))))
+            wrong = np.flatnonzero(~np.isfinite(log_rows))
+            values = np.asarray(self._table[wrong[0] : wrong[0] + 1])[0].astype(np.float64)
+            raise NotFiniteError(describe_bad_row(values, wrong, self.num_rows, "features" if self.is_linear else "log_probs"))
         if self.dtype == tf.float32 and max(np.abs(log_rows).max(), np.ptp(potentials)) > _FLOAT32_RANGE:
             self.dtype = tf.float64
-            return self.measure(potentials)
+            return self._measure(potentials, look, keep, cutoff)
         mass = np.sum(masses, axis=0, dtype=np.float64)
         with np.errstate(divide="ignore"):
             log_mass = np.log(mass)
-        if mass.min() < _SMALLEST_MASS:
+        if mass.min() < _SMALLEST_MASS * self.num_counted:
             log_mass = self._log_mass(lam, v, log_rows)
             empty = np.flatnonzero(log_mass == -np.inf)
             if len(empty):
@@ -140,8 +165,9 @@ class Rows:
                     "`log_probs` must have a finite value in every column. "
                     f"Received: column {empty[0]} is all -inf ({len(empty)} such)"
                 )
-        weighted = log_rows if self.counted is None else log_rows[self.counted]
-        return Measurement(log_mass - np.log(self.num_counted), log_rows, float(weighted.mean(dtype=np.float64)))
+        mean_log_row = float(self.that_count(log_rows).mean(dtype=np.float64))
+        measured = Measurement(log_mass - np.log(self.num_counted), log_rows, mean_log_row)
+        return measured, list(looks)
 
     def _log_mass(self, lam: tf.Tensor, v: tf.Tensor, log_rows: np.ndarray) -> np.ndarray:
         """Returns log sum_i w_i softmax_i, float64 [K], also where the sum itself underflows.
@@ -172,15 +198,22 @@ class Rows:
         def absorb_chunk(chunk: _Chunk) -> tuple[tf.Tensor, tf.Tensor]:
             return passes.absorb(chunk.rows, chunk.weights, self._part_of_chunk(log_rows, chunk), lam, v, storage), chunk.num_rows
 
-        chunks = self._map_chunks(absorb_chunk)
+        return self._as_stored(self._map_chunks(absorb_chunk), potentials)
+
+    def _as_stored(self, chunks: list[tuple[tf.Tensor, tf.Tensor]], potentials: np.ndarray) -> StoredRows:
+        """Returns stored chunks, made at `potentials`, as rows."""
         return StoredRows(chunks, potentials, self._stored_block_rows, num_counted=self.num_counted, num_threads=self.num_threads)
+
+    def that_count(self, per_row: np.ndarray) -> np.ndarray:
+        """Returns the values of the rows that count."""
+        return per_row if self.counted is None else per_row[self.counted]
 
     def labels(self, potentials: np.ndarray) -> np.ndarray:
         """Returns the labels of all rows, argmax_k (s_ik + potentials_k), int64 [N]."""
         lam, v = tf.constant(self.lam, self.dtype), tf.constant(potentials, self.dtype)
 
         def label_chunk(chunk: _Chunk) -> np.ndarray:
-            return passes.argmax(chunk.rows, chunk.num_rows, lam, v, self._label_block_rows).numpy()[chunk.new]
+            return passes.argmax(chunk.rows, chunk.weights, chunk.num_rows, lam, v, self._label_block_rows).numpy()[chunk.new]
 
         return np.concatenate(self._map_chunks(label_chunk))
 
@@ -189,15 +222,17 @@ class Rows:
         dtype = self.dtype.as_numpy_dtype
         some = _as_array(self._table[rows] if isinstance(rows, slice) else _take(self._table, rows))
         if self.is_linear:
-            some = _as_array(float32_tensor(some) @ self._parameters[0] + self._parameters[1])
+            some = _as_array(float32_tensor(some) @ self._head[0] + self._head[1])
         return np.multiply(some, dtype(self.lam), dtype=dtype)
 
-    def sample(self, stride: int) -> Rows:
-        """Returns every `stride`-th row, copied."""
-        some = np.arange(stride // 2, self.num_rows, stride)
-        table = _take(self._table, some)
+    def sample(self, number: int) -> Rows:
+        """Returns so many rows, spread evenly and copied; all rows if there are no more."""
+        if number >= self.num_rows:
+            return self
+        some = np.linspace(0, self.num_rows - 1, number).astype(np.int64)
+        table = tf.convert_to_tensor(_take(self._table, some))
         counted = None if self.counted is None else self.counted[some]
-        source = LinearLogits(table, *self._parameters) if self.is_linear else table
+        source = LinearLogits(table, *self._head) if self.is_linear else table
         return Rows(source, lam=self.lam, counted=counted, num_threads=self.num_threads)
 
     def with_lam(self, lam: float) -> Rows:
@@ -211,16 +246,9 @@ class Rows:
         zeros = tf.zeros([self.num_clusters])
         for _ in range(2):  # The first call compiles.
             chunk, start = self._chunk(0), time.perf_counter()
-            passes.measure(chunk.rows, chunk.weights, chunk.num_rows, tf.constant(self.lam), zeros, self._exact_block_rows)[
-                0
-            ].numpy()
+            numbers = (tf.constant(self.lam), zeros, tf.zeros([]))
+            passes.measure(chunk.rows, chunk.weights, chunk.num_rows, *numbers, self._exact_block_rows, "")[0].numpy()
         return (time.perf_counter() - start) * len(self._starts) / min(self.num_threads, len(self._starts))
-
-    def map_slices(self, function: Callable[[slice], _Result]) -> list[_Result]:
-        """Returns the results of `function` for consecutive slices of the rows, in their order; threads share the slices."""
-        rows = max(1, _SLICE_ENTRIES // self.num_clusters)
-        slices = [slice(start, min(start + rows, self.num_rows)) for start in range(0, self.num_rows, rows)]
-        return map_in_threads(function, slices, self.num_threads)
 
     def _map_chunks(self, function: Callable[[_Chunk], _Result], num_threads: int | None = None) -> list[_Result]:
         """Returns the results of `function` for all chunks, in their order; threads share the chunks."""
@@ -230,7 +258,10 @@ class Rows:
         """Makes the chunk whose first row is `start`."""
         stop = min(start + self._chunk_rows, self.num_rows)
         missing = self._chunk_rows - (stop - start)
-        table = tf.convert_to_tensor(self._table[start:stop])
+        if tf.is_tensor(self._table) and not missing:
+            table, first = self._table, start
+        else:
+            table, first = tf.pad(tf.convert_to_tensor(self._table[start:stop]), [[0, missing], [0, 0]]), 0
         overlap = self._starts[-2] + self._chunk_rows - start if start == self._starts[-1] and start > 0 else 0
         weights = np.ones(self._chunk_rows, np.float32) if self.counted is None else np.zeros(self._chunk_rows, np.float32)
         if self.counted is not None:
@@ -240,7 +271,7 @@ class Rows:
         return _Chunk(
             start,
             slice(overlap, stop - start),
-            (tf.pad(table, [[0, missing], [0, 0]]) if missing else table, *self._parameters),
+            passes.ChunkRows(table, tf.constant(first), self._head),
             tf.constant(weights),
             tf.constant(stop - start),
         )
@@ -249,27 +280,6 @@ class Rows:
         """Returns the part of an array [N] that belongs to a chunk, [n], padded as the chunk's rows are."""
         part = per_row[chunk.start : chunk.start + self._chunk_rows]
         return tf.constant(np.pad(part, (0, self._chunk_rows - len(part))), self.dtype)
-
-    def _describe_bad_row(self, wrong_rows: np.ndarray) -> str:
-        """Returns a message that says what is wrong with the first of these rows, and how many there are."""
-        row = int(wrong_rows[0])
-        values = np.asarray(self._table[row : row + 1])[0].astype(np.float64)
-        name = "features" if self.is_linear else "log_probs"
-        bad = np.flatnonzero(np.isnan(values) | (values == np.inf))
-        if len(bad):
-            return (
-                f"`{name}` must hold neither NaN nor +inf. Received: {values[bad[0]]} at row {row}, column {bad[0]} "
-                f"({len(wrong_rows)} of {self.num_rows} rows have one). Has training diverged? Lower the learning rate"
-            )
-        if (values == -np.inf).all():
-            return (
-                f"`{name}` must have a finite value in every row. Received: row {row} is all -inf ({len(wrong_rows)} such rows: "
-                f"{', '.join(map(str, wrong_rows[:5]))}{'…' if len(wrong_rows) > 5 else ''})"
-            )
-        return (
-            f"`{name}` times `lam` overflows float32: scale the logits down, or choose a smaller `lam`. Received: largest magnitude "
-            f"{np.abs(values).max():g} in row {row}"
-        )
 
 
 def _as_array(values: Any) -> np.ndarray:

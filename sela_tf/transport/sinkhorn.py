@@ -7,8 +7,8 @@ move an argmax, so that K numbers, the potentials v = log alpha, determine the l
     label_i = argmax_k (lam * log p_ik + v_k)
 
 This module checks the arguments and makes the result. solve.py finds v, by passes over chunks of rows (rows.py) that XLA compiles
-(passes.py), with proposals of newton.py or acceleration.py between them. All work on N x K numbers is compiled, except that NumPy makes
-Newton's candidate lists. Between passes there are only vectors of K numbers, float64 in NumPy.
+(passes.py), with proposals of newton.py or acceleration.py between them. All work on N x K numbers is compiled. Between passes there are
+vectors of K numbers, float64 in NumPy, and where rows are sharp a few candidates of each row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, shares_and_target
 from sela_tf.transport.rows import Rows
 from sela_tf.transport.size_bounds import SizeBound, bounded_target, check_only_bounds, check_size_bounds
-from sela_tf.transport.solve import BYTES_STORED, MAX_DRIFT, coarse_start, fits, solve
+from sela_tf.transport.solve import BYTES_STORED, MAX_DRIFT, Solved, coarse_start, fits, solve
 from sela_tf.transport.target import Target
 
 # Below this the error is that of float32 marginals, which no iteration lowers.
@@ -33,6 +33,8 @@ _MIN_TOLERANCE = 1e-6
 _FLOAT16_TOLERANCE = 1e-4
 # A solve of at least this many entries announces its memory and time if it is verbose.
 _LARGE = 2**29
+# A share of the rows of 1 / 16 or less is gathered; more are read with all others.
+_FEW = 16
 
 
 class TransportPlan(NamedTuple):
@@ -164,12 +166,10 @@ def sinkhorn(
         bounds = check_size_bounds(size_min, size_max, num_rows, num_clusters)
         shares, target = None, bounded_target(*bounds, known, num_rows)
     if start is None:
-        start = coarse_start(rows, target, tolerance, storage, memory_limit)
-    end, num_iterations = solve(rows, start, target, tolerance, max_iterations, storage, memory_limit)
+        start = coarse_start(rows, target)
+    solved = solve(rows, start, target, tolerance, max_iterations, storage, memory_limit)
+    end, labels = solved.end, _labels(rows, known, solved)
     v, mean_log_row = end.potentials, end.measured.mean_log_row
-    labels = rows.labels(v)
-    if known is not None:
-        labels = np.where(known >= 0, known, labels)
     if shares is None:
         num_known = 0 if known is None else np.bincount(known[known >= 0], minlength=num_clusters)
         shares = (np.exp(end.log_shares) * rows.num_counted + num_known) / num_rows
@@ -178,13 +178,26 @@ def sinkhorn(
         labels=labels,
         potentials=v.astype(np.float32),
         marginal_error=end.error,
-        num_iterations=num_iterations,
+        num_iterations=solved.num_iterations,
         converged=end.error <= tolerance,
         lam=float(lam),
         primal=(mean_log_row - float(np.exp(end.log_mass) @ v)) / lam,
         dual=(mean_log_row - target.price(v)) / lam,
         marginals=shares,
     )
+
+
+def _labels(rows: Rows, known: np.ndarray | None, solved: Solved) -> np.ndarray:
+    """Returns the labels of all rows where a solve ended, int64 [N]; those that are known as they are."""
+    v, labels = solved.end.potentials, np.full(rows.num_rows, -1) if known is None else known.astype(np.int64)
+    if solved.candidates is not None:
+        labels[labels < 0] = solved.candidates.labels(v, solved.log_rows)
+    missing = np.flatnonzero(labels < 0)
+    if len(missing) > rows.num_rows / _FEW:
+        labels[missing] = (rows.labels(v) if solved.labels is None else solved.labels)[missing]
+    elif len(missing):
+        labels[missing] = (rows.scores(missing) + v).argmax(axis=1)
+    return labels
 
 
 def usual_storage(tolerance: float) -> str:

@@ -1,0 +1,146 @@
+"""The candidates of each row: `Candidates`, the few clusters near the top of each row at some potentials, and what follows from them at others.
+
+With lists of candidates, masses, the dual and labels at other potentials take a few numbers a row. They are those of all entries as long as
+no entry that is not listed can matter: `missing` bounds what these weigh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from sela_tf.transport.measurement import Measurement, Near
+from sela_tf.transport.rows import Rows
+
+# Lists have at least the first number of candidates a row, on average. For the usual cutoff they may have more: up to the second number,
+# and up to the given share of the row.
+_MIN_PER_ROW, _MAX_PER_ROW, _MAX_SHARE_OF_ROW = 5, 96, 1 / 32
+# A larger cutoff lets potentials move farther before lists are made anew, but each step takes longer. Below the smallest cutoff lists
+# would have to be made anew before they have led anywhere.
+_MIN_CUTOFF, USUAL_CUTOFF = 20.0, 60.0
+_ROWS_TO_LOOK_AT = 256
+BYTES_PER_CANDIDATE = 96
+"""The bytes that a candidate takes at the peak of a solve: score, column and row, two evaluations, and the Hessian's triples."""
+# Rows that are computed from features, because they are too large to be stored, have no more candidates in all: a gigabyte.
+_MOST_OF_FEATURES = 2**30 // BYTES_PER_CANDIDATE
+# Up to this drift no exponential can overflow, so that the maximum of each row need not be found.
+_SAFE_DRIFT = 500.0
+# The best candidate of a row has at least this share of its listed entries.
+_SMALLEST_BEST = 1 / (2 * _MAX_PER_ROW)
+# The Hessian leaves out smaller weights.
+_NEGLIGIBLE = 1e-6
+
+
+class Evaluation(NamedTuple):
+    """The plan on the candidates at some potentials, as if there were no other entries."""
+
+    q: np.ndarray
+    """The candidates' shares of their rows, float64 [E]."""
+    mass: np.ndarray
+    """The clusters' masses, float64 [K]."""
+    rises: np.ndarray
+    """The rise of the log-sum-exp of each row since the lists were made, float64 [R]."""
+
+
+class Missing(NamedTuple):
+    """Bounds of what the entries that are not listed weigh, as a share of their row."""
+
+    worst: float
+    """The largest share in any row."""
+    mean: float
+    """The mean over the rows."""
+
+
+class Candidates:
+    """The candidates of the R rows that count, made at the potentials v0.
+
+    Args:
+        near: the candidates, as a pass at v0 listed them.
+        log_rows: what this pass measured, the log-sum-exp of the rows that count, float [R].
+        potentials: v0, float64 [K].
+        cutoff: the distance below the log-sum-exp of its row up to which an entry is a candidate.
+    """
+
+    def __init__(self, near: Sequence[Near], log_rows: np.ndarray, potentials: np.ndarray, cutoff: float):
+        self.potentials, self.cutoff, self._log_rows = potentials, cutoff, log_rows
+        counts = np.concatenate([each.counts for each in near])
+        self._columns = np.concatenate([each.columns for each in near])
+        # scores less the log-sum-exp of their row at v0
+        self._scores = np.concatenate([each.scores for each in near])
+        self._starts = np.cumsum(counts) - counts
+        self._row = np.repeat(np.arange(len(counts)), counts)
+
+    def evaluate(self, v: np.ndarray) -> Evaluation:
+        """Computes the plan at the potentials v, float64 [K]."""
+        shifted = self._scores + v[self._columns]
+        highest = np.zeros(1)
+        if np.ptp(v - self.potentials) > _SAFE_DRIFT:
+            highest = np.maximum.reduceat(shifted, self._starts)
+            shifted -= highest[self._row]
+        q = np.exp(shifted, out=shifted)
+        row_sum = np.add.reduceat(q, self._starts)
+        q /= row_sum[self._row]
+        mass = np.bincount(self._columns, q, len(v)) / len(self._starts)
+        return Evaluation(q, mass, highest + np.log(row_sum))
+
+    def missing(self, v: np.ndarray, at: Evaluation) -> Missing:
+        """Returns bounds of what the entries that are not listed weigh at the potentials v, at which the plan is `at`."""
+        # An entry that is not listed was below exp(-cutoff) of its row, and has risen by no more than the most of any potential.
+        distances = self.cutoff - (v - self.potentials).max() + at.rises
+        with np.errstate(over="ignore"):
+            return Missing(len(v) * float(np.exp(-distances.min())), len(v) * float(np.exp(-distances).mean()))
+
+    def measured(self, at: Evaluation) -> Measurement:
+        """Returns what an exact pass would measure, without the log-sum-exp of the rows."""
+        with np.errstate(divide="ignore"):
+            return Measurement(np.log(at.mass), np.zeros(0), float(self._log_rows.mean(dtype=np.float64) + at.rises.mean()))
+
+    def labels(self, v: np.ndarray, log_rows: np.ndarray | None = None) -> np.ndarray:
+        """Returns the best candidate of each row at the potentials v, int64 [R]; the first of equal ones.
+
+        Args:
+            v: float64 [K].
+            log_rows: what an exact pass measured at v, the log-sum-exp of the rows that count, float [R]. The label of a row is then -1
+                where an entry that is not listed might be better.
+        """
+        shifted = self._scores + v[self._columns]
+        is_best = shifted == np.maximum.reduceat(shifted, self._starts)[self._row]
+        labels = np.empty(len(self._starts), np.int64)
+        best = np.flatnonzero(is_best)[::-1]
+        labels[self._row[best]] = self._columns[best]
+        if log_rows is not None:
+            missing = log_rows.astype(np.float64) - self._log_rows - self.evaluate(v).rises
+            labels[missing > _SMALLEST_BEST] = -1
+        return labels
+
+    def joins(self, q: np.ndarray, num_clusters: int) -> csr_matrix:
+        """Returns the mean over the rows of q_i q_i^T, [K, K], without its diagonal and without rows that are all but certain."""
+        some = np.flatnonzero((q > _NEGLIGIBLE) & (q < 1 - _NEGLIGIBLE))
+        plan = csr_matrix((q[some], (self._row[some], self._columns[some])), shape=(len(self._starts), num_clusters))
+        weights = (plan.T @ plan) / len(self._starts)
+        weights.setdiag(0)
+        return weights
+
+
+def choose_cutoff(rows: Rows, potentials: np.ndarray, usual: float, max_candidates: int | None) -> float | None:
+    """Returns the cutoff at which lists have the right length, judged by a few rows; None if rows are not sharp enough for lists."""
+    some = rows.sample(_ROWS_TO_LOOK_AT)
+    with np.errstate(over="ignore", invalid="ignore"):  # The pass says what is wrong.
+        shifted = some.scores(slice(0, some.num_rows)) + potentials
+    highest = shifted.max(axis=1, keepdims=True)
+    if not np.isfinite(highest).all():
+        return None
+    shifted -= highest
+    distances = (np.log(np.exp(shifted).sum(axis=1, keepdims=True)) - shifted).ravel()
+    distances = np.append(distances[np.isfinite(distances)], np.inf)
+    most = max(_MIN_PER_ROW, min(_MAX_PER_ROW, int(rows.num_clusters * _MAX_SHARE_OF_ROW)))
+    if max_candidates is None and rows.is_linear:
+        max_candidates = _MOST_OF_FEATURES
+    affordable = most if max_candidates is None else min(most, max_candidates / rows.num_rows)
+    ranks = [min(int(count * some.num_rows), len(distances) - 1) for count in (_MIN_PER_ROW, affordable)]
+    near, far = np.partition(distances, ranks)[ranks].tolist()
+    cutoff = min(max(usual, near), far)
+    return cutoff if cutoff >= _MIN_CUTOFF else None

@@ -1,0 +1,122 @@
+"""Tests of the lists of candidates: what they hold, what follows from them, and that labels do not depend on what they lack."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+from scipy.special import logsumexp, softmax
+
+from sela_tf.transport import solve
+from sela_tf.transport.candidates import Candidates
+from sela_tf.transport.linear_logits import LinearLogits
+from sela_tf.transport.rows import Rows
+from sela_tf.transport.sinkhorn import sinkhorn
+
+K, LAM = 24, 25.0
+
+
+def lists_of(rows: Rows, v: np.ndarray, cutoff: float) -> Candidates:
+    measured, near = rows.measure_and_list(v, cutoff)
+    return Candidates(near, rows.that_count(measured.log_rows), v, cutoff)
+
+
+@pytest.mark.parametrize("form", ["array", "tensor", "computed", "some count"])
+def test_lists_hold_what_is_near(rng, form):
+    """Two million entries in several chunks, of which the last overlaps the one before."""
+    features = rng.normal(size=(9001, 16)).astype(np.float32)
+    kernel = rng.normal(size=(16, 256)).astype(np.float32)
+    logits = features @ kernel
+    counted = rng.random(9001) < 0.6 if form == "some count" else None
+    source = {"tensor": tf.constant(logits), "computed": LinearLogits(features, kernel, np.zeros(256, np.float32))}.get(
+        form, logits
+    )
+    v = rng.normal(size=256)
+    measured, near = Rows(source, lam=4.0, counted=counted, num_threads=2).measure_and_list(v, 20.0)
+    scores = 4.0 * (logits if counted is None else logits[counted]).astype(np.float64)
+    top = logsumexp(scores + v, axis=1, keepdims=True)
+    row, column = np.nonzero(scores + v >= top - 20.0)
+    counts = np.concatenate([each.counts for each in near])
+    assert len(counts) == len(scores)
+    # An entry at the very edge may fall to either side, as passes are float32.
+    assert abs(counts.sum() - len(row)) <= 2e-4 * len(row)
+    listed = np.stack([np.repeat(np.arange(len(scores)), counts), np.concatenate([each.columns for each in near])])
+    assert np.isin(listed[0] * 256 + listed[1], row * 256 + column).mean() > 0.9998
+    expected = (scores - top)[listed[0], listed[1]]
+    np.testing.assert_allclose(np.concatenate([each.scores for each in near]), expected, atol=2e-4)
+    assert measured.mean_log_row == pytest.approx(top.mean(), rel=1e-6)
+
+
+def test_masses_and_the_dual_at_other_potentials_are_those_of_all_entries(rng):
+    log_probs = oracle.log_probs(rng, 3000, K, spread=10.0)
+    v, other = rng.normal(size=K), 4 * rng.normal(size=K)
+    candidates = lists_of(Rows(log_probs, lam=LAM), v, 60.0)
+    at = candidates.evaluate(other)
+    measured, expected = candidates.measured(at), Rows(log_probs, lam=LAM).measure(other)
+    np.testing.assert_allclose(np.exp(measured.log_mass), np.exp(expected.log_mass), atol=1e-6)
+    assert measured.mean_log_row == pytest.approx(expected.mean_log_row, rel=1e-6)
+    far = 900 * rng.normal(size=K)  # Exponentials of such differences overflow.
+    assert candidates.evaluate(far).mass.sum() == pytest.approx(1)
+
+
+def test_what_is_missing_weighs_no_more_than_its_bound(rng):
+    log_probs = oracle.log_probs(rng, 1000, K, spread=3.0)
+    v = np.zeros(K)
+    for cutoff in (5.0, 15.0, 40.0):
+        candidates = lists_of(Rows(log_probs, lam=LAM), v, cutoff)
+        is_listed = softmax(LAM * log_probs.astype(np.float64), axis=1) >= np.exp(-cutoff)
+        for scale in (0.0, 1.0, 10.0):
+            other = scale * rng.normal(size=K)
+            weight = (softmax(LAM * log_probs.astype(np.float64) + other, axis=1) * ~is_listed).sum(axis=1)
+            missing = candidates.missing(other, candidates.evaluate(other))
+            assert weight.max() <= missing.worst * 1.01
+            assert weight.mean() <= missing.mean * 1.01
+
+
+def test_labels_that_lists_may_lack_are_looked_up(rng):
+    """Potentials far from those of the lists: an entry that is not listed is the best of many rows, and these say so."""
+    log_probs = oracle.log_probs(rng, 3000, K, spread=10.0)
+    rows, v, other = Rows(log_probs, lam=LAM), np.zeros(K), 40 * rng.normal(size=K)
+    labels = lists_of(rows, v, 20.0).labels(other, rows.measure(other).log_rows)
+    best = (LAM * log_probs.astype(np.float64) + other).argmax(axis=1)
+    sure = labels >= 0
+    assert 0.1 < sure.mean() < 0.9
+    np.testing.assert_array_equal(labels[sure], best[sure])
+
+
+@pytest.mark.parametrize("num_known", [0, 500])
+def test_labels_are_the_argmax_of_all_scores(rng, monkeypatch, num_known):
+    """Also with lists that are short, so that rows are looked up, and with known labels."""
+    log_probs = oracle.log_probs(rng, 4000, K, spread=12.0)
+    known = np.full(4000, -1)
+    known[:num_known] = np.arange(num_known) % K
+    for reach in (21.0, 60.0):
+        monkeypatch.setattr(solve, "USUAL_CUTOFF", reach)
+        result = sinkhorn(log_probs, known=known)
+        assert result.converged
+        expected = (LAM * log_probs + result.potentials).argmax(axis=1)
+        np.testing.assert_array_equal(result.labels[:num_known], known[:num_known])
+        assert (result.labels[num_known:] == expected[num_known:]).mean() > 0.9995
+
+
+def test_a_warm_start_nearby_takes_one_pass(rng):
+    """Where potentials move less than lists reach, no pass is needed to measure them; the marginals are right all the same."""
+    log_probs = oracle.log_probs(rng, 4000, K, spread=12.0)
+    before = sinkhorn(log_probs + 0.05 * rng.normal(size=log_probs.shape).astype(np.float32))
+    result = sinkhorn(log_probs, initial_potentials=before.potentials)
+    assert result.num_iterations == 1
+    mass = softmax(LAM * log_probs.astype(np.float64) + result.potentials, axis=1).mean(axis=0)
+    assert np.abs(mass - 1 / K).sum() <= 1.05e-3
+    assert np.abs(mass - 1 / K).sum() == pytest.approx(result.marginal_error, abs=2e-5)
+
+
+def test_entries_far_below_their_row_weigh_what_they_do(rng):
+    """A pass takes entries that are very far for nearer ones: no cluster that has only such gets a mass from them."""
+    log_probs = oracle.log_probs(rng, 500, 8)
+    log_probs[:, 3] = -40.0
+    measured = Rows(log_probs, lam=LAM).measure(np.zeros(8))
+    scores = LAM * log_probs.astype(np.float64)
+    expected = logsumexp(scores - logsumexp(scores, axis=1, keepdims=True), axis=0) - np.log(500)
+    assert expected[3] < -500
+    np.testing.assert_allclose(measured.log_mass, expected, rtol=1e-4, atol=1e-4)
