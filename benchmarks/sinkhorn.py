@@ -17,30 +17,21 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
 from benchmarks.cells import Cell, measure
 from benchmarks.measuring import MB, bandwidth, environment, median
 from benchmarks.problems import CACHE, KINDS, SIZES, made
-from benchmarks.sinkhorn_peers import PEERS, REFERENCE, SOLVERS, TOLERANCE
+from benchmarks.sinkhorn_goals import Found, goals, is_solved, times_best_peer, times_reference
+from benchmarks.sinkhorn_peers import REFERENCE, SOLVERS
 from benchmarks.sinkhorn_tables import TABLES
 from sela_tf.reporting.markdown import markdown
 
 _BUSY = 0.9
 HEADER = ["problem", "K", "method", "passes", "seconds", "ms a pass", "bandwidth", "peak MB", "agree %", "L1 error"]
 HEADER += ["x reference", "x best peer"]
-
-
-def is_solved(cell: Cell, tolerance: float = TOLERANCE) -> bool:
-    # an error that was measured in float32 may be a little more in float64
-    return cell.get("error", np.inf) <= 1.05 * tolerance
-
-
-def has_stopped_well(cell: Cell) -> bool:
-    """Of the reference, which has no tolerance: it is stopped by underflow, too."""
-    return is_solved(cell, 10 * TOLERANCE)
 
 
 def described(cell: Cell, matrix_bytes: float, rate: float) -> list[str]:
@@ -64,19 +55,8 @@ def described(cell: Cell, matrix_bytes: float, rate: float) -> list[str]:
     ]
 
 
-def times(others: Iterable[Cell], own: Cell, is_valid: Callable[[Cell], bool]) -> str:
-    """How often `own` fits into the fastest of the others."""
-    if not is_solved(own):
-        return ""
-    finished = [other["seconds"] for other in others if "seconds" in other and is_valid(other)]
-    if finished:
-        return f"{min(finished) / own['seconds']:.3g}"
-    cut = [other["cut"] for other in others if "cut" in other]
-    return f"> {min(cut) / own['seconds']:.3g}" if cut else ""
-
-
-def peers_table(options: argparse.Namespace) -> Iterable[str]:
-    """The table, again after each problem."""
+def peers_table(options: argparse.Namespace, medians: Found) -> Iterable[str]:
+    """The table, again after each problem, whose median cells go to `medians`."""
     rows: list[list[str]] = []
     known = {}
     if options.resume and options.cells.exists():
@@ -107,10 +87,10 @@ def peers_table(options: argparse.Namespace) -> Iterable[str]:
                 found[method] = median(cells)
                 if "busy" in found[method]:
                     found[method]["busy"] = min(cell["busy"] for cell in cells)
+            medians[kind, num_clusters] = found
             for method, cell in found.items():
-                compared = times([found.get(REFERENCE, {})], cell, has_stopped_well)
-                best = times([found[name] for name in PEERS if name in found], cell, is_solved)
-                rows.append([kind, str(num_clusters), method, *described(cell, matrix_bytes, rate), compared, best])
+                compared = [str(times(found, method) or "") for times in (times_reference, times_best_peer)]
+                rows.append([kind, str(num_clusters), method, *described(cell, matrix_bytes, rate), *compared])
             yield markdown(HEADER, rows)
 
 
@@ -131,6 +111,9 @@ def main() -> None:
     parser.add_argument("--cells", type=pathlib.Path, default=CACHE / "cells.jsonl", help="every cell is added here")
     parser.add_argument("--resume", action="store_true", help="do not measure again what --cells has")
     parser.add_argument("--output", type=pathlib.Path, help="a Markdown file for the table")
+    parser.add_argument(
+        "--goals", action="store_true", help="print goals and what was reached, and end with 1 where one was missed"
+    )
     for name, function in TABLES.items():
         parser.add_argument(f"--{name}", action="store_true", help=function.__doc__)
     options = parser.parse_args()
@@ -138,12 +121,17 @@ def main() -> None:
     options.seeds = 1 if options.quick else options.seeds
     wanted = options.methods or list(SOLVERS)
     options.methods = [name for name in SOLVERS if any(name.lower().startswith(begin.lower()) for begin in wanted)]
-    table = ""
-    for table in other_table(options) or peers_table(options):
+    table, medians = "", Found()
+    for table in other_table(options) or peers_table(options, medians):
         if options.output:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.write_text(table + "\n")
     print(table)
+    if options.goals:
+        checked = goals(medians)
+        for name, is_reached, figure in checked:
+            print(f"{'reached' if is_reached else 'MISSED'}: {name}: {figure}")
+        sys.exit(not checked or not all(is_reached for _, is_reached, _ in checked))
 
 
 def other_table(options: argparse.Namespace) -> list[str]:
