@@ -208,7 +208,7 @@ class TestSelfLabelling:
     def test_what_was_stopped_goes_on(self, made, tmp_path):
         """A real signal, in the middle of the training."""
         places = [f"--{name}={tmp_path / name}" for name in TRAIN_TO[1:]] + made.places("examples")
-        command = [sys.executable, "-m", "components.self_labelling", *TRAINING, "--epochs=20", "--nocheck", *places]
+        command = [sys.executable, "-m", "components.self_labelling", *TRAINING, "--epochs=6", "--nocheck", *places]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for line in process.stdout:
             if line.startswith("epoch 2/"):
