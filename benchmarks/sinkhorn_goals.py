@@ -21,7 +21,7 @@ def is_solved(cell: Cell, tolerance: float = TOLERANCE) -> bool:
 
 
 def has_stopped_well(cell: Cell) -> bool:
-    """Of the reference, which has no tolerance: it is stopped by underflow, too."""
+    """Says whether the reference has, which has no tolerance: it is stopped by underflow, too."""
     return is_solved(cell, 10 * TOLERANCE)
 
 

@@ -22,16 +22,20 @@ def lists_of(rows: Rows, v: np.ndarray, cutoff: float) -> Candidates:
     return Candidates(near, rows.that_count(measured.log_rows), v, cutoff)
 
 
-@pytest.mark.parametrize("form", ["array", "tensor", "computed", "some count"])
+@pytest.mark.parametrize("form", ["array", "tensor", "bfloat16", "computed", "some count"])
 def test_lists_hold_what_is_near(rng, form):
     """Two million entries in several chunks, of which the last overlaps the one before."""
     features = rng.normal(size=(9001, 16)).astype(np.float32)
     kernel = rng.normal(size=(16, 256)).astype(np.float32)
     logits = features @ kernel
+    if form == "bfloat16":
+        logits = tf.cast(tf.cast(logits, tf.bfloat16), tf.float32).numpy()
     counted = rng.random(9001) < 0.6 if form == "some count" else None
-    source = {"tensor": tf.constant(logits), "computed": LinearLogits(features, kernel, np.zeros(256, np.float32))}.get(
-        form, logits
-    )
+    source = {
+        "tensor": tf.constant(logits),
+        "bfloat16": tf.cast(logits, tf.bfloat16),
+        "computed": LinearLogits(features, kernel, np.zeros(256, np.float32)),
+    }.get(form, logits)
     v = rng.normal(size=256)
     measured, near = Rows(source, lam=4.0, counted=counted, num_threads=2).measure_and_list(v, 20.0)
     scores = 4.0 * (logits if counted is None else logits[counted]).astype(np.float64)
@@ -120,3 +124,15 @@ def test_entries_far_below_their_row_weigh_what_they_do(rng):
     expected = logsumexp(scores - logsumexp(scores, axis=1, keepdims=True), axis=0) - np.log(500)
     assert expected[3] < -500
     np.testing.assert_allclose(measured.log_mass, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_start_on_a_share_of_the_rows_judges_no_values(rng):
+    """A cluster that only one row may have, and a value that is not finite: neither is a matter of the rows of the start."""
+    log_probs = oracle.log_probs(rng, 140_000, 32, spread=0.02) - 0.2 * (np.arange(32) < 20).astype(np.float32)
+    log_probs[np.arange(140_000) % 100 > 0, 5] = -np.inf
+    log_probs[::34, 5] = -np.inf
+    result = sinkhorn(tf.constant(log_probs), max_iterations=3)
+    assert np.isfinite(result.potentials).all()
+    log_probs[77_777, 3] = np.nan
+    with pytest.raises(ValueError, match=r"nan at row 77777, column 3 \(1 of 140000 rows"):
+        sinkhorn(log_probs)

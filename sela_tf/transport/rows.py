@@ -115,8 +115,10 @@ class Rows:
             counts = np.diff(ends)
             columns = found - np.repeat(np.arange(len(log_rows)) * self.num_clusters, counts)
             if scores is None:
-                first = int(chunk.rows.start) * self.num_clusters
-                entries = _as_array(chunk.rows.table).ravel()[first + found].astype(np.float64) * self.lam
+                table, first = chunk.rows.table, int(chunk.rows.start)
+                part = slice(first, first + len(log_rows))
+                entries = _as_array(table)[part] if _is_viewable(table) else _as_array(table[part])
+                entries = entries.ravel()[found].astype(np.float64) * self.lam
             else:
                 entries = _as_array(scores).ravel()[found].astype(np.float64)
             entries -= np.repeat(log_rows, counts)
@@ -284,9 +286,12 @@ class Rows:
 
 def _as_array(values: Any) -> np.ndarray:
     """Returns values as a NumPy array, where possible without a copy."""
-    if tf.is_tensor(values) and values.dtype != tf.bfloat16 and "CPU" in values.device:
-        return np.asarray(memoryview(values))
-    return np.asarray(values)
+    return np.asarray(memoryview(values)) if tf.is_tensor(values) and _is_viewable(values) else np.asarray(values)
+
+
+def _is_viewable(tensor: tf.Tensor) -> bool:
+    """Returns True if NumPy can read a tensor where it lies."""
+    return tensor.dtype != tf.bfloat16 and "CPU" in tensor.device
 
 
 def _take(table: Any, rows: np.ndarray) -> Any:

@@ -10,6 +10,7 @@ An iteration is a pass over all rows, exact or stored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import tensorflow as tf
 
 from sela_tf.transport.acceleration import AndersonResult, anderson, part_within
 from sela_tf.transport.candidates import BYTES_PER_CANDIDATE, USUAL_CUTOFF, Candidates, choose_cutoff
+from sela_tf.transport.errors import NotFiniteError
 from sela_tf.transport.measurement import Measurement
 from sela_tf.transport.newton import newton
 from sela_tf.transport.rows import Rows
@@ -252,10 +254,21 @@ def coarse_start(rows: Rows, target: Target) -> np.ndarray:
     is_sharp = choose_cutoff(rows, zeros, USUAL_CUTOFF, None) is not None
     number = max(_COARSE_ROWS, _COARSE_ROWS_PER_CLUSTER * rows.num_clusters) if is_sharp else _COARSE_ROWS
     some = rows.sample(number)
-    if some.num_counted < number / 2 or State(zeros, some.measure(zeros), target).error < _COARSE_ERROR:
+    if some.num_counted < number / 2:
         return zeros
-    v, before = zeros, 1.0
-    for part in _COARSE_LAMS if is_sharp else _SOFT_COARSE_LAMS:
+    try:
+        if State(zeros, some.measure(zeros), target).error < _COARSE_ERROR:
+            return zeros
+        return _annealed(some, target, _COARSE_LAMS if is_sharp else _SOFT_COARSE_LAMS)
+    except NotFiniteError:
+        # A cluster may be forbidden to all of these rows, but not to others; and a pass over all rows names the row that is wrong.
+        return zeros
+
+
+def _annealed(rows: Rows, target: Target, parts: Sequence[float]) -> np.ndarray:
+    """Returns potentials float64 [K] after a Sinkhorn step at each of some parts of lam."""
+    v, before = np.zeros(rows.num_clusters), 1.0
+    for part in parts:
         v, before = v * (part / before), part
-        v = v + State(v, some.with_lam(rows.lam * part).measure(v), target).step
+        v = v + State(v, rows.with_lam(rows.lam * part).measure(v), target).step
     return v / before
