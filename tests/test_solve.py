@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from sela_tf.transport import acceleration, passes, solve
+from sela_tf.transport import rows as chunks
 from sela_tf.transport.candidates import USUAL_CUTOFF, Candidates, choose_cutoff
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.newton import newton
@@ -23,6 +24,29 @@ def test_compiled_once_for_many_row_counts(rng):
     for num_rows in (8200, 8345, 8500, 8999, 9200):
         sinkhorn(oracle.log_probs(rng, num_rows, 8), lam=17.0, tolerance=0.01)
     assert passes.measure.num_signatures == before
+
+
+@pytest.mark.parametrize("is_linear", [False, True])
+def test_compiled_once_for_all_chunks(rng, monkeypatch, is_linear):
+    """XLA makes the same program for every chunk of a tensor: one for which the first row was a constant would be compiled each time."""
+    monkeypatch.setattr(chunks, "_ENTRIES_TO_SHARE", 1000)
+    table, kernel = tf.constant(rng.normal(size=(1000, 8)), tf.float32), np.ones((8, 8), np.float32)
+    rows = Rows(LinearLogits(table, kernel, np.zeros(8, np.float32)) if is_linear else table, lam=1.0)
+    programs: dict[str, set[str]] = {}
+    for start in rows._starts:
+        chunk = rows._chunk(start)
+        lam, v, log_rows = tf.constant(1.0), tf.zeros([8]), tf.zeros([len(chunk.weights)])
+        weights, block_rows = chunk.weights, rows._exact_block_rows
+        for function, arguments in (
+            (passes.measure, (weights, chunk.num_rows, lam, v, tf.constant(20.0), block_rows, "near")),
+            (passes.log_mass, (weights, log_rows, lam, v, block_rows)),
+            (passes.absorb, (weights, log_rows, lam, v, block_rows, tf.float16)),
+            (passes.argmax, (weights, chunk.num_rows, lam, v, block_rows)),
+        ):
+            program = function.function.experimental_get_compiler_ir(chunk.rows, *arguments)(stage="hlo")
+            programs.setdefault(function.__name__, set()).add(program)
+    assert len(rows._starts) > 1
+    assert {name: len(each) for name, each in programs.items()} == dict.fromkeys(("measure", "log_mass", "absorb", "argmax"), 1)
 
 
 @pytest.mark.parametrize("num_clusters", [128, 1000, *(pytest.param(k, marks=pytest.mark.slow) for k in (1024, 3000, 40_000))])

@@ -64,21 +64,24 @@ class ChunkRows(NamedTuple):
     """The kernel [D, K] and bias [K] that make logits of features."""
 
 
-def _rows_at(rows: ChunkRows, start: tf.Tensor, number: int) -> tf.Tensor:
-    """Returns the log-probabilities or logits [number, K] of the rows of a chunk from `start` on."""
-    table = tf.slice(rows.table, [rows.start + start, 0], [number, rows.table.shape[1]])
+def _rows_at(rows: ChunkRows, first: tf.Tensor, number: int) -> tf.Tensor:
+    """Returns the log-probabilities or logits [number, K] of the rows from the row `first` of the table on."""
+    table = tf.slice(rows.table, [first, 0], [number, rows.table.shape[1]])
     return tf.cast(table, rows.head[0].dtype) @ rows.head[0] + rows.head[1] if rows.head else table
 
 
 def _shifted_blocks(rows: ChunkRows, block_rows: int, lam: tf.Tensor, v: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns a function from the number of a block of a chunk's rows to its shifted scores s_i + v [block_rows, K].
+    """Returns a function from the first row of a block, an index of the table, to the block's shifted scores s_i + v [block_rows, K].
+
+    That index must be carried by a loop, from `rows.start` on. A slice at an index that is known when XLA compiles is compiled for this
+    index, and so anew for every chunk.
 
     Its last operation is the multiplication. XLA gives sums and maxima of 2^15 entries or more of most other operations to YNNPACK, in a
     way that is not safe for threads that share an executable: `YnnFusionThunk` of TensorFlow 2.21 makes its subgraph at the first
     call of each thread and keeps the constants of all threads in one vector.
     """
     per_lam = v / lam
-    return lambda block: lam * (tf.cast(_rows_at(rows, block * block_rows, block_rows), lam.dtype) + per_lam)
+    return lambda first: lam * (tf.cast(_rows_at(rows, first, block_rows), lam.dtype) + per_lam)
 
 
 @Compiled
@@ -116,8 +119,8 @@ def measure(
     kept = [tf.TensorArray(dtype, size=num_blocks, element_shape=shape) for dtype in kept_types]
     w = tf.reshape(tf.cast(weights, v.dtype), [num_blocks, block_rows])
 
-    def add_block(block: tf.Tensor, mass: tf.Tensor, log_rows: tf.TensorArray, *kept: tf.TensorArray) -> tuple:
-        shifted = shifted_block(block)
+    def add_block(block: tf.Tensor, first: tf.Tensor, mass: tf.Tensor, log_rows: tf.TensorArray, *kept: tf.TensorArray) -> tuple:
+        shifted = shifted_block(first)
         groups = _group_maxima(shifted)
         highest = tf.reduce_max(groups, axis=1)
         entries = tf.exp(tf.maximum(shifted - highest[:, tf.newaxis], _FAR))
@@ -135,10 +138,10 @@ def measure(
             scale = tf.where(per_row > 0, STORED_ROW_SUM / row_sum[:, tf.newaxis], 0.0)
             new = [tf.cast(tf.where(far, tf.zeros_like(entries), entries * scale), keep)]
         written = [array.write(block, each) for array, each in zip(kept, new, strict=False)] if keep else []
-        return block + 1, mass, log_rows.write(block, log_row), *written
+        return block + 1, first + block_rows, mass, log_rows.write(block, log_row), *written
 
-    state = [0, tf.zeros_like(v), log_rows, *kept]
-    _, mass, log_rows, *kept = tf.while_loop(lambda block, *_: block < visited, add_block, state)
+    state = [0, rows.start, tf.zeros_like(v), log_rows, *kept]
+    _, _, mass, log_rows, *kept = tf.while_loop(lambda block, *_: block < visited, add_block, state)
     return mass, tf.reshape(log_rows.stack(), [-1]), *(tf.reshape(array.stack(), [-1, *shape[1:]]) for array in kept)
 
 
@@ -174,28 +177,39 @@ def log_mass(
     w = tf.reshape(tf.cast(weights, v.dtype), [num_blocks, block_rows, 1])
     per_row = tf.reshape(log_rows, [num_blocks, block_rows, 1])
 
-    def add_block(block: tf.Tensor, highest: tf.Tensor, total: tf.Tensor) -> tuple:
-        log_q = shifted_block(block) - per_row[block]
+    def add_block(block: tf.Tensor, first: tf.Tensor, highest: tf.Tensor, total: tf.Tensor) -> tuple:
+        log_q = shifted_block(first) - per_row[block]
         log_q = tf.where(w[block] > 0, log_q + tf.math.log(w[block]), -np.inf)
         new = tf.maximum(highest, tf.reduce_max(log_q, axis=0))
         finite = tf.where(new > -np.inf, new, 0.0)
-        return block + 1, new, total * tf.exp(highest - finite) + tf.reduce_sum(tf.exp(log_q - finite), axis=0)
+        total = total * tf.exp(highest - finite) + tf.reduce_sum(tf.exp(log_q - finite), axis=0)
+        return block + 1, first + block_rows, new, total
 
-    start = [0, tf.fill(tf.shape(v), tf.constant(-np.inf, v.dtype)), tf.zeros_like(v)]
-    _, highest, total = tf.while_loop(lambda block, *_: block < num_blocks, add_block, start)
+    start = [0, rows.start, tf.fill(tf.shape(v), tf.constant(-np.inf, v.dtype)), tf.zeros_like(v)]
+    _, _, highest, total = tf.while_loop(lambda block, *_: block < num_blocks, add_block, start)
     return highest, total
 
 
 @Compiled
-def absorb(rows: ChunkRows, weights: tf.Tensor, log_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+def absorb(
+    rows: ChunkRows, weights: tf.Tensor, log_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int, dtype: tf.DType
+) -> tf.Tensor:
     """Absorbs the potentials into the rows: returns exp(s_i + v) / z_i, `dtype` [n, K], scaled to rows of sum `STORED_ROW_SUM`.
 
     `log_rows` [n] are the log z_i as measured at `v`. Rows of weight 0 are 0. "Absorption" is the term of B. Schmitzer, Stabilized sparse
     scaling algorithms for entropy regularized transport problems, SIAM J. Sci. Comput. 2019.
     """
-    scores = lam * tf.cast(_rows_at(rows, tf.constant(0), weights.shape[0]), lam.dtype)
-    kernel = tf.exp(scores + v - log_rows[:, tf.newaxis])
-    return tf.cast(tf.where(weights[:, tf.newaxis] > 0, kernel, 0.0) * STORED_ROW_SUM, dtype)
+    shifted_block, num_blocks = _shifted_blocks(rows, block_rows, lam, v), weights.shape[0] // block_rows
+    counts = tf.reshape(weights > 0, [num_blocks, block_rows, 1])
+    per_row = tf.reshape(log_rows, [num_blocks, block_rows, 1])
+    kernels = tf.TensorArray(dtype, size=num_blocks, element_shape=[block_rows, v.shape[0]])
+
+    def add_block(block: tf.Tensor, first: tf.Tensor, kernels: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
+        kernel = tf.exp(shifted_block(first) - per_row[block]) * STORED_ROW_SUM
+        return block + 1, first + block_rows, kernels.write(block, tf.cast(tf.where(counts[block], kernel, 0.0), dtype))
+
+    _, _, kernels = tf.while_loop(lambda block, *_: block < num_blocks, add_block, [0, rows.start, kernels])
+    return tf.reshape(kernels.stack(), [-1, v.shape[0]])
 
 
 @Compiled
@@ -232,11 +246,11 @@ def argmax(rows: ChunkRows, weights: tf.Tensor, num_rows: tf.Tensor, lam: tf.Ten
     visited = (num_rows + block_rows - 1) // block_rows
     labels = tf.TensorArray(tf.int64, size=num_blocks, element_shape=[block_rows])
 
-    def add_block(block: tf.Tensor, labels: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        shifted = shifted_block(block)
-        return block + 1, labels.write(block, _argmax(shifted, _group_maxima(shifted)))
+    def add_block(block: tf.Tensor, first: tf.Tensor, labels: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
+        shifted = shifted_block(first)
+        return block + 1, first + block_rows, labels.write(block, _argmax(shifted, _group_maxima(shifted)))
 
-    _, labels = tf.while_loop(lambda block, _: block < visited, add_block, [0, labels])
+    _, _, labels = tf.while_loop(lambda block, *_: block < visited, add_block, [0, rows.start, labels])
     return tf.reshape(labels.stack(), [-1])
 
 

@@ -198,7 +198,8 @@ class Rows:
         lam, v = tf.constant(self.lam, self.dtype), tf.constant(potentials, self.dtype)
 
         def absorb_chunk(chunk: _Chunk) -> tuple[tf.Tensor, tf.Tensor]:
-            return passes.absorb(chunk.rows, chunk.weights, self._part_of_chunk(log_rows, chunk), lam, v, storage), chunk.num_rows
+            arguments = (chunk.rows, chunk.weights, self._part_of_chunk(log_rows, chunk), lam, v, self._exact_block_rows, storage)
+            return passes.absorb(*arguments), chunk.num_rows
 
         return self._as_stored(self._map_chunks(absorb_chunk), potentials)
 
