@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 from scipy.special import logsumexp, softmax
 
-from sela_tf.transport import solve
-from sela_tf.transport.candidates import Candidates
+from sela_tf.transport import lists, solve
+from sela_tf.transport.candidates import BYTES_PER_CANDIDATE, Candidates
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.rows import Rows
 from sela_tf.transport.sinkhorn import sinkhorn
@@ -96,7 +96,7 @@ def test_labels_are_the_argmax_of_all_scores(rng, monkeypatch, num_known):
     known = np.full(4000, -1)
     known[:num_known] = np.arange(num_known) % K
     for reach in (21.0, 60.0):
-        monkeypatch.setattr(solve, "USUAL_CUTOFF", reach)
+        monkeypatch.setattr(lists, "USUAL_CUTOFF", reach)
         result = sinkhorn(log_probs, known=known)
         assert result.converged
         expected = (LAM * log_probs + result.potentials).argmax(axis=1)
@@ -136,3 +136,47 @@ def test_a_start_on_a_share_of_the_rows_judges_no_values(rng):
     log_probs[77_777, 3] = np.nan
     with pytest.raises(ValueError, match=r"nan at row 77777, column 3 \(1 of 140000 rows"):
         sinkhorn(log_probs)
+
+
+def test_lists_of_a_share_of_the_rows_lead_to_the_optimum_of_all(rng, monkeypatch):
+    """There is room for the lists of a tenth of the rows; the marginals are those of all rows all the same."""
+    features, kernel = rng.normal(size=(20_000, 16)).astype(np.float32), rng.normal(size=(16, 32)).astype(np.float32)
+    source, whole = LinearLogits(features, 0.5 * kernel, np.zeros(32, np.float32)), 0.5 * features @ kernel
+    listed, list_share = [], lists.ListMaker._list_share
+    monkeypatch.setattr(lists.ListMaker, "_list_share", lambda *args: listed.append(args[-1]) or list_share(*args))
+    room = 2000 * 4 * BYTES_PER_CANDIDATE
+    result, best = sinkhorn(source, memory_limit=room), sinkhorn(whole, tolerance=1e-5)
+    assert len(listed) == result.num_iterations <= 12
+    assert max(listed) < 5000
+    assert result.converged
+    mass = softmax(LAM * whole.astype(np.float64) + result.potentials, axis=1).mean(axis=0)
+    assert np.abs(mass - 1 / 32).sum() <= 1.05e-3
+    assert result.dual == pytest.approx(best.dual, abs=1e-5)
+    np.testing.assert_array_equal(result.labels, (LAM * whole + result.potentials).argmax(axis=1))
+
+
+def test_a_proposal_from_a_share_that_lowers_the_dual_is_halved(rng, monkeypatch):
+    """Newton's method that goes three times as far as it should needs no other method: half of the way is good again."""
+    features, kernel = rng.normal(size=(20_000, 16)).astype(np.float32), 0.5 * rng.normal(size=(16, 32)).astype(np.float32)
+    source, room = LinearLogits(features, kernel, np.zeros(32, np.float32)), 2000 * 4 * BYTES_PER_CANDIDATE
+    newton, measured = solve.newton, []
+
+    def too_far(candidates, *args):
+        return candidates.potentials + 3.0 * (newton(candidates, *args) - candidates.potentials)
+
+    monkeypatch.setattr(solve, "newton", too_far)
+    monkeypatch.setattr(lists.ListMaker, "measure_and_list", _recording(lists.ListMaker.measure_and_list, measured))
+    result = sinkhorn(source, memory_limit=room)
+    assert result.converged
+    assert len(measured) == result.num_iterations
+    assert all(made is not None for made in measured)
+
+
+def _recording(method, results):
+    """The method, whose results are also added to a list."""
+
+    def recorded(*args):
+        results.append(method(*args))
+        return results[-1]
+
+    return recorded

@@ -90,16 +90,17 @@ def test_stored_rows_and_lists_keep_within_the_limit(rng, monkeypatch):
 
 def test_rows_are_stored_anew_in_float32_only_if_they_fit(rng, monkeypatch):
     """A solve whose steps are too long for half precision goes on in single precision, or without stored rows."""
+    from sela_tf.transport import lists
     from sela_tf.transport import rows as rows_module
     from sela_tf.transport import solve as module
 
     problem = rng.normal(size=(400, 16)).astype(np.float32)
     stored, store = [], rows_module.Rows.measure_and_store
     monkeypatch.setattr(rows_module.Rows, "measure_and_store", lambda *args: stored.append(args[-1].name) or store(*args))
-    monkeypatch.setattr(module, "choose_cutoff", lambda *args: None)
+    monkeypatch.setattr(lists, "_look_at", lambda *args: None)
     # Half precision that sees no error ends a run of Sinkhorn after its first pass.
-    run_sinkhorn = module._run_sinkhorn
-    monkeypatch.setattr(module, "_run_sinkhorn", lambda *args: run_sinkhorn(*args[:-2], 1, args[-1]))
+    anderson = module.anderson
+    monkeypatch.setattr(module, "anderson", lambda *args, **settings: anderson(*args, **{**settings, "max_iterations": 1}))
     for limit, expected in ((None, {"float16", "float32"}), (2 * problem.size, {"float16"})):
         stored.clear()
         sinkhorn(problem, memory_limit=limit, max_iterations=40)

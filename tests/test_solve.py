@@ -7,9 +7,8 @@ import oracle
 import pytest
 import tensorflow as tf
 
-from sela_tf.transport import acceleration, passes, solve
+from sela_tf.transport import acceleration, coarse, lists, passes, solve
 from sela_tf.transport import rows as chunks
-from sela_tf.transport.candidates import USUAL_CUTOFF, Candidates, choose_cutoff
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.newton import newton
 from sela_tf.transport.rows import Rows
@@ -26,15 +25,14 @@ def test_compiled_once_for_many_row_counts(rng):
     assert passes.measure.num_signatures == before
 
 
-@pytest.mark.parametrize("is_linear", [False, True])
-def test_compiled_once_for_all_chunks(rng, monkeypatch, is_linear):
+def test_compiled_once_for_all_chunks(rng, monkeypatch):
     """XLA makes the same program for every chunk of a tensor: one for which the first row was a constant would be compiled each time."""
     monkeypatch.setattr(chunks, "_ENTRIES_TO_SHARE", 1000)
-    table, kernel = tf.constant(rng.normal(size=(1000, 8)), tf.float32), np.ones((8, 8), np.float32)
-    rows = Rows(LinearLogits(table, kernel, np.zeros(8, np.float32)) if is_linear else table, lam=1.0)
+    table = tf.constant(rng.normal(size=(1000, 8)), tf.float32)
+    rows = Rows(table, lam=1.0)
     programs: dict[str, set[str]] = {}
     for start in rows._starts:
-        chunk = rows._chunk(start)
+        chunk = rows._chunk(start, passes.ChunkRows(table, tf.constant(start)))
         lam, v, log_rows = tf.constant(1.0), tf.zeros([8]), tf.zeros([len(chunk.weights)])
         weights, block_rows = chunk.weights, rows._exact_block_rows
         for function, arguments in (
@@ -82,7 +80,7 @@ def test_padding_is_not_seen(rng):
 @pytest.mark.parametrize("storage", ["float16", *(pytest.param(each, marks=pytest.mark.slow) for each in ("float32", "none"))])
 def test_anderson_alone_reaches_the_same_optimum(rng, storage, monkeypatch):
     """Anderson-accelerated Sinkhorn reaches the optimum without Newton's method."""
-    monkeypatch.setattr(solve, "choose_cutoff", lambda *_args: None)
+    monkeypatch.setattr(lists, "_look_at", lambda *_: None)
     log_probs = oracle.log_probs(rng, 3000, 48)
     result = sinkhorn(log_probs, lam=50.0, storage=storage, tolerance=2e-4)
     assert result.converged
@@ -92,9 +90,8 @@ def test_anderson_alone_reaches_the_same_optimum(rng, storage, monkeypatch):
 
 def proposed(rows, v, target):
     """The potentials that Newton's method ends at, on lists made at v."""
-    cutoff = choose_cutoff(rows, v, USUAL_CUTOFF, None)
-    measured, near = rows.measure_and_list(v, cutoff)
-    return newton(Candidates(near, rows.that_count(measured.log_rows), v, cutoff), target, 1e-6)
+    _, made = lists.ListMaker(rows, target, None).measure_and_list(v, 1)
+    return newton(made.candidates, target, 1e-6)
 
 
 def test_newton_goes_to_the_optimum_of_sharp_rows_and_declines_others(rng):
@@ -104,7 +101,7 @@ def test_newton_goes_to_the_optimum_of_sharp_rows_and_declines_others(rng):
     for _ in range(8):
         v = proposed(rows, v, target)
     assert np.abs(np.exp(rows.measure(v).log_mass) - 1 / 32).sum() < 1e-5
-    assert choose_cutoff(Rows(log_probs, lam=0.1), np.zeros(32), USUAL_CUTOFF, None) is None
+    assert not lists.are_sharp(Rows(log_probs, lam=0.1), np.zeros(32))
 
 
 def test_annealing_spares_passes_where_potentials_have_far_to_go(rng, monkeypatch):
@@ -172,7 +169,7 @@ def test_a_coarse_start_spares_passes(rng, monkeypatch):
     """A start on a share of the rows saves passes where zero potentials are far off."""
     log_probs = oracle.log_probs(rng, 140_000, 32, spread=0.02) - 0.2 * (np.arange(32) < 20).astype(np.float32)
     with_start = sinkhorn(log_probs)
-    monkeypatch.setattr(solve, "_COARSE_ENTRIES", 2**40)
+    monkeypatch.setattr(coarse, "_ENTRIES", 2**40)
     without = sinkhorn(log_probs)
     assert with_start.converged
     assert with_start.num_iterations < without.num_iterations

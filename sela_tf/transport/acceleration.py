@@ -64,8 +64,7 @@ def anderson(
             of the step that does not.
     """
     v, best = potentials, AndersonResult(potentials, np.inf, 0)
-    steps: list[np.ndarray] = []
-    points: list[np.ndarray] = []
+    memory = Memory()
     good = (v, np.zeros_like(v), -np.inf)
     for num_iterations in range(1, max_iterations + 1):
         mass, mean_log_row = measure(v)
@@ -79,19 +78,42 @@ def anderson(
             best = AndersonResult(v, error, num_iterations)
         if error <= tolerance:
             break
-        if dual < good[2] - _DUAL_NOISE and len(points):
-            points, steps = [], []
+        if dual < good[2] - _DUAL_NOISE and memory.points:
+            memory = Memory()
             v = good[0] + good[1]
             good = (*good[:2], -np.inf)
         else:
             good = (v, step, dual)
-            points, steps = [*points, v][-_MEMORY - 1 :], [*steps, step][-_MEMORY - 1 :]
-            v = v + step - _correction(points, steps, np.sqrt(mass))
+            v = memory.accelerated(v, step, np.sqrt(mass))
         v = target.centred(v)
         part = part_within(good[0] - potentials, v - good[0], max_drift)
         if part < 1:
             return AndersonResult(good[0] + part * (v - good[0]), error, num_iterations, drifted=True)
     return best._replace(num_iterations=num_iterations)
+
+
+class Memory:
+    """The last points of an iteration and the steps that it took there: Anderson acceleration takes a better step from them.
+
+    Attributes:
+        points: the points, float64 [K] each.
+        steps: the steps, float64 [K] each.
+    """
+
+    def __init__(self) -> None:
+        self.points: list[np.ndarray] = []
+        self.steps: list[np.ndarray] = []
+
+    def accelerated(self, point: np.ndarray, step: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Returns the next point, float64 [K].
+
+        Args:
+            point: float64 [K], the present point.
+            step: float64 [K], the step that the iteration would take from there.
+            weights: float64 [K], the weights of the norm in which steps are to become small.
+        """
+        self.points, self.steps = [*self.points, point][-_MEMORY - 1 :], [*self.steps, step][-_MEMORY - 1 :]
+        return point + step - _correction(self.points, self.steps, weights)
 
 
 def _correction(points: list[np.ndarray], steps: list[np.ndarray], weights: np.ndarray) -> np.ndarray | float:

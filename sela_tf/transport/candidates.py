@@ -13,23 +13,15 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from sela_tf.transport.measurement import Measurement, Near
-from sela_tf.transport.rows import Rows
 
-# Lists have at least the first number of candidates a row, on average. For the usual cutoff they may have more: up to the second number,
-# and up to the given share of the row.
-_MIN_PER_ROW, _MAX_PER_ROW, _MAX_SHARE_OF_ROW = 5, 96, 1 / 32
-# A larger cutoff lets potentials move farther before lists are made anew, but each step takes longer. Below the smallest cutoff lists
-# would have to be made anew before they have led anywhere.
-_MIN_CUTOFF, USUAL_CUTOFF = 20.0, 60.0
-_ROWS_TO_LOOK_AT = 256
+MAX_PER_ROW = 96
+"""The most candidates a row, on average."""
 BYTES_PER_CANDIDATE = 96
 """The bytes that a candidate takes at the peak of a solve: score, column and row, two evaluations, and the Hessian's triples."""
-# Rows that are computed from features, because they are too large to be stored, have no more candidates in all: a gigabyte.
-_MOST_OF_FEATURES = 2**30 // BYTES_PER_CANDIDATE
 # Up to this drift no exponential can overflow, so that the maximum of each row need not be found.
 _SAFE_DRIFT = 500.0
 # The best candidate of a row has at least this share of its listed entries.
-_SMALLEST_BEST = 1 / (2 * _MAX_PER_ROW)
+_SMALLEST_BEST = 1 / (2 * MAX_PER_ROW)
 # The Hessian leaves out smaller weights.
 _NEGLIGIBLE = 1e-6
 
@@ -123,24 +115,3 @@ class Candidates:
         weights = (plan.T @ plan) / len(self._starts)
         weights.setdiag(0)
         return weights
-
-
-def choose_cutoff(rows: Rows, potentials: np.ndarray, usual: float, max_candidates: int | None) -> float | None:
-    """Returns the cutoff at which lists have the right length, judged by a few rows; None if rows are not sharp enough for lists."""
-    some = rows.sample(_ROWS_TO_LOOK_AT)
-    with np.errstate(over="ignore", invalid="ignore"):  # The pass says what is wrong.
-        shifted = some.scores(slice(0, some.num_rows)) + potentials
-    highest = shifted.max(axis=1, keepdims=True)
-    if not np.isfinite(highest).all():
-        return None
-    shifted -= highest
-    distances = (np.log(np.exp(shifted).sum(axis=1, keepdims=True)) - shifted).ravel()
-    distances = np.append(distances[np.isfinite(distances)], np.inf)
-    most = max(_MIN_PER_ROW, min(_MAX_PER_ROW, int(rows.num_clusters * _MAX_SHARE_OF_ROW)))
-    if max_candidates is None and rows.is_linear:
-        max_candidates = _MOST_OF_FEATURES
-    affordable = most if max_candidates is None else min(most, max_candidates / rows.num_rows)
-    ranks = [min(int(count * some.num_rows), len(distances) - 1) for count in (_MIN_PER_ROW, affordable)]
-    near, far = np.partition(distances, ranks)[ranks].tolist()
-    cutoff = min(max(usual, near), far)
-    return cutoff if cutoff >= _MIN_CUTOFF else None

@@ -57,17 +57,9 @@ class ChunkRows(NamedTuple):
     """The place of the rows of a chunk, and what makes scores of them."""
 
     table: tf.Tensor
-    """Log-probabilities or logits [N, K], or features [N, D]; all rows, so that none are copied, or those of the chunk."""
+    """Log-probabilities or logits [N, K]: all rows, so that none are copied, or those of the chunk."""
     start: tf.Tensor
     """The first row of the chunk in `table`, int32."""
-    head: tuple[tf.Tensor, ...] = ()
-    """The kernel [D, K] and bias [K] that make logits of features."""
-
-
-def _rows_at(rows: ChunkRows, first: tf.Tensor, number: int) -> tf.Tensor:
-    """Returns the log-probabilities or logits [number, K] of the rows from the row `first` of the table on."""
-    table = tf.slice(rows.table, [first, 0], [number, rows.table.shape[1]])
-    return tf.cast(table, rows.head[0].dtype) @ rows.head[0] + rows.head[1] if rows.head else table
 
 
 def _shifted_blocks(rows: ChunkRows, block_rows: int, lam: tf.Tensor, v: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -81,7 +73,8 @@ def _shifted_blocks(rows: ChunkRows, block_rows: int, lam: tf.Tensor, v: tf.Tens
     call of each thread and keeps the constants of all threads in one vector.
     """
     per_lam = v / lam
-    return lambda first: lam * (tf.cast(_rows_at(rows, first, block_rows), lam.dtype) + per_lam)
+    size = [block_rows, v.shape[0]]
+    return lambda first: lam * (tf.cast(tf.slice(rows.table, [first, 0], size), lam.dtype) + per_lam)
 
 
 @Compiled
@@ -105,8 +98,8 @@ def measure(
         v: the potentials, [K].
         cutoff: the distance from the log-sum-exp of their row up to which entries are near.
         block_rows: the number of rows in a block.
-        keep: "near" for which entries of the rows that count are near, and the scores of rows that are computed from features; "float16" or
-            "float32" for the rows as `absorb` stores them; "labels" for the largest of each row; "" for nothing.
+        keep: "near" for which entries of the rows that count are near; "float16" or "float32" for the rows as `absorb` stores them; "labels"
+            for the largest of each row; "" for nothing.
 
     Returns:
         sum_i w_i softmax_i [K] and the log-sum-exp of each row [n], in the dtype of `v`; and what is kept, each [n, K] or [n].
@@ -114,7 +107,7 @@ def measure(
     shifted_block, num_blocks = _shifted_blocks(rows, block_rows, lam, v), weights.shape[0] // block_rows
     visited = (num_rows + block_rows - 1) // block_rows
     shape = [block_rows] if keep == "labels" else [block_rows, v.shape[0]]
-    kept_types = {"": [], "labels": [tf.int64], "near": [tf.bool, v.dtype] if rows.head else [tf.bool]}.get(keep, [keep])
+    kept_types = {"": [], "labels": [tf.int64], "near": [tf.bool]}.get(keep, [keep])
     log_rows = tf.TensorArray(v.dtype, size=num_blocks, element_shape=[block_rows])
     kept = [tf.TensorArray(dtype, size=num_blocks, element_shape=shape) for dtype in kept_types]
     w = tf.reshape(tf.cast(weights, v.dtype), [num_blocks, block_rows])
@@ -130,14 +123,14 @@ def measure(
         mass += tf.reduce_sum(entries * per_row, axis=0)
         if keep == "near":
             least = tf.where(w[block] > 0, log_row - cutoff, np.inf)
-            new = [shifted >= least[:, tf.newaxis], shifted - v]
+            new = [shifted >= least[:, tf.newaxis]]
         elif keep == "labels":
             new = [_argmax(shifted, groups)]
         elif keep:
             far = entries < 1.01 * math.exp(_FAR)
             scale = tf.where(per_row > 0, STORED_ROW_SUM / row_sum[:, tf.newaxis], 0.0)
             new = [tf.cast(tf.where(far, tf.zeros_like(entries), entries * scale), keep)]
-        written = [array.write(block, each) for array, each in zip(kept, new, strict=False)] if keep else []
+        written = [array.write(block, each) for array, each in zip(kept, new, strict=True)] if keep else []
         return block + 1, first + block_rows, mass, log_rows.write(block, log_row), *written
 
     state = [0, rows.start, tf.zeros_like(v), log_rows, *kept]

@@ -53,7 +53,7 @@ def balanced_labels(
 
     Args:
         log_probs: [N, K], log p(y|x) or logits: a constant added to a row changes nothing. -inf forbids the cluster to the row. Or
-            `sela_tf.LinearLogits`, computed anew at each of some ten readings and never stored.
+            `sela_tf.LinearLogits`, computed anew at each of a few readings and never stored.
         potentials: [K], those of `sinkhorn` for the same `log_probs` and `lam`, or any others.
         lam: the number that the potentials are divided by to be in units of `log_probs`: the `lam` of `sinkhorn`.
         sizes: integer [K], sum N: the sizes to be met. If None, floor(N/K) or ceil(N/K), whichever is best for each cluster.

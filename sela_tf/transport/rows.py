@@ -7,6 +7,7 @@ memory, or be computed from features. Only sums of K numbers leave a chunk: chun
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import time
@@ -17,11 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport import passes
-from sela_tf.transport.errors import NotFiniteError, describe_bad_row
-from sela_tf.transport.linear_logits import LinearLogits, float32_tensor
+from sela_tf.transport.errors import NotFiniteError
 from sela_tf.transport.measurement import Measurement, Near
 from sela_tf.transport.stored_rows import StoredRows
-from sela_tf.transport.threads import map_in_threads
+from sela_tf.transport.table import Table, as_array
+from sela_tf.transport.threads import map_in_threads, one_blas_thread
 
 # Calling a compiled function costs 0.1 ms; reading a chunk of this many entries takes twenty times as long.
 _CHUNK_ENTRIES = 2**22
@@ -30,9 +31,6 @@ _ENTRIES_TO_SHARE = 2**20
 # The largest numbers of entries and of rows in a block, which is to stay in the cache: in an exact pass, in a stored pass, and for labels.
 # In larger blocks of the first two kinds XLA would call YNNPACK for sums and maxima, which threads cannot share (passes.py).
 _EXACT_BLOCK, _STORED_BLOCK, _LABEL_BLOCK = (2**15, 128), (2**12, 16), (2**11, 16)
-# The same for rows computed from features, in an exact pass and for labels. Where XLA has more than one thread it would split larger
-# blocks of these, and larger ones for labels, between its threads, and take three times as long.
-_LINEAR_BLOCK = (2**19, 256)
 # Column sums below this, for each row that counts, are too small for an exact pass (passes.py), which takes far entries for nearer ones.
 _SMALLEST_MASS = 1e-29
 # Beyond such potentials or row sums, float32 no longer resolves a score to 1e-3.
@@ -68,20 +66,15 @@ class Rows:
 
     def __init__(self, source: Any, *, lam: float, counted: np.ndarray | None = None, num_threads: int | None = None):
         self.lam, self.counted = lam, counted
-        self.is_linear = isinstance(source, LinearLogits)
-        self._table = source.features if self.is_linear else source
-        self._head: tuple[tf.Tensor, ...] = (float32_tensor(source.kernel), float32_tensor(source.bias)) if self.is_linear else ()
-        self.num_rows = int(self._table.shape[0])
-        self.num_clusters = int((source.kernel if self.is_linear else source).shape[1])
+        self._table = Table(source)
+        self.is_linear, self.num_rows, self.num_clusters = self._table.is_linear, self._table.num_rows, self._table.num_clusters
         self.num_counted = self.num_rows if counted is None else int(counted.sum())
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.dtype = tf.float32
         # The numbers of rows in a block are powers of two, so that one number of rows in a chunk is a multiple of all three.
         self._exact_block_rows, self._stored_block_rows, self._label_block_rows = (
             min(most, 2 ** max(0, (entries // self.num_clusters).bit_length() - 1))
-            for entries, most in (
-                (_LINEAR_BLOCK, _STORED_BLOCK, _LINEAR_BLOCK) if self.is_linear else (_EXACT_BLOCK, _STORED_BLOCK, _LABEL_BLOCK)
-            )
+            for entries, most in (_EXACT_BLOCK, _STORED_BLOCK, _LABEL_BLOCK)
         )
         entries = self.num_rows * self.num_clusters
         if entries <= _ENTRIES_TO_SHARE:
@@ -109,20 +102,15 @@ class Rows:
     def measure_and_list(self, potentials: np.ndarray, cutoff: float) -> tuple[Measurement, list[Near]]:
         """Makes an exact pass as `measure`, and lists the entries at most `cutoff` below the log-sum-exp of their row, of rows that count."""
 
-        def list_chunk(chunk: _Chunk, log_rows: np.ndarray, is_near: tf.Tensor, scores: tf.Tensor | None = None) -> Near:
-            found = np.flatnonzero(_as_array(is_near))
+        def list_chunk(chunk: _Chunk, log_rows: np.ndarray, is_near: tf.Tensor) -> Near:
+            found = np.flatnonzero(as_array(is_near))
             ends = np.searchsorted(found, np.arange(len(log_rows) + 1) * self.num_clusters)
             counts = np.diff(ends)
             columns = found - np.repeat(np.arange(len(log_rows)) * self.num_clusters, counts)
-            if scores is None:
-                table, first = chunk.rows.table, int(chunk.rows.start)
-                part = slice(first, first + len(log_rows))
-                entries = _as_array(table)[part] if _is_viewable(table) else _as_array(table[part])
-                entries = entries.ravel()[found].astype(np.float64) * self.lam
-            else:
-                entries = _as_array(scores).ravel()[found].astype(np.float64)
-            entries -= np.repeat(log_rows, counts)
-            return Near(counts[counts > 0], columns, entries)
+            table, part = chunk.rows.table, slice(int(chunk.rows.start), int(chunk.rows.start) + len(log_rows))
+            entries = as_array(table[part]) if table.dtype == tf.bfloat16 else as_array(table)[part]
+            scores = entries.ravel()[found].astype(np.float64) * self.lam - np.repeat(log_rows, counts)
+            return Near(counts[counts > 0], columns, scores)
 
         return self._measure(potentials, list_chunk, "near", cutoff)
 
@@ -151,8 +139,7 @@ class Rows:
         log_rows = np.concatenate(per_row)
         if not np.isfinite(log_rows).all():
             wrong = np.flatnonzero(~np.isfinite(log_rows))
-            values = np.asarray(self._table[wrong[0] : wrong[0] + 1])[0].astype(np.float64)
-            raise NotFiniteError(describe_bad_row(values, wrong, self.num_rows, "features" if self.is_linear else "log_probs"))
+            raise NotFiniteError(self._table.describe_bad(wrong))
         if self.dtype == tf.float32 and max(np.abs(log_rows).max(), np.ptp(potentials)) > _FLOAT32_RANGE:
             self.dtype = tf.float64
             return self._measure(potentials, look, keep, cutoff)
@@ -223,20 +210,15 @@ class Rows:
     def scores(self, rows: slice | np.ndarray) -> np.ndarray:
         """Returns the scores of some rows, a slice or indices, as a NumPy array [n, K], float32 or float64 as the passes."""
         dtype = self.dtype.as_numpy_dtype
-        some = _as_array(self._table[rows] if isinstance(rows, slice) else _take(self._table, rows))
-        if self.is_linear:
-            some = _as_array(float32_tensor(some) @ self._head[0] + self._head[1])
-        return np.multiply(some, dtype(self.lam), dtype=dtype)
+        return np.multiply(self._table.rows(rows), dtype(self.lam), dtype=dtype)
 
     def sample(self, number: int) -> Rows:
         """Returns so many rows, spread evenly and copied; all rows if there are no more."""
         if number >= self.num_rows:
             return self
         some = np.linspace(0, self.num_rows - 1, number).astype(np.int64)
-        table = tf.convert_to_tensor(_take(self._table, some))
         counted = None if self.counted is None else self.counted[some]
-        source = LinearLogits(table, *self._head) if self.is_linear else table
-        return Rows(source, lam=self.lam, counted=counted, num_threads=self.num_threads)
+        return Rows(self._table.sample(some), lam=self.lam, counted=counted, num_threads=self.num_threads)
 
     def with_lam(self, lam: float) -> Rows:
         """Returns the same rows with another lam; nothing is copied."""
@@ -248,53 +230,32 @@ class Rows:
         """Estimates the seconds that an exact pass takes, from one chunk."""
         zeros = tf.zeros([self.num_clusters])
         for _ in range(2):  # The first call compiles.
-            chunk, start = self._chunk(0), time.perf_counter()
-            numbers = (tf.constant(self.lam), zeros, tf.zeros([]))
-            passes.measure(chunk.rows, chunk.weights, chunk.num_rows, *numbers, self._exact_block_rows, "")[0].numpy()
+            start = time.perf_counter()
+            with self._table.chunk(0, self._chunk_rows) as rows:
+                chunk, numbers = self._chunk(0, rows), (tf.constant(self.lam), zeros, tf.zeros([]))
+                passes.measure(chunk.rows, chunk.weights, chunk.num_rows, *numbers, self._exact_block_rows, "")[0].numpy()
         return (time.perf_counter() - start) * len(self._starts) / min(self.num_threads, len(self._starts))
 
     def _map_chunks(self, function: Callable[[_Chunk], _Result], num_threads: int | None = None) -> list[_Result]:
         """Returns the results of `function` for all chunks, in their order; threads share the chunks."""
-        return map_in_threads(lambda start: function(self._chunk(start)), self._starts, num_threads or self.num_threads)
 
-    def _chunk(self, start: int) -> _Chunk:
+        def of_chunk(start: int) -> _Result:
+            with self._table.chunk(start, self._chunk_rows) as rows:
+                return function(self._chunk(start, rows))
+
+        with one_blas_thread() if self.is_linear else contextlib.nullcontext():
+            return map_in_threads(of_chunk, self._starts, num_threads or self.num_threads)
+
+    def _chunk(self, start: int, rows: passes.ChunkRows) -> _Chunk:
         """Makes the chunk whose first row is `start`."""
-        stop = min(start + self._chunk_rows, self.num_rows)
-        missing = self._chunk_rows - (stop - start)
-        if tf.is_tensor(self._table) and not missing:
-            table, first = self._table, start
-        else:
-            table, first = tf.pad(tf.convert_to_tensor(self._table[start:stop]), [[0, missing], [0, 0]]), 0
+        number = min(self._chunk_rows, self.num_rows - start)
         overlap = self._starts[-2] + self._chunk_rows - start if start == self._starts[-1] and start > 0 else 0
-        weights = np.ones(self._chunk_rows, np.float32) if self.counted is None else np.zeros(self._chunk_rows, np.float32)
-        if self.counted is not None:
-            weights[: stop - start] = self.counted[start:stop]
+        weights = np.zeros(self._chunk_rows, np.float32)
+        weights[:number] = 1.0 if self.counted is None else self.counted[start : start + number]
         weights[:overlap] = 0
-        weights[stop - start :] = 0
-        return _Chunk(
-            start,
-            slice(overlap, stop - start),
-            passes.ChunkRows(table, tf.constant(first), self._head),
-            tf.constant(weights),
-            tf.constant(stop - start),
-        )
+        return _Chunk(start, slice(overlap, number), rows, tf.constant(weights), tf.constant(number))
 
     def _part_of_chunk(self, per_row: np.ndarray, chunk: _Chunk) -> tf.Tensor:
         """Returns the part of an array [N] that belongs to a chunk, [n], padded as the chunk's rows are."""
         part = per_row[chunk.start : chunk.start + self._chunk_rows]
         return tf.constant(np.pad(part, (0, self._chunk_rows - len(part))), self.dtype)
-
-
-def _as_array(values: Any) -> np.ndarray:
-    """Returns values as a NumPy array, where possible without a copy."""
-    return np.asarray(memoryview(values)) if tf.is_tensor(values) and _is_viewable(values) else np.asarray(values)
-
-
-def _is_viewable(tensor: tf.Tensor) -> bool:
-    """Returns True if NumPy can read a tensor where it lies."""
-    return tensor.dtype != tf.bfloat16 and "CPU" in tensor.device
-
-
-def _take(table: Any, rows: np.ndarray) -> Any:
-    """Returns some rows of a table, by index: a tensor of a tensor, otherwise an array."""
-    return tf.gather(table, rows) if tf.is_tensor(table) else np.asarray(table[rows])

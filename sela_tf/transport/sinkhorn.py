@@ -19,12 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from sela_tf.transport.coarse import coarse_start
 from sela_tf.transport.errors import KnownLabelsError
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, shares_and_target
 from sela_tf.transport.rows import Rows
 from sela_tf.transport.size_bounds import SizeBound, bounded_target, check_only_bounds, check_size_bounds
-from sela_tf.transport.solve import BYTES_STORED, MAX_DRIFT, Solved, coarse_start, fits, solve
+from sela_tf.transport.solve import BYTES_STORED, MAX_DRIFT, fits, solve
+from sela_tf.transport.state import Solved
 from sela_tf.transport.target import Target
 
 # Below this the error is that of float32 marginals, which no iteration lowers.

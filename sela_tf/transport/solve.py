@@ -1,7 +1,7 @@
 """The solve: `solve` finds the potentials at which the clusters have their target masses.
 
-An exact pass measures the masses. Where rows are sharp, the same pass lists the candidates of each row (candidates.py), and Newton's
-method on these lists (newton.py) proposes the next potentials. Otherwise, and where Newton's proposals fail, the pass stores the rows,
+An exact pass measures the masses. Where rows are sharp, the same pass lists the candidates of each row (lists.py), and Newton's method on
+these lists (newton.py) proposes the next potentials. Otherwise, and where Newton's proposals fail, the pass stores the rows,
 and Anderson-accelerated Sinkhorn (acceleration.py) goes on with them until the potentials have drifted too far. The next exact pass judges
 the proposal. Where it lowered the dual, lists are made to reach farther, or a plain Sinkhorn step is taken, which never lowers it.
 
@@ -10,18 +10,14 @@ An iteration is a pass over all rows, exact or stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.transport.acceleration import AndersonResult, anderson, part_within
-from sela_tf.transport.candidates import BYTES_PER_CANDIDATE, USUAL_CUTOFF, Candidates, choose_cutoff
-from sela_tf.transport.errors import NotFiniteError
-from sela_tf.transport.measurement import Measurement
+from sela_tf.transport.acceleration import AndersonResult, Memory, anderson, part_within
+from sela_tf.transport.lists import ListMaker, Lists
 from sela_tf.transport.newton import newton
 from sela_tf.transport.rows import Rows
+from sela_tf.transport.state import Solved, State
 from sela_tf.transport.stored_rows import StoredRows
 from sela_tf.transport.target import Target
 
@@ -30,69 +26,21 @@ from sela_tf.transport.target import Target
 MAX_DRIFT = {"float16": 16.0, "float32": 50.0, "none": np.inf}
 BYTES_STORED = {"float16": 2, "float32": 4, "none": 0}
 """The bytes of an entry of the stored rows, for each value of `storage`."""
-# Only an exact pass can see a mass whose logarithm is below this.
-_UNDERFLOW = -60.0
 # Stored rows are rounded, so that the error on them has to be this much smaller than the tolerance.
 _STORED_TOLERANCE = 0.9
 _MAX_NEWTON_ROUNDS = 40
-_MAX_REACH = 4 * USUAL_CUTOFF
+# Lists reach at most so many times as far as usual.
+_MAX_REACH = 4
+# A proposal from a share of the rows that lowers the dual is halved so many times.
+_MAX_HALVINGS = 3
 # Potentials found on lists need no exact pass where the entries that are not listed weigh less of every row, and on average.
 _MISSED_IN_A_ROW, _MISSED = 1e-3, 1e-6
 # After this number of runs of Anderson-accelerated Sinkhorn, each until its potentials have drifted, the problem is first solved at a smaller lam.
 _PATIENCE = 6
 _ANNEALING_FACTOR, _MAX_ANNEALINGS = 8.0, 4
+_COARSE_TOLERANCE = 1e-2
 # Beyond this, float32 does not resolve potentials to 1.
 _MAX_POTENTIAL = 1e7
-# A solve of many rows whose zero potentials have at least this error starts on a share of the rows.
-_COARSE_ERROR = 0.5
-_COARSE_ROWS, _COARSE_ROWS_PER_CLUSTER = 2**12, 2
-_COARSE_TOLERANCE = 1e-2
-_COARSE_ENTRIES = 2**22
-_COARSE_LAMS, _SOFT_COARSE_LAMS = (1 / 32, 1 / 8, 1 / 2), (1.0,) * 4
-
-
-class State:
-    """Potentials, and what an exact pass measured at them.
-
-    Attributes:
-        potentials: float64 [K].
-        measured: the result of the pass.
-        log_mass: the logarithms of the clusters' masses, float64 [K].
-        log_shares: the logarithms of the shares that Sinkhorn's step is for, float64 [K].
-        error: the L1 distance of the masses from these shares.
-        dual: the dual value, in units of scores.
-    """
-
-    def __init__(self, potentials: np.ndarray, measured: Measurement, target: Target):
-        self.potentials, self.measured, self.log_mass = potentials, measured, measured.log_mass
-        self.log_shares = target.log_shares(potentials, measured.log_mass)
-        self.error = float(np.abs(np.exp(measured.log_mass) - np.exp(self.log_shares)).sum())
-        self.dual = target.price(potentials) - measured.mean_log_row
-
-    @property
-    def step(self) -> np.ndarray:
-        """Sinkhorn's step, float64 [K]."""
-        return self.log_shares - self.log_mass
-
-    @property
-    def underflows(self) -> bool:
-        """True if a cluster that is to have more has so little that only an exact pass sees it."""
-        return bool(((self.log_mass < _UNDERFLOW) & (self.step > 1)).any())
-
-
-class Solved(NamedTuple):
-    """The end of a solve."""
-
-    end: State
-    """The state in which it ended."""
-    num_iterations: int
-    """The number of passes over all rows that it took."""
-    candidates: Candidates | None = None
-    """Lists of candidates that led there; None if there are none."""
-    log_rows: np.ndarray | None = None
-    """The log-sum-exp of the rows that count, as an exact pass measured it there, float [R]; None where the lists have all that matters."""
-    labels: np.ndarray | None = None
-    """The labels of all rows at the potentials, int64 [N], where the last pass found them, too."""
 
 
 def solve(
@@ -120,117 +68,193 @@ def solve(
     Returns:
         The state in which the solve ended.
     """
-    max_candidates = None if memory_limit is None else int(memory_limit / BYTES_PER_CANDIDATE)
-    v, num_iterations, newton_rounds, sinkhorn_runs, stride = _rounded(start, target), 0, 0, 0, 1.0
-    best: State | None = None  # The last state that was not given up has the largest dual.
-    plain = False  # The potentials follow by a plain step from those before.
-    seems_end = False  # The potentials had the right marginals where they were found, on lists or on stored rows.
-    candidates: Candidates | None = None
-    reach = USUAL_CUTOFF
-    while True:
-        if best is not None and np.abs(v).max() > _MAX_POTENTIAL:
-            # No potentials have these marginals: clusters are forbidden to too many rows.
-            return Solved(best, num_iterations)
-        stored, cutoff, labels = None, None, None
-        if newton_rounds < _MAX_NEWTON_ROUNDS and not seems_end:
-            candidates = None  # The old lists are not kept beside the new.
-            cutoff = choose_cutoff(rows, v, reach, max_candidates)
-        if cutoff is not None:
-            measured, near = rows.measure_and_list(v, cutoff)
-            candidates = Candidates(near, rows.that_count(measured.log_rows), v, cutoff)
-        elif seems_end and candidates is None:
-            measured, labels = rows.measure_and_label(v)
-        elif storage == "none" or plain or seems_end:
-            measured = rows.measure(v)
-        else:
-            measured, stored = rows.measure_and_store(v, tf.as_dtype(storage))
-        now = State(v, measured, target)
-        num_iterations += 1
-        is_worse = best is not None and now.dual < best.dual and not plain
-        if best is not None and is_worse:
-            now, stored, candidates, labels = best, None, None, None
-        best = now
-        if now.error <= tolerance or num_iterations >= max_iterations:
-            log_rows = None if candidates is None else rows.that_count(measured.log_rows)
-            return Solved(now, num_iterations, candidates, log_rows, labels)
-        plain = now.underflows or num_iterations + 1 >= max_iterations
-        if is_worse:
-            # The proposal was bad. Lists that reach farther may make a better one; a plain step cannot fail.
-            seems_end, reach, stride = False, 2 * reach, 1.0
-            if newton_rounds < _MAX_NEWTON_ROUNDS and reach <= _MAX_REACH:
-                v = now.potentials
-                continue
-            newton_rounds, plain = _MAX_NEWTON_ROUNDS, True
-        if newton_rounds < _MAX_NEWTON_ROUNDS and cutoff is not None and candidates is not None:
-            newton_rounds, plain = newton_rounds + 1, False
-            v = _rounded(newton(candidates, target, tolerance / 10), target)
-            at = candidates.evaluate(v)
-            end, missing = State(v, candidates.measured(at), target), candidates.missing(v, at)
-            seems_end = end.error <= tolerance
-            if seems_end and end.dual >= now.dual and missing.worst <= _MISSED_IN_A_ROW and missing.mean <= _MISSED:
-                # So little is not listed that no pass is needed to measure these potentials.
-                return Solved(end, num_iterations, candidates)
-            continue
-        if newton_rounds < _MAX_NEWTON_ROUNDS and seems_end:
-            seems_end = False  # It was not: the same potentials are measured again, with lists.
-            continue
-        candidates, newton_rounds, seems_end = None, _MAX_NEWTON_ROUNDS, False
-        if plain:
-            v = _rounded(now.potentials + now.step, target)
-            continue
-        sinkhorn_runs += 1
-        if sinkhorn_runs == _PATIENCE and annealings:
-            # The potentials have far to go. Most of the way is quicker at a smaller lam, where potentials are in proportion to lam.
-            smoother, iterations_left = rows.with_lam(rows.lam / _ANNEALING_FACTOR), max_iterations - num_iterations - 1
-            start_there, coarse_tolerance = now.potentials / _ANNEALING_FACTOR, max(_COARSE_TOLERANCE, tolerance)
-            smooth = solve(smoother, start_there, target, coarse_tolerance, iterations_left, storage, memory_limit, annealings - 1)
-            v, newton_rounds = _rounded(smooth.end.potentials * _ANNEALING_FACTOR, target), 0
-            num_iterations += smooth.num_iterations
-            continue
-        iterations_left = max_iterations - num_iterations - 1
-        run = _run_sinkhorn(rows, now, stored, target, _STORED_TOLERANCE * tolerance, iterations_left, storage)
-        seems_end = not run.drifted
-        num_iterations += run.num_iterations
-        # Where run after run ends by drifting, twice as far is tried each time.
-        v = _rounded(now.potentials + stride * (run.potentials - now.potentials), target)
-        stride = 2 * stride if run.drifted and sinkhorn_runs > _PATIENCE else 1.0
-        if run.num_iterations == 1 and storage == "float16":
-            # A single step drifts too far for half precision, or half precision sees no error where there is one.
-            storage = "float32" if fits("float32", rows, memory_limit) else "none"
+    search = _Search(rows, start, target, tolerance, max_iterations, storage, memory_limit, annealings)
+    while (solved := search.run_round()) is None:
+        pass
+    return solved
 
 
-def _run_sinkhorn(
-    rows: Rows,
-    now: State,
-    stored: StoredRows | None,
-    target: Target,
-    tolerance: float,
-    max_iterations: int,
-    storage: str,
-) -> AndersonResult:
-    """Runs Anderson-accelerated Sinkhorn on rows stored at the present potentials, until it has converged or drifted.
+class _Search:
+    """The state of a solve: the potentials to be measured next, and how they were found.
 
-    Args:
-        rows: the N rows of scores.
-        now: the present state.
-        stored: the rows as they are stored at the present potentials; None if they are still to be stored.
-        target: the clusters' shares, or their bounds.
-        tolerance: the L1 error of the marginals at which to stop.
-        max_iterations: the number of passes after which to stop.
-        storage: the number format of the stored rows; with "none" passes are exact.
+    Attributes:
+        v: float64 [K], the potentials that are measured next.
+        best: the last state that was not given up, which has the largest dual; None at first.
+        num_iterations: the number of passes over all rows until now.
+        storage: the number format of stored rows.
+        lists: the candidate lists made at `best`; also those that led to `v`, if it seems to be the end; otherwise None.
+        stored: the rows, stored at `best`; None if they are not.
+        newton_rounds: how many times Newton's method has made a proposal; the largest number where it is given up.
+        reach: how many times as far as usual the next lists reach.
+        shares: the memory of the acceleration of proposals from lists of a share of the rows.
+        fallbacks: the potentials to try, one after the other, where the last of these proposals lowers the dual.
+        sinkhorn_runs: the number of runs of Anderson-accelerated Sinkhorn.
+        stride: how many times as far as its potentials the next run may go.
+        is_plain: True if `v` follows from `best` by a plain step, which never lowers the dual.
+        seems_end: True if `v` has the right marginals where it was found, on lists or on stored rows.
     """
-    v = now.potentials
-    if storage == "none":
 
-        def measure(potentials: np.ndarray) -> tuple[np.ndarray, float]:
-            measured = rows.measure(potentials)
-            return np.exp(measured.log_mass), measured.mean_log_row
-    else:
-        measure = (stored or rows.absorb(v, now.measured.log_rows, tf.as_dtype(storage))).measure
-    max_drift = 0.5 * MAX_DRIFT[storage]
-    # The first step follows from the exact measurement and needs no pass. It may take half of the drift, the iteration the rest.
-    first = v + part_within(np.zeros_like(v), now.step, max_drift) * now.step
-    return anderson(measure, first, target, tolerance=tolerance, max_iterations=max_iterations, max_drift=max_drift)
+    def __init__(
+        self,
+        rows: Rows,
+        start: np.ndarray,
+        target: Target,
+        tolerance: float,
+        max_iterations: int,
+        storage: str,
+        memory_limit: float | None,
+        annealings: int,
+    ):
+        """Takes the arguments of `solve`."""
+        self.rows, self.target, self.tolerance, self.max_iterations = rows, target, tolerance, max_iterations
+        self.storage, self.memory_limit, self.annealings = storage, memory_limit, annealings
+        self.maker = ListMaker(rows, target, memory_limit)
+        self.v, self.num_iterations = _rounded(start, target), 0
+        self.best: State | None = None
+        self.lists: Lists | None = None
+        self.stored: StoredRows | None = None
+        self.newton_rounds, self.reach, self.shares = 0, 1, Memory()
+        self.fallbacks: list[np.ndarray] = []
+        self.sinkhorn_runs, self.stride = 0, 1.0
+        self.is_plain = self.seems_end = False
+
+    def run_round(self) -> Solved | None:
+        """Measures the potentials and finds the next; returns None while the search is to go on."""
+        if self.best is not None and np.abs(self.v).max() > _MAX_POTENTIAL:
+            # No potentials have these marginals: clusters are forbidden to too many rows.
+            return Solved(self.best, self.num_iterations)
+        now, labels = self._measure()
+        is_worse = self.best is not None and now.dual < self.best.dual and not self.is_plain
+        if self.best is None or not is_worse:
+            self.best = now
+        if self.best.error <= self.tolerance or self.num_iterations >= self.max_iterations:
+            return self._result(self.best, None if is_worse else labels)
+        self.is_plain = self.best.underflows or self.num_iterations + 1 >= self.max_iterations
+        if is_worse:
+            self._retreat(self.best)
+        elif self.uses_newton and self.seems_end:
+            self.seems_end = False  # It was not: the same potentials are measured again, with lists.
+        elif self.lists is not None:
+            return self._propose_by_newton(self.best, self.lists)
+        else:
+            self._go_on_by_sinkhorn(self.best)
+        return None
+
+    @property
+    def uses_newton(self) -> bool:
+        """True until Newton's method is given up."""
+        return self.newton_rounds < _MAX_NEWTON_ROUNDS
+
+    def _measure(self) -> tuple[State, np.ndarray | None]:
+        """Makes an exact pass at the potentials, which keeps what the next proposal needs; returns also labels where it finds them."""
+        labels, listed, self.stored = None, None, None
+        if self.uses_newton and not self.seems_end:
+            self.lists = None  # The old lists are not kept beside the new.
+            listed = self.maker.measure_and_list(self.v, self.reach)
+        if listed is not None:
+            measured, self.lists = listed
+        elif self.seems_end and self.lists is None:
+            measured, labels = self.rows.measure_and_label(self.v)
+        elif self.storage == "none" or self.is_plain or self.seems_end:
+            measured = self.rows.measure(self.v)
+        else:
+            measured, self.stored = self.rows.measure_and_store(self.v, tf.as_dtype(self.storage))
+        self.num_iterations += 1
+        return State(self.v, measured, self.target), labels
+
+    def _result(self, end: State, labels: np.ndarray | None) -> Solved:
+        """Returns the end of the solve, which an exact pass measured."""
+        if self.lists is None or not self.lists.of_all:
+            return Solved(end, self.num_iterations, labels=labels)
+        log_rows = self.rows.that_count(end.measured.log_rows)
+        return Solved(end, self.num_iterations, self.lists.candidates, log_rows, labels)
+
+    def _retreat(self, best: State) -> None:
+        """Gives up potentials that lowered the dual. Lists that reach farther may make a better proposal; a plain step cannot fail."""
+        self.lists, self.stored, self.seems_end, self.stride = None, None, False, 1.0
+        if self.uses_newton and self.fallbacks:
+            self.v, self.shares = self.fallbacks.pop(0), Memory()
+            return
+        self.reach *= 2
+        if self.uses_newton and self.reach <= _MAX_REACH:
+            self.v = best.potentials
+            return
+        self.newton_rounds, self.is_plain = _MAX_NEWTON_ROUNDS, True
+        self.v = _rounded(best.potentials + best.step, self.target)
+
+    def _propose_by_newton(self, now: State, lists: Lists) -> Solved | None:
+        """Runs Newton's method on the lists; returns the end if no pass is needed to measure it."""
+        self.newton_rounds, self.is_plain = self.newton_rounds + 1, False
+        v = newton(lists.candidates, lists.target, self.tolerance / 10)
+        if not lists.of_all:
+            self._propose_by_share(now, v)
+            return None
+        self.v, self.fallbacks = _rounded(v, self.target), []
+        at = lists.candidates.evaluate(self.v)
+        end, missing = State(self.v, lists.candidates.measured(at), self.target), lists.candidates.missing(self.v, at)
+        self.seems_end = end.error <= self.tolerance
+        if self.seems_end and end.dual >= now.dual and missing.worst <= _MISSED_IN_A_ROW and missing.mean <= _MISSED:
+            # So little is not listed that no pass is needed to measure these potentials.
+            return Solved(end, self.num_iterations, lists.candidates)
+        return None
+
+    def _propose_by_share(self, now: State, v: np.ndarray) -> None:
+        """Takes potentials to which Newton's method came on lists of a share of the rows; mixes them with earlier ones."""
+        step = v - now.potentials
+        parts = [_rounded(now.potentials + step / 2**halvings, self.target) for halvings in range(_MAX_HALVINGS + 1)]
+        self.v = _rounded(self.shares.accelerated(now.potentials, step, np.exp(now.log_mass / 2)), self.target)
+        self.fallbacks = parts if len(self.shares.points) > 1 else parts[1:]
+
+    def _go_on_by_sinkhorn(self, now: State) -> None:
+        """Finds the next potentials by a plain step, at a smaller lam, or by Anderson-accelerated Sinkhorn on stored rows."""
+        self.lists, self.newton_rounds, self.seems_end = None, _MAX_NEWTON_ROUNDS, False
+        if self.is_plain:
+            self.v = _rounded(now.potentials + now.step, self.target)
+            return
+        self.sinkhorn_runs += 1
+        if self.sinkhorn_runs == _PATIENCE and self.annealings:
+            self._anneal(now)
+            return
+        run = self._run_sinkhorn(now)
+        self.seems_end = not run.drifted
+        self.num_iterations += run.num_iterations
+        # Where run after run ends by drifting, twice as far is tried each time.
+        self.v = _rounded(now.potentials + self.stride * (run.potentials - now.potentials), self.target)
+        self.stride = 2 * self.stride if run.drifted and self.sinkhorn_runs > _PATIENCE else 1.0
+        if run.num_iterations == 1 and self.storage == "float16":
+            # A single step drifts too far for half precision, or half precision sees no error where there is one.
+            self.storage = "float32" if fits("float32", self.rows, self.memory_limit) else "none"
+
+    def _anneal(self, now: State) -> None:
+        """Solves the problem at a smaller lam: the potentials, which are in proportion to lam, have far to go, and go quicker there."""
+        smooth = solve(
+            self.rows.with_lam(self.rows.lam / _ANNEALING_FACTOR),
+            now.potentials / _ANNEALING_FACTOR,
+            self.target,
+            max(_COARSE_TOLERANCE, self.tolerance),
+            self.max_iterations - self.num_iterations - 1,
+            self.storage,
+            self.memory_limit,
+            self.annealings - 1,
+        )
+        self.v, self.newton_rounds = _rounded(smooth.end.potentials * _ANNEALING_FACTOR, self.target), 0
+        self.num_iterations += smooth.num_iterations
+
+    def _run_sinkhorn(self, now: State) -> AndersonResult:
+        """Runs Anderson-accelerated Sinkhorn on rows stored at the present potentials, until it has converged or drifted."""
+        v = now.potentials
+        if self.storage == "none":
+
+            def measure(potentials: np.ndarray) -> tuple[np.ndarray, float]:
+                measured = self.rows.measure(potentials)
+                return np.exp(measured.log_mass), measured.mean_log_row
+        else:
+            measure = (self.stored or self.rows.absorb(v, now.measured.log_rows, tf.as_dtype(self.storage))).measure
+        max_drift = 0.5 * MAX_DRIFT[self.storage]
+        # The first step follows from the exact measurement and needs no pass. It may take half of the drift, the iteration the rest.
+        first = v + part_within(np.zeros_like(v), now.step, max_drift) * now.step
+        tolerance, max_iterations = _STORED_TOLERANCE * self.tolerance, self.max_iterations - self.num_iterations - 1
+        return anderson(measure, first, self.target, tolerance=tolerance, max_iterations=max_iterations, max_drift=max_drift)
 
 
 def _rounded(potentials: np.ndarray, target: Target) -> np.ndarray:
@@ -241,34 +265,3 @@ def _rounded(potentials: np.ndarray, target: Target) -> np.ndarray:
 def fits(storage: str, rows: Rows, memory_limit: float | None) -> bool:
     """Returns True if rows stored in this format take no more than `memory_limit` bytes; None is no limit."""
     return memory_limit is None or BYTES_STORED[storage] * rows.num_rows * rows.num_clusters <= memory_limit
-
-
-def coarse_start(rows: Rows, target: Target) -> np.ndarray:
-    """Returns potentials float64 [K] to start from: zeros, or those of an annealing on a share of the rows where zeros are far off.
-
-    The annealing takes one Sinkhorn step at each of a few growing lam.
-    """
-    zeros = np.zeros(rows.num_clusters)
-    if rows.num_rows * rows.num_clusters < _COARSE_ENTRIES:
-        return zeros
-    is_sharp = choose_cutoff(rows, zeros, USUAL_CUTOFF, None) is not None
-    number = max(_COARSE_ROWS, _COARSE_ROWS_PER_CLUSTER * rows.num_clusters) if is_sharp else _COARSE_ROWS
-    some = rows.sample(number)
-    if some.num_counted < number / 2:
-        return zeros
-    try:
-        if State(zeros, some.measure(zeros), target).error < _COARSE_ERROR:
-            return zeros
-        return _annealed(some, target, _COARSE_LAMS if is_sharp else _SOFT_COARSE_LAMS)
-    except NotFiniteError:
-        # A cluster may be forbidden to all of these rows, but not to others; and a pass over all rows names the row that is wrong.
-        return zeros
-
-
-def _annealed(rows: Rows, target: Target, parts: Sequence[float]) -> np.ndarray:
-    """Returns potentials float64 [K] after a Sinkhorn step at each of some parts of lam."""
-    v, before = np.zeros(rows.num_clusters), 1.0
-    for part in parts:
-        v, before = v * (part / before), part
-        v = v + State(v, rows.with_lam(rows.lam * part).measure(v), target).step
-    return v / before

@@ -1,0 +1,112 @@
+"""The N rows that a transport is about, `Table`, and how a chunk of them is brought to a compiled pass.
+
+A tensor is read where it lies. Rows of an array or a file are copied, and rows of `LinearLogits` computed, into a buffer that TensorFlow
+sees as a tensor: each thread uses a buffer over and over, so that no memory is asked for and given back for every chunk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from sela_tf.transport.errors import describe_bad_row
+from sela_tf.transport.linear_logits import LinearLogits, float32_tensor
+from sela_tf.transport.passes import ChunkRows
+
+# TensorFlow reads memory of others in place where it begins at a multiple of this number of bytes.
+_ALIGNMENT = 64
+
+
+class Table:
+    """N rows of log-probabilities or logits, given or computed.
+
+    Args:
+        source: log-probabilities or logits [N, K], a tensor or anything that slices to an array; or `LinearLogits`.
+    """
+
+    def __init__(self, source: Any):
+        self.is_linear = isinstance(source, LinearLogits)
+        self._given = source.features if self.is_linear else source
+        self._head: tuple[tf.Tensor, ...] = (float32_tensor(source.kernel), float32_tensor(source.bias)) if self.is_linear else ()
+        # The bias is the weight of one more feature, which is 1.
+        self._weights = (
+            np.concatenate([np.asarray(part).reshape(-1, part.shape[-1]) for part in self._head]) if self._head else np.zeros(0)
+        )
+        self.num_rows = int(self._given.shape[0])
+        self.num_clusters = int((source.kernel if self.is_linear else source).shape[1])
+        self._dtype = tf.float32 if self.is_linear else tf.as_dtype(source.dtype)
+        self._buffers: list[_Buffer] = []
+        # NumPy has no bfloat16 of its own, and on a graphics card all rows are brought to the device.
+        self._uses_buffers = self._dtype != tf.bfloat16 and not tf.config.list_logical_devices("GPU")
+
+    @contextlib.contextmanager
+    def chunk(self, start: int, num_rows: int) -> Iterator[ChunkRows]:
+        """Provides `num_rows` rows from `start` on, followed by rows of zeros where there are no more, until the context is left."""
+        stop = min(start + num_rows, self.num_rows)
+        missing = num_rows - (stop - start)
+        if tf.is_tensor(self._given) and not self.is_linear and not missing:
+            yield ChunkRows(self._given, tf.constant(start))
+        elif self._uses_buffers:
+            shape = (num_rows, self.num_clusters)
+            buffer = self._buffers.pop() if self._buffers else _Buffer(shape, self._dtype.as_numpy_dtype)
+            self._read(slice(start, stop), buffer.array[: stop - start])
+            buffer.array[stop - start :] = 0
+            yield ChunkRows(buffer.tensor, tf.constant(0))
+            self._buffers.append(buffer)
+        else:
+            some = tf.convert_to_tensor(self._given[start:stop])
+            if self.is_linear:
+                some = float32_tensor(some) @ self._head[0] + self._head[1]
+            yield ChunkRows(tf.pad(some, [[0, missing], [0, 0]]), tf.constant(0))
+
+    def rows(self, some: slice | np.ndarray) -> np.ndarray:
+        """Returns some rows, a slice or indices, as an array [n, K]."""
+        given = self._given[some] if isinstance(some, slice) else take(self._given, some)
+        if not self.is_linear:
+            return as_array(given)
+        return as_array(float32_tensor(given) @ self._head[0] + self._head[1])
+
+    def sample(self, some: np.ndarray) -> Any:
+        """Returns a source of some rows, by index, copied."""
+        given = tf.convert_to_tensor(take(self._given, some))
+        return LinearLogits(given, *self._head) if self.is_linear else given
+
+    def describe_bad(self, wrong: np.ndarray) -> str:
+        """Describes what is not finite in rows of these indices."""
+        values = np.asarray(self._given[wrong[0] : wrong[0] + 1])[0].astype(np.float64)
+        return describe_bad_row(values, wrong, self.num_rows, "features" if self.is_linear else "log_probs")
+
+    def _read(self, rows: slice, out: np.ndarray) -> None:
+        """Writes rows to `out` [n, K]."""
+        if self.is_linear:
+            features = np.ones((len(out), len(self._weights)), np.float32)
+            features[:, :-1] = as_array(self._given[rows])
+            np.matmul(features, self._weights, out=out)
+        else:
+            out[:] = as_array(self._given[rows])
+
+
+class _Buffer:
+    """Memory for a chunk of rows, as an array and as a tensor."""
+
+    def __init__(self, shape: tuple[int, int], dtype: type):
+        size, item = shape[0] * shape[1], np.dtype(dtype).itemsize
+        memory: np.ndarray = np.empty(size + _ALIGNMENT // item, dtype)
+        first = -memory.ctypes.data % _ALIGNMENT // item
+        self.array = memory[first : first + size].reshape(shape)
+        self.tensor = tf.experimental.dlpack.from_dlpack(self.array.__dlpack__())
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Returns values as a NumPy array, where possible without a copy."""
+    is_viewable = tf.is_tensor(values) and values.dtype != tf.bfloat16 and "CPU" in values.device
+    return np.asarray(memoryview(values)) if is_viewable else np.asarray(values)
+
+
+def take(table: Any, rows: np.ndarray) -> Any:
+    """Returns some rows of a table, by index: a tensor of a tensor, otherwise an array."""
+    return tf.gather(table, rows) if tf.is_tensor(table) else np.asarray(table[rows])
