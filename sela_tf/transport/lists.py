@@ -78,7 +78,7 @@ class ListMaker:
                 cutoff = min(cutoff, reach * _USUAL_SHARE_CUTOFF)
                 number = int(self._most / max(1.0, look.entries_per_row(cutoff)))
                 is_enough = number * rows.num_counted / rows.num_rows >= _ROWS_PER_CLUSTER * rows.num_clusters
-                return self._list_share(v, cutoff, number) if self._target.is_fixed and is_enough else None
+                return self._list_share(v, cutoff, number) if is_enough else None
             cutoff = min(cutoff, affordable)
         return self._list_all(v, cutoff)
 
@@ -98,10 +98,9 @@ class ListMaker:
         except NotFiniteError:
             return None  # A pass over all rows says whether that is wrong.
         measured = self._rows.measure(v)
-        ratio = np.exp(there.log_mass - measured.log_mass)
-        aim = self._target.lower * np.clip(ratio, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
+        ratio = np.clip(np.exp(there.log_mass - measured.log_mass), 1 / _LARGEST_RATIO, _LARGEST_RATIO)
         candidates = Candidates(near, share.that_count(there.log_rows), v, cutoff)
-        return measured, Lists(candidates, Target(aim / aim.sum()), of_all=False)
+        return measured, Lists(candidates, self._target.scaled(ratio, np.exp(measured.log_mass)), of_all=False)
 
 
 def are_sharp(rows: Rows, potentials: np.ndarray) -> bool:

@@ -202,7 +202,10 @@ class _Search:
         """Takes potentials to which Newton's method came on lists of a share of the rows; mixes them with earlier ones."""
         step = v - now.potentials
         parts = [_rounded(now.potentials + step / 2**halvings, self.target) for halvings in range(_MAX_HALVINGS + 1)]
-        self.v = _rounded(self.shares.accelerated(now.potentials, step, np.exp(now.log_mass / 2)), self.target)
+        mixed = self.shares.accelerated(now.potentials, step, np.exp(now.log_mass / 2))
+        # The sign of a potential says which bound its cluster is at, and 0 that it is at none.
+        mixed = mixed if self.target.is_fixed else np.where(mixed * v > 0, mixed, v)
+        self.v = _rounded(mixed, self.target)
         self.fallbacks = parts if len(self.shares.points) > 1 else parts[1:]
 
     def _go_on_by_sinkhorn(self, now: State) -> None:

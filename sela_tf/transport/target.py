@@ -72,3 +72,13 @@ class Target:
     def centred(self, potentials: np.ndarray) -> np.ndarray:
         """Returns the potentials [K] with a mean of zero, where a constant that is added to them changes nothing; otherwise as they are."""
         return potentials - potentials.mean() if self.is_fixed else potentials
+
+    def scaled(self, ratio: np.ndarray, mass: np.ndarray) -> Target:
+        """Returns the target with the share of each cluster, or its bounds, times a factor.
+
+        Args:
+            ratio: float64 [K], the factors, up to one that all have in common.
+            mass: float64 [K], the clusters' masses. With the common factor, those within the bounds have the sum 1, so that shares exist.
+        """
+        ratio = ratio / (np.clip(mass, self.lower, self.upper) @ ratio)
+        return Target(self.lower * ratio, None if self.is_fixed else self.upper * ratio)
