@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.measuring import median
+from benchmarks.measuring import Checked, median, print_goals
 from sela_tf.reporting.markdown import markdown
 
 FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
@@ -140,7 +140,7 @@ def described(cell: Cell) -> list[str]:
     ]  # fmt: skip
 
 
-def goals(found: dict[str, dict[str, Cell]]) -> list[tuple[str, bool, str]]:
+def goals(found: dict[str, dict[str, Cell]]) -> list[Checked]:
     """Each goal, whether it is reached, and the figure."""
     lines = []
     for name, cells in found.items():
@@ -207,12 +207,7 @@ def main() -> int:
     print(table)
     if options.output:
         options.output.write_text(table + "\n")
-    if not options.goals:
-        return 0
-    checked = goals(found)
-    for goal, reached, figure in checked:
-        print(f"{'reached' if reached else 'MISSED'}: {goal}: {figure}")
-    return int(not all(reached for _, reached, _ in checked))
+    return print_goals(goals(found)) if options.goals else 0
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
+from benchmarks.measuring import Checked, print_goals
 from sela_tf.reporting.markdown import markdown
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -126,7 +127,7 @@ def files(directory: pathlib.Path) -> Iterable[tuple[pathlib.Path, tuple[int, ..
     yield directory / name, (32, 128)
 
 
-def goals(found: dict[tuple[str, int, str], Figures]) -> list[tuple[str, bool, str]]:
+def goals(found: dict[tuple[str, int, str], Figures]) -> list[Checked]:
     """Each goal, whether it is reached, and the figure."""
     checked = []
     for name, num_clusters in dict.fromkeys(key[:2] for key in found):
@@ -164,10 +165,7 @@ def main() -> None:
                     print(rows[-1], file=sys.stderr, flush=True)
     print(markdown(HEADER, rows))
     if options.goals:
-        checked = goals(found)
-        for name, is_reached, figure in checked:
-            print(f"{'reached' if is_reached else 'MISSED'}: {name}: {figure}")
-        sys.exit(not checked or not all(is_reached for _, is_reached, _ in checked))
+        sys.exit(print_goals(goals(found)))
 
 
 if __name__ == "__main__":

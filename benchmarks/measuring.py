@@ -32,6 +32,17 @@ def median(cells: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: float(np.median([cell[name] for cell in cells])) for name in names}
 
 
+Checked = tuple[str, bool, str]
+"""A goal, whether it is reached, and the figure."""
+
+
+def print_goals(checked: list[Checked]) -> int:
+    """Prints each goal as reached or missed; returns the exit status, 1 if one was missed or none was measured."""
+    for name, is_reached, figure in checked:
+        print(f"{'reached' if is_reached else 'MISSED'}: {name}: {figure}")
+    return int(not checked or not all(is_reached for _, is_reached, _ in checked))
+
+
 def pin(num_threads: int) -> None:
     """Keeps this process, whatever threads its libraries start, on so many processors: the last ones."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-num_threads:])

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from benchmarks.cells import Cell, measure
-from benchmarks.measuring import MB, bandwidth, environment, median
+from benchmarks.measuring import MB, bandwidth, environment, median, print_goals
 from benchmarks.problems import CACHE, KINDS, SIZES, made
 from benchmarks.sinkhorn_goals import Found, goals, is_solved, times_best_peer, times_reference
 from benchmarks.sinkhorn_peers import REFERENCE, SOLVERS
@@ -128,10 +128,7 @@ def main() -> None:
             options.output.write_text(table + "\n")
     print(table)
     if options.goals:
-        checked = goals(medians)
-        for name, is_reached, figure in checked:
-            print(f"{'reached' if is_reached else 'MISSED'}: {name}: {figure}")
-        sys.exit(not checked or not all(is_reached for _, is_reached, _ in checked))
+        sys.exit(print_goals(goals(medians)))
 
 
 def other_table(options: argparse.Namespace) -> list[str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.cells import Cell
+from benchmarks.measuring import Checked
 from benchmarks.sinkhorn_peers import PEERS, REFERENCE, TOLERANCE
 
 Found = dict[tuple[str, int], dict[str, Cell]]
@@ -80,7 +81,7 @@ GOALS = (
 _WARM_ITERATIONS = {3000: 3}
 
 
-def goals(found: Found) -> list[tuple[str, bool, str]]:
+def goals(found: Found) -> list[Checked]:
     """Each goal of the problems that were measured, whether it is reached, and the figure; a goal without its figure is missed."""
     checked = []
     for goal in GOALS:

@@ -13,6 +13,7 @@ from sela_tf.transport.candidates import BYTES_PER_CANDIDATE, Candidates
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.rows import Rows
 from sela_tf.transport.sinkhorn import sinkhorn
+from sela_tf.transport.target import Target
 
 K, LAM = 24, 25.0
 
@@ -145,7 +146,7 @@ def test_lists_of_a_share_of_the_rows_lead_to_the_optimum_of_all(rng, monkeypatc
     source, whole = LinearLogits(features, kernel, np.zeros(32, np.float32)), features @ kernel
     listed, list_share = [], lists.ListMaker._list_share
     monkeypatch.setattr(lists.ListMaker, "_list_share", lambda *args: listed.append(args[-1]) or list_share(*args))
-    room = 2000 * 4 * BYTES_PER_CANDIDATE
+    room = 2000 * (4 * BYTES_PER_CANDIDATE + features[0].nbytes)
     result, best = sinkhorn(source, memory_limit=room, **bounds), sinkhorn(whole, tolerance=1e-5, **bounds)
     assert len(listed) == result.num_iterations <= 12
     assert max(listed) < 5000
@@ -154,17 +155,46 @@ def test_lists_of_a_share_of_the_rows_lead_to_the_optimum_of_all(rng, monkeypatc
     least, most = (bounds.get(name, 625) / 20_000 for name in ("size_min", "size_max"))
     assert np.maximum(least - mass, mass - most).max() <= 1e-3
     assert result.dual == pytest.approx(best.dual, abs=1e-5)
-    np.testing.assert_array_equal(result.labels, (LAM * whole + result.potentials).argmax(axis=1))
+    scores = LAM * whole.astype(np.float64) + result.potentials
+    np.testing.assert_allclose(scores[np.arange(20_000), result.labels], scores.max(axis=1), atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [0.0, 0.3, 1.0])
+def test_the_target_of_a_share_can_be_reached_and_is_where_the_share_is_at_the_solution(rng, width):
+    lower = rng.dirichlet(np.ones(K)) * (1 - width / 2)
+    target = Target(lower, lower + width * rng.dirichlet(np.ones(K))) if width else Target(lower)
+    masses = rng.dirichlet(np.ones(K), 3)
+    for mass, share in ((masses[0], masses[1]), (masses[2], masses[2])):
+        aim = target.scaled(share / mass, mass)
+        assert aim.lower.sum() <= 1 + 1e-12
+        assert aim.upper.sum() >= 1 - 1e-12
+    if target.is_fixed:
+        np.testing.assert_allclose(target.scaled(masses[1] / lower, lower).lower, masses[1])
+
+
+def test_a_share_keeps_within_the_limit_with_the_rows_that_it_copies(rng, monkeypatch):
+    """A row of 512 features takes more than its candidates."""
+    features, kernel = rng.normal(size=(20_000, 512)).astype(np.float32), 0.1 * rng.normal(size=(512, 32)).astype(np.float32)
+    copied, list_share, room = [], lists.ListMaker._list_share, 3_000_000
+
+    def listing(self, *args):
+        made = list_share(self, *args)
+        copied.append(self._share.num_rows * features[0].nbytes)
+        return made
+
+    monkeypatch.setattr(lists.ListMaker, "_list_share", listing)
+    assert sinkhorn(LinearLogits(features, kernel, np.zeros(32, np.float32)), memory_limit=room).converged
+    assert room / 2 < max(copied) <= room
 
 
 def test_a_proposal_from_a_share_that_lowers_the_dual_is_halved(rng, monkeypatch):
-    """Newton's method that goes three times as far as it should needs no other method: half of the way is good again."""
+    """Newton's method that goes six times as far as it should needs no other method: a part of the way is good again."""
     features, kernel = rng.normal(size=(20_000, 16)).astype(np.float32), 0.5 * rng.normal(size=(16, 32)).astype(np.float32)
-    source, room = LinearLogits(features, kernel, np.zeros(32, np.float32)), 2000 * 4 * BYTES_PER_CANDIDATE
+    source, room = LinearLogits(features, kernel, np.zeros(32, np.float32)), 2000 * (4 * BYTES_PER_CANDIDATE + features[0].nbytes)
     newton, measured = solve.newton, []
 
     def too_far(candidates, *args):
-        return candidates.potentials + 3.0 * (newton(candidates, *args) - candidates.potentials)
+        return candidates.potentials + 6.0 * (newton(candidates, *args) - candidates.potentials)
 
     monkeypatch.setattr(solve, "newton", too_far)
     monkeypatch.setattr(lists.ListMaker, "measure_and_list", _recording(lists.ListMaker.measure_and_list, measured))

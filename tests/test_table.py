@@ -10,6 +10,7 @@ import tensorflow as tf
 from threadpoolctl import threadpool_info
 
 from sela_tf.transport.linear_logits import LinearLogits
+from sela_tf.transport.sinkhorn import sinkhorn
 from sela_tf.transport.table import Table
 from sela_tf.transport.threads import one_blas_thread
 
@@ -37,6 +38,15 @@ def test_chunks_hold_the_rows_followed_by_zeros(rng, tmp_path, form, dtype):
     np.testing.assert_allclose(
         Table(table.sample(np.array([1, 49]))).rows(slice(0, 2)).astype(np.float64), expected[[1, 49]], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e300])
+def test_features_that_are_not_finite_in_float32_are_named(rng, wrong):
+    """NumPy's own warnings of such values would be errors here."""
+    features = rng.normal(size=(600, 4))
+    features[77, 2] = wrong
+    with pytest.raises(ValueError, match=r"`features` .* row 77"):
+        sinkhorn(LinearLogits(features, np.ones((4, 3), np.float32), np.zeros(3, np.float32)))
 
 
 def test_threads_have_buffers_of_their_own():

@@ -76,7 +76,9 @@ class ListMaker:
             affordable = look.distance_of(self._most / rows.num_rows)
             if affordable < _MIN_CUTOFF:
                 cutoff = min(cutoff, reach * _USUAL_SHARE_CUTOFF)
-                number = int(self._most / max(1.0, look.entries_per_row(cutoff)))
+                # The rows of a share are copied.
+                entries_per_row = max(1.0, look.entries_per_row(cutoff)) + rows.bytes_per_row / BYTES_PER_CANDIDATE
+                number = int(self._most / entries_per_row)
                 is_enough = number * rows.num_counted / rows.num_rows >= _ROWS_PER_CLUSTER * rows.num_clusters
                 return self._list_share(v, cutoff, number) if is_enough else None
             cutoff = min(cutoff, affordable)

@@ -68,6 +68,7 @@ class Rows:
         self.lam, self.counted = lam, counted
         self._table = Table(source)
         self.is_linear, self.num_rows, self.num_clusters = self._table.is_linear, self._table.num_rows, self._table.num_clusters
+        self.bytes_per_row = self._table.bytes_per_row
         self.num_counted = self.num_rows if counted is None else int(counted.sum())
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.dtype = tf.float32

@@ -25,7 +25,7 @@ from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, shares_and_target
 from sela_tf.transport.rows import Rows
 from sela_tf.transport.size_bounds import SizeBound, bounded_target, check_only_bounds, check_size_bounds
-from sela_tf.transport.solve import BYTES_STORED, MAX_DRIFT, fits, solve
+from sela_tf.transport.solve import BYTES_STORED, MAX_DRIFT, Settings, fits, solve
 from sela_tf.transport.state import Solved
 from sela_tf.transport.target import Target
 
@@ -169,7 +169,7 @@ def sinkhorn(
         shares, target = None, bounded_target(*bounds, known, num_rows)
     if start is None:
         start = coarse_start(rows, target)
-    solved = solve(rows, start, target, tolerance, max_iterations, storage, memory_limit)
+    solved = solve(rows, start, target, Settings(tolerance, max_iterations, storage, memory_limit))
     end, labels = solved.end, _labels(rows, known, solved)
     v, mean_log_row = end.potentials, end.measured.mean_log_row
     if shares is None:

@@ -10,6 +10,8 @@ An iteration is a pass over all rows, exact or stored.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
@@ -37,38 +39,30 @@ _MAX_HALVINGS = 3
 _MISSED_IN_A_ROW, _MISSED = 1e-3, 1e-6
 # After this number of runs of Anderson-accelerated Sinkhorn, each until its potentials have drifted, the problem is first solved at a smaller lam.
 _PATIENCE = 6
-_ANNEALING_FACTOR, _MAX_ANNEALINGS = 8.0, 4
+_ANNEALING_FACTOR = 8.0
 _COARSE_TOLERANCE = 1e-2
 # Beyond this, float32 does not resolve potentials to 1.
 _MAX_POTENTIAL = 1e7
 
 
-def solve(
-    rows: Rows,
-    start: np.ndarray,
-    target: Target,
-    tolerance: float,
-    max_iterations: int,
-    storage: str,
-    memory_limit: float | None = None,
-    annealings: int = _MAX_ANNEALINGS,
-) -> Solved:
-    """Finds the potentials at which the clusters' masses are those of `target`.
+class Settings(NamedTuple):
+    """The exactness that is asked of a solve, and what it may take."""
 
-    Args:
-        rows: the N rows of scores.
-        start: float64 [K], the potentials to start from.
-        target: the clusters' shares, or their bounds.
-        tolerance: the L1 error of the marginals at which to stop.
-        max_iterations: the number of passes over all rows after which to stop.
-        storage: the number format of stored rows: float16, float32 or none.
-        memory_limit: the bytes that stored rows may take, and as many that candidate lists may; None for no limit.
-        annealings: how many times, one inside the other, the problem may first be solved at a smaller lam.
+    tolerance: float
+    """The L1 error of the marginals at which to stop."""
+    max_iterations: int
+    """The number of passes over all rows after which to stop."""
+    storage: str
+    """The number format of stored rows: float16, float32 or none."""
+    memory_limit: float | None = None
+    """The bytes that stored rows may take, and as many that candidate lists may; None for no limit."""
+    annealings: int = 4
+    """The number of times, one inside the other, that the problem may first be solved at a smaller lam."""
 
-    Returns:
-        The state in which the solve ended.
-    """
-    search = _Search(rows, start, target, tolerance, max_iterations, storage, memory_limit, annealings)
+
+def solve(rows: Rows, start: np.ndarray, target: Target, settings: Settings) -> Solved:
+    """Finds the potentials at which the masses of the clusters of N rows are those of `target`, from the potentials `start`, float64 [K]."""
+    search = _Search(rows, start, target, settings)
     while (solved := search.run_round()) is None:
         pass
     return solved
@@ -94,21 +88,10 @@ class _Search:
         seems_end: True if `v` has the right marginals where it was found, on lists or on stored rows.
     """
 
-    def __init__(
-        self,
-        rows: Rows,
-        start: np.ndarray,
-        target: Target,
-        tolerance: float,
-        max_iterations: int,
-        storage: str,
-        memory_limit: float | None,
-        annealings: int,
-    ):
+    def __init__(self, rows: Rows, start: np.ndarray, target: Target, settings: Settings):
         """Takes the arguments of `solve`."""
-        self.rows, self.target, self.tolerance, self.max_iterations = rows, target, tolerance, max_iterations
-        self.storage, self.memory_limit, self.annealings = storage, memory_limit, annealings
-        self.maker = ListMaker(rows, target, memory_limit)
+        self.rows, self.target, self.settings, self.storage = rows, target, settings, settings.storage
+        self.maker = ListMaker(rows, target, settings.memory_limit)
         self.v, self.num_iterations = _rounded(start, target), 0
         self.best: State | None = None
         self.lists: Lists | None = None
@@ -127,9 +110,9 @@ class _Search:
         is_worse = self.best is not None and now.dual < self.best.dual and not self.is_plain
         if self.best is None or not is_worse:
             self.best = now
-        if self.best.error <= self.tolerance or self.num_iterations >= self.max_iterations:
+        if self.best.error <= self.settings.tolerance or self.num_iterations >= self.settings.max_iterations:
             return self._result(self.best, None if is_worse else labels)
-        self.is_plain = self.best.underflows or self.num_iterations + 1 >= self.max_iterations
+        self.is_plain = self.best.underflows or self.num_iterations + 1 >= self.settings.max_iterations
         if is_worse:
             self._retreat(self.best)
         elif self.uses_newton and self.seems_end:
@@ -185,14 +168,14 @@ class _Search:
     def _propose_by_newton(self, now: State, lists: Lists) -> Solved | None:
         """Runs Newton's method on the lists; returns the end if no pass is needed to measure it."""
         self.newton_rounds, self.is_plain = self.newton_rounds + 1, False
-        v = newton(lists.candidates, lists.target, self.tolerance / 10)
+        v = newton(lists.candidates, lists.target, self.settings.tolerance / 10)
         if not lists.of_all:
             self._propose_by_share(now, v)
             return None
         self.v, self.fallbacks = _rounded(v, self.target), []
         at = lists.candidates.evaluate(self.v)
         end, missing = State(self.v, lists.candidates.measured(at), self.target), lists.candidates.missing(self.v, at)
-        self.seems_end = end.error <= self.tolerance
+        self.seems_end = end.error <= self.settings.tolerance
         if self.seems_end and end.dual >= now.dual and missing.worst <= _MISSED_IN_A_ROW and missing.mean <= _MISSED:
             # So little is not listed that no pass is needed to measure these potentials.
             return Solved(end, self.num_iterations, lists.candidates)
@@ -202,10 +185,7 @@ class _Search:
         """Takes potentials to which Newton's method came on lists of a share of the rows; mixes them with earlier ones."""
         step = v - now.potentials
         parts = [_rounded(now.potentials + step / 2**halvings, self.target) for halvings in range(_MAX_HALVINGS + 1)]
-        mixed = self.shares.accelerated(now.potentials, step, np.exp(now.log_mass / 2))
-        # The sign of a potential says which bound its cluster is at, and 0 that it is at none.
-        mixed = mixed if self.target.is_fixed else np.where(mixed * v > 0, mixed, v)
-        self.v = _rounded(mixed, self.target)
+        self.v = _rounded(self.shares.accelerated(now.potentials, step, np.exp(now.log_mass / 2)), self.target)
         self.fallbacks = parts if len(self.shares.points) > 1 else parts[1:]
 
     def _go_on_by_sinkhorn(self, now: State) -> None:
@@ -215,7 +195,7 @@ class _Search:
             self.v = _rounded(now.potentials + now.step, self.target)
             return
         self.sinkhorn_runs += 1
-        if self.sinkhorn_runs == _PATIENCE and self.annealings:
+        if self.sinkhorn_runs == _PATIENCE and self.settings.annealings:
             self._anneal(now)
             return
         run = self._run_sinkhorn(now)
@@ -226,20 +206,19 @@ class _Search:
         self.stride = 2 * self.stride if run.drifted and self.sinkhorn_runs > _PATIENCE else 1.0
         if run.num_iterations == 1 and self.storage == "float16":
             # A single step drifts too far for half precision, or half precision sees no error where there is one.
-            self.storage = "float32" if fits("float32", self.rows, self.memory_limit) else "none"
+            self.storage = "float32" if fits("float32", self.rows, self.settings.memory_limit) else "none"
 
     def _anneal(self, now: State) -> None:
         """Solves the problem at a smaller lam: the potentials, which are in proportion to lam, have far to go, and go quicker there."""
-        smooth = solve(
-            self.rows.with_lam(self.rows.lam / _ANNEALING_FACTOR),
-            now.potentials / _ANNEALING_FACTOR,
-            self.target,
-            max(_COARSE_TOLERANCE, self.tolerance),
-            self.max_iterations - self.num_iterations - 1,
+        settings = Settings(
+            max(_COARSE_TOLERANCE, self.settings.tolerance),
+            self.settings.max_iterations - self.num_iterations - 1,
             self.storage,
-            self.memory_limit,
-            self.annealings - 1,
+            self.settings.memory_limit,
+            self.settings.annealings - 1,
         )
+        smoother = self.rows.with_lam(self.rows.lam / _ANNEALING_FACTOR)
+        smooth = solve(smoother, now.potentials / _ANNEALING_FACTOR, self.target, settings)
         self.v, self.newton_rounds = _rounded(smooth.end.potentials * _ANNEALING_FACTOR, self.target), 0
         self.num_iterations += smooth.num_iterations
 
@@ -256,7 +235,10 @@ class _Search:
         max_drift = 0.5 * MAX_DRIFT[self.storage]
         # The first step follows from the exact measurement and needs no pass. It may take half of the drift, the iteration the rest.
         first = v + part_within(np.zeros_like(v), now.step, max_drift) * now.step
-        tolerance, max_iterations = _STORED_TOLERANCE * self.tolerance, self.max_iterations - self.num_iterations - 1
+        tolerance, max_iterations = (
+            _STORED_TOLERANCE * self.settings.tolerance,
+            self.settings.max_iterations - self.num_iterations - 1,
+        )
         return anderson(measure, first, self.target, tolerance=tolerance, max_iterations=max_iterations, max_drift=max_drift)
 
 

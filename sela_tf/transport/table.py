@@ -26,6 +26,12 @@ class Table:
 
     Args:
         source: log-probabilities or logits [N, K], a tensor or anything that slices to an array; or `LinearLogits`.
+
+    Attributes:
+        is_linear: True for `LinearLogits`.
+        num_rows: N.
+        num_clusters: K.
+        bytes_per_row: the bytes that a row takes as it is given.
     """
 
     def __init__(self, source: Any):
@@ -39,6 +45,7 @@ class Table:
         self.num_rows = int(self._given.shape[0])
         self.num_clusters = int((source.kernel if self.is_linear else source).shape[1])
         self._dtype = tf.float32 if self.is_linear else tf.as_dtype(source.dtype)
+        self.bytes_per_row = as_array(self._given[:1]).nbytes
         self._buffers: list[_Buffer] = []
         # NumPy has no bfloat16 of its own, and on a graphics card all rows are brought to the device.
         self._uses_buffers = self._dtype != tf.bfloat16 and not tf.config.list_logical_devices("GPU")
@@ -84,8 +91,9 @@ class Table:
         """Writes rows to `out` [n, K]."""
         if self.is_linear:
             features = np.ones((len(out), len(self._weights)), np.float32)
-            features[:, :-1] = as_array(self._given[rows])
-            np.matmul(features, self._weights, out=out)
+            with np.errstate(over="ignore", invalid="ignore"):  # The pass says what is wrong.
+                features[:, :-1] = as_array(self._given[rows])
+                np.matmul(features, self._weights, out=out)
         else:
             out[:] = as_array(self._given[rows])
 
