@@ -131,9 +131,9 @@ class _Search:
     def _measure(self) -> tuple[State, np.ndarray | None]:
         """Makes an exact pass at the potentials, which keeps what the next proposal needs; returns also labels where it finds them."""
         labels, listed, self.stored = None, None, None
-        if self.uses_newton and not self.seems_end:
+        if not self.seems_end:
             self.lists = None  # The old lists are not kept beside the new.
-            listed = self.maker.measure_and_list(self.v, self.reach)
+            listed = self.maker.measure_and_list(self.v, self.reach) if self.uses_newton else None
         if listed is not None:
             measured, self.lists = listed
         elif self.seems_end and self.lists is None:
