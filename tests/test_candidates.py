@@ -159,17 +159,46 @@ def test_lists_of_a_share_of_the_rows_lead_to_the_optimum_of_all(rng, monkeypatc
     np.testing.assert_allclose(scores[np.arange(20_000), result.labels], scores.max(axis=1), atol=1e-3)
 
 
-@pytest.mark.parametrize("width", [0.0, 0.3, 1.0])
-def test_the_target_of_a_share_can_be_reached_and_is_where_the_share_is_at_the_solution(rng, width):
+@pytest.mark.parametrize("bounds", [{}, {"size_min": 400, "size_max": 800}])
+def test_near_the_optimum_lists_of_the_tops_of_all_rows_spare_passes(rng, monkeypatch, bounds):
+    """There is room for two candidates of each row, on average."""
+    features, kernel = rng.normal(size=(20_000, 16)).astype(np.float32), 0.5 * rng.normal(size=(16, 32)).astype(np.float32)
+    source, whole = LinearLogits(features, kernel, np.zeros(32, np.float32)), features @ kernel
+    arguments = {"lam": 16.0, "tolerance": 1e-5, "memory_limit": 20_000 * 2 * BYTES_PER_CANDIDATE, **bounds}
+    made, measure_and_list = [], lists.ListMaker.measure_and_list
+    monkeypatch.setattr(lists.ListMaker, "measure_and_list", _recording(measure_and_list, made))
+    result = sinkhorn(source, **arguments)
+    assert result.converged
+    assert len(made) == result.num_iterations
+    ends = [each.candidates.cutoff for _, each in made if not each.are_of_share]
+    assert ends
+    assert max(ends) < 20
+    assert not any(each.are_whole for _, each in made)
+    mass = softmax(16.0 * whole.astype(np.float64) + result.potentials, axis=1).mean(axis=0)
+    least, most = (bounds.get(name, 625) / 20_000 for name in ("size_min", "size_max"))
+    assert np.maximum(least - mass, mass - most).clip(0).sum() <= 1e-5
+    monkeypatch.setattr(lists, "_MOST_MISSED", 0.0)
+    assert sinkhorn(source, **arguments).num_iterations > result.num_iterations
+
+
+def test_rows_that_are_flat_have_no_tops():
+    """A row of 32 equal entries has none nearer than log 32, so that its list might be empty."""
+    look = lists._Look(np.append(np.full(3 * 32, np.log(32.0)), np.inf), 3, 32)
+    assert not look.has_tops(3.5)
+    assert not look.has_tops(3.4)
+    assert look.has_tops(3.6)
+
+
+@pytest.mark.parametrize("width", [0.0, 1e-3, 1.0])
+def test_the_target_of_a_part_can_be_reached_and_is_where_the_part_is_at_the_solution(rng, width):
     lower = rng.dirichlet(np.ones(K)) * (1 - width / 2)
     target = Target(lower, lower + width * rng.dirichlet(np.ones(K))) if width else Target(lower)
-    masses = rng.dirichlet(np.ones(K), 3)
-    for mass, share in ((masses[0], masses[1]), (masses[2], masses[2])):
-        aim = target.scaled(share / mass, mass)
+    solution, mass, part = (target.lower + target.upper) / (target.lower + target.upper).sum(), *rng.dirichlet(np.ones(K), 2)
+    for aim in (target.scaled(part / mass), target.scaled(part / solution)):
         assert aim.lower.sum() <= 1 + 1e-12
         assert aim.upper.sum() >= 1 - 1e-12
-    if target.is_fixed:
-        np.testing.assert_allclose(target.scaled(masses[1] / lower, lower).lower, masses[1])
+    assert (aim.lower <= part + 1e-12).all()
+    assert (aim.upper >= part - 1e-12).all()
 
 
 def test_a_share_keeps_within_the_limit_with_the_rows_that_it_copies(rng, monkeypatch):

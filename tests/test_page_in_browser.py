@@ -96,7 +96,7 @@ def test_all_clusters_are_listed_and_sorted(report, labels, opened):
     shown = page.locator("main .row a[href^='#cluster/']").all_text_contents()
     assert shown == [f"cluster {k}" for k in range(16)]
     sizes = np.bincount(labels["labels"][0], minlength=16)
-    assert f"{sizes[0]} training images" in page.locator("main .row").first.inner_text()
+    assert f"{sizes[0]} training images" in page.locator("main .row").first.text_content()
     # A strip is filled when one scrolls to it.
     page.wait_for_selector(".row .thumb")
     assert page.locator("main .row").last.locator(".thumb").count() == 0

@@ -90,7 +90,7 @@ def test_anderson_alone_reaches_the_same_optimum(rng, storage, monkeypatch):
 
 def proposed(rows, v, target):
     """The potentials that Newton's method ends at, on lists made at v."""
-    _, made = lists.ListMaker(rows, target, None).measure_and_list(v, 1)
+    _, made = lists.ListMaker(rows, target, None).measure_and_list(v, 1, np.inf)
     return newton(made.candidates, target, 1e-6)
 
 

@@ -3,6 +3,8 @@
 Lists of all rows are the best: their marginals are those of the rows. Where memory is short they reach less far, and at last are made of a share of
 the rows, spread evenly. Where the share's clusters have the masses s_k and those of all rows are m_k, the share is to reach t_k s_k / m_k. At
 the solution m = t, so that the share then is where it should be: only the way there depends on which rows are in the share.
+Near the solution potentials have not far to go. Then lists of the tops of all rows serve, whose target is found in the same way: they
+lack a part of each row that hardly changes any more.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ _USUAL_SHARE_CUTOFF = 30.0
 _ROWS_PER_CLUSTER = 16
 # Masses of a share that differ by more than this factor are chance.
 _LARGEST_RATIO = 4.0
+# Lists of the tops of all rows are made from this error on, if what they lack weighs no more than this share of the rows. Each pass
+# then lowers the error by about this factor.
+_ERROR_FOR_TOPS, _MOST_MISSED = 0.5, 0.02
 _ROWS_TO_LOOK_AT = 256
 # Rows that are computed from features, because they are too large to be stored, have no more candidates in all: half a gigabyte.
 _MOST_OF_FEATURES = 2**29 // BYTES_PER_CANDIDATE
@@ -40,9 +45,11 @@ class Lists(NamedTuple):
     candidates: Candidates
     """The candidates of all rows that count, or of a share of them."""
     target: Target
-    """The shares, or their bounds, that the clusters are to have on these rows."""
-    of_all: bool
-    """True for lists of all rows."""
+    """The shares, or their bounds, that the clusters are to have on these lists."""
+    are_whole: bool
+    """True for lists of all rows, with all that matters in them."""
+    are_of_share: bool
+    """True for lists of a share of the rows."""
 
 
 class ListMaker:
@@ -61,12 +68,13 @@ class ListMaker:
             self._most = _MOST_OF_FEATURES
         self._share: Rows | None = None
 
-    def measure_and_list(self, v: np.ndarray, reach: float) -> tuple[Measurement, Lists] | None:
+    def measure_and_list(self, v: np.ndarray, reach: float, error: float) -> tuple[Measurement, Lists] | None:
         """Makes an exact pass and lists candidates; None, before the pass, if rows are not sharp enough for lists.
 
         Args:
             v: the potentials, float64 [K].
             reach: how many times as far as usual lists are to reach.
+            error: the L1 error of the marginals at the best potentials until now; infinity if there are none.
         """
         look, rows = _look_at(self._rows, v), self._rows
         cutoff = None if look is None else look.cutoff(reach * USUAL_CUTOFF)
@@ -75,6 +83,8 @@ class ListMaker:
         if self._most is not None:
             affordable = look.distance_of(self._most / rows.num_rows)
             if affordable < _MIN_CUTOFF:
+                if error <= _ERROR_FOR_TOPS and look.has_tops(affordable):
+                    return self._list_tops(v, affordable)
                 cutoff = min(cutoff, reach * _USUAL_SHARE_CUTOFF)
                 # The rows of a share are copied.
                 entries_per_row = max(1.0, look.entries_per_row(cutoff)) + rows.bytes_per_row / BYTES_PER_CANDIDATE
@@ -88,7 +98,13 @@ class ListMaker:
         """Lists the candidates of all rows."""
         measured, near = self._rows.measure_and_list(v, cutoff)
         candidates = Candidates(near, self._rows.that_count(measured.log_rows), v, cutoff)
-        return measured, Lists(candidates, self._target, of_all=True)
+        return measured, Lists(candidates, self._target, are_whole=True, are_of_share=False)
+
+    def _list_tops(self, v: np.ndarray, cutoff: float) -> tuple[Measurement, Lists]:
+        """Lists the candidates of all rows at a cutoff at which something is missing."""
+        measured, lists = self._list_all(v, cutoff)
+        target = self._scaled_target(np.log(lists.candidates.evaluate(v).mass), measured)
+        return measured, Lists(lists.candidates, target, are_whole=False, are_of_share=False)
 
     def _list_share(self, v: np.ndarray, cutoff: float, number: int) -> tuple[Measurement, Lists] | None:
         """Lists the candidates of some rows, about `number`; None if a value among them is not finite."""
@@ -100,9 +116,13 @@ class ListMaker:
         except NotFiniteError:
             return None  # A pass over all rows says whether that is wrong.
         measured = self._rows.measure(v)
-        ratio = np.clip(np.exp(there.log_mass - measured.log_mass), 1 / _LARGEST_RATIO, _LARGEST_RATIO)
         candidates = Candidates(near, share.that_count(there.log_rows), v, cutoff)
-        return measured, Lists(candidates, self._target.scaled(ratio, np.exp(measured.log_mass)), of_all=False)
+        return measured, Lists(candidates, self._scaled_target(there.log_mass, measured), are_whole=False, are_of_share=True)
+
+    def _scaled_target(self, log_mass: np.ndarray, measured: Measurement) -> Target:
+        """Returns the target for lists whose masses have the logarithms `log_mass`, float64 [K], where those of all rows are as measured."""
+        ratio = np.clip(np.exp(log_mass - measured.log_mass), 1 / _LARGEST_RATIO, _LARGEST_RATIO)
+        return self._target.scaled(ratio)
 
 
 def are_sharp(rows: Rows, potentials: np.ndarray) -> bool:
@@ -129,6 +149,12 @@ class _Look(NamedTuple):
     def entries_per_row(self, cutoff: float) -> float:
         """Returns how many entries a row are within a distance, on average."""
         return np.count_nonzero(self.distances <= cutoff) / self.num_rows
+
+    def has_tops(self, cutoff: float) -> bool:
+        """Returns True if the entries within a distance are all but a little of the rows, and no row can be without any."""
+        missed = np.exp(-self.distances[self.distances > cutoff]).sum() / self.num_rows
+        # The nearest entry of a row is at most log K away.
+        return cutoff > np.log(self.num_clusters) + 0.1 and missed <= _MOST_MISSED
 
     def cutoff(self, usual: float) -> float | None:
         """Returns the cutoff at which lists have the right length, if possible the usual one; None if rows are not sharp enough."""

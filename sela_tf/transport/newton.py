@@ -19,7 +19,7 @@ from sela_tf.transport.candidates import Candidates
 from sela_tf.transport.target import Target
 
 # A potential may rise by the cutoff less this margin against the log-sum-exp of the rows: until then, an entry that is not listed weighs less
-# than exp(-margin) of a row that has risen as others have. Rows that have fallen are seen by the next pass.
+# than exp(-margin) of a row that has risen as others have. Rows that have fallen are seen by the next pass. Half of a small cutoff is allowed.
 _MARGIN = 10.0
 # Steps are not made shorter.
 _SHORTEST = 1e-6
@@ -52,7 +52,7 @@ def newton(candidates: Candidates, target: Target, tolerance: float) -> np.ndarr
         step = _newton_step(candidates, at.q, v, gradient, target)
         # The mean log-sum-exp of the rows rises by at least mass @ step, as it is convex.
         risen = v - candidates.potentials - at.rises.mean()
-        length = _part_below(risen, step - at.mass @ step, candidates.cutoff - _MARGIN)
+        length = _part_below(risen, step - at.mass @ step, max(candidates.cutoff - _MARGIN, candidates.cutoff / 2))
         at_the_limit = at_the_limit + 1 if length < 1 else 0
         while True:
             new = target.within_sign(v, length * step, gradient)

@@ -133,7 +133,8 @@ class _Search:
         labels, listed, self.stored = None, None, None
         if not self.seems_end:
             self.lists = None  # The old lists are not kept beside the new.
-            listed = self.maker.measure_and_list(self.v, self.reach) if self.uses_newton else None
+            error = np.inf if self.best is None else self.best.error
+            listed = self.maker.measure_and_list(self.v, self.reach, error) if self.uses_newton else None
         if listed is not None:
             measured, self.lists = listed
         elif self.seems_end and self.lists is None:
@@ -147,7 +148,7 @@ class _Search:
 
     def _result(self, end: State, labels: np.ndarray | None) -> Solved:
         """Returns the end of the solve, which an exact pass measured."""
-        if self.lists is None or not self.lists.of_all:
+        if self.lists is None or not self.lists.are_whole:
             return Solved(end, self.num_iterations, labels=labels)
         log_rows = self.rows.that_count(end.measured.log_rows)
         return Solved(end, self.num_iterations, self.lists.candidates, log_rows, labels)
@@ -169,8 +170,8 @@ class _Search:
         """Runs Newton's method on the lists; returns the end if no pass is needed to measure it."""
         self.newton_rounds, self.is_plain = self.newton_rounds + 1, False
         v = newton(lists.candidates, lists.target, self.settings.tolerance / 10)
-        if not lists.of_all:
-            self._propose_by_share(now, v)
+        if not lists.are_whole:
+            self._propose_by_part(now, v, lists)
             return None
         self.v, self.fallbacks = _rounded(v, self.target), []
         at = lists.candidates.evaluate(self.v)
@@ -181,11 +182,14 @@ class _Search:
             return Solved(end, self.num_iterations, lists.candidates)
         return None
 
-    def _propose_by_share(self, now: State, v: np.ndarray) -> None:
-        """Takes potentials to which Newton's method came on lists of a share of the rows; mixes them with earlier ones."""
+    def _propose_by_part(self, now: State, v: np.ndarray, lists: Lists) -> None:
+        """Takes potentials to which Newton's method came on lists of a part of the rows; those of a share are mixed with earlier ones."""
         step = v - now.potentials
         parts = [_rounded(now.potentials + step / 2**halvings, self.target) for halvings in range(_MAX_HALVINGS + 1)]
-        self.v = _rounded(self.shares.accelerated(now.potentials, step, np.exp(now.log_mass / 2)), self.target)
+        if not lists.are_of_share:
+            self.shares = Memory()
+        mixed = self.shares.accelerated(now.potentials, step, np.exp(now.log_mass / 2))
+        self.v = _rounded(mixed, self.target)
         self.fallbacks = parts if len(self.shares.points) > 1 else parts[1:]
 
     def _go_on_by_sinkhorn(self, now: State) -> None:

@@ -73,12 +73,10 @@ class Target:
         """Returns the potentials [K] with a mean of zero, where a constant that is added to them changes nothing; otherwise as they are."""
         return potentials - potentials.mean() if self.is_fixed else potentials
 
-    def scaled(self, ratio: np.ndarray, mass: np.ndarray) -> Target:
-        """Returns the target with the share of each cluster, or its bounds, times a factor.
+    def scaled(self, ratio: np.ndarray) -> Target:
+        """Returns the target with the share of each cluster, or its bounds, times a factor, float64 [K].
 
-        Args:
-            ratio: float64 [K], the factors, up to one that all have in common.
-            mass: float64 [K], the clusters' masses. With the common factor, those within the bounds have the sum 1, so that shares exist.
+        The factors are divided by one common number where otherwise no shares of sum 1 would be within the bounds.
         """
-        ratio = ratio / (np.clip(mass, self.lower, self.upper) @ ratio)
+        ratio = ratio / np.clip(1.0, self.lower @ ratio, self.upper @ ratio)
         return Target(self.lower * ratio, None if self.is_fixed else self.upper * ratio)
