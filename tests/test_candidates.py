@@ -169,7 +169,7 @@ def test_near_the_optimum_lists_of_the_tops_of_all_rows_spare_passes(rng, monkey
     monkeypatch.setattr(lists.ListMaker, "measure_and_list", _recording(measure_and_list, made))
     result = sinkhorn(source, **arguments)
     assert result.converged
-    assert len(made) == result.num_iterations
+    assert len(made) <= result.num_iterations <= 6
     ends = [each.candidates.cutoff for _, each in made if not each.are_of_share]
     assert ends
     assert max(ends) < 20
@@ -177,7 +177,7 @@ def test_near_the_optimum_lists_of_the_tops_of_all_rows_spare_passes(rng, monkey
     mass = softmax(16.0 * whole.astype(np.float64) + result.potentials, axis=1).mean(axis=0)
     least, most = (bounds.get(name, 625) / 20_000 for name in ("size_min", "size_max"))
     assert np.maximum(least - mass, mass - most).clip(0).sum() <= 1e-5
-    monkeypatch.setattr(lists, "_MOST_MISSED", 0.0)
+    monkeypatch.setattr(lists, "MOST_MISSED", 0.0)
     assert sinkhorn(source, **arguments).num_iterations > result.num_iterations
 
 

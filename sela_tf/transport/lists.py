@@ -31,9 +31,10 @@ _USUAL_SHARE_CUTOFF = 30.0
 _ROWS_PER_CLUSTER = 16
 # Masses of a share that differ by more than this factor are chance.
 _LARGEST_RATIO = 4.0
-# Lists of the tops of all rows are made from this error on, if what they lack weighs no more than this share of the rows. Each pass
-# then lowers the error by about this factor.
-_ERROR_FOR_TOPS, _MOST_MISSED = 0.5, 0.02
+# Lists of the tops of all rows are made from this error on.
+_ERROR_FOR_TOPS = 0.2
+MOST_MISSED = 0.02
+"""The largest share of the rows that lists of their tops may lack. A solution on such lists lowers the error by this factor or more."""
 _ROWS_TO_LOOK_AT = 256
 # Rows that are computed from features, because they are too large to be stored, have no more candidates in all: half a gigabyte.
 _MOST_OF_FEATURES = 2**29 // BYTES_PER_CANDIDATE
@@ -50,6 +51,11 @@ class Lists(NamedTuple):
     """True for lists of all rows, with all that matters in them."""
     are_of_share: bool
     """True for lists of a share of the rows."""
+
+    def error(self, v: np.ndarray) -> float:
+        """Returns the L1 error of the marginals of these lists at the potentials v, float64 [K]."""
+        with np.errstate(divide="ignore"):
+            return self.target.error(v, np.log(self.candidates.evaluate(v).mass))
 
 
 class ListMaker:
@@ -154,7 +160,7 @@ class _Look(NamedTuple):
         """Returns True if the entries within a distance are all but a little of the rows, and no row can be without any."""
         missed = np.exp(-self.distances[self.distances > cutoff]).sum() / self.num_rows
         # The nearest entry of a row is at most log K away.
-        return cutoff > np.log(self.num_clusters) + 0.1 and missed <= _MOST_MISSED
+        return cutoff > np.log(self.num_clusters) + 0.1 and missed <= MOST_MISSED
 
     def cutoff(self, usual: float) -> float | None:
         """Returns the cutoff at which lists have the right length, if possible the usual one; None if rows are not sharp enough."""

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport.acceleration import AndersonResult, Memory, anderson, part_within
-from sela_tf.transport.lists import ListMaker, Lists
+from sela_tf.transport.lists import MOST_MISSED, ListMaker, Lists
 from sela_tf.transport.newton import newton
 from sela_tf.transport.rows import Rows
 from sela_tf.transport.state import Solved, State
@@ -107,7 +107,9 @@ class _Search:
             # No potentials have these marginals: clusters are forbidden to too many rows.
             return Solved(self.best, self.num_iterations)
         now, labels = self._measure()
-        is_worse = self.best is not None and now.dual < self.best.dual and not self.is_plain
+        # Close to the end the dual's rounding is larger than its rise.
+        is_end = now.error <= self.settings.tolerance
+        is_worse = self.best is not None and now.dual < self.best.dual and not (self.is_plain or is_end)
         if self.best is None or not is_worse:
             self.best = now
         if self.best.error <= self.settings.tolerance or self.num_iterations >= self.settings.max_iterations:
@@ -188,6 +190,9 @@ class _Search:
         parts = [_rounded(now.potentials + step / 2**halvings, self.target) for halvings in range(_MAX_HALVINGS + 1)]
         if not lists.are_of_share:
             self.shares = Memory()
+            # Only what the lists lack can still be wrong.
+            self.seems_end = now.error * MOST_MISSED <= self.settings.tolerance and lists.error(v) <= self.settings.tolerance
+            self.lists = None if self.seems_end else lists
         mixed = self.shares.accelerated(now.potentials, step, np.exp(now.log_mass / 2))
         self.v = _rounded(mixed, self.target)
         self.fallbacks = parts if len(self.shares.points) > 1 else parts[1:]
