@@ -9,7 +9,7 @@ import tensorflow as tf
 from scipy.special import logsumexp, softmax
 
 from sela_tf.transport import lists, solve
-from sela_tf.transport.candidates import BYTES_PER_CANDIDATE, Candidates
+from sela_tf.transport.candidates import BYTES_PER_CANDIDATE, BYTES_PER_ROW, Candidates
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.rows import Rows
 from sela_tf.transport.sinkhorn import sinkhorn
@@ -164,7 +164,7 @@ def test_near_the_optimum_lists_of_the_tops_of_all_rows_spare_passes(rng, monkey
     """There is room for two candidates of each row, on average."""
     features, kernel = rng.normal(size=(20_000, 16)).astype(np.float32), 0.5 * rng.normal(size=(16, 32)).astype(np.float32)
     source, whole = LinearLogits(features, kernel, np.zeros(32, np.float32)), features @ kernel
-    arguments = {"lam": 16.0, "tolerance": 1e-5, "memory_limit": 20_000 * 2 * BYTES_PER_CANDIDATE, **bounds}
+    arguments = {"lam": 16.0, "tolerance": 1e-5, "memory_limit": 20_000 * (2 * BYTES_PER_CANDIDATE + BYTES_PER_ROW), **bounds}
     made, measure_and_list = [], lists.ListMaker.measure_and_list
     monkeypatch.setattr(lists.ListMaker, "measure_and_list", _recording(measure_and_list, made))
     result = sinkhorn(source, **arguments)

@@ -18,6 +18,8 @@ MAX_PER_ROW = 96
 """The most candidates a row, on average."""
 BYTES_PER_CANDIDATE = 96
 """The bytes that a candidate takes at the peak of a solve: score, column and row, two evaluations, and the Hessian's triples."""
+BYTES_PER_ROW = 48
+"""The bytes that a list takes beyond its candidates: where it starts, and sums over the row."""
 # Up to this drift no exponential can overflow, so that the maximum of each row need not be found.
 _SAFE_DRIFT = 500.0
 # The best candidate of a row has at least this share of its listed entries.

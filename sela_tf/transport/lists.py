@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sela_tf.transport.candidates import BYTES_PER_CANDIDATE, MAX_PER_ROW, Candidates
+from sela_tf.transport.candidates import BYTES_PER_CANDIDATE, BYTES_PER_ROW, MAX_PER_ROW, Candidates
 from sela_tf.transport.errors import NotFiniteError
 from sela_tf.transport.measurement import Measurement
 from sela_tf.transport.rows import Rows
@@ -87,7 +87,7 @@ class ListMaker:
         if look is None or cutoff is None:
             return None
         if self._most is not None:
-            affordable = look.distance_of(self._most / rows.num_rows)
+            affordable = look.distance_of(max(0.0, self._most / rows.num_rows - BYTES_PER_ROW / BYTES_PER_CANDIDATE))
             if affordable < _MIN_CUTOFF:
                 if error <= _ERROR_FOR_TOPS and look.has_tops(affordable):
                     return self._list_tops(v, affordable)
