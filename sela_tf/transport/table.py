@@ -79,7 +79,12 @@ class Table:
 
     def sample(self, some: np.ndarray) -> Any:
         """Returns a source of some rows, by index, copied."""
-        given = tf.convert_to_tensor(take(self._given, some))
+        given = take(self._given, some)
+        if self._uses_buffers and not tf.is_tensor(given):
+            buffer = _Buffer(given.shape, given.dtype)
+            buffer.array[:] = given
+            given = buffer.tensor
+        given = tf.convert_to_tensor(given)
         return LinearLogits(given, *self._head) if self.is_linear else given
 
     def describe_bad(self, wrong: np.ndarray) -> str:
@@ -101,7 +106,7 @@ class Table:
 class _Buffer:
     """Memory for a chunk of rows, as an array and as a tensor."""
 
-    def __init__(self, shape: tuple[int, int], dtype: type):
+    def __init__(self, shape: tuple[int, ...], dtype: Any):
         size, item = shape[0] * shape[1], np.dtype(dtype).itemsize
         memory: np.ndarray = np.empty(size + _ALIGNMENT // item, dtype)
         first = -memory.ctypes.data % _ALIGNMENT // item
