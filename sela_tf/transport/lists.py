@@ -89,7 +89,7 @@ class ListMaker:
         if self._most is not None:
             affordable = look.distance_of(max(0.0, self._most / rows.num_rows - BYTES_PER_ROW / BYTES_PER_CANDIDATE))
             if affordable < _MIN_CUTOFF:
-                if error <= _ERROR_FOR_TOPS and look.has_tops(affordable):
+                if error <= _ERROR_FOR_TOPS and look.missed(affordable) <= MOST_MISSED:
                     return self._list_tops(v, affordable)
                 cutoff = min(cutoff, reach * _USUAL_SHARE_CUTOFF)
                 # The rows of a share are copied.
@@ -107,10 +107,13 @@ class ListMaker:
         return measured, Lists(candidates, self._target, are_whole=True, are_of_share=False)
 
     def _list_tops(self, v: np.ndarray, cutoff: float) -> tuple[Measurement, Lists]:
-        """Lists the candidates of all rows at a cutoff at which something is missing."""
-        measured, lists = self._list_all(v, cutoff)
-        target = self._scaled_target(np.log(lists.candidates.evaluate(v).mass), measured)
-        return measured, Lists(lists.candidates, target, are_whole=False, are_of_share=False)
+        """Lists the candidates of all rows at a cutoff at which something is missing, as are whole rows that are flat."""
+        measured, near = self._rows.measure_and_list(v, cutoff)
+        # Neither labels nor a dual are taken from such lists: these need the rows' log-sum-exp.
+        candidates = Candidates(near, np.zeros(0), v, cutoff)
+        with np.errstate(divide="ignore"):
+            target = self._scaled_target(np.log(candidates.evaluate(v).mass), measured)
+        return measured, Lists(candidates, target, are_whole=False, are_of_share=False)
 
     def _list_share(self, v: np.ndarray, cutoff: float, number: int) -> tuple[Measurement, Lists] | None:
         """Lists the candidates of some rows, about `number`; None if a value among them is not finite."""
@@ -156,11 +159,9 @@ class _Look(NamedTuple):
         """Returns how many entries a row are within a distance, on average."""
         return np.count_nonzero(self.distances <= cutoff) / self.num_rows
 
-    def has_tops(self, cutoff: float) -> bool:
-        """Returns True if the entries within a distance are all but a little of the rows, and no row can be without any."""
-        missed = np.exp(-self.distances[self.distances > cutoff]).sum() / self.num_rows
-        # The nearest entry of a row is at most log K away.
-        return cutoff > np.log(self.num_clusters) + 0.1 and missed <= MOST_MISSED
+    def missed(self, cutoff: float) -> float:
+        """Returns the share of the rows that the entries beyond a distance have."""
+        return float(np.exp(-self.distances[self.distances > cutoff]).sum()) / self.num_rows
 
     def cutoff(self, usual: float) -> float | None:
         """Returns the cutoff at which lists have the right length, if possible the usual one; None if rows are not sharp enough."""
