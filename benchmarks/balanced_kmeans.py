@@ -106,7 +106,7 @@ def run_cell(method: str, problem: Problem, file: pathlib.Path, seed: int) -> Ce
         from k_means_constrained import KMeansConstrained
 
         estimator = KMeansConstrained(
-            problem.num_clusters, size_min=lower, size_max=upper, init=centers, n_init=1, n_jobs=-1, **options
+            problem.num_clusters, size_min=lower, size_max=upper, init=centers, n_init=1, n_jobs=1, **options
         )
     start, processor = time.perf_counter(), time.process_time()
     estimator.fit(X)
