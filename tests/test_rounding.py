@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from sklearn.datasets import make_blobs
 
+from sela_tf.transport import exchange, scan, shortest_paths
 from sela_tf.transport import rounding as module
-from sela_tf.transport import scan, shortest_paths
 from sela_tf.transport.linear_logits import ComputedLogits, LinearLogits
 from sela_tf.transport.rounding import balanced_labels
 from sela_tf.transport.sinkhorn import sinkhorn
@@ -304,3 +304,22 @@ def test_takes_tensors_other_precisions_and_strides_and_changes_nothing(rng):
     balanced_labels(log_probs, potentials, lam=25.0, sizes=sizes, known=known)
     for now, then in zip((log_probs, potentials, sizes, known), before, strict=True):
         np.testing.assert_array_equal(now, then)
+
+
+def test_few_free_moves_lower_the_excess_where_a_maximum_flow_does(rng):
+    """Rows of random graphs that move along paths move once, from their cluster, and no taker gets too many."""
+    num_lowered = 0
+    for _ in range(200):
+        label, excess = rng.integers(6, size=12), rng.permutation([2, 1, 0, 0, -1, -2])
+        row, column = (each.ravel() for each in np.meshgrid(np.arange(12), np.arange(6), indexing="ij"))
+        free = (rng.random(72) < 0.12) & (column != label[row])
+        moves = (row[free], label[row[free]], column[free])
+        rows, goals = exchange._paths(*moves, excess)
+        assert len(set(rows)) == len(rows)
+        assert set(zip(rows, goals, strict=True)) <= set(zip(moves[0], moves[2], strict=True))
+        after = excess - np.bincount(label[rows], minlength=6) + np.bincount(goals, minlength=6)
+        assert ((after * np.sign(excess) >= 0) & (np.abs(after) <= np.abs(excess))).all()
+        by_flow = exchange._flow(*moves, exchange._NO_TOKENS, excess)[0]
+        assert (len(rows) > 0) == (len(by_flow) > 0)
+        num_lowered += len(rows) > 0
+    assert 50 < num_lowered < 200
