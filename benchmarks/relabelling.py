@@ -1,6 +1,6 @@
-"""What relabelling costs in a training: `python -m benchmarks.relabelling [--goals]`.
+"""A profile of three trainings, by what relabelling costs in them: `python -m benchmarks.relabelling [--goals]`.
 
-Three runs as a user would make them: Fashion-MNIST with `configs/fashion_mnist_best.cfg` (60,000 images, K = 128, one head); heads on vectors,
+The runs are as a user would make them: Fashion-MNIST with `configs/fashion_mnist_best.cfg` (60,000 images, K = 128, one head); heads on vectors,
 N = 100,000 and K = 3000, with two epochs between relabellings; and a folder of colour images with the settings that are chosen for it (the
 emoji of benchmarks.own_images, if they lie on this machine; without them the run is left out). Each trains in a process of its own.
 
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest.mock
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,8 @@ def train(flags: list[str], output: pathlib.Path) -> None:
         parts.seconds["rest"] -= steps
         end_epoch(self, *args)
 
-    progress.Progress.on_epoch_end = on_epoch_end  # type: ignore[method-assign]
-    status = door([sys.argv[0], *flags])
+    with unittest.mock.patch.object(progress.Progress, "on_epoch_end", on_epoch_end):
+        status = door([sys.argv[0], *flags])
     workdir = pathlib.Path(next(flag.split("=", 1)[1] for flag in flags if flag.startswith("--workdir=")))
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     passes = [row["num_iterations"] for row in rows if row.get("kind") == "relabel"]
