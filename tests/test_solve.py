@@ -88,6 +88,35 @@ def test_anderson_alone_reaches_the_same_optimum(rng, storage, monkeypatch):
     assert (result.labels == (50.0 * log_probs + best).argmax(axis=1)).mean() >= 0.999
 
 
+def test_an_end_is_not_given_up_for_the_rounding_of_its_dual(rng, monkeypatch):
+    """A state with the right marginals whose dual was measured a little too low ends the solve all the same."""
+    monkeypatch.setattr(lists, "_look_at", lambda *_: None)
+    log_probs = oracle.log_probs(rng, 3000, 48)
+    usual = sinkhorn(log_probs, lam=50.0)
+
+    class Rounded(solve.State):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.dual -= 100.0 * (self.error <= 1e-3)
+
+    monkeypatch.setattr(solve, "State", Rounded)
+    result = sinkhorn(log_probs, lam=50.0)
+    assert result.converged
+    assert result.num_iterations == usual.num_iterations
+    np.testing.assert_array_equal(result.potentials, usual.potentials)
+
+
+def test_lists_are_given_up_with_newtons_method(rng, monkeypatch):
+    """Four fifths of the rows may not go to the second of two clusters: Newton's method ends after its rounds, and another goes on."""
+    newton_, calls = solve.newton, []
+    monkeypatch.setattr(solve, "newton", lambda *args: calls.append(args) or newton_(*args))
+    monkeypatch.setattr(solve, "_MAX_NEWTON_ROUNDS", 3)
+    log_probs = rng.normal(size=(1000, 2)).astype(np.float32)
+    log_probs[:800, 1] = -np.inf
+    assert sinkhorn(log_probs, max_iterations=8).num_iterations == 8
+    assert len(calls) == 3
+
+
 def proposed(rows, v, target):
     """The potentials that Newton's method ends at, on lists made at v."""
     _, made = lists.ListMaker(rows, target, None).measure_and_list(v, 1, np.inf)
