@@ -15,7 +15,7 @@ from sela_tf.transport.table import Table
 from sela_tf.transport.threads import one_blas_thread
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, tf.bfloat16.as_numpy_dtype])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4", tf.bfloat16.as_numpy_dtype])
 @pytest.mark.parametrize("form", ["array", "tensor", "file", "computed"])
 def test_chunks_hold_the_rows_followed_by_zeros(rng, tmp_path, form, dtype):
     values = rng.normal(size=(50, 7)).astype(dtype)

@@ -19,6 +19,8 @@ from sela_tf.transport.passes import ChunkRows
 
 # TensorFlow reads memory of others in place where it begins at a multiple of this number of bytes.
 _ALIGNMENT = 64
+# NumPy hands memory of these numbers over; it has no bfloat16 of its own.
+_BUFFERED = (np.float16, np.float32, np.float64)
 
 
 class Table:
@@ -47,8 +49,8 @@ class Table:
         self._dtype = tf.float32 if self.is_linear else tf.as_dtype(source.dtype)
         self.bytes_per_row = as_array(self._given[:1]).nbytes
         self._buffers: list[_Buffer] = []
-        # NumPy has no bfloat16 of its own, and on a graphics card all rows are brought to the device.
-        self._uses_buffers = self._dtype != tf.bfloat16 and not tf.config.list_logical_devices("GPU")
+        # On a graphics card all rows are brought to the device.
+        self._uses_buffers = self._dtype.as_numpy_dtype in _BUFFERED and not tf.config.list_logical_devices("GPU")
 
     @contextlib.contextmanager
     def chunk(self, start: int, num_rows: int) -> Iterator[ChunkRows]:
@@ -80,7 +82,7 @@ class Table:
     def sample(self, some: np.ndarray) -> Any:
         """Returns a source of some rows, by index, copied."""
         given = take(self._given, some)
-        if self._uses_buffers and not tf.is_tensor(given):
+        if self._uses_buffers and not tf.is_tensor(given) and given.dtype in _BUFFERED:
             buffer = _Buffer(given.shape, given.dtype)
             buffer.array[:] = given
             given = buffer.tensor
