@@ -10,13 +10,14 @@ LANE := .venv-tf$(TF)
 LANE_PYTHON := $(if $(filter file,$(origin PYTHON)),python3.11,$(PYTHON))
 
 ATLAS := .venv-atlas
+SKLEARN := .venv-sklearn
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: demo pipeline test test-slow test-tf test-atlas soak lint format reference screenshots system-deps lock wheel clean help
+.PHONY: demo pipeline test test-slow test-tf test-sklearn test-atlas soak lint format reference screenshots system-deps lock wheel clean help
 
 help:
 	@sed -n '1s/^# //p' Makefile
-	@echo 'make pipeline, test-slow, test-tf, test-atlas, soak, lint, format, reference, screenshots, system-deps, lock, wheel, clean: see BUILD.md'
+	@echo 'make pipeline, test-slow, test-tf, test-sklearn, test-atlas, soak, lint, format, reference, screenshots, system-deps, lock, wheel, clean: see BUILD.md'
 
 demo: $(VENV)/.core
 	$(BIN)/python -m sela_tf.train --flagfile=configs/digits.cfg --workdir=runs/digits $(FLAGS)
@@ -26,7 +27,7 @@ pipeline: $(VENV)/.dev
 	$(BIN)/python -m components.pipeline --flagfile=configs/digits.cfg --root=runs/pipeline --min_knn=0.95 --min_linear_probe=0.95 $(FLAGS)
 
 # Two processes share two cores: threads of OpenMP that wait for each other by spinning would take a fifth of the time.
-test test-slow test-tf: export OMP_NUM_THREADS = 1
+test test-slow test-tf test-sklearn: export OMP_NUM_THREADS = 1
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FLAGS)
@@ -39,6 +40,12 @@ test-tf: $(LANE)/.lane
 	rm -rf build
 	$(LANE)/bin/uv pip install --quiet --python $(LANE)/bin/python --no-deps --reinstall .
 	PYTHONSAFEPATH=1 $(LANE)/bin/python -m pytest -n 2 --dist loadgroup @tests/lanes.txt -m "lane or not slow" $(FLAGS)
+
+# BalancedKMeans by the checks of the oldest scikit-learn that the package takes, from the wheel: by hand before a release.
+test-sklearn: $(SKLEARN)/.lock
+	rm -rf build
+	$(BIN)/uv pip install --quiet --python $(SKLEARN)/bin/python --no-deps --reinstall .
+	PYTHONSAFEPATH=1 $(SKLEARN)/bin/python -m pytest tests/test_balanced_kmeans.py -m "slow or not slow" $(FLAGS)
 
 # labels.parquet in embedding-atlas, by hand: its environment has gigabytes. CHROMIUM is the browser that looks at the page.
 test-atlas: $(VENV)/.dev $(ATLAS)/.lock
@@ -88,7 +95,7 @@ wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf $(VENV) .venv-tf* $(ATLAS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tf* $(ATLAS) $(SKLEARN) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.python: tools/check_python.py
 	@command -v $(PYTHON) >/dev/null || { echo 'error: there is no $(PYTHON). Name a Python 3.11, 3.12 or 3.13: make demo PYTHON=/path/to/python3' >&2; exit 1; }
@@ -117,6 +124,11 @@ $(LANE)/.lane: tests/locks/tf-$(TF).lock tools/check_python.py
 $(ATLAS)/.lock: tests/locks/atlas.lock $(VENV)/.dev
 	$(BIN)/python -m venv --clear $(ATLAS)
 	$(BIN)/uv pip install --quiet --python $(ATLAS)/bin/python -r tests/locks/atlas.lock
+	@touch $@
+
+$(SKLEARN)/.lock: tests/locks/sklearn.lock $(VENV)/.dev
+	$(BIN)/python -m venv --clear $(SKLEARN)
+	$(BIN)/uv pip install --quiet --python $(SKLEARN)/bin/python -r tests/locks/sklearn.lock
 	@touch $@
 
 tests/locks/tf-%.lock:
