@@ -85,7 +85,6 @@ def test_few_candidates_of_massive_ties_are_kept():
     scanned = scan.scan(
         np.zeros((4096, 64), np.float32), np.zeros(64), 1.0, 0.0, free, free.copy(), 4.0, np.float32, np.random.default_rng(0)
     )
-    row, column, _, complete, _ = scanned
-    assert not complete
-    assert len(row) <= 4 * 4096
-    assert len(np.unique(column)) == 64
+    assert not scanned.complete
+    assert scanned.counts.sum() == len(scanned.column) <= 4 * 4096
+    assert len(np.unique(scanned.column)) == 64

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sela_tf.transport.shards import ALONE, Shards
 from sela_tf.transport.target import Target
 
 _MEMORY = 10
@@ -51,6 +52,7 @@ def anderson(
     tolerance: float,
     max_iterations: int,
     max_drift: float = np.inf,
+    shards: Shards = ALONE,
 ) -> AndersonResult:
     """Raises the dual from `potentials` until |m - t|_1 <= tolerance, t being the shares that Sinkhorn's step is for.
 
@@ -62,11 +64,13 @@ def anderson(
         max_iterations: the number of passes after which to stop.
         max_drift: the most that one potential may move against another. The iteration stops at a step that goes beyond, at the part
             of the step that does not.
+        shards: the workers that have a share of the rows each.
     """
     v, best = potentials, AndersonResult(potentials, np.inf, 0)
     memory = Memory()
     good = (v, np.zeros_like(v), -np.inf)
     for num_iterations in range(1, max_iterations + 1):
+        v = shards.of_first(v)
         mass, mean_log_row = measure(v)
         log_mass = np.log(np.maximum(mass, np.finfo(np.float32).tiny))
         log_shares = target.log_shares(v, log_mass)

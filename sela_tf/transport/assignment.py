@@ -11,6 +11,7 @@ from sela_tf.transport.candidates import BYTES_PER_CANDIDATE
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, rounded_sizes
 from sela_tf.transport.rounding import balanced_labels
+from sela_tf.transport.shards import ALONE, Shards
 from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn, usual_storage
 from sela_tf.transport.size_bounds import SizeBound, check_size_bounds
 from sela_tf.transport.solve import BYTES_STORED
@@ -46,7 +47,7 @@ class Assignment(NamedTuple):
 
     @property
     def sizes(self) -> np.ndarray:
-        """The number of images of each cluster, int64 [K]."""
+        """The number of images of each cluster, int64 [K]; of those that this worker has, where several share them."""
         return np.bincount(self.labels, minlength=len(self.potentials))
 
     @property
@@ -107,6 +108,7 @@ def assign_labels(
     exact_balance: bool = True,
     memory_limit: float | None = None,
     verbose: bool = False,
+    shards: Shards = ALONE,
 ) -> Assignment:
     """Labels N images with clusters of exactly the right sizes, or of sizes within bounds: `sinkhorn`, then `balanced_labels`.
 
@@ -127,13 +129,17 @@ def assign_labels(
         memory_limit: the bytes that stored rows and candidate lists may take, together with the log-probabilities of `LinearLogits`, which
             are kept in memory if they fit, as `plan_memory` decides. None sets no limit, and computes `LinearLogits` at every reading.
         verbose: True to print to stderr the memory and time that a large solve will take.
+        shards: the workers that have a share of the rows each and call this function together. N and `known` are then those of this
+            worker's rows, and so are the labels returned; `memory_limit` is that of a worker; the rest is about all rows.
 
     Raises:
         ValueError: an argument is refused by `sinkhorn` or `balanced_labels`.
     """
     rest = memory_limit
     if isinstance(log_probs, LinearLogits) and memory_limit is not None:
-        plan = plan_memory(len(log_probs.features), int(log_probs.kernel.shape[1]), memory_limit, tolerance=tolerance)
+        # The worker with the most rows decides for all.
+        num_most = int(shards.joined(np.array([len(log_probs.features)])).max())
+        plan = plan_memory(num_most, int(log_probs.kernel.shape[1]), memory_limit, tolerance=tolerance)
         rest = plan.rest
         if plan.form != "computed":
             log_probs = log_probs.checked()
@@ -150,26 +156,30 @@ def assign_labels(
         size_max=size_max,
         memory_limit=rest,
         verbose=verbose,
+        shards=shards,
     )
     found = Assignment(solved.labels, solved.potentials, solved.lam, solved.converged, solved.num_iterations, solved.marginal_error)
     if not exact_balance:
         return found
     known = None if known is None else np.asarray(known)
     is_uniform = isinstance(marginals, str) and marginals == "uniform"
-    sizes = None if is_uniform else _whole_sizes(solved.marginals, known, len(solved.labels))
-    potentials = _rounding_potentials(log_probs, solved, size_min, size_max, known, rest)
-    rounded = balanced_labels(log_probs, potentials, lam=lam, sizes=sizes, known=known, size_min=size_min, size_max=size_max)
+    sizes = None if is_uniform else _whole_sizes(solved.marginals, known, len(solved.labels), shards)
+    potentials = _rounding_potentials(log_probs, solved, size_min, size_max, known, rest, shards)
+    rounded = balanced_labels(
+        log_probs, potentials, lam=lam, sizes=sizes, known=known, size_min=size_min, size_max=size_max, shards=shards
+    )
     return found._replace(labels=rounded.labels, rounding_gap=rounded.rounding_gap)
 
 
-def _whole_sizes(shares: np.ndarray, known: np.ndarray | None, num_rows: int) -> np.ndarray:
-    """Returns whole sizes int64 [K] of sum N: `shares` [K] of the rows by largest remainder, but none below its number of known labels."""
-    sizes = rounded_sizes(shares, num_rows)
+def _whole_sizes(shares: np.ndarray, known: np.ndarray | None, num_rows: int, shards: Shards) -> np.ndarray:
+    """Returns whole sizes int64 [K] of all rows: `shares` [K] of them by largest remainder, but none below its number of known labels."""
+    num_all = int(shards.total(num_rows)[0])
+    sizes = rounded_sizes(shares, num_all)
     if known is not None:
-        num_known = np.bincount(known[known >= 0], minlength=len(sizes))
+        num_known = shards.total(np.bincount(known[known >= 0], minlength=len(sizes)))[0].astype(np.int64)
         # A share that the known labels fill to the last image may have been rounded down.
         sizes = np.maximum(sizes, num_known)
-        while sizes.sum() > num_rows:
+        while sizes.sum() > num_all:
             sizes[np.argmax(sizes - num_known)] -= 1
     return sizes
 
@@ -181,21 +191,22 @@ def _rounding_potentials(
     size_max: SizeBound,
     known: np.ndarray | None,
     memory_limit: float | None,
+    shards: Shards,
 ) -> np.ndarray:
     """Returns potentials float32 [K] for the rounding, in units of `solved.lam`.
 
     They are those of `solved`, or, where its argmax is far from the sizes, those of transports at larger lam.
     """
     potentials, labels, lam = solved.potentials, solved.labels, solved.lam
-    has_bounds = size_min is not None or size_max is not None
+    has_bounds, num_all = size_min is not None or size_max is not None, int(shards.total(len(labels))[0])
     if has_bounds:
-        lower, upper = check_size_bounds(size_min, size_max, len(labels), len(potentials))
+        lower, upper = check_size_bounds(size_min, size_max, num_all, len(potentials))
     else:
-        upper = np.ceil(len(labels) * solved.marginals)
+        upper = np.ceil(num_all * solved.marginals)
         lower = np.zeros_like(upper)
     for round_number in range(_MAX_COLDER):
-        sizes = np.bincount(labels, minlength=len(potentials))
-        to_move = max(np.maximum(sizes - upper, 0).sum(), np.maximum(lower - sizes, 0).sum()) / len(labels)
+        (sizes,) = shards.total(np.bincount(labels, minlength=len(potentials)))
+        to_move = max(np.maximum(sizes - upper, 0).sum(), np.maximum(lower - sizes, 0).sum()) / num_all
         if to_move <= (_FEW_TO_MOVE if round_number else _MANY_TO_MOVE):
             break
         lam *= _COLDER
@@ -210,6 +221,7 @@ def _rounding_potentials(
             size_min=size_min,
             size_max=size_max,
             memory_limit=memory_limit,
+            shards=shards,
         )
         potentials, labels = colder.potentials * np.float32(solved.lam / lam), colder.labels
     return potentials

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from sela_tf.transport.measurement import Measurement, Near
+from sela_tf.transport.shards import ALONE, Shards
 
 MAX_PER_ROW = 96
 """The most candidates a row, on average."""
@@ -34,9 +35,11 @@ class Evaluation(NamedTuple):
     q: np.ndarray
     """The candidates' shares of their rows, float64 [E]."""
     mass: np.ndarray
-    """The clusters' masses, float64 [K]."""
+    """The clusters' masses, float64 [K], over the rows of all workers."""
     rises: np.ndarray
     """The rise of the log-sum-exp of each row since the lists were made, float64 [R]."""
+    mean_rise: float
+    """The mean of the rises, over the rows of all workers."""
 
 
 class Missing(NamedTuple):
@@ -49,23 +52,25 @@ class Missing(NamedTuple):
 
 
 class Candidates:
-    """The candidates of the R rows that count, made at the potentials v0.
+    """The candidates of the R rows that count, made at the potentials v0. Several workers may have a share of the rows each.
 
     Args:
         near: the candidates, as a pass at v0 listed them.
         log_rows: what this pass measured, the log-sum-exp of the rows that count, float [R].
         potentials: v0, float64 [K].
         cutoff: the distance below the log-sum-exp of its row up to which an entry is a candidate.
+        shards: the workers.
     """
 
-    def __init__(self, near: Sequence[Near], log_rows: np.ndarray, potentials: np.ndarray, cutoff: float):
-        self.potentials, self.cutoff, self._log_rows = potentials, cutoff, log_rows
+    def __init__(self, near: Sequence[Near], log_rows: np.ndarray, potentials: np.ndarray, cutoff: float, shards: Shards = ALONE):
+        self.potentials, self.cutoff, self._log_rows, self.shards = potentials, cutoff, log_rows, shards
         counts = np.concatenate([each.counts for each in near])
         self._columns = np.concatenate([each.columns for each in near])
         # scores less the log-sum-exp of their row at v0
         self._scores = np.concatenate([each.scores for each in near])
         self._starts = np.cumsum(counts) - counts
         self._row = np.repeat(np.arange(len(counts)), counts)
+        self._num_all = int(shards.total(len(counts))[0])
 
     def evaluate(self, v: np.ndarray) -> Evaluation:
         """Computes the plan at the potentials v, float64 [K]."""
@@ -77,20 +82,24 @@ class Candidates:
         q = np.exp(shifted, out=shifted)
         row_sum = np.add.reduceat(q, self._starts)
         q /= row_sum[self._row]
-        mass = np.bincount(self._columns, q, len(v)) / len(self._starts)
-        return Evaluation(q, mass, highest + np.log(row_sum))
+        rises = highest + np.log(row_sum)
+        mass, sum_rises = self.shards.total(np.bincount(self._columns, q, len(v)), rises.sum())
+        return Evaluation(q, mass / self._num_all, rises, float(sum_rises) / self._num_all)
 
     def missing(self, v: np.ndarray, at: Evaluation) -> Missing:
         """Returns bounds of what the entries that are not listed weigh at the potentials v, at which the plan is `at`."""
         # An entry that is not listed was below exp(-cutoff) of its row, and has risen by no more than the most of any potential.
         distances = self.cutoff - (v - self.potentials).max() + at.rises
         with np.errstate(over="ignore"):
-            return Missing(len(v) * float(np.exp(-distances.min())), len(v) * float(np.exp(-distances).mean()))
+            weights = len(v) * np.exp(-distances)
+        worst, total = self.shards.joined(np.array([[weights.max(initial=0.0), weights.sum()]])).T
+        return Missing(float(worst.max()), float(total.sum()) / self._num_all)
 
     def measured(self, at: Evaluation) -> Measurement:
         """Returns what an exact pass would measure, without the log-sum-exp of the rows."""
+        sum_log_rows = float(self.shards.total(self._log_rows.sum(dtype=np.float64))[0])
         with np.errstate(divide="ignore"):
-            return Measurement(np.log(at.mass), np.zeros(0), float(self._log_rows.mean(dtype=np.float64) + at.rises.mean()))
+            return Measurement(np.log(at.mass), np.zeros(0), sum_log_rows / self._num_all + at.mean_rise)
 
     def labels(self, v: np.ndarray, log_rows: np.ndarray | None = None) -> np.ndarray:
         """Returns the best candidate of each row at the potentials v, int64 [R]; the first of equal ones.
@@ -114,6 +123,10 @@ class Candidates:
         """Returns the mean over the rows of q_i q_i^T, [K, K], without its diagonal and without rows that are all but certain."""
         some = np.flatnonzero((q > _NEGLIGIBLE) & (q < 1 - _NEGLIGIBLE))
         plan = csr_matrix((q[some], (self._row[some], self._columns[some])), shape=(len(self._starts), num_clusters))
-        weights = (plan.T @ plan) / len(self._starts)
+        weights = (plan.T @ plan) / self._num_all
+        if self.shards.count > 1:
+            own = weights.tocoo()
+            values, rows, columns = (self.shards.joined(each) for each in (own.data, own.row, own.col))
+            weights = csr_matrix((values, (rows, columns)), shape=weights.shape)
         weights.setdiag(0)
         return weights

@@ -25,7 +25,7 @@ def coarse_start(rows: Rows, target: Target) -> np.ndarray:
     The annealing takes one Sinkhorn step at each of a few growing lam.
     """
     zeros = np.zeros(rows.num_clusters)
-    if rows.num_rows * rows.num_clusters < _ENTRIES:
+    if rows.num_all * rows.num_clusters < _ENTRIES:
         return zeros
     is_sharp = are_sharp(rows, zeros)
     number = max(_ROWS, _ROWS_PER_CLUSTER * rows.num_clusters) if is_sharp else _ROWS

@@ -58,9 +58,8 @@ class Moves:
     """The moves that rows with several candidates have, their costs, and the rows' labels.
 
     Attributes:
-        rows: int64 [R], the rows with several candidates, as the caller numbers them.
-        label: int64 [R], their labels.
-        row: int64 [E], the row of each candidate as a position in `rows`. Candidates are sorted by cluster.
+        label: int64 [R], the labels of the rows with several candidates.
+        row: int64 [E], the row of each candidate. Candidates are sorted by cluster.
         column: int64 [E], the cluster of each candidate.
         cost: float64 [E], the cost of moving the row there from its label; infinity for the label itself.
         first: int64 [R], the first candidate of each row where candidates are sorted by row.
@@ -70,21 +69,20 @@ class Moves:
     """
 
     def __init__(
-        self, row: np.ndarray, column: np.ndarray, value: np.ndarray, labels: np.ndarray, u: np.ndarray, slack: float
+        self, count: np.ndarray, column: np.ndarray, value: np.ndarray, label: np.ndarray, u: np.ndarray, slack: float
     ) -> None:
         """Takes candidates sorted by row, and labels rows anew that are more than `slack` below their best candidate.
 
         Args:
-            row: int64 [E], the rows of the candidates, increasing.
+            count: int64 [R], the number of candidates of each row.
             column: int64 [E], their clusters.
             value: float64 [E], their log-probabilities.
-            labels: int64 [N], the labels of all rows; changed in place.
+            label: int64 [R], the labels of the rows, or -1.
             u: float64 [K], the potentials.
             slack: the distance from its best candidate that a row may keep.
         """
-        self.first = np.flatnonzero(np.diff(row, prepend=-1))
-        self.rows, self.count = row[self.first], np.diff(self.first, append=len(row))
-        row = np.repeat(np.arange(len(self.rows)), self.count)
+        self.count, self.first, self.label = count, np.cumsum(count) - count, label.copy()
+        row = np.repeat(np.arange(len(count)), count)
         score = value + u[column]
         best = np.maximum.reduceat(score, self.first) if len(row) else score
         best_value, goals = np.empty(len(best)), np.flatnonzero(score >= best[row])
@@ -92,19 +90,19 @@ class Moves:
         # Scores are relative to the best value, because what all values of a row have in common may be large.
         score = value - best_value[row] + u[column]
         best = np.maximum.reduceat(score, self.first) if len(row) else score
-        labelled = np.flatnonzero(column == labels[self.rows][row])
-        own = np.full(len(self.rows), -np.inf)
+        labelled = np.flatnonzero(column == label[row])
+        own = np.full(len(count), -np.inf)
         own[row[labelled]] = score[labelled]
         strays = own < best - slack - resolution(np.ptp(u))
         own[strays] = best[strays]
         goals = np.flatnonzero(strays[row] & (score >= best[row]))[::-1]
-        labels[self.rows[row[goals]]] = column[goals]
+        self.label[row[goals]] = column[goals]
 
         order = np.argsort(column.astype(np.min_scalar_type(len(u))), kind="stable")
         self.place = np.empty_like(order)
         self.place[order] = np.arange(len(order))
         self.row, self.column, self.cost = row[order], column[order], (own[row] - score)[order]
-        self.label, self.own = labels[self.rows], np.empty_like(self.rows)
+        self.own = np.empty_like(self.label)
         labelled = np.flatnonzero(self.column == self.label[self.row])
         self.own[self.row[labelled]] = labelled
         self.cost[labelled] = np.inf
@@ -136,7 +134,7 @@ class Moves:
         risen, moved, any_moved, start, ulps = np.zeros(len(u)), 0, False, np.ptp(u), 1.0
         while (excess > 0).any():
             # Where candidates were left out, distances are to be trusted only while most of the others have not been used.
-            drift_left = max(0.0, max_drift - np.ptp(risen)) if complete or moved < len(self.rows) / 8 else 0.0
+            drift_left = max(0.0, max_drift - np.ptp(risen)) if complete or moved < len(self.label) / 8 else 0.0
             limit = min(first_limit, drift_left)
             near = np.flatnonzero(self.cost <= limit + slack)
             row, column = self.row[near], self.column[near]
@@ -180,12 +178,12 @@ class Moves:
 
     def shortfalls(self) -> np.ndarray:
         """Returns the distance of each row from its best candidate, float64 [R], at least 0."""
-        shortfalls, gains = np.zeros(len(self.rows)), np.flatnonzero(self.cost < 0)
+        shortfalls, gains = np.zeros(len(self.label)), np.flatnonzero(self.cost < 0)
         np.maximum.at(shortfalls, self.row[gains], -self.cost[gains])
         return shortfalls
 
     def _move(self, rows: np.ndarray, goals: np.ndarray) -> None:
-        """Makes the clusters `goals` the labels of `rows`, positions in `self.rows`, and updates the costs of their candidates."""
+        """Makes the clusters `goals` the labels of `rows`, and updates the costs of their candidates."""
         count = self.count[rows]
         ends = np.cumsum(count)
         candidates = self.place[np.repeat(self.first[rows] - ends + count, count) + np.arange(ends[-1])]

@@ -64,7 +64,7 @@ class ListMaker:
     Args:
         rows: the rows.
         target: the clusters' shares, or their bounds.
-        memory_limit: the bytes that lists may take; None for no limit, or half a gigabyte where rows are computed from features.
+        memory_limit: the bytes that lists may take on a worker; None for no limit, or half a gigabyte where rows are computed from features.
     """
 
     def __init__(self, rows: Rows, target: Target, memory_limit: float | None):
@@ -87,15 +87,15 @@ class ListMaker:
         if look is None or cutoff is None:
             return None
         if self._most is not None:
-            affordable = look.distance_of(max(0.0, self._most / rows.num_rows - BYTES_PER_ROW / BYTES_PER_CANDIDATE))
+            affordable = look.distance_of(max(0.0, self._most / rows.num_most - BYTES_PER_ROW / BYTES_PER_CANDIDATE))
             if affordable < _MIN_CUTOFF:
                 if error <= _ERROR_FOR_TOPS and look.missed(affordable) <= MOST_MISSED:
                     return self._list_tops(v, affordable)
                 cutoff = min(cutoff, reach * _USUAL_SHARE_CUTOFF)
                 # The rows of a share are copied.
                 entries_per_row = max(1.0, look.entries_per_row(cutoff)) + rows.bytes_per_row / BYTES_PER_CANDIDATE
-                number = int(self._most / entries_per_row)
-                is_enough = number * rows.num_counted / rows.num_rows >= _ROWS_PER_CLUSTER * rows.num_clusters
+                number = int(self._most / entries_per_row * rows.num_all / rows.num_most)
+                is_enough = number * rows.num_counted / rows.num_all >= _ROWS_PER_CLUSTER * rows.num_clusters
                 return self._list_share(v, cutoff, number) if is_enough else None
             cutoff = min(cutoff, affordable)
         return self._list_all(v, cutoff)
@@ -103,21 +103,21 @@ class ListMaker:
     def _list_all(self, v: np.ndarray, cutoff: float) -> tuple[Measurement, Lists]:
         """Lists the candidates of all rows."""
         measured, near = self._rows.measure_and_list(v, cutoff)
-        candidates = Candidates(near, self._rows.that_count(measured.log_rows), v, cutoff)
+        candidates = Candidates(near, self._rows.that_count(measured.log_rows), v, cutoff, self._rows.shards)
         return measured, Lists(candidates, self._target, are_whole=True, are_of_share=False)
 
     def _list_tops(self, v: np.ndarray, cutoff: float) -> tuple[Measurement, Lists]:
         """Lists the candidates of all rows at a cutoff at which something is missing, as are whole rows that are flat."""
         measured, near = self._rows.measure_and_list(v, cutoff)
         # Neither labels nor a dual are taken from such lists: these need the rows' log-sum-exp.
-        candidates = Candidates(near, np.zeros(0), v, cutoff)
+        candidates = Candidates(near, np.zeros(0), v, cutoff, self._rows.shards)
         with np.errstate(divide="ignore"):
             target = self._scaled_target(np.log(candidates.evaluate(v).mass), measured)
         return measured, Lists(candidates, target, are_whole=False, are_of_share=False)
 
     def _list_share(self, v: np.ndarray, cutoff: float, number: int) -> tuple[Measurement, Lists] | None:
         """Lists the candidates of some rows, about `number`; None if a value among them is not finite."""
-        if self._share is None or self._share.num_rows > number:
+        if self._share is None or self._share.num_all > number:
             self._share = self._rows.sample(number)
         share = self._share
         try:
@@ -125,7 +125,7 @@ class ListMaker:
         except NotFiniteError:
             return None  # A pass over all rows says whether that is wrong.
         measured = self._rows.measure(v)
-        candidates = Candidates(near, share.that_count(there.log_rows), v, cutoff)
+        candidates = Candidates(near, share.that_count(there.log_rows), v, cutoff, share.shards)
         return measured, Lists(candidates, self._scaled_target(there.log_mass, measured), are_whole=False, are_of_share=True)
 
     def _scaled_target(self, log_mass: np.ndarray, measured: Measurement) -> Target:
@@ -175,9 +175,8 @@ def _look_at(rows: Rows, potentials: np.ndarray) -> _Look | None:
     some = rows.sample(_ROWS_TO_LOOK_AT)
     with np.errstate(over="ignore", invalid="ignore"):  # The pass says what is wrong.
         shifted = some.scores(slice(0, some.num_rows)) + potentials
-    highest = shifted.max(axis=1, keepdims=True)
-    if not np.isfinite(highest).all():
+        shifted -= shifted.max(axis=1, keepdims=True)
+        distances = rows.shards.joined(np.log(np.exp(shifted).sum(axis=1, keepdims=True)) - shifted).ravel()
+    if np.isnan(distances).any():
         return None
-    shifted -= highest
-    distances = (np.log(np.exp(shifted).sum(axis=1, keepdims=True)) - shifted).ravel()
-    return _Look(np.append(distances[np.isfinite(distances)], np.inf), some.num_rows, rows.num_clusters)
+    return _Look(np.append(distances[np.isfinite(distances)], np.inf), some.num_all, rows.num_clusters)

@@ -50,13 +50,13 @@ def is_prior(marginals: Marginals) -> bool:
 
 
 def shares_and_target(
-    marginals: Marginals, known: np.ndarray | None, num_rows: int, num_clusters: int, masses: Callable[[], np.ndarray]
+    marginals: Marginals, num_known: np.ndarray | None, num_rows: int, num_clusters: int, masses: Callable[[], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the clusters' shares of all rows, and their shares of the rows whose label is not known, float64 [K] each, of sum 1.
 
     Args:
         marginals: the shares asked for, as described at `Marginals`.
-        known: integers [N], -1 where the label is not known; or None.
+        num_known: int64 [K], the known labels of each cluster; or None.
         num_rows: N.
         num_clusters: K.
         masses: a function that returns the clusters' present masses [K]; called only for a prior.
@@ -70,9 +70,8 @@ def shares_and_target(
         ranked = np.empty(num_clusters)
         ranked[np.argsort(-present, kind="stable")] = shares
         shares = ranked
-    if known is None:
+    if num_known is None:
         return shares, shares
-    num_known = np.bincount(known[known >= 0], minlength=num_clusters)
     free = num_rows * shares - num_known
     if free.min() <= -1:
         k = int(free.argmin())

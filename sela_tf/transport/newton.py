@@ -41,28 +41,27 @@ def newton(candidates: Candidates, target: Target, tolerance: float) -> np.ndarr
     Returns:
         The potentials, or those on the way to them where lists would have to be made anew.
     """
-    v, at = candidates.potentials, candidates.evaluate(candidates.potentials)
+    v, at, shards = candidates.potentials, candidates.evaluate(candidates.potentials), candidates.shards
     at_the_limit = 0
     for _ in range(_MAX_STEPS):
         with np.errstate(divide="ignore"):
             error = target.error(v, np.log(at.mass))
-        if error <= tolerance:
+        if shards.decide(error <= tolerance or at_the_limit > _PATIENCE):
             break
-        gradient, dual = target.gradient(v, at.mass), target.price(v) - at.rises.mean()
+        gradient, dual = target.gradient(v, at.mass), target.price(v) - at.mean_rise
         step = _newton_step(candidates, at.q, v, gradient, target)
         # The mean log-sum-exp of the rows rises by at least mass @ step, as it is convex.
-        risen = v - candidates.potentials - at.rises.mean()
+        risen = v - candidates.potentials - at.mean_rise
         length = _part_below(risen, step - at.mass @ step, max(candidates.cutoff - _MARGIN, candidates.cutoff / 2))
         at_the_limit = at_the_limit + 1 if length < 1 else 0
         while True:
-            new = target.within_sign(v, length * step, gradient)
+            new = shards.of_first(target.within_sign(v, length * step, gradient))
             new_at = candidates.evaluate(new)
-            if target.price(new) - new_at.rises.mean() >= dual + _SUFFICIENT_RISE * (gradient @ (new - v)) or length < _SHORTEST:
+            has_risen = target.price(new) - new_at.mean_rise >= dual + _SUFFICIENT_RISE * (gradient @ (new - v))
+            if shards.decide(has_risen or length < _SHORTEST):
                 break
             length /= 2
         v, at = new, new_at
-        if at_the_limit > _PATIENCE:
-            break
     return v
 
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from sela_tf.transport.errors import NotFiniteError
 from sela_tf.transport.linear_logits import ComputedLogits, LinearLogits
+from sela_tf.transport.shards import ALONE, Shards
 from sela_tf.transport.shortest_paths import AllowedSizes, solve_exactly
 from sela_tf.transport.size_bounds import SizeBound, check_size_bounds, free_bounds
 
@@ -45,6 +46,7 @@ def balanced_labels(
     known: np.ndarray | None = None,
     size_min: SizeBound = None,
     size_max: SizeBound = None,
+    shards: Shards = ALONE,
 ) -> BalancedLabels:
     """Finds the best labels with exactly balanced clusters, or with clusters of other sizes, or of sizes within bounds.
 
@@ -61,6 +63,8 @@ def balanced_labels(
             cluster's size.
         size_min: the smallest number of rows of a cluster, or K such numbers. With it or `size_max` the sizes are the best within these bounds.
         size_max: the largest number of rows of a cluster, or K such numbers.
+        shards: the workers that have a share of the rows each and call this function together. N and `known` are then those of this
+            worker's rows, and so are the labels returned; the rest is about all rows.
 
     Raises:
         ValueError: an argument is not as described, a value is NaN or +inf, or no labels meet the sizes.
@@ -73,23 +77,28 @@ def balanced_labels(
     num_rows, num_clusters = log_probs.shape
     u = _scaled_potentials(np.asarray(potentials, np.float64), lam, num_clusters)
     known = _checked_known(known, num_rows, num_clusters)
-    num_known = np.bincount(known[known >= 0], minlength=num_clusters)
+    num_known, num_all, num_free = (
+        total.astype(np.int64)
+        for total in shards.total(np.bincount(known[known >= 0], minlength=num_clusters), num_rows, (known < 0).sum())
+    )
     if size_min is None and size_max is None:
-        lower, upper = _size_limits(sizes, num_known, num_rows)
+        lower, upper = _size_limits(sizes, num_known, int(num_all))
     elif sizes is not None:
         raise ValueError("`sizes` cannot be given together with `size_min` or `size_max`")
     else:
-        lower, upper = free_bounds(*check_size_bounds(size_min, size_max, num_rows, num_clusters), num_known, num_rows)
-    allowed = AllowedSizes(lower, upper, int((known < 0).sum()))
+        lower, upper = free_bounds(*check_size_bounds(size_min, size_max, int(num_all), num_clusters), num_known, int(num_all))
+    allowed = AllowedSizes(lower, upper, int(num_free))
+    is_small = num_all * num_clusters <= _EXACT_SIZE
     with np.errstate(over="ignore", invalid="ignore"):  # The scan reports such values by name.
-        found = solve_exactly(log_probs, u, allowed, known, 1.0 / lam, exact=log_probs.size <= _EXACT_SIZE)
+        found = solve_exactly(log_probs, u, allowed, known, 1.0 / lam, exact=is_small, shards=shards)
     if found.num_unplaced:
         raise NotFiniteError(
             "`log_probs` must leave a place for every row where it is above -inf. "
-            f"Received: {found.num_unplaced} of {num_rows} rows cannot be placed"
+            f"Received: {found.num_unplaced} of {num_all} rows cannot be placed"
         )
     labels = np.where(known >= 0, known, found.labels)
-    return BalancedLabels(labels, np.bincount(labels, minlength=num_clusters), found.gap / num_rows, found.u)
+    sizes = shards.total(np.bincount(labels, minlength=num_clusters))[0].astype(np.int64)
+    return BalancedLabels(labels, sizes, found.gap / int(num_all), found.u)
 
 
 def _scaled_potentials(potentials: np.ndarray, lam: float, num_clusters: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sela_tf.transport.linear_logits import ComputedLogits
+from sela_tf.transport.shards import ALONE, Shards
 
 # The annealing starts at most at this many times the 25 % quantile of the costs: hotter plans all look the same.
 _HOTTEST_QUANTILES = 100
@@ -12,13 +13,16 @@ _HOTTEST_QUANTILES = 100
 _SMALLEST_SHARE, _SMALLEST_MASS = 1e-9, 1e-30
 
 
-def sample_rows(log_probs: np.ndarray | ComputedLogits, num_rows: int) -> np.ndarray:
-    """Returns evenly spaced rows, float64 [n, K], n about `num_rows`, without those that are nowhere finite."""
-    sample = log_probs[:: -(-len(log_probs) // num_rows)].astype(np.float64)
+def sample_rows(log_probs: np.ndarray | ComputedLogits, num_rows: int, shards: Shards = ALONE) -> np.ndarray:
+    """Returns evenly spaced rows of all workers, float64 [n, K], n about `num_rows`, without those that are nowhere finite."""
+    num_all = int(shards.total(len(log_probs))[0])
+    sample = shards.joined(log_probs[:: -(-num_all // num_rows)].astype(np.float64))
     return sample[np.isfinite(sample.max(axis=1))]
 
 
-def move_cost(log_probs: np.ndarray | ComputedLogits, u: np.ndarray, moves_per_row: float, slack: float = 0.0) -> float:
+def move_cost(
+    log_probs: np.ndarray | ComputedLogits, u: np.ndarray, moves_per_row: float, slack: float = 0.0, shards: Shards = ALONE
+) -> float:
     """Estimates the cost below which there are `moves_per_row` moves for each row, on average.
 
     Args:
@@ -26,11 +30,12 @@ def move_cost(log_probs: np.ndarray | ComputedLogits, u: np.ndarray, moves_per_r
         u: float64 [K], the potentials in units of `log_probs`.
         moves_per_row: the average number of moves that are to be cheaper.
         slack: moves that cost no more than this are not counted.
+        shards: the workers that have a share of the rows each.
 
     Returns:
         A cost in units of `log_probs`; infinity where there are fewer moves than asked for.
     """
-    scores = sample_rows(log_probs, max(64, min(512, 2**17 // len(u)))) + u
+    scores = sample_rows(log_probs, max(64, min(512, 2**17 // len(u))), shards) + u
     cost = (scores.max(axis=1, keepdims=True) - scores).ravel()
     cost, rank = cost[cost > slack], int(moves_per_row * len(scores))
     return float(np.partition(cost, rank)[rank]) if rank < len(cost) else np.inf

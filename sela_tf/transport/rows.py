@@ -2,7 +2,7 @@
 
 All chunks of a solve have one shape, so that XLA compiles once. Chunks are shared between threads, and their sums are added up in the
 order of the chunks, so that the result does not depend on the number of threads. The rows may lie in a tensor, in a file larger than
-memory, or be computed from features. Only sums of K numbers leave a chunk: chunks could lie on other machines.
+memory, or be computed from features. Several workers may have a share of the rows each (shards.py): sums are then those over all of them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tensorflow as tf
 from sela_tf.transport import passes
 from sela_tf.transport.errors import NotFiniteError
 from sela_tf.transport.measurement import Measurement, Near
+from sela_tf.transport.shards import ALONE, Shards
 from sela_tf.transport.stored_rows import StoredRows
 from sela_tf.transport.table import Table, as_array
 from sela_tf.transport.threads import map_in_threads, one_blas_thread
@@ -62,14 +63,31 @@ class Rows:
         lam: the factor between log-probabilities and scores.
         counted: bool [N], False where a row is left out of the sums; None to count all.
         num_threads: the number of threads that chunks are shared between; None for as many as there are processors.
+        shards: the workers that have a share of the rows each, of which `source` is this one's.
+
+    Attributes:
+        num_rows: the number of rows here.
+        num_all: the number of rows of all workers.
+        num_most: the largest number of rows that a worker has.
+        num_counted: the number of rows that count, of all workers.
     """
 
-    def __init__(self, source: Any, *, lam: float, counted: np.ndarray | None = None, num_threads: int | None = None):
-        self.lam, self.counted = lam, counted
+    def __init__(
+        self,
+        source: Any,
+        *,
+        lam: float,
+        counted: np.ndarray | None = None,
+        num_threads: int | None = None,
+        shards: Shards = ALONE,
+    ):
+        self.lam, self.counted, self.shards = lam, counted, shards
         self._table = Table(source)
         self.is_linear, self.num_rows, self.num_clusters = self._table.is_linear, self._table.num_rows, self._table.num_clusters
         self.bytes_per_row = self._table.bytes_per_row
-        self.num_counted = self.num_rows if counted is None else int(counted.sum())
+        numbers = shards.joined(np.array([[self.num_rows, self.num_rows if counted is None else counted.sum()]]))
+        self.num_all, self.num_counted = (int(number) for number in numbers.sum(axis=0))
+        self.num_most = int(numbers[:, 0].max())
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.dtype = tf.float32
         # The numbers of rows in a block are powers of two, so that one number of rows in a chunk is a multiple of all three.
@@ -138,13 +156,15 @@ class Rows:
 
         masses, per_row, looks = zip(*self._map_chunks(measure_chunk), strict=True)
         log_rows = np.concatenate(per_row)
-        if not np.isfinite(log_rows).all():
-            wrong = np.flatnonzero(~np.isfinite(log_rows))
-            raise NotFiniteError(self._table.describe_bad(wrong))
-        if self.dtype == tf.float32 and max(np.abs(log_rows).max(), np.ptp(potentials)) > _FLOAT32_RANGE:
+        wrong = np.flatnonzero(~np.isfinite(log_rows))
+        is_coarse = max(np.abs(log_rows).max(), np.ptp(potentials)) > _FLOAT32_RANGE
+        own_mass, own_sum = np.sum(masses, axis=0, dtype=np.float64), self.that_count(log_rows).sum(dtype=np.float64)
+        mass, sum_log_rows, num_wrong, num_coarse = self.shards.total(own_mass, own_sum, len(wrong), is_coarse)
+        if num_wrong:
+            self.shards.raise_any(self._table.describe_bad(wrong) if len(wrong) else "")
+        if self.dtype == tf.float32 and num_coarse:
             self.dtype = tf.float64
             return self._measure(potentials, look, keep, cutoff)
-        mass = np.sum(masses, axis=0, dtype=np.float64)
         with np.errstate(divide="ignore"):
             log_mass = np.log(mass)
         if mass.min() < _SMALLEST_MASS * self.num_counted:
@@ -155,8 +175,7 @@ class Rows:
                     "`log_probs` must have a finite value in every column. "
                     f"Received: column {empty[0]} is all -inf ({len(empty)} such)"
                 )
-        mean_log_row = float(self.that_count(log_rows).mean(dtype=np.float64))
-        measured = Measurement(log_mass - np.log(self.num_counted), log_rows, mean_log_row)
+        measured = Measurement(log_mass - np.log(self.num_counted), log_rows, float(sum_log_rows) / self.num_counted)
         return measured, list(looks)
 
     def _log_mass(self, lam: tf.Tensor, v: tf.Tensor, log_rows: np.ndarray) -> np.ndarray:
@@ -173,7 +192,7 @@ class Rows:
         with np.errstate(divide="ignore"):
             # This pass has sums that threads cannot share (passes.py).
             logs = [highest.astype(np.float64) + np.log(total) for highest, total in self._map_chunks(sum_chunk, num_threads=1)]
-        return np.logaddexp.reduce(logs, axis=0)
+        return np.logaddexp.reduce(self.shards.joined(np.stack(logs)), axis=0)
 
     def absorb(self, potentials: np.ndarray, log_rows: np.ndarray, storage: tf.DType) -> StoredRows:
         """Stores exp(s_i + v0) / z_i for passes that take no exponential.
@@ -193,7 +212,8 @@ class Rows:
 
     def _as_stored(self, chunks: list[tuple[tf.Tensor, tf.Tensor]], potentials: np.ndarray) -> StoredRows:
         """Returns stored chunks, made at `potentials`, as rows."""
-        return StoredRows(chunks, potentials, self._stored_block_rows, num_counted=self.num_counted, num_threads=self.num_threads)
+        numbers = {"num_counted": self.num_counted, "num_threads": self.num_threads}
+        return StoredRows(chunks, potentials, self._stored_block_rows, shards=self.shards, **numbers)
 
     def that_count(self, per_row: np.ndarray) -> np.ndarray:
         """Returns the values of the rows that count."""
@@ -214,12 +234,13 @@ class Rows:
         return np.multiply(self._table.rows(rows), dtype(self.lam), dtype=dtype)
 
     def sample(self, number: int) -> Rows:
-        """Returns so many rows, spread evenly and copied; all rows if there are no more."""
-        if number >= self.num_rows:
+        """Returns so many rows of those of all workers, spread evenly and copied; all rows if there are no more."""
+        if number >= self.num_all:
             return self
-        some = np.linspace(0, self.num_rows - 1, number).astype(np.int64)
+        own = max(1, number * self.num_rows // self.num_all)
+        some = np.linspace(0, self.num_rows - 1, own).astype(np.int64)
         counted = None if self.counted is None else self.counted[some]
-        return Rows(self._table.sample(some), lam=self.lam, counted=counted, num_threads=self.num_threads)
+        return Rows(self._table.sample(some), lam=self.lam, counted=counted, num_threads=self.num_threads, shards=self.shards)
 
     def with_lam(self, lam: float) -> Rows:
         """Returns the same rows with another lam; nothing is copied."""

@@ -16,8 +16,10 @@ _BLOCK_SIZE = 2**18
 class Candidates(NamedTuple):
     """Pairs of a row and a cluster that it may go to, sorted by row, for the rows that have several."""
 
-    row: np.ndarray
-    """The rows, int64 [E]."""
+    rows: np.ndarray
+    """The rows, int64 [R]."""
+    counts: np.ndarray
+    """The number of candidates of each of them, int64 [R]."""
     column: np.ndarray
     """The clusters, int64 [E]."""
     value: np.ndarray
@@ -88,7 +90,8 @@ def scan(
         row, column = row[several], column[several]
         found.append((start + row, column, rows[row, column].astype(np.float64)))
     row, column, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return Candidates(row, column, value, complete, float(largest))
+    first = np.flatnonzero(np.diff(row, prepend=-1))
+    return Candidates(row[first], np.diff(first, append=len(row)), column, value, complete, float(largest))
 
 
 def _leave_out(near: np.ndarray, tied: np.ndarray, max_candidates: float, noise: np.ndarray) -> None:

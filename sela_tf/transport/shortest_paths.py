@@ -24,6 +24,7 @@ from sela_tf.transport.exchange import Moves, Pool, resolution
 from sela_tf.transport.linear_logits import ComputedLogits
 from sela_tf.transport.row_sample import anneal, move_cost, sample_rows
 from sela_tf.transport.scan import Candidates, scan
+from sela_tf.transport.shards import ALONE, Shards
 
 # A row may end up this far below its best cluster where the optimum is not asked for. This takes a fifth of the rounds and costs 1e-5 of
 # the objective: a tenth of the temperature of the Sinkhorn plan, and no more than a twentieth of what lies between the best cluster and
@@ -49,7 +50,7 @@ class ExactTransport(NamedTuple):
     """The result of a search for the best labels of given sizes."""
 
     labels: np.ndarray
-    """The clusters of the free rows, int64 [N]; -1 where the label is known, or where no cluster has a place for the row."""
+    """The clusters of the free rows of this worker, int64 [N]; -1 where the label is known, or where no cluster has a place for the row."""
     u: np.ndarray
     """The dual potentials, float64 [K], in units of the log-probabilities."""
     gap: float
@@ -59,7 +60,7 @@ class ExactTransport(NamedTuple):
 
 
 class AllowedSizes:
-    """The numbers of free rows that clusters may have, from `lower` to `upper`.
+    """The numbers of free rows, of all workers, that clusters may have, from `lower` to `upper`.
 
     Attributes:
         lower: int64 [K], the smallest sizes.
@@ -105,6 +106,7 @@ def solve_exactly(
     temperature: float,
     *,
     exact: bool,
+    shards: Shards = ALONE,
 ) -> ExactTransport:
     """Solves the transport without entropy: the labels of the free rows with the largest sum of log p and allowed sizes.
 
@@ -115,8 +117,9 @@ def solve_exactly(
         known: int64 [N], the label of rows where it is known, -1 where a row is free.
         temperature: 1 / lam of the entropic transport that `u` comes from, the scale of the moves that are needed.
         exact: True for the optimum to the precision of float64; False to leave rows a little short of their best cluster.
+        shards: the workers that have a share of the rows each. Each scans its own rows, and makes the moves of all.
     """
-    search, number = _Search(log_probs, u, sizes, known, temperature, exact=exact), 0
+    search, number = _Search(log_probs, u, sizes, known, temperature, exact=exact, shards=shards), 0
     while (found := search.run_round(number)) is None:
         number += 1
     return found
@@ -127,7 +130,8 @@ class _Search:
 
     Attributes:
         u: float64 [K], or [K + 1] with the pool: the potentials, in units of the log-probabilities.
-        labels: int64 [N], the labels of the rows; -1 where there is none yet.
+        labels: int64 [N], the labels of this worker's rows; -1 where there is none yet.
+        num_all: the number of rows of all workers.
         pool: the tokens, where clusters have a range of sizes.
         dtype: the dtype of the scan; float64 from where float32 is too coarse.
         slack: the distance from its best cluster that a row may keep.
@@ -148,30 +152,33 @@ class _Search:
         temperature: float,
         *,
         exact: bool,
+        shards: Shards = ALONE,
     ) -> None:
         """Takes the arguments of `solve_exactly`."""
-        self.log_probs, self.sizes, self.known, self.temperature = log_probs, sizes, known, temperature
-        self.num_rows, self.num_clusters = log_probs.shape
-        self.u = sizes.with_pool(u)
-        self.labels = np.full(self.num_rows, -1)
+        self.log_probs, self.sizes, self.known, self.temperature, self.shards = log_probs, sizes, known, temperature, shards
+        self.num_clusters = log_probs.shape[1]
+        self.num_all = int(shards.total(len(log_probs))[0])
+        self.u = sizes.with_pool(shards.of_first(u))
+        self.labels = np.full(len(log_probs), -1)
         self.pool = Pool(sizes.upper - sizes.lower) if sizes.has_pool else None
         self.rng = np.random.default_rng(0)
         self.dtype: type = np.float32 if log_probs.dtype.itemsize <= 4 else np.float64
         self.slack = 0.0
-        margin = move_cost(log_probs, np.zeros(self.num_clusters), 0.5)
+        margin = move_cost(log_probs, np.zeros(self.num_clusters), 0.5, shards=shards)
         if not exact:
             self.slack = min(_SLACK_TEMPERATURES * temperature, _SLACK_MARGINS * margin)
-        nearest = move_cost(log_probs, self.u[: self.num_clusters], _CUTOFF_MOVES, self.slack)
+        nearest = move_cost(log_probs, self.u[: self.num_clusters], _CUTOFF_MOVES, self.slack, shards)
         self.cutoff = self.min_cutoff = max(min(_CUTOFF_TEMPERATURES * temperature, nearest), 4 * self.slack)
-        self.moves_per_row, self.max_candidates = 0.1, max(_MAX_CANDIDATES, _MANY_CANDIDATES / self.num_rows)
+        self.moves_per_row, self.max_candidates = 0.1, max(_MAX_CANDIDATES, _MANY_CANDIDATES / self.num_all)
         self.restarted = False
-        self.num_bad = _BAD_SHARE * self.num_rows + (0.0 if exact else _BAD_ROOTS * np.sqrt(log_probs.size))
+        self.num_bad = _BAD_SHARE * self.num_all + (0.0 if exact else _BAD_ROOTS * np.sqrt(self.num_all * self.num_clusters))
 
     def run_round(self, number: int) -> ExactTransport | None:
         """Runs a round, the `number`-th from 0: a scan and the moves that it allows. Returns None while the search is to go on."""
         self.u = self.u - np.median(self.u)
         self.cutoff = max(self.cutoff, 4 * resolution(np.ptp(self.u))) if number < _PATIENCE else np.inf
-        candidates = self._scan()
+        own = self.shards.run(self._scan)
+        candidates, part = self._joined(own)
         eps = 8 * float(np.finfo(self.dtype).eps)
         # Rounding in the scan may have hidden candidates that are this close to the cutoff.
         doubt = eps * (candidates.largest + float(np.abs(self.u).max()))
@@ -179,7 +186,9 @@ class _Search:
         if self.dtype == np.float32 and not (max_drift >= self.cutoff / 2 and (candidates.complete or doubt <= self.slack)):
             self.dtype = np.float64
             return None
-        moves = Moves(candidates.row, candidates.column, candidates.value, self.labels, self.u[: self.num_clusters], self.slack)
+        labels = self.shards.joined(self.labels[own.rows])
+        moves = Moves(candidates.counts, candidates.column, candidates.value, labels, self.u[: self.num_clusters], self.slack)
+        self.labels[own.rows] = moves.label[part]
         excess = self._excess()
         if self._has_bad_potentials(excess, candidates.complete or number > 0):
             self._restart()
@@ -188,9 +197,9 @@ class _Search:
         self.u, moved = moves.balance(
             self.u, excess, self.slack, max(max_drift, 0.0), self.cutoff / 8, candidates.complete, self.pool
         )
-        self.labels[moves.rows] = moves.label
+        self.labels[own.rows] = moves.label[part]
         if not excess.any() and (candidates.complete or (self.u == before).all()):
-            gap = float(moves.shortfalls().sum()) + self._price_of_sizes() + (0.0 if candidates.complete else self.num_rows * doubt)
+            gap = float(moves.shortfalls().sum()) + self._price_of_sizes() + (0.0 if candidates.complete else self.num_all * doubt)
             return self._result(gap, 0)
         # The rows that are missing now have no place at all, or no moves can make one.
         if excess.any() and (not (excess > 0).any() or (self.cutoff == np.inf and candidates.complete)):
@@ -205,9 +214,20 @@ class _Search:
         u = self.u[: self.num_clusters]
         return scan(self.log_probs, u, self.cutoff, self.slack, self.known, self.labels, self.max_candidates, self.dtype, self.rng)
 
+    def _joined(self, own: Candidates) -> tuple[Candidates, slice]:
+        """Returns the candidates of all workers, of which `own` are this one's, and which of their rows are this worker's."""
+        if self.shards.count == 1:
+            return own, slice(None)
+        rows, counts, column, value = (self.shards.joined(each) for each in own[:4])
+        number, complete, largest = self.shards.joined(np.array([[len(own.rows), own.complete, own.largest]])).T
+        first = int(number[: self.shards.index].sum())
+        joined = Candidates(rows, counts, column, value, bool(complete.all()), float(largest.max()))
+        return joined, slice(first, first + len(own.rows))
+
     def _excess(self) -> np.ndarray:
         """Returns the rows and tokens that each cluster, and the pool, has beyond its target, int64 [K] or [K + 1]; tokens are settled."""
-        sizes = np.bincount(self.labels[self.labels >= 0], minlength=self.num_clusters)
+        own = np.bincount(self.labels[self.labels >= 0], minlength=self.num_clusters)
+        sizes = self.shards.total(own)[0].astype(np.int64)
         if self.pool is None:
             return sizes - self.sizes.targets
         self.pool.settle(self.u, self.sizes.upper - sizes)
@@ -236,7 +256,8 @@ class _Search:
     def _restart(self) -> None:
         """Starts again from potentials that owe nothing to those given."""
         self.restarted = True
-        self.u = self.sizes.with_pool(_potentials_from_nothing(self.log_probs, self.sizes, self.known, self.temperature))
+        found = _potentials_from_nothing(self.log_probs, self.sizes, self.known, self.temperature, self.shards)
+        self.u = self.sizes.with_pool(self.shards.of_first(found))
         self.labels[:] = -1
 
     def _adapt(self, number: int, goes_well: bool, complete: bool) -> None:
@@ -247,7 +268,7 @@ class _Search:
             self.moves_per_row *= 4
             # Few of these may be left out: the paths that they open may be far cheaper than those that remain.
             self.max_candidates = max(self.max_candidates, 4 * self.moves_per_row)
-            needed = move_cost(self.log_probs, self.u[: self.num_clusters], self.moves_per_row, self.slack)
+            needed = move_cost(self.log_probs, self.u[: self.num_clusters], self.moves_per_row, self.slack, self.shards)
             self.cutoff = max(4 * self.cutoff, needed)
         if not complete and (self.cutoff == np.inf or number % 4 == 3):
             self.max_candidates *= 2
@@ -258,18 +279,19 @@ class _Search:
 
 
 def _potentials_from_nothing(
-    log_probs: np.ndarray | ComputedLogits, sizes: AllowedSizes, known: np.ndarray, temperature: float
+    log_probs: np.ndarray | ComputedLogits, sizes: AllowedSizes, known: np.ndarray, temperature: float, shards: Shards
 ) -> np.ndarray:
     """Returns potentials float64 [K] near the solution, found on a share of the rows; zeros if these give the better dual bound."""
     num_clusters = len(sizes.lower)
     zeros = np.zeros(num_clusters)
-    if len(log_probs) < _FEW_ROWS * num_clusters:
-        u = anneal(sample_rows(log_probs, max(2**18 // num_clusters, 2 * num_clusters)), *sizes.shares, temperature)
+    if shards.total(len(log_probs))[0] < _FEW_ROWS * num_clusters:
+        u = anneal(sample_rows(log_probs, max(2**18 // num_clusters, 2 * num_clusters), shards), *sizes.shares, temperature)
     else:
         rows, known = log_probs[::_SUBSAMPLE], known[::_SUBSAMPLE]
-        num_free = int((known < 0).sum())
+        num_free = int(shards.total((known < 0).sum())[0])
         lower, upper = (np.floor(shares * num_free).astype(np.int64) for shares in sizes.shares)
-        u = solve_exactly(rows, zeros.copy(), AllowedSizes(lower, upper + 1, num_free), known, temperature, exact=False).u
+        allowed = AllowedSizes(lower, upper + 1, num_free)
+        u = solve_exactly(rows, zeros.copy(), allowed, known, temperature, exact=False, shards=shards).u
     # Magnitudes of 1e30 that stand for -inf may have led astray.
-    sample = sample_rows(log_probs, 512)
+    sample = sample_rows(log_probs, 512, shards)
     return min((u, zeros), key=lambda u: (sample + u).max(axis=1).sum() - len(sample) * (sizes.price(u) - resolution(np.ptp(u))))

@@ -24,6 +24,7 @@ from sela_tf.transport.errors import KnownLabelsError
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, shares_and_target
 from sela_tf.transport.rows import Rows
+from sela_tf.transport.shards import ALONE, Shards
 from sela_tf.transport.size_bounds import SizeBound, bounded_target, check_only_bounds, check_size_bounds
 from sela_tf.transport.solve import BYTES_STORED, MAX_DRIFT, Settings, fits, solve
 from sela_tf.transport.state import Solved
@@ -117,6 +118,7 @@ def sinkhorn(
     memory_limit: float | None = None,
     num_threads: int | None = None,
     verbose: bool = False,
+    shards: Shards = ALONE,
 ) -> SinkhornResult:
     """Labels N images with K clusters that are nearly equally large, or of other shares, by optimal transport (arXiv 1911.05371, eq. 5-8).
 
@@ -144,6 +146,8 @@ def sinkhorn(
             "auto" then stores rows only if they fit.
         num_threads: the number of threads on a CPU; None for as many as there are processors. The result does not depend on it.
         verbose: True to print to stderr the memory and time that a large solve will take, before it starts.
+        shards: the workers that have a share of the rows each and call this function together. N and `known` are then those of this
+            worker's rows, and so are the labels returned; the rest is about all rows.
 
     Raises:
         ValueError: the shape is not [N, K], N is 0, a value is NaN or +inf, a whole row or column is -inf, or an argument is
@@ -154,27 +158,29 @@ def sinkhorn(
     log_probs, num_rows, num_clusters = _checked_log_probs(log_probs)
     counted = None if known is None else _rows_to_label(known, num_rows, num_clusters)
     start = None if initial_potentials is None else _checked_potentials(initial_potentials, num_clusters)
-    rows = Rows(log_probs, lam=float(lam), counted=counted, num_threads=num_threads)
+    rows = Rows(log_probs, lam=float(lam), counted=counted, num_threads=num_threads, shards=shards)
+    if not rows.num_counted:
+        raise KnownLabelsError(f"`known` must leave a row to be labelled. Received: labels for all {rows.num_all} rows")
+    num_known = None if known is None else shards.total(np.bincount(known[known >= 0], minlength=num_clusters))[0].astype(np.int64)
     if storage == "auto":
         storage = "none" if rows.is_linear else usual_storage(tolerance)
         storage = storage if fits(storage, rows, memory_limit) else "none"
     if verbose:
         _announce(rows, storage)
     if size_min is None and size_max is None:
-        shares, free_shares = shares_and_target(marginals, known, num_rows, num_clusters, lambda: _present_masses(rows))
+        shares, free_shares = shares_and_target(marginals, num_known, rows.num_all, num_clusters, lambda: _present_masses(rows))
         target = Target(free_shares)
     else:
         check_only_bounds(marginals)
-        bounds = check_size_bounds(size_min, size_max, num_rows, num_clusters)
-        shares, target = None, bounded_target(*bounds, known, num_rows)
+        bounds = check_size_bounds(size_min, size_max, rows.num_all, num_clusters)
+        shares, target = None, bounded_target(*bounds, num_known, rows.num_all)
     if start is None:
         start = coarse_start(rows, target)
     solved = solve(rows, start, target, Settings(tolerance, max_iterations, storage, memory_limit))
     end, labels = solved.end, _labels(rows, known, solved)
     v, mean_log_row = end.potentials, end.measured.mean_log_row
     if shares is None:
-        num_known = 0 if known is None else np.bincount(known[known >= 0], minlength=num_clusters)
-        shares = (np.exp(end.log_shares) * rows.num_counted + num_known) / num_rows
+        shares = (np.exp(end.log_shares) * rows.num_counted + (0 if num_known is None else num_known)) / rows.num_all
         shares /= shares.sum()
     return SinkhornResult(
         labels=labels,
@@ -273,15 +279,13 @@ def _rows_to_label(known: np.ndarray, num_rows: int, num_clusters: int) -> np.nd
     """Returns the rows whose label is not known, bool [N].
 
     Raises:
-        ValueError: `known` is not N integers from -1 to K - 1, or leaves no row to label.
+        ValueError: `known` is not N integers from -1 to K - 1.
     """
     if known.shape != (num_rows,) or known.dtype.kind not in "iu":
         raise ValueError(f"`known` must be {num_rows} integers, one a row. Received: {known.dtype} {known.shape}")
     if known.min() < -1 or known.max() >= num_clusters:
         outside = known[(known < -1) | (known >= num_clusters)][0]
         raise ValueError(f"`known` must be from -1 (not known) to {num_clusters - 1}. Received: {outside}")
-    if not (known < 0).any():
-        raise KnownLabelsError(f"`known` must leave a row to be labelled. Received: labels for all {num_rows} rows")
     return known < 0
 
 

@@ -92,19 +92,19 @@ def check_size_bounds(size_min: SizeBound, size_max: SizeBound, num_rows: int, n
     return lower, upper
 
 
-def bounded_target(lower: np.ndarray, upper: np.ndarray, known: np.ndarray | None, num_rows: int) -> Target:
+def bounded_target(lower: np.ndarray, upper: np.ndarray, num_known: np.ndarray | None, num_rows: int) -> Target:
     """Returns the bounds of the clusters' shares of the rows whose label is not known.
 
     Args:
         lower: int64 [K], the clusters' smallest sizes, rows of known label included.
         upper: int64 [K], their largest sizes.
-        known: integers [N], -1 where the label is not known; or None.
+        num_known: int64 [K], the known labels of each cluster; or None.
         num_rows: N.
 
     Raises:
         ValueError: known labels leave no sizes within the bounds.
     """
-    num_known = np.zeros_like(lower) if known is None else np.bincount(known[known >= 0], minlength=len(lower))
+    num_known = np.zeros_like(lower) if num_known is None else num_known
     lower, upper = free_bounds(lower, upper, num_known, num_rows)
     num_free = num_rows - num_known.sum()
     # A cluster that its known labels fill is still given a part of a row: a share of 0 would take a potential of -infinity.

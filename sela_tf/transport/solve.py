@@ -110,6 +110,7 @@ class _Search:
         # Close to the end the dual's rounding is larger than its rise.
         is_end = now.error <= self.settings.tolerance
         is_worse = self.best is not None and now.dual < self.best.dual and not (self.is_plain or is_end)
+        is_worse = self.rows.shards.decide(is_worse)
         if self.best is None or not is_worse:
             self.best = now
         if self.best.error <= self.settings.tolerance or self.num_iterations >= self.settings.max_iterations:
@@ -133,6 +134,7 @@ class _Search:
     def _measure(self) -> tuple[State, np.ndarray | None]:
         """Makes an exact pass at the potentials, which keeps what the next proposal needs; returns also labels where it finds them."""
         labels, listed, self.stored = None, None, None
+        self.v = self.rows.shards.of_first(self.v)
         if not self.seems_end:
             self.lists = None  # The old lists are not kept beside the new.
             error = np.inf if self.best is None else self.best.error
@@ -248,7 +250,15 @@ class _Search:
             _STORED_TOLERANCE * self.settings.tolerance,
             self.settings.max_iterations - self.num_iterations - 1,
         )
-        return anderson(measure, first, self.target, tolerance=tolerance, max_iterations=max_iterations, max_drift=max_drift)
+        return anderson(
+            measure,
+            first,
+            self.target,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+            max_drift=max_drift,
+            shards=self.rows.shards,
+        )
 
 
 def _rounded(potentials: np.ndarray, target: Target) -> np.ndarray:
@@ -258,4 +268,4 @@ def _rounded(potentials: np.ndarray, target: Target) -> np.ndarray:
 
 def fits(storage: str, rows: Rows, memory_limit: float | None) -> bool:
     """Returns True if rows stored in this format take no more than `memory_limit` bytes; None is no limit."""
-    return memory_limit is None or BYTES_STORED[storage] * rows.num_rows * rows.num_clusters <= memory_limit
+    return memory_limit is None or BYTES_STORED[storage] * rows.num_most * rows.num_clusters <= memory_limit

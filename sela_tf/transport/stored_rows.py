@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport import passes
+from sela_tf.transport.shards import Shards
 from sela_tf.transport.threads import map_in_threads
 
 
@@ -16,8 +17,9 @@ class StoredRows:
         chunks: the stored chunks, float16 or float32 [n, K], each with the number of its rows that are not padding.
         potentials: v0, float64 [K].
         block_rows: the number of rows in a block of a pass.
-        num_counted: the number of rows that count.
+        num_counted: the number of rows that count, of all workers.
         num_threads: the number of threads that chunks are shared between.
+        shards: the workers that have a share of the rows each.
     """
 
     def __init__(
@@ -28,9 +30,10 @@ class StoredRows:
         *,
         num_counted: int,
         num_threads: int,
+        shards: Shards,
     ):
         self._chunks, self._stored_at, self._block_rows = chunks, potentials, block_rows
-        self._num_counted, self._num_threads = num_counted, num_threads
+        self._num_counted, self._num_threads, self._shards = num_counted, num_threads, shards
 
     def measure(self, potentials: np.ndarray) -> tuple[np.ndarray, float]:
         """Makes a stored pass at `potentials`: returns (m float64 [K], the mean change of the rows' log-sum-exp since v0)."""
@@ -43,5 +46,5 @@ class StoredRows:
             return mass.numpy(), change.numpy()
 
         masses, changes = zip(*map_in_threads(measure_chunk, self._chunks, self._num_threads), strict=True)
-        mass = np.sum(masses, axis=0, dtype=np.float64) * scaling.numpy()
-        return mass / self._num_counted, float(np.sum(changes, dtype=np.float64)) / self._num_counted + centre
+        mass, change = self._shards.total(np.sum(masses, axis=0, dtype=np.float64), np.sum(changes, dtype=np.float64))
+        return mass * scaling.numpy() / self._num_counted, float(change) / self._num_counted + centre
