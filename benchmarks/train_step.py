@@ -113,7 +113,6 @@ def sela_tf_work(work: Workload, images: np.ndarray, precision: str) -> tuple[Me
         last_step = (rounds + 1) * steps
         training = TrainingLoop(
             model=model,
-            strategy=strategy,
             take_step=step_function(model, strategy, xla=False),
             steps_per_epoch=steps,
             log_every_steps=50,

@@ -34,7 +34,7 @@ def _work(config: SelaConfig, place: TrainOptions) -> int:
         return 0
     # A setting of the earlier run is in `config` already; one that was typed at its default must not fall back to it.
     whole = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} if config.continue_from else {}
-    run(config, place.workdir, minutes=place.minutes, restart=place.restart, **whole)
+    run(config, place.workdir, minutes=place.minutes, restart=place.restart, workers_timeout=place.workers_timeout, **whole)
     return 0
 
 

@@ -187,7 +187,6 @@ class TestDoctor:
         strategy = tf.distribute.get_strategy()
         loop = TrainingLoop(
             model=model,
-            strategy=strategy,
             take_step=step_function(model, strategy, xla=False),
             steps_per_epoch=STEPS,
             log_every_steps=STEPS,

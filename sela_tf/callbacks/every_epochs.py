@@ -11,15 +11,16 @@ class EveryEpochs(keras.callbacks.Callback):
     Args:
         callback: the callback, which works at the end of an epoch.
         epochs: the number n.
+        network: the model that the callback looks at; None for the one that is trained.
     """
 
-    def __init__(self, callback: keras.callbacks.Callback, epochs: int):
+    def __init__(self, callback: keras.callbacks.Callback, epochs: int, *, network: keras.Model | None = None):
         super().__init__()
-        self.callback, self.epochs = callback, epochs
+        self.callback, self.epochs, self.network = callback, epochs, network
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        self.callback.set_model(model)
+        self.callback.set_model(model if self.network is None else self.network)
 
     def set_params(self, params: dict) -> None:
         super().set_params(params)

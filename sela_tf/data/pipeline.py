@@ -25,6 +25,17 @@ View = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 """A function of example indices `[B]` and random numbers `[B, NUM_DRAWS]` that returns views and the indices."""
 
 
+class Replicas(NamedTuple):
+    """The replicas of this process, among those of all processes that train together."""
+
+    first: int = 0
+    """The number of the first one, from 0."""
+    here: int = 1
+    """How many this process has."""
+    total: int = 1
+    """How many all processes have."""
+
+
 def training_batches(
     images: ImageSet,
     *,
@@ -34,6 +45,7 @@ def training_batches(
     seed: int,
     first_step: int,
     last_step: int,
+    replicas: Replicas | None = None,
 ) -> tf.data.Dataset:
     """Returns training views for the steps from `first_step` up to, not including, `last_step`.
 
@@ -48,10 +60,14 @@ def training_batches(
         seed: The seed of permutations and views.
         first_step: The first step, from 0.
         last_step: The step after the last one.
+        replicas: The replicas that get equal parts of each batch, one element each, in order; None for whole batches.
 
     Yields:
-        Views, float32 `[B, height, width, C]` in [0, 255] (or vectors `[B, D]`), and example indices, int64 `[B]`.
+        Views, float32 `[B, height, width, C]` in [0, 255] (or vectors `[B, D]`), and example indices, int64 `[B]`. Where `replicas` are given
+        `B` is their part of a batch.
     """
+    own = replicas or Replicas()
+    part_size = batch_size // own.total
     steps_per_epoch = len(images) // batch_size
     first_epoch = first_step // steps_per_epoch
     last_epoch = -(-last_step // steps_per_epoch)
@@ -59,14 +75,16 @@ def training_batches(
     def epoch_indices(epoch: tf.Tensor) -> tf.data.Dataset:
         order, draws = _keyed(seed, _TRAINING, epoch, len(images))
 
-        def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            indices = order[step * batch_size : (step + 1) * batch_size]
-            return tf.ensure_shape(indices, [batch_size]), tf.gather(draws, indices)
+        def batch(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            step, replica = number // own.here, own.first + number % own.here
+            start = step * batch_size + replica * part_size
+            indices = tf.ensure_shape(order[start : start + part_size], [part_size])
+            return indices, tf.gather(draws, indices)
 
-        return tf.data.Dataset.range(steps_per_epoch).map(batch)
+        return tf.data.Dataset.range(steps_per_epoch * own.here).map(batch)
 
     steps = tf.data.Dataset.range(first_epoch, last_epoch).flat_map(epoch_indices)
-    steps = steps.skip(first_step - first_epoch * steps_per_epoch).take(last_step - first_step)
+    steps = steps.skip((first_step - first_epoch * steps_per_epoch) * own.here).take((last_step - first_step) * own.here)
     return _with_views(images, steps, _Crops(size, augmentation=augmentation))
 
 
@@ -81,6 +99,7 @@ def inference_batches(
     pass_number: int = 0,
     crop: int | None = None,
     in_order: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Returns views of every image once, in a random order of the pass: clean views, training views, or one of the ten crops.
 
@@ -96,6 +115,7 @@ def inference_batches(
         pass_number: The number of the pass. Each pass has its own order and views.
         crop: The crop of ten-crop evaluation, 0 to 9; only without an augmentation.
         in_order: Keeps the order of the images.
+        share: The number of this process and the number of all that pass over the images together. Each has batches of its own.
 
     Yields:
         Views, float32 `[b, height, width, C]` in [0, 255] (or vectors `[b, D]`), and example indices, int64 `[b]`.
@@ -103,7 +123,7 @@ def inference_batches(
     order, draws = _keyed(seed, stream, tf.constant(pass_number, tf.int64), len(images))
     if in_order:
         order = tf.range(len(images), dtype=tf.int64)
-    num_batches = -(-len(images) // batch_size)
+    num_batches = max(-(-len(images) // batch_size), share[1])
     bounds = tf.constant([i * len(images) // num_batches for i in range(num_batches + 1)], tf.int64)
 
     def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -111,7 +131,7 @@ def inference_batches(
         return indices, tf.gather(draws, indices)
 
     crops = _Crops(size, augmentation=augmentation, number=crop or 0, is_clean=augmentation is None and crop is None)
-    return _with_views(images, tf.data.Dataset.range(num_batches).map(batch), crops)
+    return _with_views(images, tf.data.Dataset.range(share[0], num_batches, share[1]).map(batch), crops)
 
 
 def random_views(images: ImageSet, *, size: tuple[int, ...], augmentation: Augmentation) -> View:

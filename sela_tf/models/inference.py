@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -95,6 +97,17 @@ class _Seen:
             )
 
 
+def check_each_once(indices: np.ndarray, num_examples: int) -> None:
+    """Checks the indices [N] of a pass.
+
+    Raises:
+        ValueError: an index is missing, repeated or outside 0 … N - 1.
+    """
+    seen = _Seen(num_examples)
+    seen.repeats(indices)
+    seen.check()
+
+
 def check_indices(batches: tf.data.Dataset, num_examples: int) -> None:
     """Checks the indices of `batches` of (images, indices), in one pass over them.
 
@@ -140,12 +153,9 @@ class BatchedInference:
         Raises:
             ValueError: an index is missing, repeated or outside 0 … N - 1.
         """
-        trainable = {id(variable) for variable in self.model.trainable_variables}
-        state = [variable for variable in self.model.variables if id(variable) not in trainable] if batch_statistics else []
-        before = [read_variable(variable) for variable in state]
         seen = _Seen(num_examples)
         collected = np.empty((num_examples, 0), np.float32)
-        try:
+        with self._variables_kept(batch_statistics):
             for batch in untuned(batches):
                 images, rows = _pair(batch, num_examples)
                 outputs = self._outputs(images, batch_statistics)
@@ -154,11 +164,33 @@ class BatchedInference:
                 collected[rows] = outputs
                 if seen.repeats(rows):
                     break
+        seen.check()
+        return collected
+
+    def collect_some(
+        self, batches: tf.data.Dataset, num_examples: int, *, batch_statistics: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Collects the outputs of one pass over some of the examples, as `collect` does; returns them, float32 [n, D], and their indices,
+        int64 [n], in the order of `batches`."""
+        outputs, indices = [], []
+        with self._variables_kept(batch_statistics):
+            for batch in untuned(batches):
+                images, rows = _pair(batch, num_examples)
+                outputs.append(self._outputs(images, batch_statistics))
+                indices.append(rows.astype(np.int64))
+        return np.concatenate(outputs), np.concatenate(indices)
+
+    @contextlib.contextmanager
+    def _variables_kept(self, batch_statistics: bool) -> Iterator[None]:
+        """Puts back, after passes with the statistics of batches, the variables that these change."""
+        trainable = {id(variable) for variable in self.model.trainable_variables}
+        state = [variable for variable in self.model.variables if id(variable) not in trainable] if batch_statistics else []
+        before = [read_variable(variable) for variable in state]
+        try:
+            yield
         finally:
             for variable, value in zip(state, before, strict=True):
                 variable.assign(value)
-        seen.check()
-        return collected
 
     def in_order(self, batches: tf.data.Dataset) -> np.ndarray:
         """Collects the outputs of one pass in inference mode, in the order of `batches`; no variable of the model changes.

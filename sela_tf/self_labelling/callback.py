@@ -17,12 +17,13 @@ from sela_tf.compat.releases import keep_in_checkpoints
 from sela_tf.models.build import cut_at_heads
 from sela_tf.models.finite import DivergedError
 from sela_tf.models.heads import check_heads, find_multi_head
-from sela_tf.models.inference import BatchedInference, has_empty_statistics, steps_taken
+from sela_tf.models.inference import BatchedInference, check_each_once, has_empty_statistics, steps_taken
 from sela_tf.self_labelling.fit_checks import check_fit, check_validation
-from sela_tf.self_labelling.label_pass import Assign, HeadLabels, compute_labels
+from sela_tf.self_labelling.label_pass import Assign, HeadLabels, Share, compute_labels
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.self_labelling.loss import bind_losses
 from sela_tf.transport.assignment import assign_labels
+from sela_tf.transport.shards import ALONE, Shards
 
 _LAM, _LABEL_MEMORY = 25.0, 4.0
 """The defaults of SelfLabelling: the paper's lam on ImageNet, and GiB."""
@@ -61,6 +62,9 @@ class SelfLabelling(keras.callbacks.Callback):
         validation_shows_training_images: the `validation_data` of `fit` are images of the table under their own indices. Other images have
             no labels, so that validation on them is refused.
         verbose: 0 for no line at a relabelling; None for the `verbose` of `fit`.
+        shards: the workers that label together, each of which passes over the images that its own `inference_dataset` yields.
+        network: a function that returns the network of the label pass, for a training that has the present weights in another model, too;
+            None for the model that is trained.
 
     Raises:
         ValueError: at once, if an argument is out of range or excludes another one; when training starts, if the model is not functional,
@@ -85,6 +89,8 @@ class SelfLabelling(keras.callbacks.Callback):
         log: Callable[[int, list[HeadLabels]], None] | None = None,
         validation_shows_training_images: bool = False,
         verbose: int | None = None,
+        shards: Shards = ALONE,
+        network: Callable[[], keras.Model] | None = None,
     ):
         super().__init__()
         # Keras 2 has them from `fit` alone.
@@ -94,6 +100,8 @@ class SelfLabelling(keras.callbacks.Callback):
         self.relabel_steps = sorted(set(relabel_steps))
         if self.relabel_steps and self.relabel_steps[0] < 0:
             raise ValueError(f"`relabel_steps` must not be negative. Received: {self.relabel_steps[0]}")
+        if features is not None and shards.count > 1:
+            raise ValueError(f"`features` are for one worker. Received: {shards.count} workers")
         if inference_dataset is None and features is None:
             raise ValueError("`inference_dataset` must be given, or `features` that does without. Received: None for both")
         if not (inference_dataset is None or callable(inference_dataset)):
@@ -116,6 +124,7 @@ class SelfLabelling(keras.callbacks.Callback):
         self.log = log
         self.validation_shows_training_images = validation_shows_training_images
         self.verbose = verbose
+        self.shards, self.network = shards, network
         self._pending: list[int] | None = None
         self._overdue: set[int] | None = None
         self._is_training, self._is_first_epoch = False, False
@@ -125,7 +134,7 @@ class SelfLabelling(keras.callbacks.Callback):
         check_heads(find_multi_head(self.model), self.labels.num_heads, self.labels.num_clusters)
         bind_losses(self.model, self.labels)
         keep_in_checkpoints(self.model, self.labels)
-        self._inference = BatchedInference(cut_at_heads(self.model), self.model.distribute_strategy)
+        self._inference = None
         check_fit(self.model, validation_shows_training_images=self.validation_shows_training_images)
         self.labels.forget_lookups()
         # Another callback may restore the optimizer before the first batch.
@@ -248,33 +257,38 @@ class SelfLabelling(keras.callbacks.Callback):
     def compute(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
         """Computes labels as `relabel` does, without writing them."""
         start = time.perf_counter()
-        head_inputs = self._head_inputs(step)
+        network = self.model if self.network is None else self.network()
+        head_inputs, share = self._head_inputs(network, step)
         seconds = time.perf_counter() - start
-        heads = find_multi_head(self.model)
-        outcome = compute_labels(head_inputs, heads, self.labels, assign=self.assign, only=only, known=self.known)
+        heads = find_multi_head(network)
+        outcome = compute_labels(head_inputs, heads, self.labels, assign=self.assign, only=only, known=self.known, share=share)
         # The pass over the images counts for the first head, which waits for it.
         outcome[:1] = [head._replace(seconds=head.seconds + seconds) for head in outcome[:1]]
         return outcome
 
-    def _head_inputs(self, step: int) -> np.ndarray:
-        """Returns the heads' inputs for every image under the present network, float32 [N, D]."""
+    def _head_inputs(self, network: keras.Model, step: int) -> tuple[np.ndarray, Share | None]:
+        """Returns the heads' inputs for every image under a network, float32 [N, D]; or for this worker's images, and which these are."""
         num_examples = self.labels.num_examples
-        batch_statistics = self.batch_statistics or has_empty_statistics(self.model)
+        batch_statistics = self.batch_statistics or has_empty_statistics(network)
+        if self._inference is None:
+            self._inference = BatchedInference(cut_at_heads(network), network.distribute_strategy)
+        inference = self._inference
 
         def collect(batches: tf.data.Dataset) -> np.ndarray:
-            if self._inference is None:
-                self._inference = BatchedInference(cut_at_heads(self.model), self.model.distribute_strategy)
-            return self._inference.collect(batches, num_examples, batch_statistics=batch_statistics)
+            return inference.collect(batches, num_examples, batch_statistics=batch_statistics)
 
         if self.features is None:
-            return collect(
-                _check_dataset(self.inference_dataset(step) if callable(self.inference_dataset) else self.inference_dataset)
-            )
+            batches = _check_dataset(self.inference_dataset(step) if callable(self.inference_dataset) else self.inference_dataset)
+            if self.shards.count == 1:
+                return collect(batches), None
+            head_inputs, rows = inference.collect_some(batches, num_examples, batch_statistics=batch_statistics)
+            check_each_once(self.shards.joined(rows), num_examples)
+            return head_inputs, Share(self.shards, rows)
         head_inputs = np.asarray(self.features(step, collect))
-        width = find_multi_head(self.model).input.shape[-1]
+        width = find_multi_head(network).input.shape[-1]
         if head_inputs.shape != (num_examples, width):
             raise ValueError(f"`features` must return {(num_examples, width)} numbers. Received: shape {head_inputs.shape}")
-        return head_inputs
+        return head_inputs, None
 
     def write(self, step: int, outcome: list[HeadLabels]) -> None:
         """Writes the usable labels of `outcome` to the table, prints a line for each head, and calls `log`."""

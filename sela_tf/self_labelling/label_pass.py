@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -17,11 +17,28 @@ from sela_tf.models.inference import BatchedInference
 from sela_tf.self_labelling.label_table import LabelTable
 from sela_tf.transport.assignment import Assignment
 from sela_tf.transport.linear_logits import LinearLogits
+from sela_tf.transport.shards import ALONE, Shards
 
 Assign = Callable[..., Assignment]
 """A function that makes the labels of a head. It takes the head's `LinearLogits` (features [N, D], the heads' inputs; kernel [D, K]; bias
 [K]) and the keyword `initial_potentials` ([K], or None at the head's first relabelling); where labels are known, also the keyword `known`
 (integers [N], -1 where the label is not known)."""
+
+
+class Share(NamedTuple):
+    """The images of a label pass that this worker has, of several that share them."""
+
+    shards: Shards
+    """The workers."""
+    rows: np.ndarray
+    """The example indices of this worker's images, int64 [n]."""
+
+    def joined(self, values: np.ndarray) -> np.ndarray:
+        """Returns the values of all images in the order of their indices, [N], of which `values` [n] are this worker's."""
+        indices, joined = self.shards.joined(self.rows), self.shards.joined(values)
+        whole = np.empty_like(joined)
+        whole[indices] = joined
+        return whole
 
 
 class HeadLabels(NamedTuple):
@@ -86,6 +103,7 @@ def compute_labels(
     assign: Assign,
     only: Iterable[int] | None = None,
     known: np.ndarray | None = None,
+    share: Share | None = None,
 ) -> list[HeadLabels]:
     """Computes new labels of the heads, without writing them to the table.
 
@@ -102,20 +120,24 @@ def compute_labels(
         assign: the function that makes the labels of a head.
         only: the heads that are relabelled, from 0; None for all.
         known: integers [T, N], under each head the cluster of the images whose label is known and -1 elsewhere; handed on to `assign`.
+        share: the images that `head_inputs` are of, where several workers have a share each and call this function together; None where
+            they are of all images, in their order. `assign` then gets the rows of this worker, and the keyword `shards`.
 
     Raises:
         TypeError: `assign` returned something other than an `Assignment`.
         ValueError: `assign` raised it, or its labels are not N integers from 0 to K - 1.
     """
-    outcome = []
-    previous = labels.labels
+    outcome, previous = [], labels.labels
+    shards, rows = (ALONE, slice(None)) if share is None else share
     for head in range(heads.num_heads) if only is None else only:
         start = time.perf_counter()
         logits = LinearLogits(head_inputs, heads.head_kernel(head), heads.head_bias(head))
         # A table that starts from another run's labels has its potentials before the first relabelling.
         are_known = labels.num_relabellings[head] or np.isfinite(labels.lam[head])
         initial = labels.potentials[head] if are_known else None
-        held = {} if known is None else {"known": known[head]}
+        held: dict[str, Any] = {} if known is None else {"known": known[head][rows]}
+        if share is not None:
+            held["shards"] = shards
         assignment = assign(logits, initial_potentials=initial, **held)
         if not isinstance(assignment, Assignment):
             raise TypeError(
@@ -123,6 +145,9 @@ def compute_labels(
                 f"sela_tf.sinkhorn). Received: {type(assignment).__name__}"
             )
         new = np.asarray(assignment.labels)
+        if share is not None:
+            new = share.joined(new)
+            assignment = assignment._replace(labels=new)
         if new.shape != (labels.num_examples,) or new.dtype.kind not in "iu" or new.min() < 0 or new.max() >= labels.num_clusters:
             raise ValueError(
                 f"`assign` must return {labels.num_examples} integer labels from 0 to {labels.num_clusters - 1}. Received: {new.dtype} "
@@ -131,7 +156,8 @@ def compute_labels(
         sizes = np.bincount(new, minlength=labels.num_clusters)
         shares = sizes[sizes > 0] / len(new)
         information = float(-(shares * np.log(shares)).sum())
-        before, after = logits.mean_log_probs(previous[head], new)
+        sums = shards.total(*logits.sum_log_probs(previous[head][rows], new[rows]))
+        before, after = (float(total) / len(new) for total in sums)
         metrics: dict[str, float | int | bool | None] = {
             "converged": bool(assignment.converged),
             "num_iterations": assignment.num_iterations,

@@ -20,6 +20,9 @@ class TrainOptions:
         "Begin the run in `workdir` anew, with its settings or those that are given. Its checkpoints and its course are removed; a finished "
         "network stays until there is another.",
     )
+    workers_timeout: float = option(
+        600.0, "Seconds within which all processes that TF_CONFIG names have to come.", bound=NOT_NEGATIVE
+    )
     dry_run: bool = option(False, "Run every part once on a few images and estimate time and memory; no run is written.")
 
     def __post_init__(self) -> None:

@@ -211,6 +211,13 @@ class SelaConfig:
         choices=("none", "bfloat16", "float16"),
     )
     xla: bool = option(False, "Compile the training step with XLA; one device only.")
+    strategy: str = option(
+        "auto",
+        "Devices: one; mirrored for all of this machine; multiworker for those of all processes that TF_CONFIG names; auto for multiworker "
+        "where it names several, and for mirrored elsewhere.",
+        choices=("auto", "one", "mirrored", "multiworker"),
+        may_change=True,
+    )
     logical_cpus: int = option(
         0, "Number of logical devices that the CPU is split into, to try several devices without GPUs; 0 for one.", at_least=0
     )

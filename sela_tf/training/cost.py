@@ -114,8 +114,8 @@ def _seconds_of_drawing(experiment: Experiment) -> float:
 
 def _steps(experiment: Experiment) -> Iterator[float]:
     """Takes a few optimizer steps, and yields the seconds of each one that counts, its wait for data included."""
-    strategy, last = experiment.strategy, min(_FIRST_STEPS + _steps_measured(experiment), max(experiment.last_step, 1))
-    batches = iter(strategy.experimental_distribute_dataset(experiment.views(0, last)))
+    last = min(_FIRST_STEPS + _steps_measured(experiment), max(experiment.last_step, 1))
+    batches = iter(experiment.distributed(experiment.views(0, last)))
     began = time.perf_counter()
     for number in range(last):
         start = time.perf_counter()
@@ -126,7 +126,7 @@ def _steps(experiment: Experiment) -> Iterator[float]:
             began = start
         if number >= min(_FIRST_STEPS, last - 1):
             yield now - start
-        if number > _FIRST_STEPS and now - began > _SECONDS:
+        if number > _FIRST_STEPS and experiment.shards.decide(now - began > _SECONDS):
             return
 
 
@@ -209,7 +209,8 @@ def time_in_words(parts: list[Part], *, done: float = 0.0) -> str:
 
 def seconds_of_pass(experiment: Experiment, count: int, batch_size: int) -> tuple[float, float]:
     """Returns the seconds of a label pass over `count` training images, the smaller of two measurements, and how much more the first took."""
-    inference = BatchedInference(cut_at_heads(experiment.model), experiment.strategy)
+    network = experiment.refresh()
+    inference = BatchedInference(cut_at_heads(network), network.distribute_strategy)
     images = experiment.data.train.take(np.arange(count))
 
     def once() -> None:

@@ -77,7 +77,7 @@ def dry_run(config: SelaConfig) -> None:
         print(f"  {name}: {tuple(model.get_layer(name).output.shape[1:])}")
 
     step = experiment.take_step
-    distributed = iter(strategy.experimental_distribute_dataset(experiment.views(0, 2, batch_size=few)))
+    distributed = iter(experiment.distributed(experiment.views(0, 2, batch_size=few)))
     loss, step_seconds = second_time(lambda: float(step(next(distributed))["loss"]))
     print(f"one step on {few} images: loss {loss:.4f} (ln K = {np.log(config.num_clusters):.4f}), {step_seconds:.3f} s")
     per_image = _seconds_of_looking(experiment, few)

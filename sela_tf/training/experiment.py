@@ -22,7 +22,7 @@ from sela_tf.compat.releases import (
 )
 from sela_tf.data.batch_sizes import LABEL_PASS_BATCH
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.pipeline import inference_batches
+from sela_tf.data.pipeline import Replicas, inference_batches
 from sela_tf.files.saves import arrays_under
 from sela_tf.models.build import cut_at, with_rotation_head
 from sela_tf.models.layer_names import EMBEDDING, HEADS, ROTATION
@@ -38,11 +38,13 @@ from sela_tf.training.images import Data, augmentation, load_training_data, shap
 from sela_tf.training.initial_state import description_of, first_network, label_table, settings_of_files
 from sela_tf.training.known_labels import known_labels
 from sela_tf.training.loop import Clock, EpochMeans, step_function
+from sela_tf.training.mean_network import MeanNetwork
 from sela_tf.training.monitoring import class_agreement, cluster_monitors, knn_monitor, log_relabelling
 from sela_tf.training.optimizer import learning_rate_schedule, make_optimizer
 from sela_tf.training.progress import ShownLabelling
 from sela_tf.training.provenance import Provenance
 from sela_tf.transport.assignment import assign_labels
+from sela_tf.transport.shards import ALONE, Shards
 from sela_tf.transport.size_bounds import parse_size_bounds
 
 
@@ -59,6 +61,7 @@ class Experiment:
         continuation: the relation to the run that is continued, as a checkpoint kept it; None to find it out, or where there is none.
         network: the network whose pixel rules and statistics hold, although these images may have others; None for those of the images, or
             of the run that is continued.
+        shards: the workers that train together, each of which makes the experiment.
 
     Raises:
         ValueError: the images cannot be loaded, or the settings do not fit them (SourceError, ConfigError).
@@ -73,8 +76,9 @@ class Experiment:
         data: Data | None = None,
         continuation: Continuation | None = None,
         network: NetworkDescription | None = None,
+        shards: Shards = ALONE,
     ):
-        self.strategy = strategy
+        self.strategy, self.shards = strategy, shards
         earlier = read_earlier_run(config.continue_from) if begins and config.continue_from else None
         network = earlier.network if earlier else continuation.network if continuation else network
         if data is None:
@@ -99,12 +103,36 @@ class Experiment:
             start_table(self.labels, earlier, self.continuation)
         self.description: NetworkDescription = description_of(config, data)
         self.model = self.make_model()
+        self._copy = MeanNetwork(self.model, self.description, strategy, shards) if shards.count > 1 else None
         self.labelling = self.make_labelling()
         self.class_agreement = class_agreement(config, data)
         self.clock = Clock()
         self.means = EpochMeans()
         self.monitors: dict[str, ClusterMonitor | CollapseDoctor] = {}
         self._monitor_states: Mapping[str, np.ndarray] = {}
+
+    @property
+    def network(self) -> keras.Model:
+        """The network to look at images with: the model, or where several workers train it their copy as of the last `refresh`."""
+        return self.model if self._copy is None else self._copy.network
+
+    def refresh(self) -> keras.Model:
+        """Returns `network` with the present weights. All workers have to call it together."""
+        return self.model if self._copy is None else self._copy.refresh()
+
+    @property
+    def own_replicas(self) -> Replicas:
+        """The replicas of this process."""
+        total = self.strategy.num_replicas_in_sync
+        here = total // self.shards.count
+        return Replicas(self.shards.index * here, here, total)
+
+    def distributed(self, batches: tf.data.Dataset) -> Any:
+        """Returns the batches of `views` as the replicas take them."""
+        if self.shards.count > 1:
+            # TensorFlow would have every worker compute all views.
+            return self.strategy.distribute_datasets_from_function(lambda context: batches)
+        return self.strategy.experimental_distribute_dataset(batches) if self.strategy.num_replicas_in_sync > 1 else batches
 
     @functools.cached_property
     def take_step(self) -> Any:
@@ -151,7 +179,12 @@ class Experiment:
         replicas = self.strategy.num_replicas_in_sync
         if config.rotation and replicas > 1:
             # Keras makes the trackers of several losses when they are first used, which is too late within a distributed step.
-            model.evaluate(self.views(0, 2, batch_size=replicas), steps=1, verbose=0)
+            _, targets, weights = next(iter(self.views(0, 1, batch_size=replicas)))
+            sizes = {name: (len(targets[name]), *output.shape[1:]) for name, output in model.output.items()}
+            with self.strategy.scope():
+                model.compute_loss(
+                    y=targets, y_pred={name: tf.zeros(size) for name, size in sizes.items()}, sample_weight=weights
+                )
         return model
 
     def _of_backbone(self, model: keras.Model) -> dict[str, float]:
@@ -166,7 +199,7 @@ class Experiment:
         }
 
     def views(self, first_step: int, last_step: int, *, batch_size: int | None = None) -> tf.data.Dataset:
-        """Returns the batches that the steps from `first_step` up to, not including, `last_step` train on.
+        """Returns the batches that the steps from `first_step` up to, not including, `last_step` train on; of several workers, its parts.
 
         Args:
             first_step: the first step.
@@ -180,12 +213,14 @@ class Experiment:
             first_step=first_step,
             last_step=last_step,
             replicas=self.strategy.num_replicas_in_sync,
+            own=self.own_replicas if self.shards.count > 1 else None,
         )
 
     def label_views(
         self, pass_number: int, *, images: ImageSet | None = None, batch_size: int = LABEL_PASS_BATCH
     ) -> tf.data.Dataset:
-        """Returns every training image once, as the label pass of this number, the optimizer step before which it is made, sees it.
+        """Returns every training image once, as the label pass of this number, the optimizer step before which it is made, sees it; of
+        several workers, each its own images.
 
         Args:
             pass_number: the number of the pass.
@@ -200,6 +235,7 @@ class Experiment:
             seed=config.seed,
             augmentation=augmentation(config) if config.label_view == "training" else None,
             pass_number=pass_number,
+            share=(self.shards.index, self.shards.count) if images is None else (0, 1),
         )
 
     def make_labelling(self, kind: type[SelfLabelling] = ShownLabelling, **options: Any) -> SelfLabelling:
@@ -223,11 +259,13 @@ class Experiment:
                 size_max=size_max,
                 exact_balance=config.exact_balance,
                 memory_limit=config.label_memory * 2**30,
-                verbose=True,
+                verbose=self.shards.index == 0,
             ),
             "known": known_labels(self._first, self.data, self.model),
             "batch_statistics": config.label_view == "training",
             "heads_in_turn": config.relabel_heads == "in_turn",
+            "shards": self.shards,
+            "network": self.refresh,
         }
         return kind(self.labels, self.label_views, **{**settings, **options})
 
@@ -239,22 +277,32 @@ class Experiment:
                 outcome = self.labelling.compute(0)
             self.continuation = take_first_labels(self.labels, outcome, self.continuation)
 
-    def callbacks(self, directory: Workdir) -> list[keras.callbacks.Callback]:
-        """Returns the callback that relabels and the monitors, all of which write into `directory`."""
+    def callbacks(self, directory: Workdir | None) -> list[keras.callbacks.Callback]:
+        """Returns the callback that relabels and the monitors, all of which write into `directory`; without one, those that work with other
+        workers."""
+        every = self.config.monitor_epochs
+        together = [self.labelling]
+        if self._copy is not None:
+            together.append(EveryEpochs(keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: self.refresh()), every))
+        if directory is None:
+            return together
         self.labelling.log = functools.partial(log_relabelling, directory, self.class_agreement)
         self.monitors = cluster_monitors(
             self.config, self.data, self.labels, self.relabel_steps, directory, self.clock, self._monitor_states
         )
         monitors = [*knn_monitor(self.config, self.data), *self.monitors.values()]
-        return [self.labelling, *(EveryEpochs(each, self.config.monitor_epochs) for each in monitors)]
+        return [*together, *(EveryEpochs(each, every, network=self.network) for each in monitors)]
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns everything that training changes, as arrays by name."""
-        variables = {"model": self.model.variables, "optimizer": optimizer_variables(self.model.optimizer)}
-        arrays: dict[str, np.ndarray] = {}
-        for kind, values in variables.items():
-            for i, value in enumerate(values):
-                arrays |= replica_arrays(f"{kind}/{i:04d}", value, self.strategy)
+        """Returns everything that training changes, as arrays by name. All workers have to call it together."""
+        trainable = {id(variable) for variable in self.model.trainable_variables}
+        arrays = {"replicas": np.array(self.strategy.num_replicas_in_sync)}
+        for i, value in enumerate(self.model.variables):
+            # Weights are the same everywhere.
+            shards = ALONE if id(value) in trainable else self.shards
+            arrays |= replica_arrays(f"model/{i:04d}", value, self.strategy, shards)
+        for i, value in enumerate(optimizer_variables(self.model.optimizer)):
+            arrays |= replica_arrays(f"optimizer/{i:04d}", value, self.strategy)
         # Until the monitors are made, their state is what the checkpoint kept of them.
         monitors = {f"{name}/{key}": value for name, monitor in self.monitors.items() for key, value in monitor.state().items()}
         states = {
@@ -271,9 +319,12 @@ class Experiment:
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Puts back what `state` gave; the monitors get theirs when they are made."""
+        own = self.own_replicas
+        num_saved = int(arrays.get("replicas", own.total))
+        which: dict[str, Any] = {"first_replica": own.first, "num_saved": None if num_saved == own.total else num_saved}
         for kind, variables in (("model", self.model.variables), ("optimizer", optimizer_variables(self.model.optimizer))):
             for i, variable in enumerate(variables):
-                put_back(f"{kind}/{i:04d}", variable, self.strategy, arrays)
+                put_back(f"{kind}/{i:04d}", variable, self.strategy, arrays, **which)
         # Checkpoints that were written before lam was part of them have the lam of the settings.
         lam = np.full(self.config.num_heads, self.config.lam, np.float32)
         self.labels.restore({"lam": lam, **arrays_under("table", arrays)})

@@ -28,7 +28,7 @@ def finish(experiment: Experiment, directory: Workdir) -> list[HeadLabels]:
         final.extend(outcome)
         return arrays
 
-    directory.finish(experiment.model, experiment.description, experiment.last_step, labels_of)
+    directory.finish(experiment.refresh(), experiment.description, experiment.last_step, labels_of)
     return final
 
 
@@ -70,11 +70,11 @@ def judge_run(experiment: Experiment, final: list[HeadLabels]) -> tuple[dict[str
     verdict = judge(
         config,
         data,
-        experiment.model,
+        experiment.network,
         labels=labels.labels,
         potentials=labels.potentials,
         lam=final[0].assignment.lam,
-        strategy=experiment.strategy,
+        strategy=experiment.network.distribute_strategy,
     )
     results = {
         **verdict.figures,

@@ -16,7 +16,7 @@ from sela_tf.data.augment import Augmentation
 from sela_tf.data.decoded_files import keep_decoded
 from sela_tf.data.image_set import ImageSet, Splits
 from sela_tf.data.left_out import ImageNote
-from sela_tf.data.pipeline import training_batches, with_rotations
+from sela_tf.data.pipeline import Replicas, training_batches, with_rotations
 from sela_tf.data.pixel_rules import OLD_RULES, PixelRules
 from sela_tf.data.rules_of_images import make_rules, saturation_in_words, with_rules
 from sela_tf.data.sources import Outline, SourceOptions, load_source, outline_source
@@ -245,9 +245,19 @@ def augmentation(config: SelaConfig) -> Augmentation:
 
 
 def training_views(
-    config: SelaConfig, data: Data, *, batch_size: int, first_step: int, last_step: int, replicas: int = 1
+    config: SelaConfig,
+    data: Data,
+    *,
+    batch_size: int,
+    first_step: int,
+    last_step: int,
+    replicas: int = 1,
+    own: Replicas | None = None,
 ) -> tf.data.Dataset:
-    """Returns the batches that the steps from `first_step` up to, not including, `last_step` train on, each split over `replicas`."""
+    """Returns the batches that the steps from `first_step` up to, not including, `last_step` train on.
+
+    They are whole batches, each for so many `replicas`; or where `own` are given the parts of these.
+    """
     batches = training_batches(
         data.train,
         size=data.size,
@@ -256,7 +266,8 @@ def training_views(
         seed=config.seed,
         first_step=first_step,
         last_step=last_step,
+        replicas=own,
     )
     if not config.rotation:
         return batches
-    return with_rotations(batches, share=config.rotation_share, replicas=replicas)
+    return with_rotations(batches, share=config.rotation_share, replicas=1 if own else replicas)

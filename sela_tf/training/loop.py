@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from sela_tf.cli.signals import PassAborted, Stop, StoppedBySignal
 from sela_tf.compat.releases import of_each_replica
+from sela_tf.transport.shards import ALONE, Shards
 
 
 class TrainingInterrupted(StoppedBySignal):
@@ -150,8 +151,6 @@ class TrainingLoop:
     """
 
     model: keras.Model
-    strategy: tf.distribute.Strategy
-    """The strategy that the model was built under."""
     take_step: Any
     """One optimizer step, see `step_function`."""
     steps_per_epoch: int
@@ -163,10 +162,12 @@ class TrainingLoop:
     """Epochs between two saves."""
     save_seconds: float = 0.0
     """Seconds between two saves; 0 for no limit."""
+    shards: Shards = ALONE
+    """The workers that train together. Where they are several, a signal to one of them, and the time of a save, count at the next row for all."""
 
     def run(
         self,
-        batches: tf.data.Dataset,
+        batches: Any,
         *,
         first_step: int,
         last_step: int,
@@ -177,7 +178,7 @@ class TrainingLoop:
         """Takes the steps from `first_step` up to, not including, `last_step`.
 
         Args:
-            batches: the batches of these steps, in order.
+            batches: the (distributed) batches of these steps, in order.
             first_step: the first step to take.
             last_step: the step to stop before, the end of an epoch.
             callbacks: Keras callbacks.
@@ -193,7 +194,7 @@ class TrainingLoop:
         hooks = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=epochs, steps=self.steps_per_epoch)
         clock.step = first_step
         hooks.on_train_begin()
-        iterator = iter(self._distributed(batches))
+        iterator = iter(batches)
         saved = time.monotonic()
         for step in range(first_step, last_step):
             epoch, position = divmod(step, self.steps_per_epoch)
@@ -226,10 +227,14 @@ class TrainingLoop:
             if ends_epoch:
                 hooks.on_epoch_end(epoch, means.means())
                 means.begin_epoch()
+            if not logs and self.shards.count > 1:
+                continue
+            is_late = bool(self.save_seconds) and time.monotonic() - saved >= self.save_seconds
+            wants_save = self.agree(stop, stop.wants_save or is_late)
             if stop.signal_number is not None:
                 self._interrupt(stop.signal_number, step + 1, hooks, save)
             due = ends_epoch and ((epoch + 1) % self.save_epochs == 0 or step + 1 == last_step)
-            if due or stop.wants_save or (self.save_seconds and time.monotonic() - saved >= self.save_seconds):
+            if due or wants_save:
                 stop.wants_save = False
                 save(step + 1)
                 saved = time.monotonic()
@@ -243,6 +248,10 @@ class TrainingLoop:
         hooks.on_train_end()
         raise TrainingInterrupted(signal_number, step)
 
-    def _distributed(self, batches: tf.data.Dataset) -> Any:
-        """The batches, each split over the replicas where there are several."""
-        return self.strategy.experimental_distribute_dataset(batches) if self.strategy.num_replicas_in_sync > 1 else batches
+    def agree(self, stop: Stop, wants_save: bool) -> bool:
+        """Gives `stop` the signal that came to a worker, if there is one; returns True if a worker wants a save."""
+        if self.shards.count == 1:
+            return wants_save
+        signals, saves = self.shards.joined(np.array([[stop.signal_number or 0, wants_save]])).T
+        stop.signal_number = next((int(number) for number in signals if number), None)
+        return bool(saves.any())

@@ -26,7 +26,8 @@ class ShownLabelling(SelfLabelling):
 
     def relabel(self, step: int, *, only: Sequence[int] | None = None) -> list[HeadLabels]:
         with Activity("new labels: pass over the images, and transport"):
-            if self.stop is None:
+            # A worker that ended its pass alone would leave the others waiting: all stop after their next row.
+            if self.stop is None or self.shards.count > 1:
                 return super().relabel(step, only=only)
             # A pass in training mode puts the moving statistics back at its end, which a signal may come before.
             state = [(variable, read_variable(variable)) for variable in self.model.non_trainable_variables]

@@ -79,16 +79,19 @@ def _not_finite(state: Mapping[str, np.ndarray]) -> list[str]:
     return not_finite({name: values for name, values in state.items() if name.startswith(places)})
 
 
-def put_back(directory: Workdir, experiment: Experiment, saved: saves.Checkpoint | None) -> int:
+def put_back(directory: Workdir | None, experiment: Experiment, saved: saves.Checkpoint | None) -> int:
     """Puts the state of a checkpoint back, if there is one; returns the steps that were taken.
+
+    A worker that is not the chief has no directory: the chief has looked at the release, and told all that it is theirs.
 
     Raises:
         ConfigError: the checkpoint is of another release of TensorFlow.
         SourceError: the data are not those of the run any more.
     """
     if saved is not None:
-        _check_same_release(saved.meta, directory)
-        experiment.provenance.go_on_from(saved, workdir=directory.path)
+        if directory is not None:
+            _check_same_release(saved.meta, directory)
+        experiment.provenance.go_on_from(saved, workdir="of worker 0" if directory is None else directory.path)
     # What was accepted once is not accepted for ever.
     experiment.config = dataclasses.replace(experiment.config, accept_changed_data=False)
     if saved is None:

@@ -68,14 +68,15 @@ class LinearLogits(NamedTuple):
             found[rows] = tf.cast(tf.maximum(below, float(np.finfo(np.float16).min)), tf.float16)
         return found
 
-    def mean_log_probs(self, *labels: np.ndarray) -> list[float]:
-        """Returns the mean log-probability of each of several labellings, integers [N]: -E(p, q) of the paper's eq. 3 (arXiv 1911.05371)."""
+    def sum_log_probs(self, *labels: np.ndarray) -> list[float]:
+        """Returns the sum of the log-probabilities of each of several labellings, integers [N]: -N E(p, q) of the paper's eq. 3 (arXiv
+        1911.05371)."""
         found = [np.empty(len(each), np.float32) for each in labels]
         for rows, logits in self.blocks():
             log_probs = tf.nn.log_softmax(logits).numpy()
             for values, each in zip(found, labels, strict=True):
                 values[rows] = np.take_along_axis(log_probs, each[rows, np.newaxis], axis=1)[:, 0]
-        return [float(values.mean(dtype=np.float64)) for values in found]
+        return [float(values.sum(dtype=np.float64)) for values in found]
 
     def _empty(self, dtype: type) -> np.ndarray:
         """Returns an array [N, K] that is not filled."""

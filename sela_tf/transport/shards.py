@@ -39,6 +39,12 @@ class Shards:
         """Returns the array of the first worker, float64: workers whose processors round differently go on from the same numbers."""
         return array
 
+    def texts(self, text: str) -> list[str]:
+        """Returns the texts of all workers, in their order."""
+        letters = np.frombuffer(text.encode(), np.uint8)
+        lengths, joined = self.joined(np.array([len(letters)])), self.joined(letters)
+        return [part.tobytes().decode() for part in np.split(joined, np.cumsum(lengths)[:-1])]
+
     def decide(self, is_so: bool) -> bool:
         """Returns what the first worker decides, where workers that round differently could go different ways."""
         return bool(self.of_first(np.array([is_so], np.float64))[0])
@@ -67,10 +73,10 @@ class Shards:
             NotFiniteError: a worker has one. It is raised by all workers, with the words of the first of these.
         """
         if self.count > 1:
-            told = f"{complaint} (counted among the rows of worker {self.index} of {self.count})".encode() if complaint else b""
-            lengths = self.joined(np.array([len(told)]))
-            if lengths.any():
-                complaint = self.joined(np.frombuffer(told, np.uint8))[: lengths[lengths > 0][0]].tobytes().decode()
+            if not self.total(bool(complaint))[0]:
+                return
+            told = complaint and f"{complaint} (counted among the rows of worker {self.index} of {self.count})"
+            complaint = next(filter(None, self.texts(told)), "")
         if complaint:
             raise NotFiniteError(complaint)
 
