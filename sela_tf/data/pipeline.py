@@ -31,9 +31,9 @@ class Replicas(NamedTuple):
     first: int = 0
     """The number of the first one, from 0."""
     here: int = 1
-    """How many this process has."""
+    """The number of those that this process has."""
     total: int = 1
-    """How many all processes have."""
+    """The number of those that all processes have."""
 
 
 def training_batches(

@@ -9,23 +9,19 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.compat.releases import of_each_replica
-from sela_tf.transport.shards import ALONE, Shards
 
 
-def replica_arrays(name: str, variable: Any, strategy: tf.distribute.Strategy, shards: Shards = ALONE) -> dict[str, np.ndarray]:
-    """Returns the value of a variable as an array of this name, and those of further replicas as `NAME/1`, … where they are not the same.
+def replica_values(variable: Any, strategy: tf.distribute.Strategy) -> np.ndarray:
+    """Returns the values of a variable on the R replicas of this process, [R, …]."""
+    return np.stack([each.numpy() for each in of_each_replica(variable, strategy)])
+
+
+def replica_arrays(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the first of the values of a variable as an array of this name, and further ones as `NAME/1`, … where they are not the same.
 
     Each replica has its own statistics of batch normalisation, for one, unless they are synchronised.
-
-    Args:
-        name: the name.
-        variable: the variable.
-        strategy: the strategy that it was made under.
-        shards: the workers whose replicas have values of their own, for which all of them call this function together; `ALONE` where the
-            replicas of this process speak for all.
     """
-    own = np.stack([each.numpy() for each in of_each_replica(variable, strategy)])
-    first, *others = own if shards.count == 1 else shards.joined(own)
+    first, *others = values
     return {name: first, **{f"{name}/{i}": each for i, each in enumerate(others, 1) if each.tobytes() != first.tobytes()}}
 
 

@@ -13,7 +13,7 @@ from sela_tf.compat.randomness import GlobalGenerators, random_variables
 from sela_tf.compat.releases import learning_rate_variable, optimizer_variables
 from sela_tf.files.saves import arrays_under
 from sela_tf.models.finite import not_finite
-from sela_tf.models.replicas import put_back, replica_arrays
+from sela_tf.models.replicas import put_back, replica_arrays, replica_values
 from sela_tf.self_labelling.callback import SelfLabelling
 from sela_tf.self_labelling.loss import tables_of
 
@@ -58,7 +58,7 @@ class FitState:
         """Returns the state as arrays by name; the values of a further replica only where they are not those of the first."""
         found: dict[str, np.ndarray] = {}
         for name, variable in self.variables.items():
-            found |= replica_arrays(name, variable, self._strategy)
+            found |= replica_arrays(name, replica_values(variable, self._strategy))
         for place, part in self.parts.items():
             found |= {f"{place}/{name}": value for name, value in part.state().items()}
         return found

@@ -26,7 +26,7 @@ from sela_tf.data.pipeline import Replicas, inference_batches
 from sela_tf.files.saves import arrays_under
 from sela_tf.models.build import cut_at, with_rotation_head
 from sela_tf.models.layer_names import EMBEDDING, HEADS, ROTATION
-from sela_tf.models.replicas import put_back, replica_arrays
+from sela_tf.models.replicas import put_back, replica_arrays, replica_values
 from sela_tf.runs.network import NetworkDescription
 from sela_tf.runs.workdir import Workdir
 from sela_tf.self_labelling.callback import SelfLabelling
@@ -182,9 +182,7 @@ class Experiment:
             _, targets, weights = next(iter(self.views(0, 1, batch_size=replicas)))
             sizes = {name: (len(targets[name]), *output.shape[1:]) for name, output in model.output.items()}
             with self.strategy.scope():
-                model.compute_loss(
-                    y=targets, y_pred={name: tf.zeros(size) for name, size in sizes.items()}, sample_weight=weights
-                )
+                model.compute_loss(y=targets, y_pred={name: tf.zeros(size) for name, size in sizes.items()}, sample_weight=weights)
         return model
 
     def _of_backbone(self, model: keras.Model) -> dict[str, float]:
@@ -297,12 +295,12 @@ class Experiment:
         """Returns everything that training changes, as arrays by name. All workers have to call it together."""
         trainable = {id(variable) for variable in self.model.trainable_variables}
         arrays = {"replicas": np.array(self.strategy.num_replicas_in_sync)}
-        for i, value in enumerate(self.model.variables):
+        for i, variable in enumerate(self.model.variables):
+            values = replica_values(variable, self.strategy)
             # Weights are the same everywhere.
-            shards = ALONE if id(value) in trainable else self.shards
-            arrays |= replica_arrays(f"model/{i:04d}", value, self.strategy, shards)
-        for i, value in enumerate(optimizer_variables(self.model.optimizer)):
-            arrays |= replica_arrays(f"optimizer/{i:04d}", value, self.strategy)
+            arrays |= replica_arrays(f"model/{i:04d}", values if id(variable) in trainable else self.shards.joined(values))
+        for i, variable in enumerate(optimizer_variables(self.model.optimizer)):
+            arrays |= replica_arrays(f"optimizer/{i:04d}", replica_values(variable, self.strategy))
         # Until the monitors are made, their state is what the checkpoint kept of them.
         monitors = {f"{name}/{key}": value for name, monitor in self.monitors.items() for key, value in monitor.state().items()}
         states = {

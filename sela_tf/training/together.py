@@ -24,7 +24,7 @@ _BYTES_AT_ONCE = _BYTES_OF_NUMBER * 2**21
 
 
 class Start(NamedTuple):
-    """What a run starts with, as the chief knows it from its directory."""
+    """The settings and the state that a run starts with, as the chief knows them from its directory."""
 
     config: SelaConfig
     """The settings; those that are None are chosen from the images."""
