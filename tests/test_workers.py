@@ -276,14 +276,18 @@ from sela_tf.training.workers import Workers
 from sela_tf.transport.assignment import assign_labels
 task = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 workers = Workers(strategy, task, 3)
-np.testing.assert_array_equal(workers.joined(np.arange(task, dtype=np.int32)), [0, 0, 1])
-assert workers.joined(np.zeros((0, 4), np.float32)).shape == (0, 4)
+few, none, pairs = workers.joined(np.arange(task, dtype=np.int32), np.zeros((0, 4), np.float32), np.full((1, 2), task))
+np.testing.assert_array_equal(few, [0, 0, 1])
+np.testing.assert_array_equal(pairs, [[0, 0], [1, 1], [2, 2]])
+assert few.dtype == np.int32 and none.shape == (0, 4)
+assert workers.joined(np.zeros(0))[0].shape == (0,)
 assert workers.texts("é" * task) == ["", "é", "éé"]
 problem = np.load(sys.argv[1])
 rows = np.flatnonzero(problem["owner"] == task)
 found = assign_labels(problem["log_probs"][rows], shards=workers)
 whole = np.empty(len(problem["owner"]), np.int64)
-whole[workers.joined(rows)] = workers.joined(found.labels)
+indices, labels = workers.joined(rows, found.labels)
+whole[indices] = labels
 np.testing.assert_array_equal(whole, problem["labels"])
 print("equal after", workers.num_messages, "messages")
 """

@@ -42,8 +42,9 @@ class ThreadShards(Shards):
         parts = self._exchange("total", [np.array(array, np.float64) for array in arrays])
         return [np.sum([part[i] for part in parts], axis=0) * (1 + self._rounding) for i in range(len(arrays))]
 
-    def joined(self, array):
-        return np.concatenate(self._exchange("joined", np.array(array)))
+    def joined(self, *arrays):
+        found = self._exchange("joined", [np.array(array) for array in arrays])
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
     def of_first(self, array):
         return self._exchange("of_first", np.array(array, np.float64))[0]

@@ -134,7 +134,9 @@ class SelfLabelling(keras.callbacks.Callback):
         check_heads(find_multi_head(self.model), self.labels.num_heads, self.labels.num_clusters)
         bind_losses(self.model, self.labels)
         keep_in_checkpoints(self.model, self.labels)
-        self._inference = None
+        # A model that cannot be cut is refused now.
+        cut = cut_at_heads(self.model)
+        self._inference = BatchedInference(cut, self.model.distribute_strategy) if self.network is None else None
         check_fit(self.model, validation_shows_training_images=self.validation_shows_training_images)
         self.labels.forget_lookups()
         # Another callback may restore the optimizer before the first batch.
@@ -282,7 +284,7 @@ class SelfLabelling(keras.callbacks.Callback):
             if self.shards.count == 1:
                 return collect(batches), None
             head_inputs, rows = inference.collect_some(batches, num_examples, batch_statistics=batch_statistics)
-            check_each_once(self.shards.joined(rows), num_examples)
+            check_each_once(self.shards.joined(rows)[0], num_examples)
             return head_inputs, Share(self.shards, rows)
         head_inputs = np.asarray(self.features(step, collect))
         width = find_multi_head(network).input.shape[-1]

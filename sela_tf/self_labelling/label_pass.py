@@ -35,7 +35,7 @@ class Share(NamedTuple):
 
     def joined(self, values: np.ndarray) -> np.ndarray:
         """Returns the values of all images in the order of their indices, [N], of which `values` [n] are this worker's."""
-        indices, joined = self.shards.joined(self.rows), self.shards.joined(values)
+        indices, joined = self.shards.joined(self.rows, values)
         whole = np.empty_like(joined)
         whole[indices] = joined
         return whole

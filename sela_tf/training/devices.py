@@ -59,12 +59,21 @@ def cluster_to_join(strategy: str) -> Cluster | None:
 
 
 @contextlib.contextmanager
-def workers_joined(config: SelaConfig, cluster: Cluster, *, timeout: float) -> Iterator[Devices]:
-    """Prepares the devices of this process, meets the other processes within `timeout` seconds, and provides what joins them.
+def devices_of(config: SelaConfig, cluster: Cluster | None, *, timeout: float) -> Iterator[Devices]:
+    """Prepares the devices of this process, and joins them with those of the other processes of a cluster, where there is one.
+
+    Args:
+        config: the settings.
+        cluster: the processes that train together; None for this one alone.
+        timeout: the seconds within which all of them have to come.
 
     Raises:
+        ConfigError: several processes are asked for, and TF_CONFIG does not name them.
         LostWorkerError: a process does not come, or is gone while the context lasts.
     """
+    if cluster is None:
+        yield Devices(prepare_devices(config))
+        return
     _split_devices(config)
     meet(cluster, seconds=timeout)
     try:

@@ -295,10 +295,12 @@ class Experiment:
         """Returns everything that training changes, as arrays by name. All workers have to call it together."""
         trainable = {id(variable) for variable in self.model.trainable_variables}
         arrays = {"replicas": np.array(self.strategy.num_replicas_in_sync)}
-        for i, variable in enumerate(self.model.variables):
-            values = replica_values(variable, self.strategy)
-            # Weights are the same everywhere.
-            arrays |= replica_arrays(f"model/{i:04d}", values if id(variable) in trainable else self.shards.joined(values))
+        values = {f"model/{i:04d}": replica_values(variable, self.strategy) for i, variable in enumerate(self.model.variables)}
+        # Weights are the same everywhere.
+        own = [f"model/{i:04d}" for i, variable in enumerate(self.model.variables) if id(variable) not in trainable]
+        values |= dict(zip(own, self.shards.joined(*(values[name] for name in own)), strict=True))
+        for name, of_replicas in values.items():
+            arrays |= replica_arrays(name, of_replicas)
         for i, variable in enumerate(optimizer_variables(self.model.optimizer)):
             arrays |= replica_arrays(f"optimizer/{i:04d}", replica_values(variable, self.strategy))
         # Until the monitors are made, their state is what the checkpoint kept of them.

@@ -252,6 +252,6 @@ class TrainingLoop:
         """Gives `stop` the signal that came to a worker, if there is one; returns True if a worker wants a save."""
         if self.shards.count == 1:
             return wants_save
-        signals, saves = self.shards.joined(np.array([[stop.signal_number or 0, wants_save]])).T
+        signals, saves = self.shards.joined(np.array([stop.signal_number or 0]), np.array([wants_save]))
         stop.signal_number = next((int(number) for number in signals if number), None)
         return bool(saves.any())

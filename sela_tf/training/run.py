@@ -34,7 +34,7 @@ from sela_tf.settings.train_options import TrainOptions
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training.cluster import Cluster
 from sela_tf.training.cost import fit_to_minutes, measured_rates, parts_of_run, time_in_words
-from sela_tf.training.devices import Devices, check_before_loading, cluster_to_join, prepare_devices, workers_joined
+from sela_tf.training.devices import Devices, check_before_loading, cluster_to_join, devices_of
 from sela_tf.training.earlier_run import Continuation
 from sela_tf.training.experiment import Experiment
 from sela_tf.training.finishing import draw, finish, judge_run, outputs_again
@@ -123,33 +123,24 @@ def _run(given: Mapping[str, Any], place: TrainOptions, experiment_of: type[Expe
         raise ConfigError(
             f"`minutes={place.minutes:g}` chooses the epochs, and `epochs={config.epochs}` is given: leave one of them out"
         )
+    if cluster is None:
+        # The settings of a run that is continued may ask for several.
+        cluster_to_join(config.strategy)
+    timeout = place.workers_timeout
     # TensorBoard's files are written by TensorFlow, in the middle of anything.
     with storage_errors(directory.path), contextlib.closing(directory):
-        with contextlib.ExitStack() as together:
-            if cluster is None:
-                cluster_to_join(config.strategy)
-                devices = Devices(prepare_devices(config))
-            else:
-                devices = together.enter_context(workers_joined(config, cluster, timeout=place.workers_timeout))
+        if cluster is not None and directory.has_results:
+            with devices_of(config, cluster, timeout=timeout) as devices:
+                start_together(devices.shards, Start(config, is_done=True))
+            cluster = None
+        with devices_of(config, cluster, timeout=timeout) as devices:
             check_before_loading(config, devices.strategy)
-            is_done, is_new = directory.has_results, directory.previous is None or directory.restart
-            if place.minutes and not is_new:
-                tell(
-                    f"`minutes={place.minutes:g}` is for a new run: this one keeps its {config.epochs} epochs, unless a larger `epochs` is given"
-                )
-            is_finished = directory.is_finished
-            if not is_finished:
-                directory.lock()
-            saved = None if is_finished or (is_done and cluster is not None) else newest_checkpoint(directory)
-            start = Start(config, saved, place.minutes if is_new else 0.0, is_done)
-            start_together(devices.shards, start)
-            if is_finished:
+            if directory.is_finished:
                 print(f"This run is finished ({config.epochs} epochs). More: a larger `epochs`.", flush=True)
                 return directory.read_results()
-            if is_done and cluster is not None:
-                # The others have nothing to do.
-                together.close()
-                devices, start = Devices(prepare_devices(config)), start._replace(saved=newest_checkpoint(directory))
+            directory.lock()
+            start = Start(config, newest_checkpoint(directory), _minutes_of_new_run(directory, place))
+            start_together(devices.shards, start)
             experiment, step = _begin(start, devices, experiment_of, directory, began=began)
             for line in directory.changes():
                 print(line, flush=True)
@@ -157,11 +148,12 @@ def _run(given: Mapping[str, Any], place: TrainOptions, experiment_of: type[Expe
             directory.start(step, experiment.config)
             if write_left_out(directory.path / LEFT_OUT, experiment.data.rejected):
                 tell(f"images that were left out: {directory.path / LEFT_OUT}")
-            if not is_done:
+            final = None
+            if not directory.has_results:
                 with way_out_of_divergence(directory):
                     _train(experiment, directory, step, begins=start.saved is None)
                     final = finish(experiment, directory)
-        if is_done:
+        if final is None:
             # Only the report is missing.
             results, outputs = directory.read_results(), outputs_again(experiment, directory)
         else:
@@ -174,10 +166,20 @@ def _run(given: Mapping[str, Any], place: TrainOptions, experiment_of: type[Expe
         return results
 
 
+def _minutes_of_new_run(directory: Workdir, place: TrainOptions) -> float:
+    """Returns the time by which the epochs are chosen; 0, and says so, for a run that is continued."""
+    if not place.minutes or directory.previous is None or directory.restart:
+        return place.minutes
+    tell(
+        f"`minutes={place.minutes:g}` is for a new run: this one keeps its {directory.config.epochs} epochs, unless a larger `epochs` is given"
+    )
+    return 0.0
+
+
 def _follow(given: Mapping[str, Any], place: TrainOptions, cluster: Cluster, experiment_of: type[Experiment]) -> None:
     """Trains with the chief, which has the directory of the run: takes its start, its steps and its part of each relabelling."""
     own = settings_of_run("", given)[0]
-    with workers_joined(own, cluster, timeout=place.workers_timeout) as devices, contextlib.redirect_stdout(io.StringIO()):
+    with devices_of(own, cluster, timeout=place.workers_timeout) as devices, contextlib.redirect_stdout(io.StringIO()):
         start = start_together(devices.shards, None, own=own)
         if start.is_done:
             return

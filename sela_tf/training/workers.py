@@ -50,17 +50,17 @@ class Workers(Shards):
         pieces = np.split(sums, np.cumsum([part.size for part in parts])[:-1])
         return [piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]
 
-    def joined(self, array: np.ndarray) -> np.ndarray:
+    def joined(self, *arrays: np.ndarray) -> list[np.ndarray]:
         # Each worker adds zeros where the others' values are. TensorFlow's own gathering takes several times as long a message, and crashes
         # where nobody has a value.
-        sizes = np.zeros(self.count)
-        sizes[self.index] = array.size
+        sizes = np.zeros((len(arrays), self.count))
+        sizes[:, self.index] = [array.size for array in arrays]
         ends = np.cumsum(self.total(sizes)[0]).astype(np.int64)
-        if not ends[-1]:
-            return array
         whole = np.zeros(ends[-1])
-        whole[ends[self.index] - array.size : ends[self.index]] = array.ravel()
-        return self.total(whole)[0].reshape(-1, *array.shape[1:]).astype(array.dtype)
+        for array, end in zip(arrays, ends[self.index :: self.count], strict=True):
+            whole[end - array.size : end] = array.ravel()
+        parts = np.split(self.total(whole)[0] if len(whole) else whole, ends[self.count - 1 : -1 : self.count])
+        return [part.reshape(-1, *array.shape[1:]).astype(array.dtype) for part, array in zip(parts, arrays, strict=True)]
 
     def of_first(self, array: np.ndarray) -> np.ndarray:
         return self.total(array if self.index == 0 else np.zeros_like(array))[0]

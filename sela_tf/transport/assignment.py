@@ -138,7 +138,7 @@ def assign_labels(
     rest = memory_limit
     if isinstance(log_probs, LinearLogits) and memory_limit is not None:
         # The worker with the most rows decides for all.
-        num_most = int(shards.joined(np.array([len(log_probs.features)])).max())
+        num_most = int(shards.joined(np.array([len(log_probs.features)]))[0].max())
         plan = plan_memory(num_most, int(log_probs.kernel.shape[1]), memory_limit, tolerance=tolerance)
         rest = plan.rest
         if plan.form != "computed":

@@ -92,7 +92,7 @@ class Candidates:
         distances = self.cutoff - (v - self.potentials).max() + at.rises
         with np.errstate(over="ignore"):
             weights = len(v) * np.exp(-distances)
-        worst, total = self.shards.joined(np.array([[weights.max(initial=0.0), weights.sum()]])).T
+        worst, total = self.shards.joined(weights.max(initial=0.0, keepdims=True), weights.sum(keepdims=True))
         return Missing(float(worst.max()), float(total.sum()) / self._num_all)
 
     def measured(self, at: Evaluation) -> Measurement:
@@ -126,7 +126,7 @@ class Candidates:
         weights = (plan.T @ plan) / self._num_all
         if self.shards.count > 1:
             own = weights.tocoo()
-            values, rows, columns = (self.shards.joined(each) for each in (own.data, own.row, own.col))
+            values, rows, columns = self.shards.joined(own.data, own.row, own.col)
             weights = csr_matrix((values, (rows, columns)), shape=weights.shape)
         weights.setdiag(0)
         return weights

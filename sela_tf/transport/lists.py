@@ -176,7 +176,7 @@ def _look_at(rows: Rows, potentials: np.ndarray) -> _Look | None:
     with np.errstate(over="ignore", invalid="ignore"):  # The pass says what is wrong.
         shifted = some.scores(slice(0, some.num_rows)) + potentials
         shifted -= shifted.max(axis=1, keepdims=True)
-        distances = rows.shards.joined(np.log(np.exp(shifted).sum(axis=1, keepdims=True)) - shifted).ravel()
+        (distances,) = rows.shards.joined((np.log(np.exp(shifted).sum(axis=1, keepdims=True)) - shifted).ravel())
     if np.isnan(distances).any():
         return None
     return _Look(np.append(distances[np.isfinite(distances)], np.inf), some.num_all, rows.num_clusters)

@@ -16,7 +16,7 @@ _SMALLEST_SHARE, _SMALLEST_MASS = 1e-9, 1e-30
 def sample_rows(log_probs: np.ndarray | ComputedLogits, num_rows: int, shards: Shards = ALONE) -> np.ndarray:
     """Returns evenly spaced rows of all workers, float64 [n, K], n about `num_rows`, without those that are nowhere finite."""
     num_all = int(shards.total(len(log_probs))[0])
-    sample = shards.joined(log_probs[:: -(-num_all // num_rows)].astype(np.float64))
+    (sample,) = shards.joined(log_probs[:: -(-num_all // num_rows)].astype(np.float64))
     return sample[np.isfinite(sample.max(axis=1))]
 
 

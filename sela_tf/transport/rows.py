@@ -85,9 +85,9 @@ class Rows:
         self._table = Table(source)
         self.is_linear, self.num_rows, self.num_clusters = self._table.is_linear, self._table.num_rows, self._table.num_clusters
         self.bytes_per_row = self._table.bytes_per_row
-        numbers = shards.joined(np.array([[self.num_rows, self.num_rows if counted is None else counted.sum()]]))
-        self.num_all, self.num_counted = (int(number) for number in numbers.sum(axis=0))
-        self.num_most = int(numbers[:, 0].max())
+        num_counted = self.num_rows if counted is None else int(counted.sum())
+        numbers, of_counted = shards.joined(np.array([self.num_rows]), np.array([num_counted]))
+        self.num_all, self.num_most, self.num_counted = int(numbers.sum()), int(numbers.max()), int(of_counted.sum())
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.dtype = tf.float32
         # The numbers of rows in a block are powers of two, so that one number of rows in a chunk is a multiple of all three.
@@ -192,7 +192,7 @@ class Rows:
         with np.errstate(divide="ignore"):
             # This pass has sums that threads cannot share (passes.py).
             logs = [highest.astype(np.float64) + np.log(total) for highest, total in self._map_chunks(sum_chunk, num_threads=1)]
-        return np.logaddexp.reduce(self.shards.joined(np.stack(logs)), axis=0)
+        return np.logaddexp.reduce(self.shards.joined(np.stack(logs))[0], axis=0)
 
     def absorb(self, potentials: np.ndarray, log_rows: np.ndarray, storage: tf.DType) -> StoredRows:
         """Stores exp(s_i + v0) / z_i for passes that take no exponential.

@@ -31,9 +31,10 @@ class Shards:
         """Returns the sums of arrays over the workers, float64; every worker gives the same shapes."""
         return [np.asarray(array, np.float64) for array in arrays]
 
-    def joined(self, array: np.ndarray) -> np.ndarray:
-        """Returns the arrays [n, …] of all workers, one after the other; n may differ between workers."""
-        return array
+    def joined(self, *arrays: np.ndarray) -> list[np.ndarray]:
+        """Returns for each array [n, …] those of all workers, one after the other; n may differ between workers. Whole numbers that float64
+        holds, and floating-point numbers, come as they are."""
+        return list(arrays)
 
     def of_first(self, array: np.ndarray) -> np.ndarray:
         """Returns the array of the first worker, float64: workers whose processors round differently go on from the same numbers."""
@@ -42,7 +43,7 @@ class Shards:
     def texts(self, text: str) -> list[str]:
         """Returns the texts of all workers, in their order."""
         letters = np.frombuffer(text.encode(), np.uint8)
-        lengths, joined = self.joined(np.array([len(letters)])), self.joined(letters)
+        lengths, joined = self.joined(np.array([len(letters)]), letters)
         return [part.tobytes().decode() for part in np.split(joined, np.cumsum(lengths)[:-1])]
 
     def decide(self, is_so: bool) -> bool:

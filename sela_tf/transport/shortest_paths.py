@@ -178,7 +178,7 @@ class _Search:
         self.u = self.u - np.median(self.u)
         self.cutoff = max(self.cutoff, 4 * resolution(np.ptp(self.u))) if number < _PATIENCE else np.inf
         own = self.shards.run(self._scan)
-        candidates, part = self._joined(own)
+        candidates, labels, part = self._joined(own)
         eps = 8 * float(np.finfo(self.dtype).eps)
         # Rounding in the scan may have hidden candidates that are this close to the cutoff.
         doubt = eps * (candidates.largest + float(np.abs(self.u).max()))
@@ -186,7 +186,6 @@ class _Search:
         if self.dtype == np.float32 and not (max_drift >= self.cutoff / 2 and (candidates.complete or doubt <= self.slack)):
             self.dtype = np.float64
             return None
-        labels = self.shards.joined(self.labels[own.rows])
         moves = Moves(candidates.counts, candidates.column, candidates.value, labels, self.u[: self.num_clusters], self.slack)
         self.labels[own.rows] = moves.label[part]
         excess = self._excess()
@@ -214,15 +213,14 @@ class _Search:
         u = self.u[: self.num_clusters]
         return scan(self.log_probs, u, self.cutoff, self.slack, self.known, self.labels, self.max_candidates, self.dtype, self.rng)
 
-    def _joined(self, own: Candidates) -> tuple[Candidates, slice]:
-        """Returns the candidates of all workers, of which `own` are this one's, and which of their rows are this worker's."""
-        if self.shards.count == 1:
-            return own, slice(None)
-        rows, counts, column, value = (self.shards.joined(each) for each in own[:4])
-        number, complete, largest = self.shards.joined(np.array([[len(own.rows), own.complete, own.largest]])).T
+    def _joined(self, own: Candidates) -> tuple[Candidates, np.ndarray, slice]:
+        """Returns the candidates of all workers, of which `own` are this one's; the labels of their rows; and which of these are its own."""
+        labels, about = self.labels[own.rows], np.array([[len(own.rows), own.complete, own.largest]])
+        rows, counts, column, value, labels, about = self.shards.joined(*own[:4], labels, about)
+        number, complete, largest = about.T
         first = int(number[: self.shards.index].sum())
         joined = Candidates(rows, counts, column, value, bool(complete.all()), float(largest.max()))
-        return joined, slice(first, first + len(own.rows))
+        return joined, labels, slice(first, first + len(own.rows))
 
     def _excess(self) -> np.ndarray:
         """Returns the rows and tokens that each cluster, and the pool, has beyond its target, int64 [K] or [K + 1]; tokens are settled."""
