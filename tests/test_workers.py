@@ -27,7 +27,7 @@ from sela_tf.training.devices import cluster_to_join
 from sela_tf.training.images import augmentation, load_training_data
 from sela_tf.training.together import Start, check_same, start_together
 
-FLAGS = (*SMALL, "--evaluate=none", "--epochs=3", "--strategy=multiworker")
+FLAGS = (*SMALL, "--evaluate=none", "--epochs=6", "--strategy=multiworker")
 FILES = ("labels.npz", "model.weights.h5", "metrics.jsonl", "network.json", "results.json")
 
 
@@ -252,10 +252,10 @@ def test_workers_that_are_killed_or_stopped_go_on_as_unbroken_ones(unbroken, tmp
 @pytest.mark.slow
 def test_one_process_goes_on_with_the_run_of_two(unbroken, tmp_path):
     shutil.copytree(unbroken[0], tmp_path / "run")
-    process = run_door("--strategy=one", "--epochs=4", f"--workdir={tmp_path / 'run'}")
+    process = run_door("--strategy=one", "--epochs=7", f"--workdir={tmp_path / 'run'}")
     assert process.returncode == 0, process.stderr
-    assert "on 1 device(s); continues at step 63" in process.stdout
-    assert rows(tmp_path / "run")[-1]["step"] == 84
+    assert "on 1 device(s); continues at step 126" in process.stdout
+    assert rows(tmp_path / "run")[-1]["step"] == 147
 
 
 @pytest.mark.slow

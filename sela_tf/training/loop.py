@@ -230,9 +230,9 @@ class TrainingLoop:
             if not logs and self.shards.count > 1:
                 continue
             is_late = bool(self.save_seconds) and time.monotonic() - saved >= self.save_seconds
-            wants_save = self.agree(stop, stop.wants_save or is_late)
-            if stop.signal_number is not None:
-                self._interrupt(stop.signal_number, step + 1, hooks, save)
+            signal_number, wants_save = self.agreed(stop, is_late)
+            if signal_number is not None:
+                self._interrupt(signal_number, step + 1, hooks, save)
             due = ends_epoch and ((epoch + 1) % self.save_epochs == 0 or step + 1 == last_step)
             if due or wants_save:
                 stop.wants_save = False
@@ -248,10 +248,10 @@ class TrainingLoop:
         hooks.on_train_end()
         raise TrainingInterrupted(signal_number, step)
 
-    def agree(self, stop: Stop, wants_save: bool) -> bool:
-        """Gives `stop` the signal that came to a worker, if there is one; returns True if a worker wants a save."""
-        if self.shards.count == 1:
-            return wants_save
-        signals, saves = self.shards.joined(np.array([stop.signal_number or 0]), np.array([wants_save]))
-        stop.signal_number = next((int(number) for number in signals if number), None)
-        return bool(saves.any())
+    def agreed(self, stop: Stop, is_late: bool = False) -> tuple[int | None, bool]:
+        """Returns the signal that came to a worker, None if there is none, and whether a worker wants a save.
+
+        A signal that comes while the workers tell each other counts the next time.
+        """
+        signals, saves = self.shards.joined(np.array([stop.signal_number or 0]), np.array([stop.wants_save or is_late]))
+        return next((int(number) for number in signals if number), None), bool(saves.any())

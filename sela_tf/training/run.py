@@ -288,7 +288,7 @@ def _train(experiment: Experiment, directory: Workdir | None, first_step: int, *
             save=save,
             stop=stop,
         )
-        loop.agree(stop, False)
-    if stop.signal_number is not None:
+        signal_number, _ = loop.agreed(stop)
+    if signal_number is not None:
         # It came after the last step, whose state is saved. What is left of the run may take long.
-        raise TrainingInterrupted(stop.signal_number, experiment.last_step)
+        raise TrainingInterrupted(signal_number, experiment.last_step)
