@@ -28,6 +28,7 @@ def environments(count: int) -> list[dict[str, str]]:
         {
             **os.environ,
             "CUDA_VISIBLE_DEVICES": "",
+            "no_proxy": "localhost",
             "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}),
         }
         for i in range(count)
