@@ -96,6 +96,7 @@ def train(flags: list[str], output: pathlib.Path) -> None:
         parts.seconds["rest"] -= steps
         end_epoch(self, *args)
 
+    # The command makes its Progress itself; the hook is gone when it ends, so that nothing else is timed by it.
     with unittest.mock.patch.object(progress.Progress, "on_epoch_end", on_epoch_end):
         status = door([sys.argv[0], *flags])
     workdir = pathlib.Path(next(flag.split("=", 1)[1] for flag in flags if flag.startswith("--workdir=")))

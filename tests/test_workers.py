@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
+import queue
 import shutil
 import signal
 import socket
@@ -12,19 +13,23 @@ import time
 
 import numpy as np
 import pytest
-from fixtures import SMALL, made_once, rows, run_door
+import tensorflow as tf
+from fixtures import SMALL, made_once, rows, run_door, run_python
 from thread_workers import in_threads
 from worker_processes import WorkerProcesses, free_ports, training
 
 from sela_tf.data.pipeline import Replicas, inference_batches, training_batches
 from sela_tf.files.saves import Checkpoint
+from sela_tf.models.inference import batch_norms, read_variable
 from sela_tf.models.replicas import put_back
 from sela_tf.settings.fields import ConfigError
 from sela_tf.settings.training import SelaConfig
 from sela_tf.training import cluster as cluster_module
-from sela_tf.training.cluster import Cluster, LostWorkerError, cluster_of, meet
+from sela_tf.training.cluster import Cluster, LostWorkerError, cluster_of, meet, watched
 from sela_tf.training.devices import cluster_to_join
 from sela_tf.training.images import augmentation, load_training_data
+from sela_tf.training.initial_state import description_of
+from sela_tf.training.mean_network import MeanNetwork
 from sela_tf.training.together import Start, check_same, start_together
 
 FLAGS = (*SMALL, "--evaluate=none", "--epochs=6", "--strategy=multiworker")
@@ -79,6 +84,19 @@ class TestCluster:
             pytest.raises(LostWorkerError, match=rf"^worker 2 \(localhost:{missing}\)"),
         ):
             meet(Cluster((f"localhost:{own}", f"localhost:{other}", f"localhost:{missing}"), 0), seconds=0.1)
+
+    def test_who_is_gone_ends_the_others(self, monkeypatch):
+        monkeypatch.setattr(cluster_module, "_SECONDS_BETWEEN_LOOKS", 0.01)
+        ended = queue.Queue()
+        monkeypatch.setattr(cluster_module, "end_for", lambda cluster, index: ended.put(index))
+        own, other, lost = free_ports(3)
+        cluster = Cluster(tuple(f"localhost:{port}" for port in (own, other, lost)), 0)
+        with socket.create_server(("localhost", other)), socket.create_server(("localhost", lost)) as server, watched(cluster):
+            time.sleep(0.1)
+            assert ended.empty()
+            server.close()
+            assert ended.get(timeout=60) == 2
+        assert ended.empty()
 
     def test_an_address_that_is_taken_is_told(self):
         (own,) = free_ports(1)
@@ -159,14 +177,51 @@ def test_workers_share_the_batches_of_a_pass(digits, batch_size):
 
 
 def test_another_number_of_replicas_gets_their_mean():
-    import tensorflow as tf
-
     variable, strategy = tf.Variable([0.0, 0.0]), tf.distribute.get_strategy()
     arrays = {"v": np.float32([1, 2]), "v/2": np.float32([4, 8])}
     put_back("v", variable, strategy, arrays, first_replica=2)
     assert variable.numpy().tolist() == [4, 8]
     put_back("v", variable, strategy, arrays, num_saved=3)
     assert variable.numpy().tolist() == [2, 4]
+
+
+def test_the_network_to_look_at_has_the_mean_of_the_moving_statistics(digits):
+    """The weights are those of the training, and no variable of it changes."""
+    config, data = digits
+    strategy, description = tf.distribute.OneDeviceStrategy("CPU:0"), description_of(config, data)
+    models = [description.build() for _ in range(2)]
+    models[1].set_weights(models[0].get_weights())
+    for model in models:
+        model.compile("sgd")
+    means = {}
+    for layer in batch_norms(models[0]):
+        for scale, model in zip((1.0, 4.0), models, strict=True):
+            own = next(each for each in batch_norms(model) if each.name == layer.name)
+            own.moving_mean.assign(scale * np.arange(own.moving_mean.shape[0]))
+        means[layer.name] = 2.5 * np.arange(layer.moving_mean.shape[0])
+    before = [model.get_weights() for model in models]
+    networks = in_threads(2, lambda shards: MeanNetwork(models[shards.index], description, strategy, shards).refresh())
+    for network in networks:
+        for layer in batch_norms(network):
+            np.testing.assert_allclose(read_variable(layer.moving_mean), means[layer.name])
+        for one, other in zip(network.trainable_weights, models[0].trainable_weights, strict=True):
+            np.testing.assert_array_equal(read_variable(one), read_variable(other))
+    for model, weights in zip(models, before, strict=True):
+        for one, other in zip(model.get_weights(), weights, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_one_and_mirrored_choose_among_the_devices_of_this_machine():
+    found = run_python(
+        "from sela_tf.settings.training import SelaConfig\n"
+        "from sela_tf.training.devices import prepare_devices\n"
+        "for strategy in ('one', 'mirrored', 'auto'):\n"
+        "    config = SelaConfig(dataset='digits', logical_cpus=2, strategy=strategy)\n"
+        "    print(prepare_devices(config).num_replicas_in_sync)\n",
+        CUDA_VISIBLE_DEVICES="",
+    )
+    assert found.stdout.split() == ["1", "2", "2"], found.stderr
 
 
 def _digests(workdir: pathlib.Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from sela_tf.transport.shards import Shards
 
 
 class Board:
-    """What the workers of a transport say, one message after the other."""
+    """The messages of the workers of a transport, one after the other."""
 
     def __init__(self, count: int):
         self.barrier, self.slots = threading.Barrier(count, timeout=120), [None] * count

@@ -51,7 +51,7 @@ class WorkerProcesses:
 
     @property
     def said(self) -> list[str]:
-        """What each has printed."""
+        """The output of each worker so far."""
         return [log.read_text() for log in self._logs]
 
     def statuses(self) -> list[int]:

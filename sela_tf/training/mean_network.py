@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sela_tf.compat.releases import of_each_replica
 from sela_tf.models.build import bare_network
+from sela_tf.models.replicas import replica_values
 from sela_tf.runs.network import NetworkDescription
 from sela_tf.transport.shards import Shards
 
@@ -43,11 +43,9 @@ class MeanNetwork:
         means = []
         for variable in self._trained.weights:
             if id(variable) not in trainable:
-                replicas = of_each_replica(variable, self._strategy)
-                own = np.sum([each.numpy() for each in replicas], axis=0, dtype=np.float64)
-                means.append(own / self._strategy.num_replicas_in_sync)
+                means.append(replica_values(variable, self._strategy).mean(axis=0, dtype=np.float64) / self._shards.count)
         found = iter(self._shards.total(*means) if means else [])
         for own, variable in zip(self.network.weights, self._trained.weights, strict=True):
-            first = of_each_replica(variable, self._strategy)[0].numpy()
+            first = replica_values(variable, self._strategy)[0]
             own.assign(first if id(variable) in trainable else next(found).astype(first.dtype))
         return self.network

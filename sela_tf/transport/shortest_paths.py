@@ -214,12 +214,12 @@ class _Search:
         return scan(self.log_probs, u, self.cutoff, self.slack, self.known, self.labels, self.max_candidates, self.dtype, self.rng)
 
     def _joined(self, own: Candidates) -> tuple[Candidates, np.ndarray, slice]:
-        """Returns the candidates of all workers, of which `own` are this one's; the labels of their rows; and which of these are its own."""
+        """Returns the candidates of all workers, but for the rows of the others; the labels of their rows; and which of these are its own."""
         labels, about = self.labels[own.rows], np.array([[len(own.rows), own.complete, own.largest]])
-        rows, counts, column, value, labels, about = self.shards.joined(*own[:4], labels, about)
+        counts, column, value, labels, about = self.shards.joined(own.counts, own.column, own.value, labels, about)
         number, complete, largest = about.T
         first = int(number[: self.shards.index].sum())
-        joined = Candidates(rows, counts, column, value, bool(complete.all()), float(largest.max()))
+        joined = Candidates(own.rows, counts, column, value, bool(complete.all()), float(largest.max()))
         return joined, labels, slice(first, first + len(own.rows))
 
     def _excess(self) -> np.ndarray:
