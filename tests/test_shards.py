@@ -120,6 +120,21 @@ def test_many_rows_get_nearly_the_labels_of_one_worker(rng, shape, scale, option
     assert len({each.num_iterations for each in found}) == 1
 
 
+def test_workers_whose_potentials_part_go_on_from_those_of_the_first(rng):
+    """The start is the solution, so that a single pass ends the solve."""
+    log_probs, rows = oracle.log_probs(rng, 600, 8), np.arange(600)
+    start = sinkhorn(log_probs).potentials
+
+    def work(shards):
+        others = start + 1e-4 * shards.index * np.arange(8)
+        return sinkhorn(log_probs[rows % 2 == shards.index], initial_potentials=others, shards=shards)
+
+    first, second = in_threads(2, work)
+    assert first.num_iterations == second.num_iterations == 1
+    np.testing.assert_array_equal(first.potentials, second.potentials)
+    np.testing.assert_allclose(first.potentials, start, atol=1e-6)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_one_workers_bad_row_stops_all(rng, value):
     log_probs = oracle.log_probs(rng, 600, 8)
