@@ -25,6 +25,24 @@ class TestBatchedInference:
         batches = tf.data.Dataset.from_tensor_slices((values[order], order)).batch(7)
         np.testing.assert_allclose(BatchedInference(model).collect(batches, 50), model(values), atol=1e-6)
 
+    def test_some_rows_come_in_the_order_of_the_batches(self, rng):
+        values, model, made = rng.normal(size=(50, 3)).astype(np.float32), self.model(), []
+
+        def new_array(shape):
+            made.append(shape)
+            return np.empty(shape, np.float32)
+
+        order = rng.permutation(50)[:23]
+        some = tf.data.Dataset.from_tensor_slices((values[order], order))
+        # In the first the number of batches tells how many rows there are at most; the last are of another size than it promises.
+        unknown, ragged = some.batch(7).filter(lambda x, i: True), some.take(1).batch(1).concatenate(some.skip(1).batch(22))
+        for batches, shapes in ((some.batch(7), [(32, 3)]), (unknown, [(50, 3)]), (ragged, [(4, 3), (50, 3)])):
+            made.clear()
+            found, indices = BatchedInference(model).collect_some(batches, 50, new_array=new_array)
+            np.testing.assert_array_equal(indices, order)
+            np.testing.assert_allclose(found, model(values[order]), atol=1e-6)
+            assert made == shapes
+
     @pytest.mark.parametrize("norm", [FusedBatchNormalization(), keras.layers.BatchNormalization(momentum=0.999)])
     def test_settling_moves_the_statistics_alone(self, rng, norm):
         values = rng.normal(5.0, 2.0, size=(64, 3)).astype(np.float32)

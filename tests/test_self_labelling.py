@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import tensorflow as tf
 from scipy.optimize import linear_sum_assignment
 from user_model import K, N, T, batches, features_and_heads, make_model
 
+from sela_tf.files.storage import StorageError
 from sela_tf.models.build import with_rotation_head
 from sela_tf.models.heads import MultiHead
 from sela_tf.self_labelling.callback import SelfLabelling
@@ -134,6 +138,36 @@ class TestSelfLabelling:
         for argument in ({"lam": -1.0}, {"label_memory": 0}, {"label_memory": "4"}, {"lam": float("inf")}):
             with pytest.raises(ValueError, match="must be a positive number"):
                 SelfLabelling(LabelTable(T, K, N), batches(values), relabel_steps=[], **argument)
+
+    def test_inputs_that_are_too_large_for_memory_lie_in_a_file(self, values, tmp_path, monkeypatch):
+        seen, found, outcomes = [], [], []
+
+        def noted(logits, **options):
+            seen.append(logits.features)
+            return assign_labels(logits, **options)
+
+        model = make_model()
+        for options in ({}, {"label_memory": 1e-6, "scratch_dir": tmp_path}, {"label_memory": 1.0, "scratch_dir": tmp_path}):
+            table = LabelTable(T, K, N)
+            callback = SelfLabelling(table, batches(values), relabel_steps=[], assign=noted, **options)
+            callback.set_model(model)
+            outcomes.append(callback.relabel(0))
+            found.append(table.labels)
+            assert [*tmp_path.iterdir()] == []
+        for labels in found[1:]:
+            np.testing.assert_array_equal(labels, found[0])
+        assert [each.metrics for each in outcomes[1]] == [each.metrics for each in outcomes[0]]
+        assert [isinstance(features, np.memmap) for features in seen] == [False] * T + [True] * T + [False] * T
+
+        def no_room(*args):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "posix_fallocate", no_room)
+        callback = SelfLabelling(table, batches(values), relabel_steps=[], assign=noted, label_memory=1e-6, scratch_dir=tmp_path)
+        callback.set_model(model)
+        with pytest.raises(StorageError, match="make room in"):
+            callback.relabel(1)
+        np.testing.assert_array_equal(table.labels, found[0])
 
     def test_labels_of_a_failed_solve_are_not_used(self, values, capsys):
         def fails(logits, initial_potentials):

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from sela_tf.compat.autotuning import untuned
+
+# Batches that devices work on while the outputs of an earlier one are read: they wait neither for the host nor for its copy.
+_IN_FLIGHT = 2
+
+_Kept = TypeVar("_Kept")
+
+NewArray = Callable[[tuple[int, int]], np.ndarray]
+"""A function from a shape to an array of it, float32, to be filled."""
+
+
+def in_memory(shape: tuple[int, int]) -> np.ndarray:
+    """Returns an array of a shape, float32, to be filled."""
+    return np.empty(shape, np.float32)
 
 
 def read_variable(variable: keras.Variable) -> np.ndarray:
@@ -121,6 +135,19 @@ def check_indices(batches: tf.data.Dataset, num_examples: int) -> None:
     seen.check()
 
 
+def _until_repeated(batches: tf.data.Dataset, num_examples: int, seen: _Seen) -> Iterator[tuple[Any, np.ndarray]]:
+    """Yields (images, indices [b]) of batches; the last are those in which an index repeats.
+
+    Raises:
+        ValueError: as `_pair`.
+    """
+    for batch in untuned(batches):
+        images, rows = _pair(batch, num_examples)
+        yield images, rows
+        if seen.repeats(rows):
+            return
+
+
 class BatchedInference:
     """Passes of a functional model over data sets, on every replica of its strategy.
 
@@ -138,7 +165,14 @@ class BatchedInference:
         # TensorFlow counts traces by a function's code, and would warn of several instances; a partial is counted by itself.
         self._forward = tf.function(functools.partial(self._run), reduce_retracing=True)
 
-    def collect(self, batches: tf.data.Dataset, num_examples: int, *, batch_statistics: bool = False) -> np.ndarray:
+    def collect(
+        self,
+        batches: tf.data.Dataset,
+        num_examples: int,
+        *,
+        batch_statistics: bool = False,
+        new_array: NewArray = in_memory,
+    ) -> np.ndarray:
         """Collects the outputs of one pass, in inference mode unless `batch_statistics`; no variable of the model changes.
 
         Args:
@@ -146,6 +180,7 @@ class BatchedInference:
             num_examples: the number N of images.
             batch_statistics: run in training mode, which normalises with the statistics of each batch. The variables that this changes
                 (moving statistics, the seeds of dropout) are restored.
+            new_array: makes the array that is returned.
 
         Returns:
             float32 [N, D], row i for example i.
@@ -156,29 +191,45 @@ class BatchedInference:
         seen = _Seen(num_examples)
         collected = np.empty((num_examples, 0), np.float32)
         with self._variables_kept(batch_statistics):
-            for batch in untuned(batches):
-                images, rows = _pair(batch, num_examples)
-                outputs = self._outputs(images, batch_statistics)
+            for outputs, rows in self._outputs(_until_repeated(batches, num_examples, seen), batch_statistics):
                 if not collected.size:
-                    collected = np.empty((num_examples, outputs.shape[-1]), np.float32)
+                    collected = new_array((num_examples, outputs.shape[-1]))
                 collected[rows] = outputs
-                if seen.repeats(rows):
-                    break
         seen.check()
         return collected
 
     def collect_some(
-        self, batches: tf.data.Dataset, num_examples: int, *, batch_statistics: bool = False
+        self,
+        batches: tf.data.Dataset,
+        num_examples: int,
+        *,
+        batch_statistics: bool = False,
+        new_array: NewArray = in_memory,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Collects the outputs of one pass over some of the examples, as `collect` does; returns them, float32 [n, D], and their indices,
-        int64 [n], in the order of `batches`."""
-        outputs, indices = [], []
+        """Collects the outputs of one pass over some of the examples, each at most once, as `collect` does.
+
+        Returns:
+            (float32 [n, D], their indices, int64 [n]), in the order of `batches`.
+
+        Raises:
+            ValueError: an index is repeated or outside 0 … N - 1.
+        """
+        seen = _Seen(num_examples)
+        indices: list[np.ndarray] = []
+        number, collected = 0, np.empty((0, 0), np.float32)
         with self._variables_kept(batch_statistics):
-            for batch in untuned(batches):
-                images, rows = _pair(batch, num_examples)
-                outputs.append(self._outputs(images, batch_statistics))
+            for outputs, rows in self._outputs(_until_repeated(batches, num_examples, seen), batch_statistics):
+                if not indices:
+                    # Batches are equally large, but for one image.
+                    most = int(batches.cardinality()) * (len(rows) + 1)
+                    collected = new_array((min(num_examples, most) if most > 0 else num_examples, outputs.shape[-1]))
+                if number + len(rows) > len(collected):
+                    smaller, collected = collected, new_array((num_examples, outputs.shape[-1]))
+                    collected[:number] = smaller[:number]
+                collected[number : number + len(rows)] = outputs
+                number += len(rows)
                 indices.append(rows.astype(np.int64))
-        return np.concatenate(outputs), np.concatenate(indices)
+        return collected[:number], np.concatenate(indices)
 
     @contextlib.contextmanager
     def _variables_kept(self, batch_statistics: bool) -> Iterator[None]:
@@ -203,7 +254,7 @@ class BatchedInference:
             float32 [M, D].
         """
         images = (batch[0] if isinstance(batch, tuple | list) else batch for batch in untuned(batches))
-        return np.concatenate([self._outputs(each, False) for each in images])
+        return np.concatenate([outputs for outputs, _ in self._outputs(((each, None) for each in images), False)])
 
     def fill_moving_statistics(self, batches: tf.data.Dataset, *, num_batches: int = 50) -> None:
         """Fills the moving statistics of batch normalisation from the images of some batches; no weight changes.
@@ -228,11 +279,21 @@ class BatchedInference:
             for layer, momentum in zip(norms, before, strict=True):
                 layer.momentum = momentum
 
-    def _outputs(self, images: Any, training: bool) -> np.ndarray:
-        """Returns the outputs of the model for a batch of b images, float32 [b, D]."""
-        parts = self._strategy.experimental_local_results(self._forward(self._split(images), training))
-        outputs = np.concatenate([np.asarray(part, np.float32) for part in parts])
-        return outputs[: _batch_size(images)]
+    def _outputs(self, batches: Iterable[tuple[Any, _Kept]], training: bool) -> Iterator[tuple[np.ndarray, _Kept]]:
+        """Yields, for each batch of b images, the outputs of the model, float32 [b, D], with what came beside the images."""
+        under_way: collections.deque[tuple[Any, int, _Kept]] = collections.deque()
+
+        def first() -> tuple[np.ndarray, _Kept]:
+            made, size, kept = under_way.popleft()
+            parts = self._strategy.experimental_local_results(made)
+            return np.concatenate([np.asarray(part, np.float32) for part in parts])[:size], kept
+
+        for images, kept in batches:
+            under_way.append((self._forward(self._split(images), training), _batch_size(images), kept))
+            if len(under_way) > _IN_FLIGHT:
+                yield first()
+        while under_way:
+            yield first()
 
     def _split(self, images: Any) -> Any:
         """Splits a batch into one part for each replica, in order.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,10 +16,11 @@ import tensorflow as tf
 
 from sela_tf.compat.progress import say
 from sela_tf.compat.releases import keep_in_checkpoints
+from sela_tf.files.scratch import scratch_array
 from sela_tf.models.build import cut_at_heads
 from sela_tf.models.finite import DivergedError
 from sela_tf.models.heads import check_heads, find_multi_head
-from sela_tf.models.inference import BatchedInference, check_each_once, has_empty_statistics, steps_taken
+from sela_tf.models.inference import BatchedInference, check_each_once, has_empty_statistics, in_memory, steps_taken
 from sela_tf.self_labelling.fit_checks import check_fit, check_validation
 from sela_tf.self_labelling.label_pass import Assign, HeadLabels, Share, compute_labels
 from sela_tf.self_labelling.label_table import LabelTable
@@ -54,7 +57,10 @@ class SelfLabelling(keras.callbacks.Callback):
             one pass over any such data set.
         known: integers [T, N], under each head the cluster of the images whose label is known, which they keep, and -1 elsewhere; handed on
             to `assign` by the keyword of this name.
-        label_memory: the GiB that the log-probabilities of a head and its transport may take, 4 if None; excludes `assign`.
+        label_memory: the GiB that the log-probabilities of a head and its transport may take, 4 if None; excludes `assign`, unless there is
+            a `scratch_dir`.
+        scratch_dir: a directory for the heads' inputs where they alone take more than `label_memory`. They then lie in a file without a
+            name, which is gone after the relabelling. None keeps them in memory.
         batch_statistics: run the pass in training mode (batch statistics, dropout), as the reference code does. Otherwise it is in inference
             mode, except while the moving statistics of the batch normalisation are still empty.
         heads_in_turn: relabel one head at a time, the next one each time, as the reference code does on CIFAR; otherwise all.
@@ -84,6 +90,7 @@ class SelfLabelling(keras.callbacks.Callback):
         features: Callable[[int, Callable[[tf.data.Dataset], np.ndarray]], np.ndarray] | None = None,
         known: np.ndarray | None = None,
         label_memory: float | None = None,
+        scratch_dir: str | os.PathLike[str] | None = None,
         batch_statistics: bool = False,
         heads_in_turn: bool = False,
         log: Callable[[int, list[HeadLabels]], None] | None = None,
@@ -107,7 +114,7 @@ class SelfLabelling(keras.callbacks.Callback):
         if not (inference_dataset is None or callable(inference_dataset)):
             _check_dataset(inference_dataset)
         for name, value in (("lam", lam), ("label_memory", label_memory)):
-            if value is not None and assign is not None:
+            if value is not None and assign is not None and not (name == "label_memory" and scratch_dir is not None):
                 raise ValueError(
                     f"`{name}` is of the default transport, and `assign` replaces it: give one of them. Received: {name}={value}"
                 )
@@ -117,6 +124,7 @@ class SelfLabelling(keras.callbacks.Callback):
         self.assign: Assign = assign or functools.partial(
             assign_labels, lam=_LAM if lam is None else lam, memory_limit=memory * 2**30
         )
+        self.label_memory, self.scratch_dir = memory, scratch_dir
         self.features = features
         self.known = known
         self.batch_statistics = batch_statistics
@@ -277,13 +285,15 @@ class SelfLabelling(keras.callbacks.Callback):
         inference = self._inference
 
         def collect(batches: tf.data.Dataset) -> np.ndarray:
-            return inference.collect(batches, num_examples, batch_statistics=batch_statistics)
+            return inference.collect(batches, num_examples, batch_statistics=batch_statistics, new_array=self._new_array)
 
         if self.features is None:
             batches = _check_dataset(self.inference_dataset(step) if callable(self.inference_dataset) else self.inference_dataset)
             if self.shards.count == 1:
                 return collect(batches), None
-            head_inputs, rows = inference.collect_some(batches, num_examples, batch_statistics=batch_statistics)
+            head_inputs, rows = inference.collect_some(
+                batches, num_examples, batch_statistics=batch_statistics, new_array=self._new_array
+            )
             check_each_once(self.shards.joined(rows)[0], num_examples)
             return head_inputs, Share(self.shards, rows)
         head_inputs = np.asarray(self.features(step, collect))
@@ -291,6 +301,16 @@ class SelfLabelling(keras.callbacks.Callback):
         if head_inputs.shape != (num_examples, width):
             raise ValueError(f"`features` must return {(num_examples, width)} numbers. Received: shape {head_inputs.shape}")
         return head_inputs, None
+
+    def _new_array(self, shape: tuple[int, int]) -> np.ndarray:
+        """Returns an array for the heads' inputs, in memory or in a file.
+
+        Raises:
+            StorageError: the directory has no room for the file.
+        """
+        if self.scratch_dir is None or 4 * math.prod(shape) <= self.label_memory * 2**30:
+            return in_memory(shape)
+        return scratch_array(pathlib.Path(self.scratch_dir), shape)
 
     def write(self, step: int, outcome: list[HeadLabels]) -> None:
         """Writes the usable labels of `outcome` to the table, prints a line for each head, and calls `log`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import keras
@@ -15,8 +17,9 @@ from sela_tf.models.build import cut_at_heads
 from sela_tf.models.heads import MultiHead, find_multi_head
 from sela_tf.models.inference import BatchedInference
 from sela_tf.self_labelling.label_table import LabelTable
-from sela_tf.transport.assignment import Assignment
+from sela_tf.transport.assignment import Assignment, assign_labels
 from sela_tf.transport.linear_logits import LinearLogits
+from sela_tf.transport.placement import placed, present
 from sela_tf.transport.shards import ALONE, Shards
 
 Assign = Callable[..., Assignment]
@@ -123,54 +126,81 @@ def compute_labels(
         share: the images that `head_inputs` are of, where several workers have a share each and call this function together; None where
             they are of all images, in their order. `assign` then gets the rows of this worker, and the keyword `shards`.
 
+    Where `assign` is `assign_labels`, and the machine has more graphics cards than a head has use for, heads are relabelled side by side.
+
     Raises:
         TypeError: `assign` returned something other than an `Assignment`.
         ValueError: `assign` raised it, or its labels are not N integers from 0 to K - 1.
     """
-    outcome, previous = [], labels.labels
+    numbers = list(range(heads.num_heads) if only is None else only)
+    one_head = functools.partial(_label_head, head_inputs, heads, labels, labels.labels, assign, known, share)
+    # A function of someone else's may not bear being called in several threads; neither may messages.
+    is_own = getattr(assign, "func", assign) is assign_labels and share is None
+    places = present().side_by_side(len(numbers), labels.num_examples * labels.num_clusters) if is_own else []
+    if len(places) <= 1:
+        return [one_head(head) for head in numbers]
+
+    def some_heads(part: int) -> list[HeadLabels]:
+        with placed(places[part]):
+            return [one_head(head) for head in numbers[part :: len(places)]]
+
+    with ThreadPoolExecutor(len(places)) as threads:
+        outcome = [each for part in threads.map(some_heads, range(len(places))) for each in part]
+    return sorted(outcome, key=lambda each: numbers.index(each.head))
+
+
+def _label_head(
+    head_inputs: np.ndarray,
+    heads: MultiHead,
+    labels: LabelTable,
+    previous: np.ndarray,
+    assign: Assign,
+    known: np.ndarray | None,
+    share: Share | None,
+    head: int,
+) -> HeadLabels:
+    """Computes new labels of one head; see `compute_labels`. `previous` [T, N] are the table's labels."""
+    start = time.perf_counter()
     shards, rows = (ALONE, slice(None)) if share is None else share
-    for head in range(heads.num_heads) if only is None else only:
-        start = time.perf_counter()
-        logits = LinearLogits(head_inputs, heads.head_kernel(head), heads.head_bias(head))
-        # A table that starts from another run's labels has its potentials before the first relabelling.
-        are_known = labels.num_relabellings[head] or np.isfinite(labels.lam[head])
-        initial = labels.potentials[head] if are_known else None
-        held: dict[str, Any] = {} if known is None else {"known": known[head][rows]}
-        if share is not None:
-            held["shards"] = shards
-        assignment = assign(logits, initial_potentials=initial, **held)
-        if not isinstance(assignment, Assignment):
-            raise TypeError(
-                "`assign` must return a sela_tf.Assignment, as sela_tf.assign_labels does (exact_balance=False for the plain argmax of "
-                f"sela_tf.sinkhorn). Received: {type(assignment).__name__}"
-            )
-        new = np.asarray(assignment.labels)
-        if share is not None:
-            new = share.joined(new)
-            assignment = assignment._replace(labels=new)
-        if new.shape != (labels.num_examples,) or new.dtype.kind not in "iu" or new.min() < 0 or new.max() >= labels.num_clusters:
-            raise ValueError(
-                f"`assign` must return {labels.num_examples} integer labels from 0 to {labels.num_clusters - 1}. Received: {new.dtype} "
-                f"{new.shape}" + (f", values from {new.min()} to {new.max()}" if new.size else "")
-            )
-        sizes = np.bincount(new, minlength=labels.num_clusters)
-        shares = sizes[sizes > 0] / len(new)
-        information = float(-(shares * np.log(shares)).sum())
-        sums = shards.total(*logits.sum_log_probs(previous[head][rows], new[rows]))
-        before, after = (float(total) / len(new) for total in sums)
-        metrics: dict[str, float | int | bool | None] = {
-            "converged": bool(assignment.converged),
-            "num_iterations": assignment.num_iterations,
-            "marginal_error": assignment.marginal_error,
-            "rounding_gap": assignment.rounding_gap,
-            "changed": float((new != previous[head]).mean()),
-            "objective_before": -before,
-            "objective_after": -after,
-            "smallest_cluster": int(sizes.min()),
-            "largest_cluster": int(sizes.max()),
-            "nmi_with_previous": float(normalized_mutual_info_score(previous[head], new)),
-            "information": information,
-            "information_share": information / float(np.log(labels.num_clusters)),
-        }
-        outcome.append(HeadLabels(head, assignment, metrics, time.perf_counter() - start))
-    return outcome
+    logits = LinearLogits(head_inputs, heads.head_kernel(head), heads.head_bias(head))
+    # A table that starts from another run's labels has its potentials before the first relabelling.
+    are_known = labels.num_relabellings[head] or np.isfinite(labels.lam[head])
+    initial = labels.potentials[head] if are_known else None
+    held: dict[str, Any] = {} if known is None else {"known": known[head][rows]}
+    if share is not None:
+        held["shards"] = shards
+    assignment = assign(logits, initial_potentials=initial, **held)
+    if not isinstance(assignment, Assignment):
+        raise TypeError(
+            "`assign` must return a sela_tf.Assignment, as sela_tf.assign_labels does (exact_balance=False for the plain argmax of "
+            f"sela_tf.sinkhorn). Received: {type(assignment).__name__}"
+        )
+    new = np.asarray(assignment.labels)
+    if share is not None:
+        new = share.joined(new)
+        assignment = assignment._replace(labels=new)
+    if new.shape != (labels.num_examples,) or new.dtype.kind not in "iu" or new.min() < 0 or new.max() >= labels.num_clusters:
+        raise ValueError(
+            f"`assign` must return {labels.num_examples} integer labels from 0 to {labels.num_clusters - 1}. Received: {new.dtype} "
+            f"{new.shape}" + (f", values from {new.min()} to {new.max()}" if new.size else "")
+        )
+    sizes = np.bincount(new, minlength=labels.num_clusters)
+    shares = sizes[sizes > 0] / len(new)
+    information = float(-(shares * np.log(shares)).sum())
+    sums = shards.total(*logits.sum_log_probs(previous[head][rows], new[rows]))
+    before, after = (float(total) / len(new) for total in sums)
+    metrics: dict[str, float | int | bool | None] = {
+        "converged": bool(assignment.converged),
+        "num_iterations": assignment.num_iterations,
+        "marginal_error": assignment.marginal_error,
+        "rounding_gap": assignment.rounding_gap,
+        "changed": float((new != previous[head]).mean()),
+        "objective_before": -before,
+        "objective_after": -after,
+        "smallest_cluster": int(sizes.min()),
+        "largest_cluster": int(sizes.max()),
+        "nmi_with_previous": float(normalized_mutual_info_score(previous[head], new)),
+        "information": information,
+        "information_share": information / float(np.log(labels.num_clusters)),
+    }
+    return HeadLabels(head, assignment, metrics, time.perf_counter() - start)

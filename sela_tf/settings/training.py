@@ -171,7 +171,8 @@ class SelaConfig:
     )
     label_memory: float = label_memory_option(
         "GiB that the log-probabilities of a head, and what its transport stores with them, may take: held as float32 if they fit, "
-        "else as float16, else computed from the features at every reading."
+        "else as float16, else computed from the features at every reading. Features that alone take more lie in a file of the workdir. On "
+        "graphics cards it is the memory of each."
     )
     exact_balance: bool = option(
         True, "Round the transport to clusters of exactly the right sizes; otherwise labels are its plain argmax (R)."

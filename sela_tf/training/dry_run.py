@@ -143,6 +143,8 @@ def _print_memory(experiment: Experiment, counts: _Counts, plan: MemoryPlan, pro
     stored = BYTES_STORED[usual_storage(config.transport_tolerance)] * entries if plan.form != "computed" else 0
     listed = min(plan.rest, min(_LISTED, config.num_clusters) * BYTES_PER_CANDIDATE * counts.train)
     head_inputs = 4 * int(model.get_layer(HEADS).input.shape[-1]) * counts.train
+    # Larger ones lie in a file.
+    head_inputs *= head_inputs <= config.label_memory * GIB
     embedding, classes = int(model.get_layer(EMBEDDING).output.shape[-1]), num_classes(data)
     looked_at = 4 * (protocol.training_size + protocol.held_out_size) * (embedding + 3 * config.num_heads)
     probe = 4 * protocol.training_size * (embedding + _SCORES_OF_PROBE * classes) if classes else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,7 @@ class Experiment:
         network: the network whose pixel rules and statistics hold, although these images may have others; None for those of the images, or
             of the run that is continued.
         shards: the workers that train together, each of which makes the experiment.
+        scratch_dir: the directory for the heads' inputs where these take more than `label_memory`; None keeps them in memory.
 
     Raises:
         ValueError: the images cannot be loaded, or the settings do not fit them (SourceError, ConfigError).
@@ -77,8 +79,9 @@ class Experiment:
         continuation: Continuation | None = None,
         network: NetworkDescription | None = None,
         shards: Shards = ALONE,
+        scratch_dir: pathlib.Path | None = None,
     ):
-        self.strategy, self.shards = strategy, shards
+        self.strategy, self.shards, self._scratch_dir = strategy, shards, scratch_dir
         earlier = read_earlier_run(config.continue_from) if begins and config.continue_from else None
         network = earlier.network if earlier else continuation.network if continuation else network
         if data is None:
@@ -126,6 +129,11 @@ class Experiment:
         total = self.strategy.num_replicas_in_sync
         here = total // self.shards.count
         return Replicas(self.shards.index * here, here, total)
+
+    @property
+    def pass_batch(self) -> int:
+        """The most images of a batch of a label pass: those of one device, times the devices of this process."""
+        return LABEL_PASS_BATCH * self.own_replicas.here
 
     def distributed(self, batches: tf.data.Dataset) -> Any:
         """Returns the batches of `views` as the replicas take them."""
@@ -214,22 +222,20 @@ class Experiment:
             own=self.own_replicas if self.shards.count > 1 else None,
         )
 
-    def label_views(
-        self, pass_number: int, *, images: ImageSet | None = None, batch_size: int = LABEL_PASS_BATCH
-    ) -> tf.data.Dataset:
+    def label_views(self, pass_number: int, *, images: ImageSet | None = None, batch_size: int | None = None) -> tf.data.Dataset:
         """Returns every training image once, as the label pass of this number, the optimizer step before which it is made, sees it; of
         several workers, each its own images.
 
         Args:
             pass_number: the number of the pass.
             images: the images; None for all training images.
-            batch_size: the most images of a batch.
+            batch_size: the most images of a batch; None for `pass_batch`.
         """
         config = self.config
         return inference_batches(
             self.data.train if images is None else images,
             size=self.data.size,
-            batch_size=batch_size,
+            batch_size=batch_size or self.pass_batch,
             seed=config.seed,
             augmentation=augmentation(config) if config.label_view == "training" else None,
             pass_number=pass_number,
@@ -259,6 +265,8 @@ class Experiment:
                 memory_limit=config.label_memory * 2**30,
                 verbose=self.shards.index == 0,
             ),
+            "label_memory": None if self._scratch_dir is None else config.label_memory,
+            "scratch_dir": self._scratch_dir,
             "known": known_labels(self._first, self.data, self.model),
             "batch_statistics": config.label_view == "training",
             "heads_in_turn": config.relabel_heads == "in_turn",

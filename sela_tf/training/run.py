@@ -7,6 +7,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -197,7 +198,9 @@ def _begin(
     Where minutes are given for a new run, they choose its epochs; `began` is the time at which they began.
     """
     config, saved, shards = start.config, start.saved, devices.shards
-    state: dict[str, Any] = {"begins": saved is None, "shards": shards}
+    # Only the first of several workers has the directory of the run.
+    scratch_dir = pathlib.Path(tempfile.gettempdir()) if directory is None else directory.path
+    state: dict[str, Any] = {"begins": saved is None, "shards": shards, "scratch_dir": scratch_dir}
     if saved is None:
         check_backbone_weights(config)
     else:

@@ -10,11 +10,13 @@ import tensorflow as tf
 from sela_tf.transport.candidates import BYTES_PER_CANDIDATE
 from sela_tf.transport.linear_logits import LinearLogits
 from sela_tf.transport.marginals import Marginals, rounded_sizes
+from sela_tf.transport.placement import present
 from sela_tf.transport.rounding import balanced_labels
 from sela_tf.transport.shards import ALONE, Shards
 from sela_tf.transport.sinkhorn import SinkhornResult, sinkhorn, usual_storage
 from sela_tf.transport.size_bounds import SizeBound, check_size_bounds
 from sela_tf.transport.solve import BYTES_STORED
+from sela_tf.transport.table import Table
 
 # Where more than the first share of the rows would have to leave their cluster, transports at larger lam (colder ones) come first, until it
 # is less than the second share. This happens with networks that see hardly any difference between images: an AlexNet after 200 steps has a
@@ -127,7 +129,8 @@ def assign_labels(
         size_max: the largest number of rows of a cluster, or K such numbers.
         exact_balance: True to round to exact sizes; False for the transport's plain argmax, as in the reference.
         memory_limit: the bytes that stored rows and candidate lists may take, together with the log-probabilities of `LinearLogits`, which
-            are kept in memory if they fit, as `plan_memory` decides. None sets no limit, and computes `LinearLogits` at every reading.
+            are kept in memory if they fit, as `plan_memory` decides. None sets no limit, and computes `LinearLogits` at every reading. On
+            graphics cards it is the memory of each card.
         verbose: True to print to stderr the memory and time that a large solve will take.
         shards: the workers that have a share of the rows each and call this function together. N and `known` are then those of this
             worker's rows, and so are the labels returned; `memory_limit` is that of a worker; the rest is about all rows.
@@ -135,15 +138,19 @@ def assign_labels(
     Raises:
         ValueError: an argument is refused by `sinkhorn` or `balanced_labels`.
     """
-    rest = memory_limit
-    if isinstance(log_probs, LinearLogits) and memory_limit is not None:
-        # The worker with the most rows decides for all.
-        num_most = int(shards.joined(np.array([len(log_probs.features)]))[0].max())
-        plan = plan_memory(num_most, int(log_probs.kernel.shape[1]), memory_limit, tolerance=tolerance)
-        rest = plan.rest
-        if plan.form != "computed":
-            log_probs = log_probs.checked()
-            log_probs = log_probs.log_probs() if plan.form == "float32" else log_probs.half_precision()
+    rest, form, placement = memory_limit, "computed", present()
+    if isinstance(log_probs, LinearLogits):
+        log_probs = log_probs.checked()
+        if memory_limit is not None:
+            # The worker with the most rows decides for all.
+            num_most = int(shards.joined(np.array([len(log_probs.features)]))[0].max())
+            limit = memory_limit * placement.num_memories
+            form, rest = plan_memory(num_most, int(log_probs.kernel.shape[1]), limit, tolerance=tolerance)
+    if placement.on_cards:
+        keep_bytes = None if memory_limit is None else memory_limit * placement.num_memories
+        log_probs = Table(log_probs, placement=placement, form=form, keep_bytes=keep_bytes)
+    elif isinstance(log_probs, LinearLogits) and form != "computed":
+        log_probs = log_probs.log_probs() if form == "float32" else log_probs.half_precision()
     solved = sinkhorn(
         log_probs,
         lam=lam,
@@ -185,7 +192,7 @@ def _whole_sizes(shares: np.ndarray, known: np.ndarray | None, num_rows: int, sh
 
 
 def _rounding_potentials(
-    log_probs: np.ndarray | tf.Tensor | LinearLogits,
+    log_probs: np.ndarray | tf.Tensor | LinearLogits | Table,
     solved: SinkhornResult,
     size_min: SizeBound,
     size_max: SizeBound,

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from sela_tf.transport.errors import NotFiniteError
+from sela_tf.transport.threads import full_float32
 
 _BLOCK_ROWS = 8192
 
@@ -47,7 +48,9 @@ class LinearLogits(NamedTuple):
         kernel, bias = float32_tensor(self.kernel), float32_tensor(self.bias)
         for start in range(0, int(self.features.shape[0]), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
-            yield rows, tf.matmul(float32_tensor(self.features[rows]), kernel) + bias
+            with full_float32():
+                logits = tf.matmul(float32_tensor(self.features[rows]), kernel) + bias
+            yield rows, logits
 
     def log_probs(self) -> np.ndarray:
         """Returns the log-probabilities, the log softmax of the logits, float32 [N, K]."""
@@ -63,9 +66,7 @@ class LinearLogits(NamedTuple):
         """
         found = self._empty(np.float16)
         for rows, logits in self.blocks():
-            below = logits - tf.reduce_max(logits, axis=1, keepdims=True)
-            # Without the bound they would become -inf, which forbids the cluster.
-            found[rows] = tf.cast(tf.maximum(below, float(np.finfo(np.float16).min)), tf.float16)
+            found[rows] = half_precision(logits)
         return found
 
     def sum_log_probs(self, *labels: np.ndarray) -> list[float]:
@@ -112,6 +113,13 @@ class ComputedLogits:
     def astype(self, dtype: type) -> np.ndarray:
         """Returns all logits, [N, K], as an array of `dtype`."""
         return self[0 : len(self)].astype(dtype)
+
+
+def half_precision(logits: tf.Tensor) -> tf.Tensor:
+    """Returns logits [n, K] less the largest of their row, float16; see `LinearLogits.half_precision`."""
+    below = logits - tf.reduce_max(logits, axis=1, keepdims=True)
+    # Without the bound they would become -inf, which forbids the cluster.
+    return tf.cast(tf.maximum(below, float(np.finfo(np.float16).min)), tf.float16)
 
 
 def float32_tensor(values: Any) -> tf.Tensor:

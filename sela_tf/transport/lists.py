@@ -70,7 +70,7 @@ class ListMaker:
     def __init__(self, rows: Rows, target: Target, memory_limit: float | None):
         self._rows, self._target = rows, target
         self._most = None if memory_limit is None else int(memory_limit / BYTES_PER_CANDIDATE)
-        if self._most is None and rows.is_linear:
+        if self._most is None and rows.is_computed:
             self._most = _MOST_OF_FEATURES
         self._share: Rows | None = None
 

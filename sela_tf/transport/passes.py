@@ -232,6 +232,26 @@ def stored_mass(stored: tf.Tensor, num_rows: tf.Tensor, scaling: tf.Tensor, bloc
     return mass, total
 
 
+@tf.function(reduce_retracing=True)
+def near_top(rows: tf.Tensor, u: tf.Tensor, cutoff: tf.Tensor, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Finds the entries near the top of their row, on a graphics card: what comes of it has no size that XLA could know.
+
+    Args:
+        rows: log-probabilities [n, K].
+        u: what is added to them, [K], in whose dtype they are compared.
+        cutoff: the distance from the row's largest sum up to which an entry is near.
+        counts: bool [n], the rows that are looked at.
+
+    Returns:
+        which entries are near, bool [n, K]; the largest magnitude of a largest sum; and False where a sum is NaN or +inf.
+    """
+    sums = tf.cast(rows, u.dtype) + u
+    top = tf.reduce_max(sums, axis=1)
+    counts &= top != -np.inf
+    near = (sums >= tf.maximum(top - cutoff, u.dtype.min)[:, tf.newaxis]) & counts[:, tf.newaxis]
+    return near, tf.reduce_max(tf.where(counts, tf.abs(top), tf.zeros_like(top))), tf.reduce_all(sums < np.inf)
+
+
 @Compiled
 def argmax(rows: ChunkRows, weights: tf.Tensor, num_rows: tf.Tensor, lam: tf.Tensor, v: tf.Tensor, block_rows: int) -> tf.Tensor:
     """Returns the labels of a chunk's rows, argmax_k (s_ik + v_k), int64 [n]."""

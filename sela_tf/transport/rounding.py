@@ -14,9 +14,12 @@ import tensorflow as tf
 
 from sela_tf.transport.errors import NotFiniteError
 from sela_tf.transport.linear_logits import ComputedLogits, LinearLogits
+from sela_tf.transport.placement import present
+from sela_tf.transport.rows import Rows
 from sela_tf.transport.shards import ALONE, Shards
 from sela_tf.transport.shortest_paths import AllowedSizes, solve_exactly
 from sela_tf.transport.size_bounds import SizeBound, check_size_bounds, free_bounds
+from sela_tf.transport.table import Table
 
 # Up to this many elements the labels are the optimum. Beyond, rows may end up a little below their best cluster, which is much faster.
 _EXACT_SIZE = 2**20
@@ -38,7 +41,7 @@ class BalancedLabels(NamedTuple):
 
 
 def balanced_labels(
-    log_probs: np.ndarray | tf.Tensor | LinearLogits,
+    log_probs: np.ndarray | tf.Tensor | LinearLogits | Table,
     potentials: np.ndarray | tf.Tensor,
     *,
     lam: float,
@@ -55,7 +58,8 @@ def balanced_labels(
 
     Args:
         log_probs: [N, K], log p(y|x) or logits: a constant added to a row changes nothing. -inf forbids the cluster to the row. Or
-            `sela_tf.LinearLogits`, computed anew at each of a few readings and never stored.
+            `sela_tf.LinearLogits`, computed anew at each of a few readings and never stored. Or a table of these, as `assign_labels`
+            shares it between its transports.
         potentials: [K], those of `sinkhorn` for the same `log_probs` and `lam`, or any others.
         lam: the number that the potentials are divided by to be in units of `log_probs`: the `lam` of `sinkhorn`.
         sizes: integer [K], sum N: the sizes to be met. If None, floor(N/K) or ceil(N/K), whichever is best for each cluster.
@@ -69,7 +73,13 @@ def balanced_labels(
     Raises:
         ValueError: an argument is not as described, a value is NaN or +inf, or no labels meet the sizes.
     """
-    log_probs = ComputedLogits(log_probs.checked()) if isinstance(log_probs, LinearLogits) else np.asarray(log_probs)
+    table = log_probs if isinstance(log_probs, Table) else None
+    if table is not None:
+        log_probs = table.on_host()
+    else:
+        log_probs = log_probs.checked() if isinstance(log_probs, LinearLogits) else log_probs
+        table = Table(log_probs) if present().on_cards else None
+        log_probs = ComputedLogits(log_probs) if isinstance(log_probs, LinearLogits) else np.asarray(log_probs)
     if log_probs.dtype.kind != "f" and log_probs.dtype.name != "bfloat16":
         raise ValueError(f"`log_probs` must be floating point. Received: dtype={log_probs.dtype}")
     if log_probs.ndim != 2 or 0 in log_probs.shape:
@@ -90,7 +100,8 @@ def balanced_labels(
     allowed = AllowedSizes(lower, upper, int(num_free))
     is_small = num_all * num_clusters <= _EXACT_SIZE
     with np.errstate(over="ignore", invalid="ignore"):  # The scan reports such values by name.
-        found = solve_exactly(log_probs, u, allowed, known, 1.0 / lam, exact=is_small, shards=shards)
+        on_cards = None if table is None or is_small else Rows(table, lam=1.0, shards=shards)
+        found = solve_exactly(log_probs, u, allowed, known, 1.0 / lam, exact=is_small, shards=shards, on_cards=on_cards)
     if found.num_unplaced:
         raise NotFiniteError(
             "`log_probs` must leave a place for every row where it is above -inf. "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -20,13 +19,12 @@ import tensorflow as tf
 from sela_tf.transport import passes
 from sela_tf.transport.errors import NotFiniteError
 from sela_tf.transport.measurement import Measurement, Near
+from sela_tf.transport.placement import Placement
 from sela_tf.transport.shards import ALONE, Shards
 from sela_tf.transport.stored_rows import StoredRows
 from sela_tf.transport.table import Table, as_array
 from sela_tf.transport.threads import map_in_threads, one_blas_thread
 
-# Calling a compiled function costs 0.1 ms; reading a chunk of this many entries takes twenty times as long.
-_CHUNK_ENTRIES = 2**22
 # Below this many entries a second thread costs more than it saves.
 _ENTRIES_TO_SHARE = 2**20
 # The largest numbers of entries and of rows in a block, which is to stay in the cache: in an exact pass, in a stored pass, and for labels.
@@ -59,13 +57,15 @@ class Rows:
     """N rows of scores s_i = lam * log p_i, in chunks.
 
     Args:
-        source: log-probabilities or logits [N, K], a tensor or anything that slices to an array; or `LinearLogits`.
+        source: log-probabilities or logits [N, K], a tensor or anything that slices to an array; or `LinearLogits`; or a `Table` of these.
         lam: the factor between log-probabilities and scores.
         counted: bool [N], False where a row is left out of the sums; None to count all.
-        num_threads: the number of threads that chunks are shared between; None for as many as there are processors.
+        num_threads: the number of threads that chunks are shared between; None for as many as there are processors, or graphics cards.
         shards: the workers that have a share of the rows each, of which `source` is this one's.
+        placement: the devices; None for those that are there, or those of the table.
 
     Attributes:
+        is_computed: True where every pass computes the rows from features.
         num_rows: the number of rows here.
         num_all: the number of rows of all workers.
         num_most: the largest number of rows that a worker has.
@@ -80,15 +80,17 @@ class Rows:
         counted: np.ndarray | None = None,
         num_threads: int | None = None,
         shards: Shards = ALONE,
+        placement: Placement | None = None,
     ):
         self.lam, self.counted, self.shards = lam, counted, shards
-        self._table = Table(source)
-        self.is_linear, self.num_rows, self.num_clusters = self._table.is_linear, self._table.num_rows, self._table.num_clusters
+        self._table = source if isinstance(source, Table) else Table(source, placement=placement)
+        self.placement = self._table.placement
+        self.is_computed, self.num_rows, self.num_clusters = self._table.is_computed, self._table.num_rows, self._table.num_clusters
         self.bytes_per_row = self._table.bytes_per_row
         num_counted = self.num_rows if counted is None else int(counted.sum())
         numbers, of_counted = shards.joined(np.array([self.num_rows]), np.array([num_counted]))
         self.num_all, self.num_most, self.num_counted = int(numbers.sum()), int(numbers.max()), int(of_counted.sum())
-        self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self.num_threads = num_threads or self.placement.num_threads
         self.dtype = tf.float32
         # The numbers of rows in a block are powers of two, so that one number of rows in a chunk is a multiple of all three.
         self._exact_block_rows, self._stored_block_rows, self._label_block_rows = (
@@ -102,12 +104,13 @@ class Rows:
             unit = max(1, 2 ** (blocks.bit_length() - 4))
             self._chunk_rows = -(-blocks // unit) * unit * self._exact_block_rows
         else:
-            count = 2 * -(-entries // (2 * _CHUNK_ENTRIES))
+            parts = self.placement.num_parts
+            count = parts * -(-entries // (parts * self.placement.chunk_entries))
             self._chunk_rows = -(-self.num_rows // (count * self._exact_block_rows)) * self._exact_block_rows
         # The last chunk overlaps the one before, whose rows it does not count: padding would copy it.
         last = max(0, self.num_rows - self._chunk_rows)
         self._starts = [*range(0, last, self._chunk_rows), last]
-        if tf.config.list_logical_devices("GPU"):  # A graphics card works on a whole chunk at once.
+        if self.placement.on_cards:  # A graphics card works on a whole chunk at once.
             self._exact_block_rows = self._stored_block_rows = self._label_block_rows = self._chunk_rows
 
     def measure(self, potentials: np.ndarray) -> Measurement:
@@ -212,8 +215,15 @@ class Rows:
 
     def _as_stored(self, chunks: list[tuple[tf.Tensor, tf.Tensor]], potentials: np.ndarray) -> StoredRows:
         """Returns stored chunks, made at `potentials`, as rows."""
-        numbers = {"num_counted": self.num_counted, "num_threads": self.num_threads}
-        return StoredRows(chunks, potentials, self._stored_block_rows, shards=self.shards, **numbers)
+        return StoredRows(
+            chunks,
+            potentials,
+            self._stored_block_rows,
+            num_counted=self.num_counted,
+            num_threads=self.num_threads,
+            shards=self.shards,
+            placement=self.placement,
+        )
 
     def that_count(self, per_row: np.ndarray) -> np.ndarray:
         """Returns the values of the rows that count."""
@@ -228,6 +238,40 @@ class Rows:
 
         return np.concatenate(self._map_chunks(label_chunk))
 
+    def near_tops(
+        self, u: np.ndarray, cutoff: float, is_free: np.ndarray, most_per_row: float
+    ) -> list[tuple[slice, tuple[np.ndarray, np.ndarray, np.ndarray, float] | None]]:
+        """Finds the entries near the top of their row, for rows on graphics cards.
+
+        Args:
+            u: float32 or float64 [K], what is added to the log-probabilities.
+            cutoff: the distance from the row's largest sum up to which an entry is near.
+            is_free: bool [N], the rows that are looked at.
+            most_per_row: the largest number of near entries a row, on average over a chunk.
+
+        Returns:
+            for each chunk its rows, and of the entries that are near the row, counted from the chunk's first, the column and the
+            log-probability, float64; and the largest magnitude of a largest sum. None instead where there are too many of them, or a sum is
+            not finite.
+        """
+        potentials, distance = tf.constant(u), tf.constant(cutoff, u.dtype)
+
+        def look_at(chunk: _Chunk) -> tuple[slice, tuple[np.ndarray, np.ndarray, np.ndarray, float] | None]:
+            rows = slice(chunk.start + chunk.new.start, chunk.start + chunk.new.stop)
+            counts = np.zeros(self._chunk_rows, bool)
+            counts[chunk.new] = is_free[rows]
+            table = chunk.rows.table
+            near, largest, is_finite = passes.near_top(table, potentials, distance, tf.constant(counts))
+            most = most_per_row * (rows.stop - rows.start)
+            if not is_finite or tf.math.count_nonzero(near).numpy() > most:
+                return rows, None
+            index = tf.where(near)
+            values = tf.gather_nd(table, index).numpy().astype(np.float64)
+            row, column = index.numpy().T
+            return rows, (row - chunk.new.start, column, values, float(largest))
+
+        return self._map_chunks(look_at)
+
     def scores(self, rows: slice | np.ndarray) -> np.ndarray:
         """Returns the scores of some rows, a slice or indices, as a NumPy array [n, K], float32 or float64 as the passes."""
         dtype = self.dtype.as_numpy_dtype
@@ -240,7 +284,14 @@ class Rows:
         own = max(1, number * self.num_rows // self.num_all)
         some = np.linspace(0, self.num_rows - 1, own).astype(np.int64)
         counted = None if self.counted is None else self.counted[some]
-        return Rows(self._table.sample(some), lam=self.lam, counted=counted, num_threads=self.num_threads, shards=self.shards)
+        return Rows(
+            self._table.sample(some),
+            lam=self.lam,
+            counted=counted,
+            num_threads=self.num_threads,
+            shards=self.shards,
+            placement=self.placement,
+        )
 
     def with_lam(self, lam: float) -> Rows:
         """Returns the same rows with another lam; nothing is copied."""
@@ -253,7 +304,7 @@ class Rows:
         zeros = tf.zeros([self.num_clusters])
         for _ in range(2):  # The first call compiles.
             start = time.perf_counter()
-            with self._table.chunk(0, self._chunk_rows) as rows:
+            with self.placement.scope(0), self._table.chunk(0, self._chunk_rows) as rows:
                 chunk, numbers = self._chunk(0, rows), (tf.constant(self.lam), zeros, tf.zeros([]))
                 passes.measure(chunk.rows, chunk.weights, chunk.num_rows, *numbers, self._exact_block_rows, "")[0].numpy()
         return (time.perf_counter() - start) * len(self._starts) / min(self.num_threads, len(self._starts))
@@ -261,12 +312,13 @@ class Rows:
     def _map_chunks(self, function: Callable[[_Chunk], _Result], num_threads: int | None = None) -> list[_Result]:
         """Returns the results of `function` for all chunks, in their order; threads share the chunks."""
 
-        def of_chunk(start: int) -> _Result:
-            with self._table.chunk(start, self._chunk_rows) as rows:
+        def of_chunk(number: int) -> _Result:
+            start = self._starts[number]
+            with self.placement.scope(number), self._table.chunk(start, self._chunk_rows) as rows:
                 return function(self._chunk(start, rows))
 
-        with one_blas_thread() if self.is_linear else contextlib.nullcontext():
-            return map_in_threads(of_chunk, self._starts, num_threads or self.num_threads)
+        with one_blas_thread() if self.is_computed else contextlib.nullcontext():
+            return map_in_threads(of_chunk, range(len(self._starts)), num_threads or self.num_threads)
 
     def _chunk(self, start: int, rows: passes.ChunkRows) -> _Chunk:
         """Makes the chunk whose first row is `start`."""

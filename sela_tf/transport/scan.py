@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from sela_tf.transport.errors import NotFiniteError
 from sela_tf.transport.linear_logits import ComputedLogits
+from sela_tf.transport.rows import Rows
 
 # A block of rows has at most this many elements, so that it stays in the cache while it is added to, compared and searched.
 _BLOCK_SIZE = 2**18
@@ -40,6 +42,7 @@ def scan(
     max_candidates: float,
     dtype: type,
     rng: np.random.Generator,
+    on_cards: Rows | None = None,
 ) -> Candidates:
     """Finds the clusters within `cutoff` of each row's best one.
 
@@ -56,42 +59,77 @@ def scan(
         max_candidates: the average number of candidates a row beyond which some are left out.
         dtype: float32 or float64, in which scores are added and compared.
         rng: the source of the random numbers by which candidates are left out.
+        on_cards: the same rows on graphics cards, which then look for candidates; chunks that have too many are left to the host.
 
     Raises:
         ValueError: `log_probs` has NaN or +inf, or a sum with a potential overflows float64.
     """
-    (num_rows, num_clusters), largest, complete, found = log_probs.shape, 0.0, True, []
+    num_rows, num_clusters = log_probs.shape
     block_rows = max(1, min(num_rows, _BLOCK_SIZE // num_clusters))
     scores_buffer, near_buffer = np.empty((block_rows, num_clusters), dtype), np.empty((block_rows, num_clusters), bool)
     u, noise = u.astype(dtype), rng.random(2 * scores_buffer.size, np.float32)
-    for start in range(0, num_rows, block_rows):
-        rows, block = log_probs[start : start + block_rows], slice(start, start + block_rows)
-        scores, near = np.add(rows, u, out=scores_buffer[: len(rows)]), near_buffer[: len(rows)]
-        top = scores.max(axis=1)
-        if not top.max() < np.inf:
-            _check_block(rows, start, dtype)
-        passed_over = (known[block] >= 0) | (top == -np.inf)
-        largest = max(largest, np.abs(top[~passed_over]).max(initial=0.0))
-        np.greater_equal(scores, np.maximum(top - cutoff, np.finfo(dtype).min)[:, np.newaxis], out=near)
-        near[passed_over] = False
-        index = np.flatnonzero(near)
-        if len(index) > max_candidates * len(rows):
-            complete = False
-            shift = rng.integers(noise.size - scores.size + 1)
-            tied = scores >= (top - slack)[:, np.newaxis]
-            _leave_out(near, tied, max_candidates, noise[shift : shift + scores.size].reshape(scores.shape))
-            for keep in (scores.argmax(axis=1), labels[block]):
-                near[np.arange(len(rows)), keep] |= keep >= 0
+
+    def look_at(part: slice) -> Iterator[_Block]:
+        for start in range(part.start, part.stop, block_rows):
+            stop = min(start + block_rows, part.stop)
+            rows, block = log_probs[start:stop], slice(start, stop)
+            scores, near = np.add(rows, u, out=scores_buffer[: len(rows)]), near_buffer[: len(rows)]
+            top = scores.max(axis=1)
+            if not top.max() < np.inf:
+                _check_block(rows, start, dtype)
+            passed_over = (known[block] >= 0) | (top == -np.inf)
+            np.greater_equal(scores, np.maximum(top - cutoff, np.finfo(dtype).min)[:, np.newaxis], out=near)
             near[passed_over] = False
-            index = np.flatnonzero(near)
-        row, column = np.divmod(index, num_clusters)
-        several = np.bincount(row, minlength=1)[row] > 1
-        labels[start + row[~several]] = column[~several]
-        row, column = row[several], column[several]
-        found.append((start + row, column, rows[row, column].astype(np.float64)))
+            index, complete = np.flatnonzero(near), True
+            if len(index) > max_candidates * len(rows):
+                complete = False
+                shift = rng.integers(noise.size - scores.size + 1)
+                tied = scores >= (top - slack)[:, np.newaxis]
+                _leave_out(near, tied, max_candidates, noise[shift : shift + scores.size].reshape(scores.shape))
+                for keep in (scores.argmax(axis=1), labels[block]):
+                    near[np.arange(len(rows)), keep] |= keep >= 0
+                near[passed_over] = False
+                index = np.flatnonzero(near)
+            row, column = np.divmod(index, num_clusters)
+            highest = np.abs(top[~passed_over]).max(initial=0.0)
+            yield _Block(start, row, column, rows[row, column].astype(np.float64), float(highest), complete)
+
+    def blocks() -> Iterator[_Block]:
+        if on_cards is None:
+            yield from look_at(slice(0, num_rows))
+            return
+        for part, found in on_cards.near_tops(u, cutoff, known < 0, max_candidates):
+            if found is None:
+                yield from look_at(part)
+            else:
+                yield _Block(part.start, *found, True)
+
+    found, largest, complete = [], 0.0, True
+    for block in blocks():
+        largest, complete = max(largest, block.largest), complete and block.complete
+        several = np.bincount(block.row, minlength=1)[block.row] > 1
+        labels[block.start + block.row[~several]] = block.column[~several]
+        found.append((block.start + block.row[several], block.column[several], block.value[several]))
     row, column, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
     first = np.flatnonzero(np.diff(row, prepend=-1))
-    return Candidates(row[first], np.diff(first, append=len(row)), column, value, complete, float(largest))
+    return Candidates(row[first], np.diff(first, append=len(row)), column, value, complete, largest)
+
+
+class _Block(NamedTuple):
+    """The candidates of consecutive rows, sorted by row."""
+
+    start: int
+    """The first row."""
+    row: np.ndarray
+    """The rows of the candidates, counted from the first."""
+    column: np.ndarray
+    """Their clusters."""
+    value: np.ndarray
+    """Their log-probabilities, float64."""
+    largest: float
+    """The largest magnitude of a row's best score."""
+    complete: bool
+    """True if none were left out."""
 
 
 def _leave_out(near: np.ndarray, tied: np.ndarray, max_candidates: float, noise: np.ndarray) -> None:

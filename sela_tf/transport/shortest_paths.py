@@ -23,6 +23,7 @@ import numpy as np
 from sela_tf.transport.exchange import Moves, Pool, resolution
 from sela_tf.transport.linear_logits import ComputedLogits
 from sela_tf.transport.row_sample import anneal, move_cost, sample_rows
+from sela_tf.transport.rows import Rows
 from sela_tf.transport.scan import Candidates, scan
 from sela_tf.transport.shards import ALONE, Shards
 
@@ -107,6 +108,7 @@ def solve_exactly(
     *,
     exact: bool,
     shards: Shards = ALONE,
+    on_cards: Rows | None = None,
 ) -> ExactTransport:
     """Solves the transport without entropy: the labels of the free rows with the largest sum of log p and allowed sizes.
 
@@ -118,8 +120,9 @@ def solve_exactly(
         temperature: 1 / lam of the entropic transport that `u` comes from, the scale of the moves that are needed.
         exact: True for the optimum to the precision of float64; False to leave rows a little short of their best cluster.
         shards: the workers that have a share of the rows each. Each scans its own rows, and makes the moves of all.
+        on_cards: the same rows on graphics cards, which then scan them.
     """
-    search, number = _Search(log_probs, u, sizes, known, temperature, exact=exact, shards=shards), 0
+    search, number = _Search(log_probs, u, sizes, known, temperature, exact=exact, shards=shards, on_cards=on_cards), 0
     while (found := search.run_round(number)) is None:
         number += 1
     return found
@@ -153,8 +156,10 @@ class _Search:
         *,
         exact: bool,
         shards: Shards = ALONE,
+        on_cards: Rows | None = None,
     ) -> None:
         """Takes the arguments of `solve_exactly`."""
+        self.on_cards = on_cards
         self.log_probs, self.sizes, self.known, self.temperature, self.shards = log_probs, sizes, known, temperature, shards
         self.num_clusters = log_probs.shape[1]
         self.num_all = int(shards.total(len(log_probs))[0])
@@ -211,7 +216,8 @@ class _Search:
         if self.cutoff > _FLOAT32_CUTOFF:
             self.dtype = np.float64
         u = self.u[: self.num_clusters]
-        return scan(self.log_probs, u, self.cutoff, self.slack, self.known, self.labels, self.max_candidates, self.dtype, self.rng)
+        limits = self.known, self.labels, self.max_candidates, self.dtype, self.rng
+        return scan(self.log_probs, u, self.cutoff, self.slack, *limits, self.on_cards)
 
     def _joined(self, own: Candidates) -> tuple[Candidates, np.ndarray, slice]:
         """Returns the candidates of all workers, but for the rows of the others; the labels of their rows; and which of these are its own."""

@@ -28,6 +28,7 @@ from sela_tf.transport.shards import ALONE, Shards
 from sela_tf.transport.size_bounds import SizeBound, bounded_target, check_only_bounds, check_size_bounds
 from sela_tf.transport.solve import BYTES_STORED, MAX_DRIFT, Settings, fits, solve
 from sela_tf.transport.state import Solved
+from sela_tf.transport.table import Table
 from sela_tf.transport.target import Target
 
 # Below this the error is that of float32 marginals, which no iteration lowers.
@@ -104,7 +105,7 @@ class SinkhornResult(NamedTuple):
 
 
 def sinkhorn(
-    log_probs: np.ndarray | tf.Tensor | LinearLogits,
+    log_probs: np.ndarray | tf.Tensor | LinearLogits | Table,
     *,
     lam: float = 25.0,
     tolerance: float = 1e-3,
@@ -125,7 +126,8 @@ def sinkhorn(
     Args:
         log_probs: [N, K], log p(y|x) or logits: a constant added to a row changes nothing. -inf forbids a cluster to a row; whole rows
             or columns of it are refused. A tensor is read where it lies. Anything else that slices to arrays [n, K] is read a chunk at a
-            time, also an np.memmap larger than memory. Or `sela_tf.LinearLogits`, computed block by block and never stored.
+            time, also an np.memmap larger than memory. Or `sela_tf.LinearLogits`, computed block by block and never stored. Or a table of
+            these, as `assign_labels` shares it between its transports.
         lam: the inverse strength of the entropic regularisation; 25 on ImageNet, 10 on CIFAR in the paper. A larger one is closer to
             the unregularised transport. The plain iteration of the paper needs more iterations for it; this solve often needs
             fewer, because Newton's method takes over where rows are sharp.
@@ -163,7 +165,7 @@ def sinkhorn(
         raise KnownLabelsError(f"`known` must leave a row to be labelled. Received: labels for all {rows.num_all} rows")
     num_known = None if known is None else shards.total(np.bincount(known[known >= 0], minlength=num_clusters))[0].astype(np.int64)
     if storage == "auto":
-        storage = "none" if rows.is_linear else usual_storage(tolerance)
+        storage = "none" if rows.is_computed else usual_storage(tolerance)
         storage = storage if fits(storage, rows, memory_limit) else "none"
     if verbose:
         _announce(rows, storage)
@@ -262,6 +264,8 @@ def _checked_log_probs(log_probs: Any) -> tuple[Any, int, int]:
     Raises:
         ValueError: they are not [N, K] and floating point, or `LinearLogits` do not fit together.
     """
+    if isinstance(log_probs, Table):
+        return log_probs, log_probs.num_rows, log_probs.num_clusters
     if isinstance(log_probs, LinearLogits):
         log_probs = log_probs.checked()
         return log_probs, len(log_probs.features), log_probs.kernel.shape[1]

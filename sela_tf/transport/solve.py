@@ -1,7 +1,7 @@
 """The solve: `solve` finds the potentials at which the clusters have their target masses.
 
 An exact pass measures the masses. Where rows are sharp, the same pass lists the candidates of each row (lists.py), and Newton's method on
-these lists (newton.py) proposes the next potentials. Otherwise, and where Newton's proposals fail, the pass stores the rows,
+these lists (newton.py) proposes the next potentials. Otherwise, on graphics cards, and where Newton's proposals fail, the pass stores the rows,
 and Anderson-accelerated Sinkhorn (acceleration.py) goes on with them until the potentials have drifted too far. The next exact pass judges
 the proposal. Where it lowered the dual, lists are made to reach farther, or a plain Sinkhorn step is taken, which never lowers it.
 
@@ -79,6 +79,7 @@ class _Search:
         lists: the candidate lists made at `best`; also those that led to `v`, if it seems to be the end; otherwise None.
         stored: the rows, stored at `best`; None if they are not.
         newton_rounds: how many times Newton's method has made a proposal; the largest number where it is given up.
+        most_newton_rounds: the number of proposals after which it is given up.
         reach: how many times as far as usual the next lists reach.
         shares: the memory of the acceleration of proposals from lists of a share of the rows.
         fallbacks: the potentials to try, one after the other, where the last of these proposals lowers the dual.
@@ -96,6 +97,8 @@ class _Search:
         self.best: State | None = None
         self.lists: Lists | None = None
         self.stored: StoredRows | None = None
+        # A graphics card makes hundreds of passes in the time in which the host would work on lists.
+        self.most_newton_rounds = 0 if rows.placement.on_cards else _MAX_NEWTON_ROUNDS
         self.newton_rounds, self.reach, self.shares = 0, 1, Memory()
         self.fallbacks: list[np.ndarray] = []
         self.sinkhorn_runs, self.stride = 0, 1.0
@@ -129,7 +132,7 @@ class _Search:
     @property
     def uses_newton(self) -> bool:
         """True until Newton's method is given up."""
-        return self.newton_rounds < _MAX_NEWTON_ROUNDS
+        return self.newton_rounds < self.most_newton_rounds
 
     def _measure(self) -> tuple[State, np.ndarray | None]:
         """Makes an exact pass at the potentials, which keeps what the next proposal needs; returns also labels where it finds them."""
@@ -167,7 +170,7 @@ class _Search:
         if self.uses_newton and self.reach <= _MAX_REACH:
             self.v = best.potentials
             return
-        self.newton_rounds, self.is_plain = _MAX_NEWTON_ROUNDS, True
+        self.newton_rounds, self.is_plain = self.most_newton_rounds, True
         self.v = _rounded(best.potentials + best.step, self.target)
 
     def _propose_by_newton(self, now: State, lists: Lists) -> Solved | None:
@@ -201,7 +204,7 @@ class _Search:
 
     def _go_on_by_sinkhorn(self, now: State) -> None:
         """Finds the next potentials by a plain step, at a smaller lam, or by Anderson-accelerated Sinkhorn on stored rows."""
-        self.lists, self.newton_rounds, self.seems_end = None, _MAX_NEWTON_ROUNDS, False
+        self.lists, self.newton_rounds, self.seems_end = None, self.most_newton_rounds, False
         if self.is_plain:
             self.v = _rounded(now.potentials + now.step, self.target)
             return

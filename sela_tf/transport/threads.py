@@ -1,4 +1,4 @@
-"""Threads that share the chunks of a pass: `map_in_threads`, and `one_blas_thread`, for products inside these threads."""
+"""Threads that share the chunks of a pass: `map_in_threads`, and the settings of the process that they need meanwhile."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import tensorflow as tf
 from threadpoolctl import ThreadpoolController
 
 _Result = TypeVar("_Result")
@@ -30,8 +31,29 @@ def map_in_threads(function: Callable[[Any], _Result], items: Sequence[Any], num
     return list(_thread_pool(num_threads).map(function, items))
 
 
-_limit_lock, _limits = threading.Lock(), contextlib.ExitStack()
-_num_limited = 0
+class _OfProcess:
+    """A setting of the process that lasts until the last of those who need it has left its context.
+
+    Args:
+        setting: a function that returns the context in which the setting holds.
+    """
+
+    def __init__(self, setting: Callable[[], contextlib.AbstractContextManager[Any]]):
+        self._setting, self._lock, self._held, self._count = setting, threading.Lock(), contextlib.ExitStack(), 0
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if not self._count:
+                self._held.enter_context(self._setting())
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+                if not self._count:
+                    self._held.close()
 
 
 @functools.cache
@@ -41,17 +63,25 @@ def _controller() -> ThreadpoolController:
 
 
 @contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Keeps NumPy's products on the thread that calls them. The limit is one of the process, and ends with the last of those who set it."""
-    global _num_limited
-    with _limit_lock:
-        if not _num_limited:
-            _limits.enter_context(_controller().limit(limits=1, user_api="blas"))
-        _num_limited += 1
+def _no_tensor_float_32() -> Iterator[None]:
+    """Sets that products of float32 are products of float32, also on cards that have a faster, coarser way."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
         yield
     finally:
-        with _limit_lock:
-            _num_limited -= 1
-            if not _num_limited:
-                _limits.close()
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+_one_blas_thread = _OfProcess(lambda: _controller().limit(limits=1, user_api="blas"))
+_full_float32 = _OfProcess(_no_tensor_float_32)
+
+
+def one_blas_thread() -> contextlib.AbstractContextManager[None]:
+    """Returns the context in which NumPy's products stay on the thread that calls them."""
+    return _one_blas_thread()
+
+
+def full_float32() -> contextlib.AbstractContextManager[None]:
+    """Returns the context in which TensorFlow multiplies float32 as such. TensorFloat-32 keeps ten bits of logits, which lam multiplies."""
+    return _full_float32()
