@@ -75,7 +75,7 @@ class TestDoctor:
         last = fit.seen[-1]
         assert last.loss < 0.8 * np.log(K)
         # everything was looked at
-        assert all(getattr(last, name) is not None for name in last._fields if name != "waiting_share")
+        assert all(getattr(last, name) is not None for name in last._fields if name not in ("waiting_share", "cores_wanted"))
 
     def test_steps_too_short(self, values, capsys):
         """Once, after two epochs, and nothing besides: it explains the rest."""
@@ -180,7 +180,7 @@ class TestDoctor:
         shapes = (tf.TensorSpec((BATCH, 8), tf.float32), tf.TensorSpec((BATCH,), tf.int64))
         labels, model, clock = sela_tf.LabelTable(T, K, N), make_model(), Clock()
         model.compile(keras.optimizers.SGD(0.05), loss=sela_tf.SelfLabelLoss(labels))
-        doctor = sela_tf.CollapseDoctor(labels, waiting_share=lambda: clock.waiting_share)
+        doctor = sela_tf.CollapseDoctor(labels, waiting_share=lambda: clock.waiting_share, cores_wanted=lambda: 2.13)
         options = tf.data.Options()
         options.experimental_optimization.inject_prefetch = False  # or data would be made while the network learns
         batches = tf.data.Dataset.from_generator(generate, output_signature=shapes).with_options(options)
@@ -205,12 +205,15 @@ class TestDoctor:
         assert len(waiting) == slow
         if slow:
             assert "% of the training time is spent on data" in waiting[0].message
+            assert "more CPU cores (one device takes views as fast as 2.1 make them, eight as fast as 17)" in waiting[0].message
 
     def test_making_views_counts_where_it_takes_the_processors_that_train(self):
         clock = Clock(waiting=1.0, stepping=9.0, steps=8)
         assert clock.waiting_share == 0.1
         clock.drawing_each = 0.5
         assert clock.waiting_share == 0.4
+        clock.view_seconds, clock.views_each = 0.03, 60
+        np.testing.assert_allclose(clock.cores_wanted, 0.03 * 60 * 8 / 9)
 
     def test_without_what_it_cannot_know_it_says_nothing_of_it(self, values):
         """No sample, no relabelling steps, no clock: silence, of dead units and of labels that stand still."""

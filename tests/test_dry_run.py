@@ -48,6 +48,9 @@ def test_dry_run_writes_nothing(tmp_path):
     assert process.returncode == 0, process.stderr
     assert re.search(r"sela_resnet8: [\d,]+ parameters", process.stdout)
     assert "one step on 8 images: loss 2.77" in process.stdout
+    assert re.search(
+        r"one core makes [\d,]+ training views a second, and there are \d+; the step above wants [\d.e-]+\n", process.stdout
+    )
     assert re.search(r"one transport of 4096 x 16: \d+ iterations", process.stdout)
     assert re.search(
         r"hours: training [\d.e-]+, label passes [\d.e-]+, transport [\d.e-]+, monitors [\d.e-]+, looking at images [\d.e-]+, "

@@ -79,6 +79,8 @@ class Symptoms(NamedTuple):
     """Number of epochs with relabellings, in a row up to this one, in which the largest range of the potentials grew."""
     waiting_share: float | None
     """Share of the epoch's training time that was spent on data."""
+    cores_wanted: float | None = None
+    """Cores that make views as fast as one device takes steps."""
     same_images: float | None = None
     """Share of the sample's images that are each identical to another one."""
 
@@ -269,8 +271,13 @@ def _waiting(seen: Symptoms, limits: Thresholds) -> Diagnosis:
         return _UNKNOWN
     if seen.waiting_share <= limits.max_waiting_share:
         return _WELL
+    cores = ""
+    if seen.cores_wanted:
+        cores = (
+            f" (one device takes views as fast as {seen.cores_wanted:.2g} make them, eight as fast as {8 * seen.cores_wanted:.2g})"
+        )
     message = (
-        f"{seen.waiting_share:.0%} of the training time is spent on data (reading, decoding, drawing views): give it more CPU cores, more "
+        f"{seen.waiting_share:.0%} of the training time is spent on data (reading, decoding, drawing views): give it more CPU cores{cores}, more "
         "`memory_limit` if images are decoded again and again, smaller images (`image_size`), or cheaper views (`blur_probability=0`, `hue=0`); "
         "in your own fit, Dataset.cache(), map(num_parallel_calls=tf.data.AUTOTUNE) and prefetch()"
     )

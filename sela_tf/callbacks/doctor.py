@@ -53,6 +53,7 @@ class CollapseDoctor(keras.callbacks.Callback):
         relabel_steps: the steps given to `SelfLabelling`. Without them, labels that no longer change are not looked at.
         waiting_share: a function that returns the share of the epoch's training time that was spent waiting for data, which `model.fit`
             does not know.
+        cores_wanted: a function that returns the number of cores that make views as fast as the devices take them.
         marginals: the shares that the clusters are to have, as in `sela_tf.assign_labels`.
         loss: the key of the heads' loss in the logs, where there are other losses.
         log: a function that is called with each finding.
@@ -71,6 +72,7 @@ class CollapseDoctor(keras.callbacks.Callback):
         sample: tf.data.Dataset | None = None,
         relabel_steps: Iterable[int] = (),
         waiting_share: Callable[[], float] | None = None,
+        cores_wanted: Callable[[], float] | None = None,
         marginals: Marginals = "uniform",
         loss: str = "loss",
         log: Callable[[Finding], None] | None = None,
@@ -86,7 +88,8 @@ class CollapseDoctor(keras.callbacks.Callback):
                 raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
         self.labels = labels
         self.relabel_steps = list(relabel_steps)
-        self.waiting_share, self.loss, self.log, self.verbose = waiting_share, loss, log, verbose
+        self.waiting_share, self.cores_wanted = waiting_share, cores_wanted
+        self.loss, self.log, self.verbose = loss, log, verbose
         self.findings: list[Finding] = []
         self.symptoms: Symptoms | None = None
         self._expected_clusters = float(np.exp(entr(check_marginals(marginals, labels.num_clusters)).sum()))
@@ -166,6 +169,7 @@ class CollapseDoctor(keras.callbacks.Callback):
             potential_ranges=ranges,
             growing=self._growing,
             waiting_share=None if self.waiting_share is None else self.waiting_share(),
+            cores_wanted=None if self.cores_wanted is None else self.cores_wanted(),
             same_images=None if self._sample is None else self._sample.same_images,
         )
         self._loss_before, self._network_before = (

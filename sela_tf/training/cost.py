@@ -70,6 +70,8 @@ class Rates(NamedTuple):
     """One image in the transport of one head."""
     batch_drawn: float = 0.0
     """The views of one batch, while nothing else is done."""
+    view_drawn: float = 0.0
+    """One view, in seconds of a core."""
     compiling: float = 0.0
     """A pass that is the first of its network, beyond what it takes later."""
 
@@ -88,8 +90,14 @@ def measured_rates(experiment: Experiment) -> Rates:
     rows = max(min(len(data.train), 4 * ROWS), 2 * config.num_clusters)
     _, transport = random_transport(config, plan, rows, int(experiment.model.get_layer(HEADS).input.shape[-1]))
     of_pass, compiling = seconds_of_pass(experiment, count, LABEL_PASS_BATCH)
+    drawn, of_cores = seconds_of_drawing(experiment)
     return Rates(
-        float(np.median(seconds)) / config.batch_size, of_pass / count, transport / rows, _seconds_of_drawing(experiment), compiling
+        float(np.median(seconds)) / config.batch_size,
+        of_pass / count,
+        transport / rows,
+        drawn,
+        of_cores / experiment.own_views,
+        compiling,
     )
 
 
@@ -98,18 +106,19 @@ def _steps_measured(experiment: Experiment) -> int:
     return min(_MOST_STEPS, max(round(_SHARE_OF_STEPS * experiment.last_step), 1))
 
 
-def _seconds_of_drawing(experiment: Experiment) -> float:
-    """Returns the seconds in which the views of a batch are made, after the first ones, which fill the buffers."""
+def seconds_of_drawing(experiment: Experiment) -> tuple[float, float]:
+    """Returns the seconds in which the views of a batch are made, after the first ones, which fill the buffers, and those of all cores."""
     last = min(_FIRST_BATCHES + _steps_measured(experiment), max(experiment.last_step, 1))
-    start, counted = time.perf_counter(), 0
+    start, of_cores, counted = time.perf_counter(), time.process_time(), 0
     for number, _ in enumerate(experiment.views(0, last)):
         if number < min(_FIRST_BATCHES, last - 1):
-            start = time.perf_counter()
+            start, of_cores = time.perf_counter(), time.process_time()
             continue
         counted += 1
         if time.perf_counter() - start > _SECONDS_OF_DRAWING:
             break
-    return (time.perf_counter() - start) / max(counted, 1)
+    counted = max(counted, 1)
+    return (time.perf_counter() - start) / counted, (time.process_time() - of_cores) / counted
 
 
 def _steps(experiment: Experiment) -> Iterator[float]:

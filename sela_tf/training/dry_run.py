@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from sela_tf.training.cost import (
     random_transport,
     second_time,
     seconds_each,
+    seconds_of_drawing,
     seconds_of_pass,
 )
 from sela_tf.training.devices import check_before_loading, prepare_devices
@@ -82,6 +84,11 @@ def dry_run(config: SelaConfig) -> None:
     print(f"one step on {few} images: loss {loss:.4f} (ln K = {np.log(config.num_clusters):.4f}), {step_seconds:.3f} s")
     per_image = _seconds_of_looking(experiment, few)
     print(f"looking at an image, as label passes do: {1000 * per_image:.3g} ms")
+    view = seconds_of_drawing(experiment)[1] / experiment.own_views
+    cores = len(os.sched_getaffinity(0))
+    print(
+        f"one core makes {1 / view:,.0f} training views a second, and there are {cores}; the step above wants {view * few / step_seconds:.2g}"
+    )
     plan = plan_memory(counts.train, config.num_clusters, config.label_memory * GIB, tolerance=config.transport_tolerance)
     rows, width = max(2 * config.num_clusters, ROWS), int(model.get_layer(HEADS).input.shape[-1])
     solved, transport_seconds = random_transport(config, plan, rows, width)

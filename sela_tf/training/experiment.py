@@ -135,6 +135,12 @@ class Experiment:
         """The most images of a batch of a label pass: those of one device, times the devices of this process."""
         return LABEL_PASS_BATCH * self.own_replicas.here
 
+    @property
+    def own_views(self) -> int:
+        """The images of a training batch whose views this process makes."""
+        own = self.own_replicas
+        return self.config.batch_size * own.here // own.total
+
     def distributed(self, batches: tf.data.Dataset) -> Any:
         """Returns the batches of `views` as the replicas take them."""
         if self.shards.count > 1:
@@ -294,7 +300,14 @@ class Experiment:
             return together
         self.labelling.log = functools.partial(log_relabelling, directory, self.class_agreement)
         self.monitors = cluster_monitors(
-            self.config, self.data, self.labels, self.relabel_steps, directory, self.clock, self._monitor_states
+            self.config,
+            self.data,
+            self.labels,
+            self.relabel_steps,
+            directory,
+            self.clock,
+            self.own_replicas.here,
+            self._monitor_states,
         )
         monitors = [*knn_monitor(self.config, self.data), *self.monitors.values()]
         return [*together, *(EveryEpochs(each, every, network=self.network) for each in monitors)]

@@ -34,6 +34,10 @@ class Clock:
     drawing_each: float = 0.0
     """Seconds in which this machine reads, decodes and draws the views of a batch, doing nothing else; 0 where they are made while a device
     of another kind takes the step. Steps on the same processors are slower by it, although the loop does not wait."""
+    view_seconds: float = 0.0
+    """Processor seconds in which one view is read, decoded and drawn; 0 where it is not known."""
+    views_each: int = 0
+    """The views that this machine makes for a step."""
     stepping: float = 0.0
     steps: int = 0
     step: int = 0
@@ -44,6 +48,11 @@ class Clock:
         """The share of the training time that was spent on data, waiting for them or making them, in [0, 1]."""
         of_data = max(self.waiting, self.drawing_each * self.steps)
         return min(of_data / max(self.waiting + self.stepping, 1e-9), 1.0)
+
+    @property
+    def cores_wanted(self) -> float:
+        """The cores that make views as fast as the devices of this machine take steps when they wait for nothing."""
+        return self.view_seconds * self.views_each * self.steps / max(self.stepping, 1e-9)
 
     def rate(self, batch_size: int) -> float:
         """Images a second, for batches of `batch_size` images."""

@@ -78,6 +78,7 @@ def cluster_monitors(
     relabel_steps: list[int],
     directory: Workdir,
     clock: Clock,
+    devices: int,
     kept: Mapping[str, np.ndarray],
 ) -> dict[str, ClusterMonitor | CollapseDoctor]:
     """Returns the monitors of the clusters, by name, with the state that a checkpoint kept of them.
@@ -94,6 +95,7 @@ def cluster_monitors(
             sample=sample,
             relabel_steps=relabel_steps,
             waiting_share=lambda: clock.waiting_share,
+            cores_wanted=lambda: clock.cores_wanted / devices,
             marginals=least_equal_shares(config.cluster_sizes, len(data.train), config.num_clusters)
             if config.cluster_sizes
             else config.marginals,

@@ -237,6 +237,7 @@ def _begin(
             with Activity("measuring the speed"):
                 rates = measured_rates(experiment)
         tell(time_in_words(parts_of_run(experiment, rates, **counts), done=step / experiment.last_step))
+        experiment.clock.view_seconds, experiment.clock.views_each = rates.view_drawn, experiment.own_views
         if not tf.config.list_logical_devices("GPU"):
             # The views are made by the processors that train.
             experiment.clock.drawing_each = rates.batch_drawn
