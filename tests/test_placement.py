@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
-from fixtures import run_python
+from fixtures import ROOT, run_python
 
 from sela_tf.transport import newton, scan, solve, table
 from sela_tf.transport.assignment import assign_labels
@@ -285,3 +288,16 @@ assert len({thread for thread, _ in places}) == 2 and {devices for _, devices in
 def test_two_devices():
     done = run_python(_TWO_DEVICES, PYTHONPATH="tests")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_check_of_a_card_runs_on_the_processor():
+    small = ["--rows=20000", "--clusters=200", "--images=3000", "--epochs=1"]
+    command = [sys.executable, "-m", "tools.gpu_check", *small]
+    done = subprocess.run([*command, "--pretend"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "| the same, labels that are the processor's | 100.00 % |" in done.stdout
+    assert "| the same, sizes of the clusters | 100 to 100 |" in done.stdout
+    without = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert without.returncode == 2
+    assert "TensorFlow sees no graphics card: pip install 'sela-tf[gpu]'" in without.stderr
