@@ -145,7 +145,8 @@ def measure_transport(repeats: int, rows: int, clusters: int) -> dict[str, Sum]:
     return {"transport": _median(found)}
 
 
-def _ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("localhost", 0))) for _ in range(count)]
         return [each.getsockname()[1] for each in sockets]
@@ -153,7 +154,7 @@ def _ports(count: int) -> list[int]:
 
 def _most(workers: int, *arguments: str) -> dict[str, Sum]:
     """The figures of the worker that takes most processor seconds, for each part."""
-    cluster = {"worker": [f"localhost:{port}" for port in _ports(workers)]}
+    cluster = {"worker": [f"localhost:{port}" for port in free_ports(workers)]}
     with tempfile.TemporaryDirectory() as directory:
         files, processes = [], []
         for index in range(workers):
