@@ -95,11 +95,15 @@ def devices_of(config: SelaConfig, cluster: Cluster | None, *, timeout: float) -
 
 
 def _split_devices(config: SelaConfig) -> None:
-    """Lets the memory of graphics cards grow, and splits the CPU where that is asked for."""
-    for gpu in tf.config.list_physical_devices("GPU"):
-        # Where TensorFlow runs already, as in a notebook, its owner has decided.
-        with contextlib.suppress(RuntimeError):
+    """Lets the memory of graphics cards grow, hides all but one where one is asked for, and splits the CPU where that is asked for."""
+    gpus = tf.config.list_physical_devices("GPU")
+    # Where TensorFlow runs already, as in a notebook, its owner has decided.
+    with contextlib.suppress(RuntimeError):
+        for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
+        if config.strategy == "one":
+            # The transport takes all that are visible.
+            tf.config.set_visible_devices(gpus[:1], "GPU")
     if config.logical_cpus:
         cpu = tf.config.list_physical_devices("CPU")[0]
         try:
