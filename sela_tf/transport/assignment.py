@@ -143,7 +143,7 @@ def assign_labels(
         log_probs = log_probs.checked()
         if memory_limit is not None:
             # The worker with the most rows decides for all.
-            num_most = int(shards.joined(np.array([len(log_probs.features)]))[0].max())
+            num_most = int(shards.of_each(np.array(len(log_probs.features))).max())
             limit = memory_limit * placement.num_memories
             form, rest = plan_memory(num_most, int(log_probs.kernel.shape[1]), limit, tolerance=tolerance)
     if placement.on_cards:

@@ -25,6 +25,8 @@ BYTES_PER_ROW = 48
 _SAFE_DRIFT = 500.0
 # The best candidate of a row has at least this share of its listed entries.
 _SMALLEST_BEST = 1 / (2 * MAX_PER_ROW)
+# Up to this number of clusters workers add up whole matrices, in one message instead of two.
+_DENSE = 256
 # The Hessian leaves out smaller weights.
 _NEGLIGIBLE = 1e-6
 
@@ -70,7 +72,8 @@ class Candidates:
         self._scores = np.concatenate([each.scores for each in near])
         self._starts = np.cumsum(counts) - counts
         self._row = np.repeat(np.arange(len(counts)), counts)
-        self._num_all = int(shards.total(len(counts))[0])
+        num_all, sum_log_rows = shards.total(len(counts), log_rows.sum(dtype=np.float64))
+        self._num_all, self._mean_log_row = int(num_all), float(sum_log_rows) / max(1, int(num_all))
 
     def evaluate(self, v: np.ndarray) -> Evaluation:
         """Computes the plan at the potentials v, float64 [K]."""
@@ -92,14 +95,13 @@ class Candidates:
         distances = self.cutoff - (v - self.potentials).max() + at.rises
         with np.errstate(over="ignore"):
             weights = len(v) * np.exp(-distances)
-        worst, total = self.shards.joined(weights.max(initial=0.0, keepdims=True), weights.sum(keepdims=True))
+        worst, total = self.shards.of_each(np.array([weights.max(initial=0.0), weights.sum()])).T
         return Missing(float(worst.max()), float(total.sum()) / self._num_all)
 
     def measured(self, at: Evaluation) -> Measurement:
         """Returns what an exact pass would measure, without the log-sum-exp of the rows."""
-        sum_log_rows = float(self.shards.total(self._log_rows.sum(dtype=np.float64))[0])
         with np.errstate(divide="ignore"):
-            return Measurement(np.log(at.mass), np.zeros(0), sum_log_rows / self._num_all + at.mean_rise)
+            return Measurement(np.log(at.mass), np.zeros(0), self._mean_log_row + at.mean_rise)
 
     def labels(self, v: np.ndarray, log_rows: np.ndarray | None = None) -> np.ndarray:
         """Returns the best candidate of each row at the potentials v, int64 [R]; the first of equal ones.
@@ -124,7 +126,9 @@ class Candidates:
         some = np.flatnonzero((q > _NEGLIGIBLE) & (q < 1 - _NEGLIGIBLE))
         plan = csr_matrix((q[some], (self._row[some], self._columns[some])), shape=(len(self._starts), num_clusters))
         weights = (plan.T @ plan) / self._num_all
-        if self.shards.count > 1:
+        if self.shards.count > 1 and num_clusters <= _DENSE:
+            weights = csr_matrix(self.shards.total(weights.toarray())[0])
+        elif self.shards.count > 1:
             own = weights.tocoo()
             values, rows, columns = self.shards.joined(own.data, own.row, own.col)
             weights = csr_matrix((values, (rows, columns)), shape=weights.shape)

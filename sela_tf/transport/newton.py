@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, diags_array
 from scipy.sparse.linalg import cg
 
-from sela_tf.transport.candidates import Candidates
+from sela_tf.transport.candidates import Candidates, Evaluation
 from sela_tf.transport.target import Target
 
 # A potential may rise by the cutoff less this margin against the log-sum-exp of the rows: until then, an entry that is not listed weighs less
@@ -42,11 +42,9 @@ def newton(candidates: Candidates, target: Target, tolerance: float) -> np.ndarr
         The potentials, or those on the way to them where lists would have to be made anew.
     """
     v, at, shards = candidates.potentials, candidates.evaluate(candidates.potentials), candidates.shards
-    at_the_limit = 0
+    at_the_limit, is_end = 0, shards.decide(_error(target, v, at) <= tolerance)
     for _ in range(_MAX_STEPS):
-        with np.errstate(divide="ignore"):
-            error = target.error(v, np.log(at.mass))
-        if shards.decide(error <= tolerance or at_the_limit > _PATIENCE):
+        if is_end:
             break
         gradient, dual = target.gradient(v, at.mass), target.price(v) - at.mean_rise
         step = _newton_step(candidates, at.q, v, gradient, target)
@@ -58,11 +56,19 @@ def newton(candidates: Candidates, target: Target, tolerance: float) -> np.ndarr
             new = shards.of_first(target.within_sign(v, length * step, gradient))
             new_at = candidates.evaluate(new)
             has_risen = target.price(new) - new_at.mean_rise >= dual + _SUFFICIENT_RISE * (gradient @ (new - v))
-            if shards.decide(has_risen or length < _SHORTEST):
+            is_there = _error(target, new, new_at) <= tolerance or at_the_limit > _PATIENCE
+            is_taken, is_end = shards.of_first(np.array([has_risen or length < _SHORTEST, is_there], np.float64)) > 0
+            if is_taken:
                 break
             length /= 2
         v, at = new, new_at
     return v
+
+
+def _error(target: Target, v: np.ndarray, at: Evaluation) -> float:
+    """Returns the L1 error of the marginals of the lists at the potentials v, at which the plan is `at`."""
+    with np.errstate(divide="ignore"):
+        return target.error(v, np.log(at.mass))
 
 
 def _part_below(moved: np.ndarray, step: np.ndarray, limit: float) -> float:

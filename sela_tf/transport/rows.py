@@ -88,7 +88,7 @@ class Rows:
         self.is_computed, self.num_rows, self.num_clusters = self._table.is_computed, self._table.num_rows, self._table.num_clusters
         self.bytes_per_row = self._table.bytes_per_row
         num_counted = self.num_rows if counted is None else int(counted.sum())
-        numbers, of_counted = shards.joined(np.array([self.num_rows]), np.array([num_counted]))
+        numbers, of_counted = shards.of_each(np.array([self.num_rows, num_counted])).T
         self.num_all, self.num_most, self.num_counted = int(numbers.sum()), int(numbers.max()), int(of_counted.sum())
         self.num_threads = num_threads or self.placement.num_threads
         self.dtype = tf.float32

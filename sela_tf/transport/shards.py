@@ -36,6 +36,12 @@ class Shards:
         holds, and floating-point numbers, come as they are."""
         return list(arrays)
 
+    def of_each(self, array: np.ndarray) -> np.ndarray:
+        """Returns the arrays of all workers, each of the same shape […], in their order, float64 [W, …]."""
+        own = np.zeros((self.count, *np.shape(array)))
+        own[self.index] = array
+        return self.total(own)[0]
+
     def of_first(self, array: np.ndarray) -> np.ndarray:
         """Returns the array of the first worker, float64: workers whose processors round differently go on from the same numbers."""
         return array
