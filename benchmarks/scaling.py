@@ -6,7 +6,8 @@ processor seconds of an optimizer step, of a label pass and of the transport of 
 clock says little, as all workers share the processors of this machine. A worker's seconds are those of the worker that takes most, medians
 over `--repeats`. `--goals` prints each goal as reached or missed, and ends with 1 on a miss.
 
-`--model` prints, without measuring, what ImageNet and a billion images would take on graphics cards, from unit costs (docs/scaling.md).
+`--views` prints how many views a core makes of JPEG files of ImageNet's size. `--model` prints, without measuring, what ImageNet and a billion
+images would take on graphics cards, from unit costs (docs/scaling.md).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _FLAGS = [
 PLACES = {"one device": (1, 1), "two devices": (1, 2), "two workers": (2, 1), "three workers": (3, 1)}
 _STEPS, _WARM_STEPS = 12, 3
 _MOST_SHARE = 0.6
-_DIMENSIONS = 64
+_DIMENSIONS, _FILES = 64, 600
 
 
 class Sum(NamedTuple):
@@ -143,6 +144,35 @@ def measure_transport(repeats: int, rows: int, clusters: int) -> dict[str, Sum]:
                 solved = assign_labels(logits, memory_limit=0.0, shards=shards)
             assert solved.converged
     return {"transport": _median(found)}
+
+
+def print_views() -> None:
+    """Prints the training views and clean ones that a core makes in a second, of files that are decoded each time."""
+    from benchmarks.ingestion import make_folder
+    from sela_tf.settings.training import SelaConfig
+    from sela_tf.training.cost import seconds_of_drawing
+    from sela_tf.training.devices import prepare_devices
+    from sela_tf.training.experiment import Experiment
+
+    with tempfile.TemporaryDirectory() as directory:
+        images = pathlib.Path(directory) / "images"
+        # As many pixels as 500 x 375.
+        make_folder(images, _FILES, 433, "jpeg")
+        config = SelaConfig(
+            dataset=f"folder:{images}", image_size=224, cache_images=False, backbone="resnet18", width=8, num_clusters=10, num_heads=1,
+            batch_size=32, epochs=40, eval_fraction=0.1, num_relabellings=1,
+        )  # fmt: skip
+        experiment = Experiment(config, prepare_devices(config))
+        training = seconds_of_drawing(experiment)[1] / experiment.own_views
+        clean = []
+        for number in range(3):
+            start = time.process_time()
+            for _ in experiment.label_views(number, batch_size=100):
+                pass
+            clean.append((time.process_time() - start) / len(experiment.data.train))
+    print(
+        f"JPEG of 433 x 433 to 224 x 224: {1 / training:.0f} training views and {1 / np.median(clean):.0f} clean ones a second and core"
+    )
 
 
 def free_ports(count: int) -> list[int]:
@@ -277,12 +307,13 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--goals", action="store_true")
     parser.add_argument("--model", action="store_true")
+    parser.add_argument("--views", action="store_true")
     parser.add_argument("--results", type=pathlib.Path, help="also write the figures here, as JSON")
     parser.add_argument("--worker", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--devices", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.model:
-        print_model()
+    if options.model or options.views:
+        (print_model if options.model else print_views)()
         return 0
     if options.worker:
         measure: Callable[[], dict[str, Sum]] = functools.partial(

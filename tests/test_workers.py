@@ -9,6 +9,8 @@ import queue
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -87,6 +89,7 @@ class TestCluster:
 
     def test_who_is_gone_ends_the_others(self, monkeypatch):
         monkeypatch.setattr(cluster_module, "_SECONDS_BETWEEN_LOOKS", 0.01)
+        monkeypatch.setattr(cluster_module, "_PATIENCE_OF_CONNECTION", 0.1)
         ended = queue.Queue()
         monkeypatch.setattr(cluster_module, "end_for", lambda cluster, index: ended.put(index))
         own, other, lost = free_ports(3)
@@ -97,6 +100,30 @@ class TestCluster:
             server.close()
             assert ended.get(timeout=60) == 2
         assert ended.empty()
+
+    @pytest.mark.slow
+    def test_who_stands_still_ends_the_others(self, monkeypatch):
+        monkeypatch.setattr(cluster_module, "_SECONDS_BETWEEN_LOOKS", 0.1)
+        monkeypatch.setattr(cluster_module, "_PATIENCE_OF_CONNECTION", 0.5)
+        ended = queue.Queue()
+        monkeypatch.setattr(cluster_module, "end_for", lambda cluster, index: ended.put(index))
+        own, other = free_ports(2)
+        program = (
+            "import tensorflow as tf, time\n"
+            f"server = tf.distribute.Server({{'worker': ['localhost:{other}']}}, job_name='worker', task_index=0)\n"
+            "print('up', flush=True); time.sleep(300)"
+        )
+        server = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        try:
+            assert server.stdout.readline() == "up\n"
+            with watched(Cluster((f"localhost:{own}", f"localhost:{other}"), 0)):
+                time.sleep(3)
+                assert ended.empty()
+                server.send_signal(signal.SIGSTOP)
+                assert ended.get(timeout=60) == 1
+        finally:
+            server.kill()
+            server.communicate()
 
     def test_an_address_that_is_taken_is_told(self):
         (own,) = free_ports(1)
@@ -286,7 +313,7 @@ def test_workers_that_are_killed_or_stopped_go_on_as_unbroken_ones(unbroken, tmp
         workers.processes[1].kill()
         assert workers.processes[0].wait(timeout=120) == 5
         assert "worker 1 (localhost:" in workers.said[0]
-        assert "is gone. Start all 2 processes again" in workers.said[0]
+        assert "is gone, or stands still. Start all 2 processes again" in workers.said[0]
     with training(2, workdir, FLAGS) as workers:
         _wait_for_epoch(workdir, 1, workers)
         workers.processes[1].send_signal(signal.SIGTERM)

@@ -114,19 +114,23 @@ def meet(cluster: Cluster, *, seconds: float) -> None:
                 time.sleep(_PAUSE)
 
 
-def _listens(address: str) -> bool:
-    """Returns True if a process listens at an address."""
+def _listens(address: str, *, speaks: bool = False) -> bool:
+    """Returns True if a process listens at an address; with `speaks`, if it also says something.
+
+    TensorFlow's server greets whoever connects, before it is told anything. One whose process was stopped does not: the system still takes
+    connections for it.
+    """
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_OF_CONNECTION):
-            return True
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_OF_CONNECTION) as connection:
+            return not speaks or bool(connection.recv(1))
     except OSError:
         return False
 
 
 @contextlib.contextmanager
 def watched(cluster: Cluster) -> Iterator[None]:
-    """Ends this process, with the status of `LostWorkerError`, when another one of the cluster is gone while the context lasts.
+    """Ends this process, with the status of `LostWorkerError`, when another one of the cluster is gone or stands still while the context lasts.
 
     TensorFlow's own messages wait for minutes, or for ever, for a process that is gone; in a label pass or while images are read nothing is
     sent at all.
@@ -134,10 +138,13 @@ def watched(cluster: Cluster) -> Iterator[None]:
     over = threading.Event()
 
     def look() -> None:
-        in_vain = dict.fromkeys(cluster.others, 0)
+        in_vain, has_spoken = dict.fromkeys(cluster.others, 0), dict.fromkeys(cluster.others, False)
         while not over.wait(_SECONDS_BETWEEN_LOOKS):
             for index in cluster.others:
-                in_vain[index] = 0 if _listens(cluster.addresses[index]) else in_vain[index] + 1
+                # At first only the listener of `meet` may be there.
+                is_there = _listens(cluster.addresses[index], speaks=has_spoken[index])
+                has_spoken[index] = has_spoken[index] or (is_there and _listens(cluster.addresses[index], speaks=True))
+                in_vain[index] = 0 if is_there else in_vain[index] + 1
                 if in_vain[index] == _LOOKS_IN_VAIN and not over.is_set():
                     end_for(cluster, index)
 
@@ -160,7 +167,7 @@ def end_for(cluster: Cluster, index: int) -> None:
 def gone(cluster: Cluster, missing: list[int]) -> str:
     """Returns the message about processes that are gone."""
     names = ", ".join(map(cluster.name, missing))
-    return f"{names} is gone. Start all {len(cluster.addresses)} processes again: the run goes on from its newest checkpoint"
+    return f"{names} is gone, or stands still. Start all {len(cluster.addresses)} processes again: the run goes on from its newest checkpoint"
 
 
 def missing_of(cluster: Cluster) -> list[int]:
