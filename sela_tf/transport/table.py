@@ -97,7 +97,10 @@ class Table:
         """Returns a chunk on the device whose scope this is, and keeps it there where memory allows it."""
         kept = self._kept.get((start, stop))
         if kept is None:
-            kept = tf.identity(tf.convert_to_tensor(self._given[start:stop]))
+            # A slice of a tensor is made where the tensor lies, or all of it would be brought here.
+            with tf.device(self._given.device) if tf.is_tensor(self._given) else contextlib.nullcontext():
+                part = tf.convert_to_tensor(self._given[start:stop])
+            kept = tf.identity(part)
             if self._is_linear and not self.is_computed:
                 kept = half_precision(self._logits(kept)) if self._form == "float16" else self._logits(kept)
             kept = tf.pad(kept, [[0, missing], [0, 0]])
