@@ -106,11 +106,14 @@ def _steps_measured(experiment: Experiment) -> int:
     return min(_MOST_STEPS, max(round(_SHARE_OF_STEPS * experiment.last_step), 1))
 
 
-def seconds_of_drawing(experiment: Experiment) -> tuple[float, float]:
-    """Returns the seconds in which the views of a batch are made, after the first ones, which fill the buffers, and those of all cores."""
+def seconds_of_drawing(experiment: Experiment, *, batch_size: int | None = None) -> tuple[float, float]:
+    """Returns the seconds in which the views of a batch are made, after the first ones, which fill the buffers, and those of all cores.
+
+    `batch_size` is that of the settings if None.
+    """
     last = min(_FIRST_BATCHES + _steps_measured(experiment), max(experiment.last_step, 1))
     start, of_cores, counted = time.perf_counter(), time.process_time(), 0
-    for number, _ in enumerate(experiment.views(0, last)):
+    for number, _ in enumerate(experiment.views(0, last, batch_size=batch_size)):
         if number < min(_FIRST_BATCHES, last - 1):
             start, of_cores = time.perf_counter(), time.process_time()
             continue

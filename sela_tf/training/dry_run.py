@@ -84,7 +84,7 @@ def dry_run(config: SelaConfig) -> None:
     print(f"one step on {few} images: loss {loss:.4f} (ln K = {np.log(config.num_clusters):.4f}), {step_seconds:.3f} s")
     per_image = _seconds_of_looking(experiment, few)
     print(f"looking at an image, as label passes do: {1000 * per_image:.3g} ms")
-    view = seconds_of_drawing(experiment)[1] / experiment.own_views
+    view = seconds_of_drawing(experiment, batch_size=few)[1] / few
     cores = len(os.sched_getaffinity(0))
     print(
         f"one core makes {1 / view:,.0f} training views a second, and there are {cores}; the step above wants {view * few / step_seconds:.2g}"

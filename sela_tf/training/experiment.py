@@ -132,8 +132,11 @@ class Experiment:
 
     @property
     def pass_batch(self) -> int:
-        """The most images of a batch of a label pass: those of one device, times the devices of this process."""
-        return LABEL_PASS_BATCH * self.own_replicas.here
+        """The most images of a batch of a label pass: those of one device, times the devices of this process.
+
+        Where statistics of a batch are those of all devices, they share the batch of one, so that the first pass has the statistics of one.
+        """
+        return LABEL_PASS_BATCH * (1 if self.config.sync_batch_norm else self.own_replicas.here)
 
     @property
     def own_views(self) -> int:
