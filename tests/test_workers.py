@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -34,7 +35,9 @@ from sela_tf.training.initial_state import description_of
 from sela_tf.training.mean_network import MeanNetwork
 from sela_tf.training.together import Start, check_same, start_together
 
-FLAGS = (*SMALL, "--evaluate=none", "--epochs=6", "--strategy=multiworker")
+# The unbroken run may be made by another process of pytest, whose caches lie elsewhere; nothing is written there.
+CACHE = f"--cache_dir={pathlib.Path(tempfile.gettempdir()) / 'no_cache_of_workers'}"
+FLAGS = (*SMALL, "--evaluate=none", "--epochs=6", "--strategy=multiworker", CACHE)
 FILES = ("labels.npz", "model.weights.h5", "metrics.jsonl", "network.json", "results.json")
 
 
