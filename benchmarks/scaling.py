@@ -1,4 +1,4 @@
-"""What sharing a training costs: `python -m benchmarks.scaling [--goals]`, one process, two logical devices, two and three workers.
+"""The cost of sharing a training: `python -m benchmarks.scaling [--goals]`, one process, two logical devices, two and three workers.
 
 Each row is a training of Fashion-MNIST (ResNet-8, K = 128, three heads) by one device, by two logical devices of one process, or by workers on
 this machine that TF_CONFIG joins; and, without images, the transport of features (`--rows` x `--clusters`, D = 64). For each worker: the
@@ -44,7 +44,7 @@ _DIMENSIONS, _FILES = 64, 600
 
 
 class Sum(NamedTuple):
-    """What a part took on one worker."""
+    """The processor time and the messages that a part took on one worker."""
 
     seconds: float
     """Processor seconds."""
@@ -229,7 +229,7 @@ class Card(NamedTuple):
 
     name: str
     bytes_per_second: float
-    """Of its memory."""
+    """The bandwidth of its memory."""
     float32: float
     """Products of float32, floating-point operations a second."""
     memory: float

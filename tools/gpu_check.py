@@ -1,4 +1,4 @@
-"""What a graphics card does with the transport: `python -m tools.gpu_check`, five minutes, and what to put into docs/scaling.md.
+"""A check of the transport on a graphics card: `python -m tools.gpu_check`, five minutes, and a table for docs/scaling.md.
 
 No release was tried on a graphics card before this script was run there. It trains the digits, relabels Fashion-MNIST on the card and on the
 processor, solves a transport of ImageNet's size, and measures which share of the card's bandwidth the passes reach. It ends with 1 where

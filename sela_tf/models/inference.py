@@ -209,10 +209,10 @@ class BatchedInference:
         """Collects the outputs of one pass over some of the examples, each at most once, as `collect` does.
 
         Returns:
-            (float32 [n, D], their indices, int64 [n]), in the order of `batches`.
+            (float32 [n, D], their indices, int64 [n]), in the order of `batches`, up to the first batch with an index that was there before.
 
         Raises:
-            ValueError: an index is repeated or outside 0 … N - 1.
+            ValueError: an index is outside 0 … N - 1.
         """
         seen = _Seen(num_examples)
         indices: list[np.ndarray] = []
