@@ -7,9 +7,12 @@ import oracle
 import pytest
 from thread_workers import in_threads
 
+from sela_tf.transport import candidates as candidates_module
 from sela_tf.transport.assignment import Assignment, assign_labels
 from sela_tf.transport.errors import KnownLabelsError, NotFiniteError
 from sela_tf.transport.linear_logits import LinearLogits
+from sela_tf.transport.rows import Rows
+from sela_tf.transport.shards import ALONE
 from sela_tf.transport.sinkhorn import sinkhorn
 
 
@@ -161,3 +164,21 @@ def test_what_is_wrong_with_all_rows_is_told_by_all_workers(rng):
         for error in in_threads(2, work):
             assert isinstance(error, KnownLabelsError | ValueError)
             assert message in str(error)
+
+
+@pytest.mark.parametrize("dense", [0, 256])
+def test_joins_of_all_workers_are_those_of_one(rng, monkeypatch, dense):
+    """As whole matrices, or as the entries that are not zero."""
+    monkeypatch.setattr(candidates_module, "_DENSE", dense)
+    log_probs, v = oracle.log_probs(rng, 900, 24, spread=3.0), np.zeros(24)
+
+    def joins(source, shards):
+        rows = Rows(source, lam=25.0, shards=shards)
+        measured, near = rows.measure_and_list(v, 30.0)
+        lists = candidates_module.Candidates(near, rows.that_count(measured.log_rows), v, 30.0, shards)
+        return lists.joins(lists.evaluate(v).q, 24).toarray()
+
+    expected = joins(log_probs, ALONE)
+    assert np.count_nonzero(expected) > 24
+    for found in in_threads(2, lambda shards: joins(np.array_split(log_probs, [300])[shards.index], shards)):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-15)
