@@ -1,10 +1,10 @@
-"""What a matching prior and a few known labels are worth: `python -m benchmarks.marginals --output=build/marginals.md`.
+"""What a matching prior, bounds of sizes and a few known labels are worth: `python -m benchmarks.marginals --output=build/marginals.md`.
 
 Fashion-MNIST, by the door of the package, `configs/fashion_mnist.cfg` with ten clusters and five epochs, several seeds a row.
 
-Imbalanced: of class c the first 6000 / (c + 1) images, so that class sizes follow Zipf's law; uniform clusters against `--marginals=zipf`
-(the first is what the paper does). Known: the first 20,000 images; none known, or the class of 1 % of them as their cluster.
-A finished run is not repeated.
+Imbalanced: of class c the first 6000 / (c + 1) images, so that class sizes follow Zipf's law; uniform clusters (what the paper does)
+against `--marginals=zipf`, and against `--cluster_sizes` of half to twice and of a quarter to four times the uniform size.
+Known: the first 20,000 images; none known, or the class of 1 % of them as their cluster. A finished run is not repeated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from sela_tf.data.sources import load_source
 
 ROOT = pathlib.Path(__file__).parent.parent
-NUM_CLASSES = 10
+NUM_CLASSES = NUM_CLUSTERS = 10
 KNOWN_SHARE = 0.01
 
 
@@ -41,7 +41,7 @@ def train(directory: pathlib.Path, name: str, seed: int, flags: list[str]) -> di
     if not (workdir / "results.json").exists():
         command = [
             sys.executable, "-m", "sela_tf.train", "--flagfile=configs/fashion_mnist.cfg", f"--eval_dataset=npz:{directory / 'test.npz'}",
-            f"--num_clusters={NUM_CLASSES}", "--epochs=5", "--monitor_examples=0", f"--seed={seed}", f"--workdir={workdir}", *flags,
+            f"--num_clusters={NUM_CLUSTERS}", "--epochs=5", "--monitor_examples=0", f"--seed={seed}", f"--workdir={workdir}", *flags,
         ]  # fmt: skip
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return json.loads((workdir / "results.json").read_text())
@@ -59,9 +59,13 @@ def main() -> None:
     directory.mkdir(parents=True, exist_ok=True)
     make_sets(options.data, directory)
     imbalanced, first = f"--dataset=npz:{directory / 'imbalanced.npz'}", f"--dataset=npz:{directory / 'first.npz'}"
+    uniform_size = sum(6000 // (c + 1) for c in range(NUM_CLASSES)) / NUM_CLUSTERS
+    bounds = {times: f"--cluster_sizes={uniform_size / times:.0f}:{uniform_size * times:.0f}" for times in (2, 4)}
     rows = {
         "imbalanced, uniform": [imbalanced],
         "imbalanced, zipf": [imbalanced, "--marginals=zipf"],
+        "imbalanced, half to twice": [imbalanced, bounds[2]],
+        "imbalanced, a quarter to four times": [imbalanced, bounds[4]],
         "first 20,000": [first],
         "first 20,000, 1 % known": [first, f"--known_labels={directory / 'known.csv'}"],
     }
