@@ -16,6 +16,7 @@ from typing import NamedTuple
 import grpc
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 
@@ -25,28 +26,39 @@ class Ports(NamedTuple):
 
 
 class _Model:
-    """The newest version below a directory; what it calls a bad request is a ValueError."""
+    """The newest version below a directory, in a session as TensorFlow Serving has it; what it calls a bad request is a ValueError."""
 
     def __init__(self, directory: pathlib.Path, name: str):
         versions = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
         self.name = name
-        self._loaded = tf.saved_model.load(str(directory / str(max(versions))))
+        self._session = tf.compat.v1.Session(graph=tf.Graph())
+        with self._session.graph.as_default():
+            loaded = tf.compat.v1.saved_model.load(self._session, ["serve"], str(directory / str(max(versions))))
+        self._signatures = loaded.signature_def
 
-    def predict(self, signature: str, inputs: dict[str, tf.Tensor]) -> dict[str, np.ndarray]:
-        function = self._loaded.signatures.get(signature or "serving_default")
-        if function is None:
+    def predict(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if (signature or "serving_default") not in self._signatures:
             raise ValueError(f"no signature {signature!r}")
-        specs = function.structured_input_signature[1]
-        if set(inputs) != set(specs):
-            raise ValueError(f"inputs must be {sorted(specs)}, not {sorted(inputs)}")
-        for name, spec in specs.items():
-            if inputs[name].dtype != spec.dtype or not spec.shape.is_compatible_with(inputs[name].shape):
-                raise ValueError(f"{name} must be {spec}, not {inputs[name].dtype} {inputs[name].shape}")
-        return {name: value.numpy() for name, value in function(**inputs).items()}
+        tensors = self._signatures[signature or "serving_default"]
+        if set(inputs) != set(tensors.inputs):
+            raise ValueError(f"inputs must be {sorted(tensors.inputs)}, not {sorted(inputs)}")
+        for name, info in tensors.inputs.items():
+            spec, given = _spec(info), tf.as_dtype(inputs[name].dtype)
+            if given != spec.dtype or not spec.shape.is_compatible_with(inputs[name].shape):
+                raise ValueError(f"{name} must be {spec}, not {given} {inputs[name].shape}")
+        outputs = {name: info.name for name, info in tensors.outputs.items()}
+        return self._session.run(outputs, {info.name: inputs[name] for name, info in tensors.inputs.items()})
 
     def only_input(self, signature: str) -> tuple[str, tf.TensorSpec]:
-        ((name, spec),) = self._loaded.signatures[signature or "serving_default"].structured_input_signature[1].items()
-        return name, spec
+        ((name, info),) = self._signatures[signature or "serving_default"].inputs.items()
+        return name, _spec(info)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _spec(info: meta_graph_pb2.TensorInfo) -> tf.TensorSpec:
+    return tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype))
 
 
 class _Servicer(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -56,7 +68,7 @@ class _Servicer(prediction_service_pb2_grpc.PredictionServiceServicer):
     def Predict(self, request, context):  # noqa: N802
         if request.model_spec.name != self._model.name:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({request.model_spec.name})")
-        inputs = {name: tf.constant(tf.make_ndarray(tensor)) for name, tensor in request.inputs.items()}
+        inputs = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
         try:
             outputs = self._model.predict(request.model_spec.signature_name, inputs)
         except (ValueError, tf.errors.InvalidArgumentError) as error:
@@ -91,7 +103,7 @@ def _handler(model: _Model) -> type[http.server.BaseHTTPRequestHandler]:
             signature = request.get("signature_name", "")
             name, spec = model.only_input(signature)
             rows = [row[name] if isinstance(row, dict) else row for row in _decoded(request["instances"])]
-            outputs = model.predict(signature, {name: tf.constant(rows, spec.dtype)})
+            outputs = model.predict(signature, {name: tf.make_ndarray(tf.make_tensor_proto(rows, spec.dtype))})
             outputs = {
                 key: np.char.decode(value.astype("S"), "utf-8") if value.dtype == object else value
                 for key, value in outputs.items()
@@ -129,3 +141,4 @@ def served(directory: pathlib.Path, name: str) -> Iterator[Ports]:
             thread.join()
             rest.server_close()
             rpc.stop(None).wait()
+            model.close()

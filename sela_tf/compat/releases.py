@@ -131,5 +131,9 @@ def steps_per_execution(model: keras.Model) -> int:
 
 def of_each_replica(variable: Any, strategy: tf.distribute.Strategy) -> tuple[tf.Variable, ...]:
     """Returns the variables of each replica that a variable of Keras or TensorFlow stands for; on one device, one."""
-    inner = variable.value if IS_KERAS_3 and isinstance(variable, keras.Variable) else variable
-    return tuple(strategy.experimental_local_results(inner))
+    return tuple(strategy.experimental_local_results(tensorflow_variable(variable)))
+
+
+def tensorflow_variable(variable: Any) -> tf.Variable:
+    """Returns the variable of TensorFlow that a variable of Keras stands for, or is."""
+    return variable.value if IS_KERAS_3 and isinstance(variable, keras.Variable) else variable

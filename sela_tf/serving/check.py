@@ -158,7 +158,7 @@ def _compare(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray], to
     """
     largest = dict.fromkeys(expected, 0.0)
     for signature in dict.fromkeys(key.split("/")[0] for key in answers):
-        for size in (*map(str, stand_alone.BATCHES), "bad"):
+        for size in (*map(str, stand_alone.BATCHES), "session", "bad"):
             found = {name: answers[f"{signature}/{size}/{name}"] for name in (*expected, "valid")}
             good = np.ones(len(found["valid"]), bool)
             if size == "bad":

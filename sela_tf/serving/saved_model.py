@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from sela_tf.compat.releases import tensorflow_variable
 from sela_tf.data.augment import clean_view
 from sela_tf.data.channels import shown_pixels, to_channels
 from sela_tf.data.decoding import decode_image
@@ -50,7 +51,11 @@ class ServedModel(tf.Module):
 
     def __init__(self, model: keras.Model, potentials: np.ndarray | None = None, lam: float = 1.0, names: np.ndarray | None = None):
         super().__init__(name="sela")
-        self.network = cut_at(model, EMBEDDING, model.output)
+        network = cut_at(model, EMBEDDING, model.output)
+        # A server restores the variables that this object tracks. Where Keras 3's own are tracked, the restored ones are copies that
+        # no signature reads, and every request fails (keras-team/keras#20095). So TensorFlow's are tracked, and a function hides the network.
+        self.variables_of_network = [tensorflow_variable(variable) for variable in network.variables]
+        self._run = lambda inputs: network(inputs, training=False)
         self.potentials = None if potentials is None else tf.Variable(potentials, trainable=False, dtype=tf.float32)
         self._lam = float(lam)
         # An empty last name is that of the cluster -1.
@@ -70,7 +75,7 @@ class ServedModel(tf.Module):
         # TensorFlow's fused convolutions fail on an empty batch, so an empty one gets a row whose output is cut off.
         count = tf.shape(inputs)[0]
         some = tf.cond(count > 0, lambda: inputs, lambda: tf.zeros([1, *inputs.shape[1:]], inputs.dtype))
-        embedding, logits = self.network(tf.ensure_shape(some, inputs.shape), training=False)
+        embedding, logits = self._run(tf.ensure_shape(some, inputs.shape))
         found = {"embedding": tf.cast(embedding, tf.float32), **predictions(logits, self.potentials, lam=self._lam)._asdict()}
         blank = {"cluster": -1}
         masked = {

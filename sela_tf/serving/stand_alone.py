@@ -4,7 +4,8 @@
 
 DIRECTORY holds files.tfrecord, encoded images, and pixels.npy, the same images as float32 [N, h, w, C]; or only pixels.npy with vectors
 float32 [N, D]. The script writes answers.npz, the outputs under the names SIGNATURE/BATCH/OUTPUT, and timings.json, the seconds of each
-call: at least five calls, and more until SECONDS are over.
+call: at least five calls, and more until SECONDS are over. The answers to one more batch of eight, SIGNATURE/session/OUTPUT, come from a
+session, in which TensorFlow Serving runs a model: there variables are restored otherwise than by `tf.saved_model.load`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ BATCHES = (1, 8, 64)
 """The batch sizes that every signature is called with."""
 BAD_ROW = 3
 """The row of a batch of eight that is replaced by something that is no image, in one more call: SIGNATURE/bad/OUTPUT."""
+IN_A_SESSION = 8
+"""The size of the batch that a session answers."""
 _LEAST_CALLS, _MOST_CALLS = 5, 200
 
 
@@ -65,8 +68,29 @@ def run(saved_model: str, directory: pathlib.Path, seconds: float) -> None:
             timings[signature][str(size)] = _seconds(ask, values[:size], seconds)
         found = ask([*values[:BAD_ROW], bad, *values[BAD_ROW + 1 : 8]])
         answers.update({f"{signature}/bad/{output}": value for output, value in found.items()})
+    answers.update(
+        _answers_in_a_session(saved_model, {key: (name, values[:IN_A_SESSION]) for key, (name, values, _) in inputs.items()})
+    )
     np.savez(directory / "answers.npz", **answers)  # type: ignore[arg-type]
     (directory / "timings.json").write_text(json.dumps(timings))
+
+
+def _answers_in_a_session(saved_model: str, requests: dict[str, tuple[str, Any]]) -> dict[str, np.ndarray]:
+    """Returns the outputs of each signature by SIGNATURE/session/OUTPUT, for rows of its input, which has a name."""
+    answers = {}
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        loaded = tf.compat.v1.saved_model.load(session, ["serve"], saved_model)
+        for signature, (name, rows) in requests.items():
+            tensors = loaded.signature_def[signature]
+            outputs = {output: info.name for output, info in tensors.outputs.items()}
+            found = session.run(outputs, {tensors.inputs[name].name: rows})
+            answers.update({f"{signature}/session/{output}": _storable(values) for output, values in found.items()})
+    return answers
+
+
+def _storable(values: np.ndarray) -> np.ndarray:
+    """Returns an array that a file can hold: TensorFlow gives text as an array of objects, which takes pickle."""
+    return values.astype("S") if values.dtype == object else values
 
 
 def _client(function: Callable[..., dict[str, tf.Tensor]], name: str) -> Callable[[Any], dict[str, np.ndarray]]:
@@ -74,8 +98,7 @@ def _client(function: Callable[..., dict[str, tf.Tensor]], name: str) -> Callabl
 
     def ask(rows: Any) -> dict[str, np.ndarray]:
         found = function(**{name: tf.constant(rows)})
-        # TensorFlow gives text as an array of objects, which a file could hold by pickle alone.
-        return {output: value.numpy().astype("S") if value.dtype == tf.string else value.numpy() for output, value in found.items()}
+        return {output: _storable(value.numpy()) for output, value in found.items()}
 
     return ask
 
