@@ -11,13 +11,14 @@ LANE_PYTHON := $(if $(filter file,$(origin PYTHON)),python3.11,$(PYTHON))
 
 ATLAS := .venv-atlas
 SKLEARN := .venv-sklearn
+TFX := .venv-tfx
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: demo pipeline test test-slow test-tf test-sklearn test-atlas soak lint format reference screenshots system-deps lock wheel clean help
+.PHONY: demo pipeline pipeline-tfx test test-slow test-tf test-tfx test-sklearn test-atlas soak lint format reference screenshots system-deps lock wheel clean help
 
 help:
 	@sed -n '1s/^# //p' Makefile
-	@echo 'make pipeline, test-slow, test-tf, test-sklearn, test-atlas, soak, lint, format, reference, screenshots, system-deps, lock, wheel, clean: see BUILD.md'
+	@echo 'make pipeline, pipeline-tfx, test-slow, test-tf, test-tfx, test-sklearn, test-atlas, soak, lint, format, reference, screenshots, system-deps, lock, wheel, clean: see BUILD.md'
 
 demo: $(VENV)/.core
 	$(BIN)/python -m sela_tf.train --flagfile=configs/digits.cfg --workdir=runs/digits $(FLAGS)
@@ -26,8 +27,15 @@ demo: $(VENV)/.core
 pipeline: $(VENV)/.dev
 	$(BIN)/python -m components.pipeline --flagfile=configs/digits.cfg --root=runs/pipeline --min_knn=0.95 --min_linear_probe=0.95 $(FLAGS)
 
+# The same steps as a pipeline of TFX. On a glibc that is too old for TFX, root runs it in a Debian 13 (tools/tfx_root.sh).
+pipeline-tfx:
+	tools/tfx_root.sh $(MAKE) --no-print-directory in-tfx-pipeline FLAGS='$(FLAGS)'
+
+in-tfx-pipeline: $(TFX)/.lock
+	$(TFX)/bin/python -m components.pipeline_tfx --flagfile=configs/digits.cfg --root=runs/pipeline_tfx --min_knn=0.95 --min_linear_probe=0.95 $(FLAGS)
+
 # Two processes share two cores: threads of OpenMP that wait for each other by spinning would take a fifth of the time.
-test test-slow test-tf test-sklearn: export OMP_NUM_THREADS = 1
+test test-slow test-tf test-tfx test-sklearn: export OMP_NUM_THREADS = 1
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FLAGS)
@@ -40,6 +48,13 @@ test-tf: $(LANE)/.lane
 	rm -rf build
 	$(LANE)/bin/uv pip install --quiet --python $(LANE)/bin/python --no-deps --reinstall .
 	PYTHONSAFEPATH=1 $(LANE)/bin/python -m pytest -n 2 --dist loadgroup @tests/lanes.txt -m "lane or not slow" $(FLAGS)
+
+# The components in TFX, with TFX's own components before and behind them.
+test-tfx:
+	tools/tfx_root.sh $(MAKE) --no-print-directory in-tfx-test FLAGS='$(FLAGS)'
+
+in-tfx-test: $(TFX)/.lock
+	$(TFX)/bin/python -m pytest tests/tfx $(FLAGS)
 
 # BalancedKMeans by the checks of the oldest scikit-learn that the package takes, from the wheel: by hand before a release.
 test-sklearn: $(SKLEARN)/.lock
@@ -87,7 +102,8 @@ lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade --extra dev pyproject.toml -o requirements-dev.lock
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade -c requirements-dev.lock pyproject.toml -o requirements.lock
 	for lane in tests/locks/*.in; do case $$lane in */tools.in|*/atlas.in) continue;; */tf-2.15.in) all=;; *) all=--universal;; esac; \
-	  $(BIN)/uv pip compile $$all --python-version 3.11 --no-header --upgrade pyproject.toml $$lane -o $${lane%.in}.lock; done
+	  case $$lane in */tfx.in) python=3.12;; *) python=3.11;; esac; \
+	  $(BIN)/uv pip compile $$all --python-version $$python --no-header --upgrade pyproject.toml $$lane -o $${lane%.in}.lock; done
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade tests/locks/atlas.in -o tests/locks/atlas.lock
 
 wheel: $(VENV)/.dev
@@ -129,6 +145,15 @@ $(ATLAS)/.lock: tests/locks/atlas.lock $(VENV)/.dev
 $(SKLEARN)/.lock: tests/locks/sklearn.lock $(VENV)/.dev
 	$(BIN)/python -m venv --clear $(SKLEARN)
 	$(BIN)/uv pip install --quiet --python $(SKLEARN)/bin/python -r tests/locks/sklearn.lock
+	@touch $@
+
+# The installed package, for its metadata; the modules are those of the checkout.
+$(TFX)/.lock: tests/locks/tfx.lock pyproject.toml tools/check_python.py
+	@$(PYTHON) tools/check_python.py
+	$(PYTHON) -m venv --clear $(TFX)
+	$(TFX)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	$(TFX)/bin/uv pip install --quiet --python $(TFX)/bin/python -r $<
+	$(TFX)/bin/uv pip install --quiet --python $(TFX)/bin/python --no-deps --editable .
 	@touch $@
 
 tests/locks/tf-%.lock:

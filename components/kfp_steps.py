@@ -13,6 +13,7 @@ from typing import Any
 
 from kfp import dsl
 
+from components.reports import mean_figures
 from components.settings import PipelineSettings
 from sela_tf.cli.command import load_tensorflow
 
@@ -167,7 +168,5 @@ def log_figures(figures: Any, path: str, *keys: str) -> None:
     found = json.loads(pathlib.Path(path).read_text())
     for key in keys:
         found = found[key]
-    for name, value in found.items():
-        values = value if isinstance(value, list) else [value]
-        if values and all(isinstance(each, int | float) for each in values):
-            figures.log_metric(name, sum(values) / len(values))
+    for name, value in mean_figures(found).items():
+        figures.log_metric(name, value)

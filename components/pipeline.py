@@ -11,22 +11,18 @@ import importlib.util
 import io
 import os
 import re
-import shlex
 import sys
 import threading
-from typing import Any, TextIO
+from typing import TextIO
 
 from absl import flags as absl_flags
 
 from components.child_group import ChildGroup
 from components.errors import WorkerLostError, how_it_ended, signal_of
-from components.settings import FROM_EXAMPLES, IngestionSettings, LinearProbeSettings, PipelineSettings, missing_package
+from components.settings import PipelineSettings, missing_package
+from components.step_flags import STEP_SETTINGS, define_step_flags, step_flags
 from sela_tf.cli import flags
 from sela_tf.cli.command import Command
-from sela_tf.models.layer_names import EMBEDDING
-from sela_tf.settings.commands import ProbeConfig
-from sela_tf.settings.fields import CHOSEN
-from sela_tf.settings.training import SelaConfig
 
 _USAGE = """python -m components.pipeline --flagfile=configs/NAME.cfg --root=DIR [--min_knn=SHARE …] [--setting=value …]
 python -m components.pipeline --flagfile=configs/NAME.cfg --compile=FILE.yaml [--image=IMAGE …]
@@ -36,51 +32,18 @@ Ingests --dataset, trains on it, probes the model and says whether it is good en
 _LOG = "kfp.log"
 _GRACE_SECONDS = 15
 """Time in which steps save their state after a signal. Kubernetes kills after 30 seconds, in which all processes have to end."""
-_OF_INGESTION = ("images_per_shard", "image_key", "label_key", "beam_pipeline_args")
-"""The others are settings of a training, too."""
-_OF_VERDICT = ("max_drop", "min_knn", "min_linear_probe", "min_nmi", "baseline")
-_OF_PROBES = ("stages", "protocol", "values", "knn", "untrained")
 
 
 def _define(values: absl_flags.FlagValues) -> None:
     flags.define(values, PipelineSettings)
-    flags.define(values, SelaConfig)
-    flags.define(values, IngestionSettings, leave_out=_but(IngestionSettings, _OF_INGESTION))
-    flags.define(values, LinearProbeSettings, leave_out=_but(LinearProbeSettings, _OF_VERDICT))
-    flags.define(values, ProbeConfig, leave_out=_but(ProbeConfig, _OF_PROBES))
-
-
-def _but(kind: Any, names: tuple[str, ...]) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)} - set(names)
+    define_step_flags(values)
 
 
 def _read(values: absl_flags.FlagValues) -> tuple[PipelineSettings, str, str, str]:
-    """Returns the pipeline's settings, and the flags of ingestion, training and probing, each on one line as in a shell.
-
-    Everything is checked before the first step.
-    """
+    """Returns the pipeline's settings, and the flags of each step. Everything is checked before the first step."""
     if importlib.util.find_spec("kfp") is None:
         raise missing_package("pipelines need kfp", "pipelines")
-    settings = flags.settings(values, PipelineSettings)
-    config = flags.settings(values, SelaConfig)
-    shared = {
-        field.name: field.default if getattr(config, field.name) is CHOSEN else getattr(config, field.name)
-        for field in dataclasses.fields(IngestionSettings)
-        if field.name in vars(config)
-    }
-    ingestion = flags.settings(values, IngestionSettings, **shared, examples="-")
-    directories = {name: f"-{name}" for name in ("examples", "model", "evaluation", "blessing")}
-    verdict = flags.settings(values, LinearProbeSettings, **directories)
-    others = {field.name: field.default for field in dataclasses.fields(ProbeConfig) if field.name not in _OF_PROBES}
-    probes = flags.settings(values, ProbeConfig, **{**others, "workdir": ("-",)})
-    # a verdict is about the embedding; of 60,000 images, logistic regressions on all stages take an hour
-    probes = dataclasses.replace(probes, stages=probes.stages or (EMBEDDING,))
-    return (
-        settings,
-        shlex.join(flags.departures(ingestion, leave_out=("examples",))),
-        shlex.join(flags.departures(config, leave_out=FROM_EXAMPLES)),
-        shlex.join([*flags.departures(verdict, leave_out=directories), *flags.departures(probes, leave_out=FROM_EXAMPLES)]),
-    )
+    return flags.settings(values, PipelineSettings), *step_flags(values)
 
 
 def _work(settings: PipelineSettings, ingestion: str, training: str, probing: str) -> int:
@@ -178,7 +141,7 @@ class _Steps(io.TextIOBase):
 main = Command(
     name="components.pipeline",
     usage=_USAGE,
-    settings=(PipelineSettings, SelaConfig, IngestionSettings, LinearProbeSettings, ProbeConfig),
+    settings=(PipelineSettings, *STEP_SETTINGS),
     work=_work,
     define=_define,
     read=_read,

@@ -53,7 +53,8 @@ class IngestionSettings:
     download: bool = download_option()
     memory_limit: float = memory_limit_option("GiB that idx and npz may take; anything else is read as it is needed.")
     beam_pipeline_args: tuple[str, ...] = option(
-        (), "Options of Apache Beam, such as --runner=DataflowRunner; by default FnApiRunner with a process on each core."
+        (),
+        "Options of Apache Beam, such as --runner=DataflowRunner, which then does the work; by default threads of this process do.",
     )
 
     def __post_init__(self) -> None:

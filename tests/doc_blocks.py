@@ -41,10 +41,9 @@ _SMALL = {
         "batch_size": "32",
         "num_relabellings": "2",
     },
-    "components.data_ingestion": {"beam_pipeline_args": "--runner=FnApiRunner,--direct_running_mode=in_memory"},
 }
 _SMALL["components.self_labelling"] = _SMALL["sela_tf.train"]
-_SMALL["components.pipeline"] = {**_SMALL["sela_tf.train"], **_SMALL["components.data_ingestion"]}
+_SMALL["components.pipeline"] = _SMALL["sela_tf.train"]
 """Settings that are added to a command which does not have them, so that it takes seconds: by module."""
 _SMALL_IMAGES = {"imagenet": ["--image_size=64"]}
 """The same for recipes with such a word in their command."""

@@ -13,6 +13,8 @@ from components.settings import IngestionSettings
 from sela_tf.data.sources import load_source
 
 IN_PROCESS = ("--runner=FnApiRunner", "--direct_running_mode=in_memory")
+PROCESSES = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
+"""Options of Beam: all of it in one process, and workers in processes."""
 
 # Beam's, on importing and on a pipeline's end
 MARKS = [
@@ -25,7 +27,7 @@ MARKS = [
 
 def ingested(dataset: str, examples: pathlib.Path | str, **changes):
     """Ingests in this process, and loads the records."""
-    settings = IngestionSettings(dataset=dataset, examples=str(examples), **{"beam_pipeline_args": IN_PROCESS, **changes})
+    settings = IngestionSettings(dataset=dataset, examples=str(examples), **changes)
     manifest = ingest(settings)
     return manifest, load_source(f"records:{settings.examples}")
 

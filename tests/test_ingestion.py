@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import tensorflow as tf
-from ingested import MARKS, files_of, ingested, make_folder
+from ingested import IN_PROCESS, MARKS, PROCESSES, files_of, ingested, make_folder
 from served import encoded, picture
 
 from sela_tf.data.errors import SourceError
@@ -86,14 +86,13 @@ class TestSources:
             ingested(f"folder:{tmp_path}/images", tmp_path / "records")
 
     @pytest.mark.slow
-    def test_two_workers_one_and_a_copy_give_the_same_bytes(self, folder, tmp_path):
-        """Real worker processes."""
-        for count in (1, 2):
-            workers = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", f"--direct_num_workers={count}")
-            ingested(f"folder:{folder}", tmp_path / str(count), images_per_shard=10, beam_pipeline_args=workers)
-        one, two = files_of(tmp_path / "1"), files_of(tmp_path / "2")
+    def test_threads_processes_and_a_copy_give_the_same_bytes(self, folder, tmp_path):
+        """Threads of this process, Beam in it, and two real worker processes of Beam."""
+        for name, workers in (("threads", ()), ("beam", IN_PROCESS), ("processes", PROCESSES)):
+            ingested(f"folder:{folder}", tmp_path / name, images_per_shard=10, beam_pipeline_args=workers)
+        one = files_of(tmp_path / "threads")
         assert len(one) == 5 + 6 + 1
-        assert one == two
+        assert one == files_of(tmp_path / "beam") == files_of(tmp_path / "processes")
         copy = tmp_path / "copy" / "elsewhere"
         copy.parent.mkdir()
         subprocess.run(["cp", "-r", folder, copy], check=True)

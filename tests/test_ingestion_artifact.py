@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -263,20 +264,29 @@ class TestBadInput:
         is_one_line(without, "--examples is missing", door=door)
 
     def test_without_beam(self, tmp_path, monkeypatch):
-        """The extra is named before any work is done."""
+        """Threads of this process need none; where options of Beam are given, the extra is named before any work is done."""
         find_spec = importlib.util.find_spec
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "apache_beam" else find_spec(name))
-        (done,) = run_here([["--dataset=digits", f"--examples={tmp_path}/records"]], DOOR)
-        is_one_line(done, "pip install 'sela-tf[beam]'", door="components.data_ingestion")
-        assert not (tmp_path / "records").exists()
+        asks = f"--beam_pipeline_args={','.join(IN_PROCESS)}"
+        asked, plain = run_here(
+            [["--dataset=digits", f"--examples={tmp_path}/{name}", *more] for name, more in (("asked", [asks]), ("plain", []))],
+            DOOR,
+        )
+        is_one_line(asked, "pip install 'sela-tf[beam]'", door="components.data_ingestion")
+        assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+        assert plain.returncode == 0, plain.stderr
+        assert re.search(r"writing \d+ shards here, on \d+ thread", plain.stdout)
 
     @pytest.mark.slow
     def test_without_beam_nothing_imports_it(self, tmp_path):
         code = (
             "import sys; sys.modules['apache_beam'] = None\n"
             f"from components.data_ingestion.__main__ import main\n"
-            f"sys.exit(main(['x', '--dataset=digits', '--examples={tmp_path}/records']))"
+            f"sys.exit(main(['x', '--dataset=digits', '--examples={tmp_path}/records', *sys.argv[1:]]))"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-        is_one_line(done, "pip install 'sela-tf[beam]'", door="components.data_ingestion")
-        assert not (tmp_path / "records").exists()
+        for arguments, status in ([f"--beam_pipeline_args={','.join(IN_PROCESS)}"], 2), ([], 0):
+            done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+            assert done.returncode == status, done.stderr
+            if status:
+                is_one_line(done, "pip install 'sela-tf[beam]'", door="components.data_ingestion")
+            assert (tmp_path / "records").exists() == (status == 0)

@@ -11,7 +11,7 @@ import sys
 import pytest
 from disks import small_disk
 from fixtures import ROOT, Door, run_here
-from ingested import IN_PROCESS, MARKS, files_of, ingested, make_folder
+from ingested import IN_PROCESS, MARKS, PROCESSES, files_of, ingested, make_folder
 from processes import Tree
 
 from components.data_ingestion import executor, output
@@ -21,6 +21,7 @@ from sela_tf.settings.fields import ConfigError
 
 pytestmark = MARKS
 DOOR = "components.data_ingestion"
+BEAM = f"--beam_pipeline_args={','.join(PROCESSES)}"
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +43,11 @@ def is_worker(line: str) -> bool:
 
 @pytest.mark.slow
 class TestKilled:
-    """The default: workers in processes."""
+    """Workers in processes, and threads."""
 
     @pytest.mark.parametrize(("kind", "phase"), [("a worker", "writing"), ("the parent", "writing"), ("a stop", "checking")])
     def test_all_of_it_ends_and_the_same_command_does_the_work(self, folder, unbroken, tmp_path, kind, phase):
-        command = [DOOR, f"--dataset=folder:{folder}", f"--examples={tmp_path}/records", "--images_per_shard=10"]
+        command = [DOOR, f"--dataset=folder:{folder}", f"--examples={tmp_path}/records", "--images_per_shard=10", BEAM]
         with Tree(*command, output=tmp_path / "said") as tree:
             tree.wait_for_words(phase)
             worker = tree.wait_for(is_worker)
@@ -89,8 +90,21 @@ class TestKilled:
             assert tree.said().splitlines()[-1] == f"{DOOR}: stopped; nothing was written"
         assert {path.name for path in tmp_path.iterdir()} == {"said"}
 
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_threads(self, tmp_path, number):
+        command = [DOOR, "--dataset=synthetic:30000", f"--examples={tmp_path}/records"]
+        with Tree(*command, output=tmp_path / "said") as tree:
+            tree.wait_for_words("writing")
+            os.kill(tree.process.pid, number)
+            status = tree.ends()
+        assert status == (-number if number == signal.SIGKILL else 128 + number)
+        assert not (tmp_path / "records").exists()
+        (again,) = run_here([command[1:]], f"{DOOR}.__main__")
+        assert again.returncode == 0, again.stderr
+        assert {path.name for path in tmp_path.iterdir()} == {"said", "records"}
+
     def test_two_at_once(self, folder, tmp_path):
-        command = [f"--dataset=folder:{folder}", f"--examples={tmp_path}/records"]
+        command = [f"--dataset=folder:{folder}", f"--examples={tmp_path}/records", BEAM]
         with Tree(DOOR, *command, output=tmp_path / "said") as tree:
             tree.wait_for_words("checking")
             (second,) = run_here([command], f"{DOOR}.__main__")
@@ -180,7 +194,7 @@ class TestFullDisk:
             yield directory
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("arguments", [(), (f"--beam_pipeline_args={','.join(IN_PROCESS)}",)])
+    @pytest.mark.parametrize("arguments", [(), (f"--beam_pipeline_args={','.join(IN_PROCESS)}",), (BEAM,)])
     def test_one_line_and_nothing_left(self, disk, arguments):
         command = ["--dataset=synthetic:2000", f"--examples={disk}/records", *arguments]
         (done,) = run_here([command], f"{DOOR}.__main__")

@@ -9,7 +9,7 @@ from sela_tf.cli.command import Command
 
 _USAGE = """python -m components.data_ingestion --dataset=DATA --examples=DIR [--setting=value …]
 
-Reads and checks every image once, by Apache Beam, and writes them as shards of tf.train.Example, which --dataset=records:DIR trains on. Flags:
+Reads and checks every image once, and writes them as shards of tf.train.Example, which --dataset=records:DIR trains on. Flags:
 """
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import tensorflow as tf
 
@@ -24,26 +24,11 @@ _IN_THIS_PROCESS = "--direct_running_mode=in_memory"
 _FEWER = "beam_pipeline_args=--runner=FnApiRunner,--direct_running_mode=multi_processing,--direct_num_workers=1"
 
 
-class Beam(Protocol):
-    """Beam, as `start_beam` starts it."""
-
-    def run(self, num_tasks: int, place: str, kind: str) -> None:
-        """Runs tasks (see `beam_pipeline.run_pipeline`).
-
-        Raises:
-            WorkerLostError: A worker has ended before its work was done.
-            RuntimeError: Beam has failed.
-        """
-
-    def end(self) -> None:
-        """Ends all processes of Beam."""
-
-
-def start_beam(arguments: Sequence[str], scratch: str) -> Beam:
+def start_beam(arguments: Sequence[str], scratch: str) -> BeamHere | BeamProcess:
     """Starts Beam.
 
     Args:
-        arguments: Options of Beam; empty for a process on each core of this machine.
+        arguments: Options of Beam.
         scratch: A directory that is removed at the end; temporary files of workers go there if it is not at a URL.
 
     Raises:
@@ -56,10 +41,13 @@ def start_beam(arguments: Sequence[str], scratch: str) -> Beam:
 class BeamProcess:
     """Beam in a process of its own, with its workers. See `start_beam`."""
 
+    place = "by Apache Beam"
+
     def __init__(self, arguments: Sequence[str], scratch: str):
         self._arguments = list(arguments)
-        # Unless the user has asked for a runner, the lines that TensorFlow and Beam write for each worker come out only if one fails.
-        self._kept_back = None if arguments else tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
+        # Where Beam's workers are processes of this machine, the lines that they write come out only if one fails.
+        is_here = "--runner=FnApiRunner" in arguments
+        self._kept_back = tempfile.TemporaryFile() if is_here else None  # noqa: SIM115 - `end` closes it
         self._environment = {}
         if "://" not in scratch:
             # A worker that is killed cannot remove its temporary files.
@@ -128,6 +116,8 @@ class BeamHere:
 
     Beam would take the exception that a signal raises in the main thread for a failure of its own, and this process could not be stopped.
     """
+
+    place = "by Apache Beam, in this process"
 
     def __init__(self, arguments: Sequence[str]):
         self._arguments = arguments

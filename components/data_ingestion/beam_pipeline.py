@@ -7,9 +7,6 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-_HERE = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=0")
-"""Beam's default options here: a process on each core. Beam's DirectRunner would try to download a binary of another runner first."""
-
 
 def check_arguments(arguments: Sequence[str]) -> str:
     """Returns the reason why Beam refuses the options; "" if it takes them."""
@@ -26,7 +23,7 @@ def run_pipeline(arguments: Sequence[str], num_tasks: int, place: str, kind: str
     """Runs tasks on Beam's workers.
 
     Args:
-        arguments: Options of Beam; empty for a process on each core of this machine.
+        arguments: Options of Beam.
         num_tasks: Number of tasks.
         place: The directory of tasks and results.
         kind: "inspect" or "write".
@@ -47,6 +44,6 @@ def _pipeline(arguments: Sequence[str]) -> Any:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    options = PipelineOptions(list(arguments or _HERE))
+    options = PipelineOptions(list(arguments))
     options.get_all_options()
     return beam.Pipeline(options=options)

@@ -1,4 +1,4 @@
-"""Ingestion: `ingest(settings)` reads and checks every image once, by Apache Beam, and writes the artifact Examples.
+"""Ingestion: `ingest(settings)` reads and checks every image once, on threads or by Apache Beam, and writes the artifact Examples.
 
 One worker reads all images of a shard and writes the shard. So the bytes do not depend on the number of workers, and a worker has one
 image in memory at a time. (Beam's own sink for TFRecords repeats neither the bytes nor the images of a shard.)
@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
-import importlib.util
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from components.data_ingestion.planning import Plan, files_of, plan
 from components.data_ingestion.tasks import write_text
 from components.data_ingestion.workers import Workers
 from components.errors import storage_errors
-from components.settings import IngestionSettings, missing_package
+from components.settings import IngestionSettings
 from sela_tf.data.decoding import ImageInfo
 from sela_tf.data.errors import SourceError
 from sela_tf.data.image_set import SourceName
@@ -52,13 +51,11 @@ def ingest(settings: IngestionSettings) -> dict[str, Any]:
         The manifest.
 
     Raises:
-        ConfigError: Beam is missing, or the directory cannot be used, or another ingestion is writing it.
+        ConfigError: Beam is asked for and missing, or the directory cannot be used, or another ingestion is writing it.
         SourceError: The images cannot be used.
         WorkerLostError: A worker has ended before its work was done.
         StorageError: The disk is full, or cannot be written for another reason.
     """
-    if importlib.util.find_spec("apache_beam") is None:
-        raise missing_package("ingestion needs Apache Beam", "beam")
     directory = settings.examples
     artifacts.refuse_foreign(directory, "examples", _NAME)
     made_of = _made_of(settings)
@@ -119,8 +116,13 @@ def _ingest(settings: IngestionSettings, directory: str, workers: Workers) -> di
     return write_manifest(directory, written, about)
 
 
-def _made_of(settings: IngestionSettings) -> dict[str, Any]:
-    """Returns the settings that count, and a digest of the sizes and times of all files of the data set."""
+def input_digest(settings: IngestionSettings) -> str:
+    """Returns a digest of the names, sizes and times of all files of the data set, by which a change of it is noticed.
+
+    Raises:
+        ConfigError: The directory to write holds the data set.
+        SourceError: The data set does not exist.
+    """
     digest = hashlib.sha256()
     for setting in ("dataset", "eval_dataset"):
         source = getattr(settings, setting)
@@ -135,9 +137,14 @@ def _made_of(settings: IngestionSettings) -> dict[str, Any]:
                 continue
             size, time_ns = size_and_time(path)
             digest.update(f"{path}\0{size}\0{time_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def _made_of(settings: IngestionSettings) -> dict[str, Any]:
+    """Returns the settings that count, and the digest of the data set."""
     own = ("examples", "beam_pipeline_args", "download", "memory_limit")
     said = {name: value for name, value in vars(settings).items() if name not in own}
-    return {"component": _NAME, "settings": said, "input": digest.hexdigest()}
+    return {"component": _NAME, "settings": said, "input": input_digest(settings)}
 
 
 def _refuse_or_report(

@@ -101,7 +101,7 @@ def check_image(data: bytes) -> ImageInfo:
 
 
 def stored_pixels(data: bytes, kind: str, orientation: int = 1) -> np.ndarray:
-    """Decodes a file whose format is known to the values that it holds, upright.
+    """Decodes a file whose format is known, and whose size `read_header` has checked, to the values that it holds, upright.
 
     Args:
         data: The content of the file.
@@ -115,7 +115,10 @@ def stored_pixels(data: bytes, kind: str, orientation: int = 1) -> np.ndarray:
         tf.errors.InvalidArgumentError: The file does not decode.
     """
     if kind == "jpeg":
-        pixels = _decode_jpeg(data)
+        # What `_decode_jpeg` does in a graph, without the operations that choose; its limit of size has been checked.
+        content = tf.constant(data)
+        is_gray = tf.io.extract_jpeg_shape(content).numpy()[2] == 1
+        pixels = tf.io.decode_jpeg(content, channels=1 if is_gray else 3)
         return (_turned(pixels, tf.constant(orientation)) if orientation > 1 else pixels).numpy()
     if kind == "png":
         dtype = tf.uint16 if data[_DEPTH_AT] == _DEEP else tf.uint8

@@ -226,7 +226,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int, int]:
         BadImageError: The header is cut or damaged.
     """
     try:
-        height, width = (int(size) for size in tf.io.extract_jpeg_shape(data)[:2])
+        height, width, _ = tf.io.extract_jpeg_shape(data).numpy().tolist()
     except tf.errors.InvalidArgumentError as error:
         raise not_decoded("jpeg", data) from error
     orientation = int(jpeg_orientation(data)) if b"Exif\0\0" in data else 1
