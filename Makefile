@@ -54,7 +54,7 @@ test-tfx:
 	tools/tfx_root.sh $(MAKE) --no-print-directory in-tfx-test FLAGS='$(FLAGS)'
 
 in-tfx-test: $(TFX)/.lock
-	$(TFX)/bin/python -m pytest tests/tfx $(FLAGS)
+	$(TFX)/bin/python -m pytest tests/in_tfx $(FLAGS)
 
 # BalancedKMeans by the checks of the oldest scikit-learn that the package takes, from the wheel: by hand before a release.
 test-sklearn: $(SKLEARN)/.lock

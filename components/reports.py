@@ -1,4 +1,4 @@
-"""What a pipeline shows of the figures of a component."""
+"""Figures of a component, as a pipeline shows them."""
 
 from __future__ import annotations
 

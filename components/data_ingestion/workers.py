@@ -22,10 +22,10 @@ from sela_tf.data.errors import SourceError
 
 
 class Runner(Protocol):
-    """What runs the tasks of an ingestion."""
+    """The runner of the tasks of an ingestion."""
 
     place: str
-    """Where it does so, for the user."""
+    """The place of the workers, in words for the user."""
 
     def run(self, num_tasks: int, place: str, kind: str) -> None:
         """Runs the tasks in the directory `place` (see `tasks.run_task`).
