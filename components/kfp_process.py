@@ -13,7 +13,7 @@ import traceback
 import typing
 import warnings
 
-from components.child_group import end_with_parent, messages
+from sela_tf.tasks.child_group import end_with_parent, messages
 
 
 def main() -> int:

@@ -17,12 +17,12 @@ from typing import TextIO
 
 from absl import flags as absl_flags
 
-from components.child_group import ChildGroup
-from components.errors import WorkerLostError, how_it_ended, signal_of
 from components.settings import PipelineSettings, missing_package
 from components.step_flags import STEP_SETTINGS, define_step_flags, step_flags
 from sela_tf.cli import flags
 from sela_tf.cli.command import Command
+from sela_tf.tasks.child_group import ChildGroup
+from sela_tf.tasks.lost import WorkerLostError, how_it_ended, signal_of
 
 _USAGE = """python -m components.pipeline --flagfile=configs/NAME.cfg --root=DIR [--min_knn=SHARE …] [--setting=value …]
 python -m components.pipeline --flagfile=configs/NAME.cfg --compile=FILE.yaml [--image=IMAGE …]

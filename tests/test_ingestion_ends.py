@@ -15,9 +15,9 @@ from ingested import IN_PROCESS, MARKS, PROCESSES, files_of, ingested, make_fold
 from processes import Tree
 
 from components.data_ingestion import executor, output
-from components.errors import WorkerLostError, how_it_ended
 from sela_tf.files.storage import StorageError, storage_errno
 from sela_tf.settings.fields import ConfigError
+from sela_tf.tasks.lost import WorkerLostError, how_it_ended
 
 pytestmark = MARKS
 DOOR = "components.data_ingestion"
@@ -56,10 +56,8 @@ class TestKilled:
             status, last = tree.ends(), tree.said().splitlines()[-1]
         if kind == "a worker":
             assert status == WorkerLostError.exit_status
-            assert last.startswith(
-                f"{DOOR}: error: a worker of the ingestion was ended by SIGKILL, as the kernel does where memory"
-            )
-            assert "repeat the command, or with fewer workers, --beam_pipeline_args=--runner=FnApiRunner" in last
+            assert last.startswith(f"{DOOR}: error: a worker of Apache Beam was ended by SIGKILL, as the kernel does where memory")
+            assert "repeat the command, or with --direct_num_workers=1 in --beam_pipeline_args" in last
             assert "Traceback" not in tree.said()
         elif kind == "the parent":
             assert status == -signal.SIGKILL

@@ -19,11 +19,11 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from processes import Tree
 from served import encoded, picture
 
-from components.errors import WorkerLostError
 from components.linear_probe.__main__ import main as probe_command
 from components.self_labelling.__main__ import main as train_command
 from sela_tf.cli import flags
 from sela_tf.settings.training import SelaConfig
+from sela_tf.tasks.lost import WorkerLostError
 
 TRAINING = [flag for flag in SMALL if not flag.startswith("--dataset")]
 

@@ -18,8 +18,7 @@ import tensorflow as tf
 from components import artifacts
 from components.data_ingestion import output
 from components.data_ingestion.planning import Plan, files_of, plan
-from components.data_ingestion.tasks import write_text
-from components.data_ingestion.workers import Workers
+from components.data_ingestion.tasks import INSPECT, WRITE
 from components.errors import storage_errors
 from components.settings import IngestionSettings
 from sela_tf.data.decoding import ImageInfo
@@ -31,6 +30,8 @@ from sela_tf.data.record_writer import Shard, shard_name, write_manifest
 from sela_tf.data.records import FEATURES, INDEX, MANIFEST, read_manifest
 from sela_tf.data.sources.records import load_records
 from sela_tf.settings.fields import ConfigError
+from sela_tf.tasks.task_files import write_text
+from sela_tf.tasks.workers import Workers
 
 REJECTED, CONVERTED, SCHEMA = "rejected.json", "converted.json", "schema.pbtxt"
 _NAME = "data_ingestion"
@@ -84,7 +85,7 @@ def _ingest(settings: IngestionSettings, directory: str, workers: Workers) -> di
 
     def inspect(root: str, names: Sequence[str]) -> list[tuple[FileInfo, str]]:
         parts = [[root, *names[i : i + _INSPECTED_AT_ONCE]] for i in range(0, len(names), _INSPECTED_AT_ONCE)]
-        found = workers.run("inspect", parts, "checking", len(names))
+        found = workers.run(INSPECT, parts, f"checking {len(names)} files")
         files = [(FileInfo(*file), reason) for part in found for file, reason in part]
         return [
             (file if file.decoded is None else file._replace(decoded=ImageInfo(*file.decoded)), reason) for file, reason in files
@@ -101,7 +102,7 @@ def _ingest(settings: IngestionSettings, directory: str, workers: Workers) -> di
     tasks = [[directory, file, type(part).__name__, part] for _, file, part in parts]
     written: dict[str, list[Shard]] = {split: [] for split in planned.shards}
     rejected = list(planned.rejected)
-    for (split, *_), (shard, left_out) in zip(parts, workers.run("write", tasks, "writing", len(tasks)), strict=True):
+    for (split, *_), (shard, left_out) in zip(parts, workers.run(WRITE, tasks, f"writing {len(tasks)} shards"), strict=True):
         written[split].append(Shard(*shard))
         rejected += [ImageNote(*each) for each in left_out]
     rows = [row for shards in written.values() for shard in shards for row in shard.rows]

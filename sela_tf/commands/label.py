@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping
 
@@ -11,6 +10,7 @@ import keras
 import numpy as np
 
 from sela_tf.commands.label_balanced import balanced_clusters
+from sela_tf.commands.label_beam import blocks_by_beam, for_beam
 from sela_tf.commands.label_blocks import (
     Block,
     LabelledSplit,
@@ -21,16 +21,13 @@ from sela_tf.commands.label_blocks import (
     take_places,
 )
 from sela_tf.commands.label_columns import Labelling, columns_of, most_urgent_of
+from sela_tf.commands.label_images import images_to_label
 from sela_tf.commands.label_names import LabelNames, names_to_write
 from sela_tf.commands.label_viewers import ForViewers, projector_directory
 from sela_tf.commands.outputs import only_writer
-from sela_tf.compat.activity import Activity
 from sela_tf.data.image_set import ImageSet
-from sela_tf.data.left_out import ImageNote, write_left_out
 from sela_tf.data.left_out import beside as left_out_beside
-from sela_tf.data.pixel_rules import PixelRules
-from sela_tf.data.rules_of_images import saturation_in_words
-from sela_tf.data.sources import SourceOptions, load_source
+from sela_tf.data.left_out import write_left_out
 from sela_tf.data.splits import match_input
 from sela_tf.evaluation.urgency import Urgency, sample_places
 from sela_tf.models.heads import find_multi_head
@@ -45,9 +42,8 @@ from sela_tf.serving.disagreement import HeadDisagreement
 from sela_tf.serving.label_writer import Column, Columns, LabelWriter
 from sela_tf.settings.commands import LabelConfig
 from sela_tf.settings.fields import ConfigError
-from sela_tf.settings.paths import absolute_cache, absolute_path, absolute_source, refuse_unwritable
-from sela_tf.settings.training import SelaConfig
-from sela_tf.training.images import load_data, tell
+from sela_tf.settings.paths import absolute_path, absolute_source, refuse_unwritable
+from sela_tf.training.images import tell
 
 _KEPT_BYTES = 2**28
 """The most bytes of outputs of the network that are kept in memory, so that it does not run twice on the images of the sample."""
@@ -78,10 +74,12 @@ def label_run(settings: LabelConfig) -> str:
 def _label(settings: LabelConfig, output: pathlib.Path, projector: pathlib.Path | None) -> str:
     """Does the work of `label_run`: writes the file `output` and, where it is given, the directory of the projector."""
     config, model = read_config(settings.workdir), load_run(settings.workdir)
+    if settings.beam_runner:
+        settings = for_beam(settings, config.dataset)
     heads = find_multi_head(model)
     labels = read_labels(settings.workdir, (heads.num_heads, heads.num_clusters))
     names = names_to_write(settings.names, labels, heads.num_heads, heads.num_clusters)
-    sets, rejected = _images(settings, config, read_description(settings.workdir).pixel_rules)
+    sets, rejected = images_to_label(settings, config, read_description(settings.workdir).pixel_rules)
     splits = _splits(sets, model, labels, names, is_own=not settings.dataset)
     num_images = sum(len(split.images) for split in splits)
     if not settings.dataset and np.isnan(splits[0].num_changes).all():
@@ -94,7 +92,11 @@ def _label(settings: LabelConfig, output: pathlib.Path, projector: pathlib.Path 
     lam, potentials, clusters = float(labels["lam"]), labels["potentials"] if settings.potentials else None, None
     classes = classes_of(splits)
     viewers = ForViewers(settings, splits, projector)
-    blocks: Iterable[Block] = read_blocks(model, splits, batch_size=settings.batch_size, views_seen=viewers.see)
+    blocks: Iterable[Block] = (
+        blocks_by_beam(settings, splits, viewers, output)
+        if settings.beam_runner
+        else read_blocks(model, splits, batch_size=settings.batch_size, views_seen=viewers.see)
+    )
     widths = (model.get_layer(EMBEDDING).output.shape[-1], heads.input.shape[-1])
     embedding: np.ndarray | None = None
     if settings.balanced:
@@ -141,48 +143,6 @@ def _output(settings: LabelConfig) -> pathlib.Path:
     if output.resolve() in [path.resolve() for path in read]:
         raise ConfigError(f"`output={settings.output}` is read by this very command: name another file")
     return output
-
-
-def _images(
-    settings: LabelConfig, config: SelaConfig, rules: PixelRules
-) -> tuple[list[tuple[str, ImageSet]], tuple[ImageNote, ...]]:
-    """Loads the images to label by the rules of the run, not yet in the form that the network takes.
-
-    Returns:
-        (for each split its name and images; images that cannot be read).
-    """
-    cache_dir = absolute_cache(settings.cache_dir) if settings.cache_dir else config.cache_dir
-    if not settings.dataset:
-        for name, default in (("max_rejected", 0.0), ("class_level", "auto")):
-            if getattr(settings, name) != default:
-                raise ConfigError(
-                    f"`{name}={getattr(settings, name)}` is for images of another `dataset`: those of the run are read as it read them"
-                )
-        config = dataclasses.replace(
-            config,
-            data_dir=settings.data_dir or config.data_dir,
-            cache_dir=cache_dir,
-            memory_limit=settings.memory_limit,
-            classes=settings.classes if settings.classes == "none" else config.classes,
-        )
-        data = load_data(config, rules)
-        return [("train", data.train), ("eval", data.held_out)], data.rejected
-    options = SourceOptions(
-        use_classes=settings.classes == "auto",
-        data_dir=settings.data_dir or config.data_dir,
-        download=settings.download,
-        max_rejected=settings.max_rejected,
-        class_level=settings.class_level,
-        memory_limit=int(settings.memory_limit * 2**30),
-        cache_dir=cache_dir,
-        rules=rules,
-    )
-    with Activity("reading images"):
-        splits = load_source(absolute_source(settings.dataset, tell=tell), options, tell=tell)
-    parts = [("train", splits.train)] + ([("eval", splits.eval)] if splits.eval is not None else [])
-    for line in (*splits.report, *filter(None, (saturation_in_words(images) for _, images in parts))):
-        tell(line)
-    return parts, splits.rejected
 
 
 def _splits(

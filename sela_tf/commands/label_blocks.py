@@ -90,6 +90,7 @@ def read_blocks(
     *,
     batch_size: int,
     views_seen: Callable[[slice, tf.Tensor], None] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Block]:
     """Yields the outputs of the network, a batch at a time, with a progress bar.
 
@@ -99,20 +100,20 @@ def read_blocks(
         batch_size: images at a time.
         views_seen: is called with the places of the images of a block among those of all splits, and with their clean views, float32
             [B, H, W, C], before the block is yielded; None for nobody.
+        share: number of this worker and of all workers, each of which has every so many-th batch of a split.
     """
     cut = cut_at(model, EMBEDDING, find_multi_head(model).input)
     forward = tf.function(lambda images: cut(images, training=False), reduce_retracing=True)
-    total = sum(len(split.images) for split in splits)
+    total = sum(len(split.images) for split in splits) // share[1]
     with tqdm(total=total, unit="image", disable=None, dynamic_ncols=True, leave=False) as bar:
         for split in splits:
-            size, start = tuple(model.input.shape[1:-1]), 0
-            for images, _ in inference_batches(split.images, size=size, batch_size=batch_size, in_order=True):
+            size = tuple(model.input.shape[1:-1])
+            for images, indices in inference_batches(split.images, size=size, batch_size=batch_size, in_order=True, share=share):
                 embedding, head_inputs = (tf.cast(values, tf.float32).numpy() for values in forward(images))
-                block = Block(split, start, embedding, head_inputs)
+                block = Block(split, int(indices[0]), embedding, head_inputs)
                 if views_seen is not None:
                     views_seen(block.places, images)
                 yield block
-                start += len(embedding)
                 bar.update(len(embedding))
 
 

@@ -59,6 +59,15 @@ class ForViewers:
         if len(here):
             self._pictures[places.start + here] = jpeg_files(tf.gather(views, here))
 
+    def pictures(self, places: slice) -> np.ndarray:
+        """Returns the small pictures of the images at `places`, jpeg files as bytes [B]; empty ones where none is kept."""
+        # A jpeg does not end with a zero, which such an array would drop.
+        return np.array([picture or b"" for picture in self._pictures[places]], np.bytes_)
+
+    def keep(self, places: slice, pictures: np.ndarray) -> None:
+        """Keeps what `pictures` of another process returned for `places`."""
+        self._pictures[places] = [picture or None for picture in pictures.tolist()]
+
     def find_neighbours(self, embedding: np.ndarray) -> None:
         """Finds the nearest images of each by the embedding [N, D] of all images."""
         if self.num_neighbours:

@@ -66,10 +66,18 @@ class LabelConfig:
     cache_dir: str = cache_dir_option("the run's")
     memory_limit: float = memory_limit_option("GiB that decoded images may take; folders are read as they are needed.")
     label_memory: float = label_memory_option("GiB that the log-probabilities of a head may take with `balanced`, as in training.")
+    beam_runner: str = option(
+        "", "Runner of Apache Beam whose workers run the network on parts of records, such as FnApiRunner; the file is the same."
+    )
+    beam_pipeline_args: tuple[str, ...] = option(
+        (), "Further options of Apache Beam; by default those of FnApiRunner for a process on each processor."
+    )
 
     def __post_init__(self) -> None:
         if not self.workdir:
             raise ConfigError("`workdir` is missing: the directory of a finished run")
+        if self.beam_pipeline_args and not self.beam_runner:
+            raise ConfigError(f"`beam_pipeline_args={','.join(self.beam_pipeline_args)}` needs a `beam_runner`")
         if os.path.splitext(self.output)[1] not in (".parquet", ".csv", ".npz"):
             raise ConfigError(f"`output` must be a file NAME.parquet, NAME.csv or NAME.npz. Received: `output={self.output}`")
         if self.neighbours > MOST_NEIGHBOURS:

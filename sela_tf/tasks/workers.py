@@ -1,4 +1,4 @@
-"""Workers of an ingestion, which inspect files and write shards: threads of this process, or whatever Apache Beam runs."""
+"""Workers, which run tasks: threads of this process, or whatever Apache Beam runs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any, Protocol
 import tensorflow as tf
 from tqdm import tqdm
 
-from components.data_ingestion.beam import start_beam
-from components.data_ingestion.tasks import STOP, done_file, read_text, run_task, write_text
-from components.settings import missing_package
 from sela_tf.data.errors import SourceError
+from sela_tf.settings.fields import ConfigError
+from sela_tf.tasks.beam import start_beam
+from sela_tf.tasks.task_files import STOP, done_file, read_text, run_task, write_text
 
 
 class Runner(Protocol):
-    """The runner of the tasks of an ingestion."""
+    """The runner of tasks."""
 
     place: str
     """The place of the workers, in words for the user."""
 
-    def run(self, num_tasks: int, place: str, kind: str) -> None:
-        """Runs the tasks in the directory `place` (see `tasks.run_task`).
+    def run(self, num_tasks: int, place: str, function: str) -> None:
+        """Runs the tasks in the directory `place` (see `task_files.run_task`).
 
         Raises:
             WorkerLostError: A worker has ended before its work was done.
@@ -50,10 +50,10 @@ class Threads:
         self._count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.place = f"here, on {self._count} thread{'s' if self._count > 1 else ''}"
 
-    def run(self, num_tasks: int, place: str, kind: str) -> None:
+    def run(self, num_tasks: int, place: str, function: str) -> None:
         """Runs tasks. After a signal, and after an error, threads end with their present image."""
         with concurrent.futures.ThreadPoolExecutor(self._count) as pool:
-            running = [pool.submit(run_task, number, place, kind) for number in range(num_tasks)]
+            running = [pool.submit(run_task, number, place, function) for number in range(num_tasks)]
             try:
                 for each in running:
                     each.result()
@@ -69,11 +69,11 @@ class Threads:
 
 
 class Workers:
-    """The workers of an ingestion. At the end of their context, no process of theirs is left.
+    """The workers of a command. At the end of their context, no process of theirs is left.
 
     Args:
         scratch: A directory that this process and all workers can read and write.
-        arguments: Options of Beam; empty for threads of this process.
+        arguments: Options of Beam, from the setting `beam_pipeline_args`; empty for threads of this process.
 
     Raises:
         ConfigError: Beam is missing, or refuses the options.
@@ -84,7 +84,7 @@ class Workers:
         self._scratch = scratch
         self._count = 0
         if arguments and importlib.util.find_spec("apache_beam") is None:
-            raise missing_package("`beam_pipeline_args` needs Apache Beam", "beam")
+            raise ConfigError(f"`beam_pipeline_args={','.join(arguments)}` needs Apache Beam: pip install 'sela-tf[beam]'")
         self._runner: Runner = start_beam(arguments, scratch) if arguments else Threads()
 
     def __enter__(self) -> Workers:
@@ -93,14 +93,13 @@ class Workers:
     def __exit__(self, *exception: object) -> None:
         self._runner.end()
 
-    def run(self, kind: str, tasks: Sequence[Any], what: str, total: int) -> list[Any]:
+    def run(self, function: str, tasks: Sequence[Any], doing: str) -> list[Any]:
         """Runs tasks on the workers.
 
         Args:
-            kind: "inspect" or "write".
+            function: MODULE:NAME of the function that does a task.
             tasks: Arguments of each task, as JSON can hold them.
-            what: The work, for the user.
-            total: The number of images or shards, for the user.
+            doing: The work, in words for the user, such as "checking 20 files".
 
         Returns:
             The result of each task, in order, as JSON gives it back.
@@ -114,9 +113,9 @@ class Workers:
         tf.io.gfile.makedirs(place)
         for number, task in enumerate(tasks):
             write_text(f"{place}/task-{number}.json", json.dumps(task))
-        print(f"{what} {total} {'files' if kind == 'inspect' else 'shards'} {self._runner.place}", flush=True)
-        with _progress(place, what, len(tasks)):
-            self._runner.run(len(tasks), place, kind)
+        print(f"{doing} {self._runner.place}", flush=True)
+        with _progress(place, doing, len(tasks)):
+            self._runner.run(len(tasks), place, function)
         results = [json.loads(read_text(done_file(place, number))) for number in range(len(tasks))]
         for result in results:
             if "error" in result:
@@ -125,12 +124,12 @@ class Workers:
 
 
 @contextlib.contextmanager
-def _progress(place: str, what: str, num_tasks: int) -> Iterator[None]:
+def _progress(place: str, doing: str, num_tasks: int) -> Iterator[None]:
     """Shows a progress bar during the context, if the standard error is a terminal."""
     finished = threading.Event()
 
     def watch() -> None:
-        with tqdm(total=num_tasks, desc=what, unit="part", file=sys.stderr, disable=None, dynamic_ncols=True, leave=False) as bar:
+        with tqdm(total=num_tasks, desc=doing, unit="part", file=sys.stderr, disable=None, dynamic_ncols=True, leave=False) as bar:
             while not finished.wait(0.5) and not bar.disable:
                 bar.n = sum(name.startswith("done-") for name in tf.io.gfile.listdir(place))
                 bar.refresh()

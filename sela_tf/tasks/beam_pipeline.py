@@ -19,25 +19,25 @@ def check_arguments(arguments: Sequence[str]) -> str:
     return ""
 
 
-def run_pipeline(arguments: Sequence[str], num_tasks: int, place: str, kind: str) -> None:
+def run_pipeline(arguments: Sequence[str], num_tasks: int, place: str, function: str) -> None:
     """Runs tasks on Beam's workers.
 
     Args:
         arguments: Options of Beam.
         num_tasks: Number of tasks.
         place: The directory of tasks and results.
-        kind: "inspect" or "write".
+        function: MODULE:NAME of the function that does a task.
     """
     import apache_beam as beam
 
     with _pipeline(arguments) as pipeline:
-        _ = pipeline | beam.Create(range(num_tasks)) | beam.Reshuffle() | beam.Map(_run_task, place, kind)
+        _ = pipeline | beam.Create(range(num_tasks)) | beam.Reshuffle() | beam.Map(_run_task, place, function)
 
 
-def _run_task(number: int, place: str, kind: str) -> None:
-    from components.data_ingestion.tasks import run_task
+def _run_task(number: int, place: str, function: str) -> None:
+    from sela_tf.tasks.task_files import run_task
 
-    run_task(number, place, kind)
+    run_task(number, place, function)
 
 
 def _pipeline(arguments: Sequence[str]) -> Any:

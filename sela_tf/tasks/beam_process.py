@@ -12,7 +12,7 @@ import threading
 import traceback
 from typing import Any
 
-from components.child_group import end_with_parent, messages
+from sela_tf.tasks.child_group import end_with_parent, messages
 
 DONE, REFUSED, FAILED, LOST = "done", "refused", "failed", "lost"
 """Outcomes: a pipeline was run; Beam refuses the options (detail: why); a pipeline has failed (detail: how); a worker was lost (detail: its
@@ -40,7 +40,7 @@ def main() -> None:
     asked = messages()
     arguments = next(asked)
 
-    from components.data_ingestion.beam_pipeline import check_arguments, run_pipeline
+    from sela_tf.tasks.beam_pipeline import check_arguments, run_pipeline
 
     why = check_arguments(arguments)
     answer(REFUSED if why else DONE, why)

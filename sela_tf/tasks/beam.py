@@ -1,4 +1,4 @@
-"""Apache Beam, which runs the tasks of an ingestion: in processes that end with this one, or in this process."""
+"""Apache Beam, which runs tasks: in processes that end with this one, or in this process."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from components.child_group import ChildGroup
-from components.data_ingestion import beam_process, tasks
-from components.data_ingestion.beam_pipeline import check_arguments, run_pipeline
-from components.errors import WorkerLostError, how_it_ended, signal_of
 from sela_tf.files.storage import storage_errno
 from sela_tf.settings.fields import ConfigError
+from sela_tf.tasks import beam_process, task_files
+from sela_tf.tasks.beam_pipeline import check_arguments, run_pipeline
+from sela_tf.tasks.child_group import ChildGroup
+from sela_tf.tasks.lost import WorkerLostError, how_it_ended, signal_of
 
 _IN_THIS_PROCESS = "--direct_running_mode=in_memory"
-_FEWER = "beam_pipeline_args=--runner=FnApiRunner,--direct_running_mode=multi_processing,--direct_num_workers=1"
 
 
 def start_beam(arguments: Sequence[str], scratch: str) -> BeamHere | BeamProcess:
@@ -60,15 +59,15 @@ class BeamProcess:
             self.end()
             raise
 
-    def run(self, num_tasks: int, place: str, kind: str) -> None:
+    def run(self, num_tasks: int, place: str, function: str) -> None:
         """Runs tasks."""
-        outcome, detail = self._ask(self._started(), [num_tasks, place, kind])
+        outcome, detail = self._ask(self._started(), [num_tasks, place, function])
         if outcome == beam_process.LOST:
             self._end_child()
             # A worker that fails when all work is done has lost nothing.
-            if not all(tf.io.gfile.exists(tasks.done_file(place, number)) for number in range(num_tasks)):
+            if not all(tf.io.gfile.exists(task_files.done_file(place, number)) for number in range(num_tasks)):
                 self._tell_noise_of(detail)
-                raise _lost("a worker of the ingestion", detail)
+                raise _lost("a worker of Apache Beam", detail)
         elif outcome == beam_process.FAILED:
             failed = RuntimeError(f"Beam has failed: {detail}")
             if storage_errno(failed) is None:
@@ -84,7 +83,7 @@ class BeamProcess:
     def _started(self) -> ChildGroup:
         """Returns the process of Beam, which is started if there is none."""
         if self._child is None:
-            self._child = ChildGroup("components.data_ingestion.beam_process", stderr=self._kept_back, **self._environment)
+            self._child = ChildGroup("sela_tf.tasks.beam_process", stderr=self._kept_back, **self._environment)
             outcome, why = self._ask(self._child, self._arguments)
             if outcome == beam_process.REFUSED:
                 raise _refused(self._arguments, why)
@@ -100,7 +99,7 @@ class BeamProcess:
         if not line:
             status = self._end_child()
             self._tell_noise_of(status)
-            raise _lost("the process of Beam", status)
+            raise _lost("the process of Apache Beam", status)
         outcome, detail = json.loads(line)
         return outcome, detail
 
@@ -124,18 +123,18 @@ class BeamHere:
         if why := check_arguments(arguments):
             raise _refused(arguments, why)
 
-    def run(self, num_tasks: int, place: str, kind: str) -> None:
+    def run(self, num_tasks: int, place: str, function: str) -> None:
         """Runs tasks."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            done = pool.submit(run_pipeline, self._arguments, num_tasks, place, kind)
+            done = pool.submit(run_pipeline, self._arguments, num_tasks, place, function)
             try:
                 done.result()
             except KeyboardInterrupt:
-                tasks.STOP.set()
+                task_files.STOP.set()
                 done.exception()
                 raise
             finally:
-                tasks.STOP.clear()
+                task_files.STOP.clear()
 
     def end(self) -> None:
         """Does nothing: there are no processes."""
@@ -146,7 +145,7 @@ def _refused(arguments: Sequence[str], why: str) -> ConfigError:
 
 
 def _lost(what: str, status: int) -> WorkerLostError:
-    fewer = f", or with fewer workers, `{_FEWER}`" if signal_of(status) == signal.SIGKILL else ""
+    fewer = ", or with --direct_num_workers=1 in `beam_pipeline_args`" if signal_of(status) == signal.SIGKILL else ""
     return WorkerLostError(
         f"{what} {how_it_ended(status)}: nothing was written, and what was there before is as it was; repeat the command{fewer}"
     )
