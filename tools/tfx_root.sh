@@ -3,7 +3,7 @@
 #
 # The wheels of ml-metadata and tensorflow-data-validation need glibc 2.38 (Debian 13, Ubuntu 24.04). There the command runs as it is. On an
 # older Debian or Ubuntu, and as root, it runs in a Debian 13 that debootstrap unpacks once into TFX_ROOT (by default ~/.cache/sela_tf/debian13;
-# 600 MB, and what pip keeps). The checkout has the same path in it. All mounts belong to a mount namespace that ends with the command, however
+# 600 MB, and 3 GB that uv keeps). The checkout has the same path in it. All mounts belong to a mount namespace that ends with the command, however
 # that ends, so nothing has to be undone.
 set -euo pipefail
 
