@@ -102,8 +102,7 @@ lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade --extra dev pyproject.toml -o requirements-dev.lock
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade -c requirements-dev.lock pyproject.toml -o requirements.lock
 	for lane in tests/locks/*.in; do case $$lane in */tools.in|*/atlas.in) continue;; */tf-2.15.in) all=;; *) all=--universal;; esac; \
-	  case $$lane in */tfx.in) python=3.12;; *) python=3.11;; esac; \
-	  $(BIN)/uv pip compile $$all --python-version $$python --no-header --upgrade pyproject.toml $$lane -o $${lane%.in}.lock; done
+	  $(BIN)/uv pip compile $$all --python-version 3.11 --no-header --upgrade pyproject.toml $$lane -o $${lane%.in}.lock; done
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --upgrade tests/locks/atlas.in -o tests/locks/atlas.lock
 
 wheel: $(VENV)/.dev
