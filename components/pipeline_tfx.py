@@ -90,6 +90,7 @@ def _read(values: absl_flags.FlagValues) -> tuple[TfxPipelineSettings, StepFlags
 
 
 def _work(settings: TfxPipelineSettings, steps: StepFlags) -> int:
+    from components.linear_probe.executor import NOT_BLESSED
     from components.tfx_artifacts import tfx
 
     os.makedirs(settings.root, exist_ok=True)
@@ -98,6 +99,8 @@ def _work(settings: TfxPipelineSettings, steps: StepFlags) -> int:
     tfx.orchestration.LocalDagRunner().run(create_pipeline(settings.root, steps))
     for step in last_run(settings.root):
         print(f"{step.name}: {'unchanged, from the cache' if step.is_cached else 'done'}: {', '.join(step.outputs)}")
+        if any(os.path.exists(f"{output}/{NOT_BLESSED}") for output in step.outputs):
+            print("The model is not blessed, and not pushed: evaluation.md there says why")
     return 0
 
 

@@ -94,6 +94,14 @@ class TestPipeline:
         assert not (tmp_path / "serving").exists()
         assert only(tmp_path, "ModelBlessing").custom_properties["blessed"].int_value == 0
 
+    def test_the_command_says_so(self, root, capsys):
+        """With another threshold, the training is served from the cache."""
+        assert run_pipeline(root, "--min_knn=1") == 0
+        said = capsys.readouterr().out
+        assert "SelfLabelling: unchanged, from the cache" in said
+        assert "The model is not blessed, and not pushed: evaluation.md there says why" in said
+        assert len(list((root / "serving").iterdir())) == 1
+
     def test_baseline_is_an_input(self, root, tmp_path):
         examples = importer(root, tfx.types.standard_artifacts.Examples, "examples")
         model = importer(root, tfx.types.standard_artifacts.Model, "model")
