@@ -15,8 +15,8 @@ from PIL import Image
 from served import encoded, picture
 
 from sela_tf.cli import flags
-from sela_tf.commands import label as labeller
 from sela_tf.commands import probe as prober
+from sela_tf.commands.label_images import images_to_label
 from sela_tf.data import listing
 from sela_tf.data.folder_contents import walk
 from sela_tf.data.listing import inspect_file, inspect_header, list_folder, read_listing, write_listing
@@ -181,10 +181,10 @@ class TestListing:
         load_source(config.dataset, SourceOptions(cache_dir=config.cache_dir))
         decoded.clear()
         settings = LabelConfig(workdir="x", output="y.csv", dataset=config.dataset)
-        labelled, _ = labeller._images(settings, config, DEFAULT_RULES)
+        labelled, _ = images_to_label(settings, config, DEFAULT_RULES)
         assert decoded == []
         assert len(labelled[0][1]) == 12
-        labeller._images(dataclasses.replace(settings, cache_dir=str(tmp_path / "own")), config, DEFAULT_RULES)
+        images_to_label(dataclasses.replace(settings, cache_dir=str(tmp_path / "own")), config, DEFAULT_RULES)
         assert len(decoded) == 12
         assert len(list((tmp_path / "own").iterdir())) == 1
         (tmp_path / "flags.cfg").write_text(flags.to_flagfile(config))
