@@ -79,7 +79,7 @@ _OF_LOOP, _OF_ONE, _LEAST_IMAGES = 0.9, 1.6, 8000
 
 
 def seconds(command: Sequence[str | pathlib.Path], output: pathlib.Path, *, on_one: bool = False) -> float:
-    """Of one run, whose output is removed; perhaps on one processor."""
+    """Returns the seconds of one run, whose output is removed; perhaps on one processor."""
     start, all_of_them = time.perf_counter(), os.sched_getaffinity(0)
     if on_one:
         os.sched_setaffinity(0, {max(all_of_them)})

@@ -1,4 +1,4 @@
-"""What a matching prior, bounds of sizes and a few known labels are worth: `python -m benchmarks.marginals --output=build/marginals.md`.
+"""Runs with a matching prior, bounds of sizes, or known labels, beside plain ones: `python -m benchmarks.marginals --output=build/marginals.md`.
 
 Fashion-MNIST, by the door of the package, `configs/fashion_mnist.cfg` with ten clusters and five epochs, several seeds a row.
 

@@ -101,7 +101,7 @@ def test_clusters_probabilities_margins_and_embeddings_are_those_of_the_network(
         np.testing.assert_allclose(columns["embedding"], embedding, atol=1e-5)
     # the argmax of lam log p + potentials, which is what the transport of the last step gives before it is balanced
     agree = columns["cluster_0"][: labels["labels"].shape[1]] == labels["labels"][0]
-    assert agree.mean() > 0.2  # one in 32 by chance
+    assert agree.mean() > 0.3
 
 
 def test_rows_are_in_order_and_say_which_image_they_are_of(finished, written):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import signal
@@ -75,6 +76,14 @@ def test_what_cannot_be(command, finished, tmp_path):
     is_one_line(folder, "--beam_runner=FnApiRunner labels records", door=DOOR)
     is_one_line(alone, "--beam_pipeline_args=--x=y needs a --beam_runner", door=DOOR)
     is_one_line(nonsense, "--beam_pipeline_args=--runner=Nonsense: ", door=DOOR)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_beam(command, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "apache_beam" else find_spec(name))
+    (done,) = run_here([command("a.csv", "--beam_runner=FnApiRunner")], DOOR)
+    is_one_line(done, "--beam_runner=FnApiRunner needs Apache Beam: pip install 'sela-tf[beam]'", door=DOOR)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ from served import encoded, picture
 
 from sela_tf.data import channels as channels_module
 from sela_tf.data.channels import shown_pixels, to_channels
-from sela_tf.data.decoding import check_image, decode_image
+from sela_tf.data.decoding import check_image, decode_image, stored_pixels
 from sela_tf.data.headers import DECODES_WEBP, BadImageError, UnreadableFormatError, readable
 from sela_tf.data.pixel_rules import DEFAULT_RULES, OLD_RULES, PixelRules
 
@@ -340,3 +340,13 @@ def test_large_opaque_images_become_gray_in_bands_with_the_same_pixels(rng, monk
     )
     np.testing.assert_array_equal(shown_pixels(stored, 1, DEFAULT_RULES).numpy(), whole)
     assert bands
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("CMYK", 3)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_is_checked_as_it_is_decoded_in_a_graph(rng, mode, channels, orientation):
+    data = oriented(picture(rng, mode, (13, 9)), "jpeg", orientation)
+    stored, info = stored_pixels(data, "jpeg", orientation), check_image(data)
+    assert info.channels == stored.shape[-1] == channels
+    in_graph = tf.function(lambda content: decode_image(content, channels))(tf.constant(data))
+    np.testing.assert_array_equal(stored, in_graph)

@@ -13,7 +13,7 @@ _Examples = tfx.types.standard_artifacts.Examples
 
 
 @tfx.dsl.components.component
-def _DataIngestion(  # noqa: N802 - TFX names the execution by it
+def _data_ingestion(
     examples: tfx.dsl.components.OutputArtifact[_Examples],
     source: tfx.dsl.components.InputArtifact[_Examples] = None,
     settings: tfx.dsl.components.Parameter[str] = "",
@@ -34,7 +34,7 @@ def _DataIngestion(  # noqa: N802 - TFX names the execution by it
         examples.set_int_custom_property(f"num_{split}", found["num_examples"])
 
 
-class DataIngestion(_DataIngestion):
+class DataIngestion(_data_ingestion):
     """The TFX component that makes Examples of images, as `python -m components.data_ingestion` does.
 
     Its output `examples` is a TFX artifact Examples with the splits train and eval, and the index that the other components read.

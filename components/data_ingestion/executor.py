@@ -31,7 +31,7 @@ from sela_tf.data.records import FEATURES, INDEX, MANIFEST, read_manifest
 from sela_tf.data.sources.records import load_records
 from sela_tf.settings.fields import ConfigError
 from sela_tf.tasks.task_files import write_text
-from sela_tf.tasks.workers import Workers
+from sela_tf.tasks.workers import Workers, refuse_without_beam
 
 REJECTED, CONVERTED, SCHEMA = "rejected.json", "converted.json", "schema.pbtxt"
 _NAME = "data_ingestion"
@@ -57,6 +57,8 @@ def ingest(settings: IngestionSettings) -> dict[str, Any]:
         WorkerLostError: A worker has ended before its work was done.
         StorageError: The disk is full, or cannot be written for another reason.
     """
+    if settings.beam_pipeline_args:
+        refuse_without_beam(f"beam_pipeline_args={','.join(settings.beam_pipeline_args)}")
     directory = settings.examples
     artifacts.refuse_foreign(directory, "examples", _NAME)
     made_of = _made_of(settings)

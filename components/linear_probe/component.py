@@ -12,7 +12,7 @@ _types = tfx.types.standard_artifacts
 
 
 @tfx.dsl.components.component
-def _LinearProbe(  # noqa: N802 - TFX names the execution by it
+def _linear_probe(
     examples: tfx.dsl.components.InputArtifact[_types.Examples],
     model: tfx.dsl.components.InputArtifact[_types.Model],
     evaluation: tfx.dsl.components.OutputArtifact[_types.ModelEvaluation],
@@ -33,7 +33,7 @@ def _LinearProbe(  # noqa: N802 - TFX names the execution by it
         evaluation.set_float_custom_property(name, value)
 
 
-class LinearProbe(_LinearProbe):
+class LinearProbe(_linear_probe):
     """The TFX component that probes a model and blesses it or not, as `python -m components.linear_probe` does.
 
     Its outputs are `evaluation` (ModelEvaluation) and `blessing` (ModelBlessing, which TFX's own Pusher takes).

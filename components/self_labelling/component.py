@@ -16,7 +16,7 @@ _types = tfx.types.standard_artifacts
 
 
 @tfx.dsl.components.component
-def _SelfLabelling(  # noqa: N802 - TFX names the execution by it
+def _self_labelling(
     examples: tfx.dsl.components.InputArtifact[_types.Examples],
     model: tfx.dsl.components.OutputArtifact[_types.Model],
     labels: tfx.dsl.components.OutputArtifact[Labels],
@@ -39,7 +39,7 @@ def _SelfLabelling(  # noqa: N802 - TFX names the execution by it
         metrics.set_float_custom_property(name, value)
 
 
-class SelfLabelling(_SelfLabelling):
+class SelfLabelling(_self_labelling):
     """The TFX component that trains a network on Examples, as `python -m components.self_labelling` does.
 
     Its outputs are `model` (Model, whose Format-Serving TFX's own Pusher and BulkInferrer take), `labels` (Labels) and `metrics` (ModelRun).

@@ -25,7 +25,7 @@ from sela_tf.runs.network import load_run, read_description
 from sela_tf.settings.commands import LabelConfig
 from sela_tf.settings.fields import ConfigError
 from sela_tf.tasks.task_files import until_stopped
-from sela_tf.tasks.workers import Workers
+from sela_tf.tasks.workers import Workers, refuse_without_beam
 
 _RECORDS = "records:"
 _NO_MEMORY = 1e-9
@@ -40,8 +40,9 @@ def for_beam(settings: LabelConfig, dataset_of_run: str) -> LabelConfig:
     """Returns the settings of a labelling by Beam, which reads images as they are needed.
 
     Raises:
-        ConfigError: the images are no records, of which alone a worker can read a part.
+        ConfigError: Beam is missing, or the images are no records, of which alone a worker can read a part.
     """
+    refuse_without_beam(f"beam_runner={settings.beam_runner}")
     dataset = settings.dataset or dataset_of_run
     if not dataset.startswith(_RECORDS):
         raise ConfigError(
@@ -63,7 +64,7 @@ def blocks_by_beam(
         output: the file that the command writes; on a cluster it lies where all workers can write.
 
     Raises:
-        ConfigError: Beam is missing or refuses its options.
+        ConfigError: Beam refuses its options.
         SourceError: a record cannot be read.
         WorkerLostError: a worker has ended before its work was done.
         StorageError: the disk is full.

@@ -40,7 +40,7 @@ def start_beam(arguments: Sequence[str], scratch: str) -> BeamHere | BeamProcess
 class BeamProcess:
     """Beam in a process of its own, with its workers. See `start_beam`."""
 
-    place = "by Apache Beam"
+    where = "by Apache Beam"
 
     def __init__(self, arguments: Sequence[str], scratch: str):
         self._arguments = list(arguments)
@@ -116,7 +116,7 @@ class BeamHere:
     Beam would take the exception that a signal raises in the main thread for a failure of its own, and this process could not be stopped.
     """
 
-    place = "by Apache Beam, in this process"
+    where = "by Apache Beam, in this process"
 
     def __init__(self, arguments: Sequence[str]):
         self._arguments = arguments

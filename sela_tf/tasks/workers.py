@@ -24,7 +24,7 @@ from sela_tf.tasks.task_files import STOP, done_file, read_text, run_task, write
 class Runner(Protocol):
     """The runner of tasks."""
 
-    place: str
+    where: str
     """The place of the workers, in words for the user."""
 
     def run(self, num_tasks: int, place: str, function: str) -> None:
@@ -40,6 +40,19 @@ class Runner(Protocol):
         """Ends all processes of the runner."""
 
 
+def refuse_without_beam(setting: str) -> None:
+    """Checks that Apache Beam is there, before any work is done.
+
+    Args:
+        setting: The setting that asks for it, with its value, for the message.
+
+    Raises:
+        ConfigError: It is missing.
+    """
+    if importlib.util.find_spec("apache_beam") is None:
+        raise ConfigError(f"`{setting}` needs Apache Beam: pip install 'sela-tf[beam]'")
+
+
 class Threads:
     """The runner in this process: a thread for each of its processors. Decoding, digests and files let the others run meanwhile.
 
@@ -48,7 +61,7 @@ class Threads:
 
     def __init__(self) -> None:
         self._count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.place = f"here, on {self._count} thread{'s' if self._count > 1 else ''}"
+        self.where = f"here, on {self._count} thread{'s' if self._count > 1 else ''}"
 
     def run(self, num_tasks: int, place: str, function: str) -> None:
         """Runs tasks. After a signal, and after an error, threads end with their present image."""
@@ -76,15 +89,13 @@ class Workers:
         arguments: Options of Beam, from the setting `beam_pipeline_args`; empty for threads of this process.
 
     Raises:
-        ConfigError: Beam is missing, or refuses the options.
+        ConfigError: Beam refuses the options.
         WorkerLostError: The process of Beam has ended.
     """
 
     def __init__(self, scratch: str, arguments: Sequence[str]):
         self._scratch = scratch
         self._count = 0
-        if arguments and importlib.util.find_spec("apache_beam") is None:
-            raise ConfigError(f"`beam_pipeline_args={','.join(arguments)}` needs Apache Beam: pip install 'sela-tf[beam]'")
         self._runner: Runner = start_beam(arguments, scratch) if arguments else Threads()
 
     def __enter__(self) -> Workers:
@@ -113,7 +124,7 @@ class Workers:
         tf.io.gfile.makedirs(place)
         for number, task in enumerate(tasks):
             write_text(f"{place}/task-{number}.json", json.dumps(task))
-        print(f"{doing} {self._runner.place}", flush=True)
+        print(f"{doing} {self._runner.where}", flush=True)
         with _progress(place, doing, len(tasks)):
             self._runner.run(len(tasks), place, function)
         results = [json.loads(read_text(done_file(place, number))) for number in range(len(tasks))]
