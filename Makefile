@@ -29,7 +29,7 @@ pipeline: $(VENV)/.dev
 
 # The same steps as a pipeline of TFX. On a glibc that is too old for TFX, root runs it in a Debian 13 (tools/tfx_root.sh).
 pipeline-tfx:
-	tools/tfx_root.sh $(MAKE) --no-print-directory in-tfx-pipeline FLAGS='$(FLAGS)'
+	tools/tfx_root.sh $(MAKE) --no-print-directory in-tfx-pipeline
 
 in-tfx-pipeline: $(TFX)/.lock
 	$(TFX)/bin/python -m components.pipeline_tfx --flagfile=configs/digits.cfg --root=runs/pipeline_tfx --min_knn=0.95 --min_linear_probe=0.95 $(FLAGS)
@@ -51,7 +51,7 @@ test-tf: $(LANE)/.lane
 
 # The components in TFX, with TFX's own components before and behind them.
 test-tfx:
-	tools/tfx_root.sh $(MAKE) --no-print-directory in-tfx-test FLAGS='$(FLAGS)'
+	tools/tfx_root.sh $(MAKE) --no-print-directory in-tfx-test
 
 in-tfx-test: $(TFX)/.lock
 	$(TFX)/bin/python -m pytest tests/in_tfx $(FLAGS)
